@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo test check perf setup clean
+
+help:
+	@echo "make demo   distil, benchmark and report on real handwriting (minutes, offline, on a CPU)"
+	@echo "make test   the tests        make check  ruff and mypy"
+	@echo "make perf   speed ratios     make setup  only the environment (.venv)"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "dimo needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/dimo demo
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+check: $(READY)
+	$(BIN)/ruff check dimo bench tests
+	$(BIN)/ruff format --check dimo bench tests
+	$(BIN)/mypy
+
+perf: $(READY)
+	$(BIN)/python -m pytest -q -s tests/perf --override-ini=python_files='perf_*.py'
+
+clean:
+	rm -rf .venv runs dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,88 @@
+"""The feature extractor of the protocol `digits`: a small CNN trained on the same handwriting."""
+
+__all__ = ["DigitsCNN", "TrainingStep", "train_digits_cnn"]
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TrainingStep: TypeAlias = Callable[[int, float], None]
+
+
+class DigitsCNN(nn.Module):
+    """uint8 images [B, 3, 8, 8] -> features float32 [B, 64] and class logits float32 [B, 10]."""
+
+    feature_dim = 64
+    num_classes = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.GELU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.GELU(),
+        )
+        self.features = nn.Linear(64 * 4 * 4, self.feature_dim)
+        self.head = nn.Linear(self.feature_dim, self.num_classes)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = images.float().div(255)
+        features = F.gelu(self.features(self.convolutions(x).flatten(1)))
+        return features, self.head(features)
+
+
+def train_digits_cnn(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: Callable[[int], float],
+    weight_decay: float,
+    label_smoothing: float,
+    pixel_noise: float,
+    shift_probability: float,
+    seed: int,
+    on_step: TrainingStep | None = None,
+) -> DigitsCNN:
+    """Trains the classifier with shifts of one pixel and additive noise.
+
+    Args:
+        images: uint8 [N, 3, 8, 8].
+        labels: int64 [N].
+        steps: Optimizer steps.
+        batch_size: Images a step.
+        learning_rate: Step -> learning rate.
+        weight_decay: AdamW's.
+        label_smoothing: Keeps the features' scale bounded.
+        pixel_noise: Standard deviation of the noise, in grey levels of 255.
+        shift_probability: Share of steps whose batch is shifted by up to one pixel.
+        seed: Of weights and draws.
+        on_step: Called with the number of steps done and the loss.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    model = DigitsCNN().train()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=weight_decay)
+    for step in range(steps):
+        rows = torch.randint(len(images), (batch_size,), generator=generator)
+        shift = torch.rand((), generator=generator) < shift_probability
+        dx, dy = torch.randint(3, (2,), generator=generator).tolist() if shift else (1, 1)
+        batch = F.pad(images[rows].float(), (1, 1, 1, 1))[:, :, dy : dy + 8, dx : dx + 8]
+        batch = batch + pixel_noise * torch.randn(batch_size, 1, 8, 8, generator=generator)
+        loss = F.cross_entropy(model(batch)[1], labels[rows], label_smoothing=label_smoothing)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if on_step is not None:
+            on_step(step + 1, float(loss.detach()))
+    return model.eval()

@@ -1,0 +1,104 @@
+"""(model, sampler settings, seed) -> image batches. Image i depends on the seed and i alone."""
+
+__all__ = ["SAMPLERS", "SamplerSettings", "generate", "sample_tokens"]
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from bench.images import ImageBatch, to_uint8
+from dimo.errors import unknown_name
+from dimo.samplers.confidence import sample_confidence
+from dimo.samplers.one_step import sample_one_step
+from dimo.samplers.types import Samples
+from dimo.teachers import Loaded
+
+SAMPLERS = ("confidence", "one_step")
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """What the model may choose, as opposed to what the protocol fixes.
+
+    Attributes:
+        sampler: One of `SAMPLERS`.
+        num_steps: Sampling steps.
+        temperature: Divides the logits.
+        mask_schedule: How many tokens each step reveals (confidence).
+        guidance_scale: s at the last step, 1 = off (confidence).
+        choice_temperature: Of the confidence noise (confidence).
+        selected_by: How these values were chosen.
+    """
+
+    sampler: str
+    num_steps: int = 1
+    temperature: float = 1.0
+    mask_schedule: str | None = None
+    guidance_scale: float | None = None
+    choice_temperature: float | None = None
+    selected_by: str = "default"
+
+
+def sample_tokens(
+    loaded: Loaded, settings: SamplerSettings, *, labels: torch.Tensor, seed: int, index: torch.Tensor
+) -> Samples:
+    """Tokens of images `index` [B] under conditions `labels` [B].
+
+    Raises:
+        DimoError: Unknown sampler, or settings the sampler refuses.
+    """
+    if settings.sampler == "one_step":
+        assert loaded.student is not None, "one_step samples a distilled student"
+        return sample_one_step(
+            loaded.model,
+            labels,
+            seed=seed,
+            index=index,
+            init_mask_ratio=loaded.student.init_mask_ratio,
+            embedding_noise=loaded.student.embedding_noise,
+            temperature=settings.temperature,
+        )
+    if settings.sampler == "confidence":
+        return sample_confidence(
+            loaded.model,
+            labels,
+            seed=seed,
+            index=index,
+            num_steps=settings.num_steps,
+            mask_schedule=settings.mask_schedule or "arccos",
+            guidance_scale=1.0 if settings.guidance_scale is None else settings.guidance_scale,
+            temperature=settings.temperature,
+            choice_temperature=settings.choice_temperature or 0.0,
+        )
+    raise unknown_name("sampler", settings.sampler, SAMPLERS)
+
+
+@torch.inference_mode()
+def generate(
+    loaded: Loaded,
+    settings: SamplerSettings,
+    *,
+    seed: int,
+    num_images: int,
+    batch_size: int,
+    uint8: str,
+    device: torch.device,
+) -> Iterator[ImageBatch]:
+    """Makes images 0..num_images-1 in order; the label of image i is i modulo the classes.
+
+    Args:
+        loaded: Network and tokenizer.
+        settings: How to sample.
+        seed: The protocol's seed.
+        num_images: How many.
+        batch_size: How many at a time; has no influence on any image.
+        uint8: Rounding rule of the protocol.
+        device: Where the network is.
+    """
+    for start in range(0, num_images, batch_size):
+        index = torch.arange(start, min(start + batch_size, num_images), device=device)
+        labels = index % loaded.teacher.num_classes
+        samples = sample_tokens(loaded, settings, labels=labels, seed=seed, index=index)
+        images = to_uint8(loaded.tokenizer.decode(samples.tokens), uint8)
+        yield ImageBatch(images, index, labels, samples.nfe)

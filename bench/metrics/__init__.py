@@ -1,0 +1,18 @@
+"""Metrics: pure functions from arrays to numbers. They see no path, model or protocol."""
+
+__all__ = [
+    "PRDC",
+    "InceptionScore",
+    "ManifoldMembership",
+    "class_accuracy",
+    "class_hits",
+    "frechet_distance",
+    "inception_score",
+    "manifold_membership",
+    "prdc",
+]
+
+from bench.metrics.class_accuracy import class_accuracy, class_hits
+from bench.metrics.frechet import frechet_distance
+from bench.metrics.inception_score import InceptionScore, inception_score
+from bench.metrics.prdc import PRDC, ManifoldMembership, manifold_membership, prdc

@@ -1,0 +1,345 @@
+"""The result record: one row of a table with everything that is needed to check or repeat it.
+
+A record is one JSON file. It carries the SHA-256 of its own content, so that a file edited by hand
+is noticed, and it is read strictly: an unknown, missing or ill-typed key is an error that names it.
+"""
+
+__all__ = [
+    "MethodInfo",
+    "MetricValue",
+    "ProtocolInfo",
+    "ResultRecord",
+    "Revision",
+    "Section",
+    "Speed",
+    "load_record",
+    "new_record",
+    "record_from_json",
+    "record_to_json",
+    "seal",
+]
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from bench.protocol import Protocol, protocol_sha256
+from bench.strict import Origin, canonical_json, decode, encode, unique_keys
+from dimo.files import sha256_bytes
+
+Section: TypeAlias = Literal["Reference", "Teacher", "Sampler", "Distill."]
+
+_FORMAT = 1
+_HAND_MADE = "records are written by dimo bench, not by hand: remove the file or run it again"
+_IN_MEMORY = Origin("this result", "correct the code that makes the record")
+_CODE = ("bench", "dimo", "protocols")  # what a commit must hold for a result to be repeatable
+_PACKAGES = (
+    "accelerate",
+    "clean-fid",
+    "dimo",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "torch",
+    "torch-fidelity",
+    "torchvision",
+)
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What was scored, and the settings it was free to choose. None: it has no such setting.
+
+    Attributes:
+        name: Name in tables.
+        section: Block of the table.
+        teacher: Name of the teacher, also for its students.
+        sampler: Name of the sampler.
+        num_steps: Sampling steps.
+        nfe: Network forwards per image; a guided step counts 2.
+        mask_schedule: Name of the mask schedule.
+        token_counts: Tokens revealed at each step.
+        guidance_scale: u + s (c - u); 1 is off.
+        temperature: Divides the logits; 1 is as trained.
+        choice_temperature: Of the noise on confidences.
+        selected_by: How the settings were chosen, in words.
+        weights_sha256: Hash of the weights file.
+        training: What is known of the training (recipe, seconds, images_seen, ...); may be empty.
+    """
+
+    name: str
+    section: Section
+    teacher: str
+    sampler: str | None
+    num_steps: int | None
+    nfe: int | None
+    mask_schedule: str | None
+    token_counts: tuple[int, ...] | None
+    guidance_scale: float | None
+    temperature: float | None
+    choice_temperature: float | None
+    selected_by: str
+    weights_sha256: str | None
+    training: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MetricValue:
+    """One measured value.
+
+    Attributes:
+        value: The value over all images.
+        low: Lower end of its interval, None where there is none; then `high` is None too.
+        high: Upper end of its interval.
+        n: Number of generated images it stands on.
+        extra: Further numbers, such as `std` of the Inception Score over its splits, or `ceiling`,
+            the coverage expected of a perfect generator.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    extra: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast images were made, and on what. None: not measured.
+
+    Attributes:
+        images_per_second: Tokens and pixels included, warm.
+        seconds_per_batch: Median over the measured batches.
+        batch_size: Images in a batch.
+        peak_memory_bytes: Highest memory in use.
+        device: The device in words.
+    """
+
+    images_per_second: float | None
+    seconds_per_batch: float | None
+    batch_size: int | None
+    peak_memory_bytes: int | None
+    device: str
+
+
+@dataclass(frozen=True)
+class ProtocolInfo:
+    """The protocol a result was measured under. Equal `sha256`: comparable."""
+
+    name: str
+    version: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Revision:
+    """Git commit of the code; `dirty` if code or protocols differed. None: not from a checkout."""
+
+    commit: str | None
+    dirty: bool | None
+
+
+@dataclass(frozen=True)
+class ResultRecord:
+    """One result. Made by `new_record`.
+
+    Attributes:
+        format: Version of this file format.
+        run_id: Random hex digits.
+        created: UTC time, ISO 8601 with microseconds and `Z`; sorts as text.
+        protocol: What it was measured under.
+        method: What was measured.
+        metrics: Value by metric name.
+        speed: Speed of generation.
+        seed: Seed of the images.
+        revision: Version of the code.
+        packages: Version by package name, and that of `python`.
+        command: Command line that repeats it.
+        seconds: Wall-clock time of the whole measurement.
+        content_sha256: SHA-256 over the canonical JSON of all the other keys.
+    """
+
+    format: int
+    run_id: str
+    created: str
+    protocol: ProtocolInfo
+    method: MethodInfo
+    metrics: dict[str, MetricValue]
+    speed: Speed
+    seed: int
+    revision: Revision
+    packages: dict[str, str]
+    command: str
+    seconds: float
+    content_sha256: str
+
+
+def new_record(
+    *,
+    protocol: Protocol,
+    method: MethodInfo,
+    metrics: Mapping[str, MetricValue],
+    speed: Speed,
+    seed: int,
+    command: str,
+    seconds: float,
+) -> ResultRecord:
+    """Makes a record now: fills in identity, time, revision, package versions and the hash.
+
+    Raises:
+        DimoError: A value has another type than its field, is not finite, or contradicts another.
+    """
+    now = datetime.now(UTC)
+    return seal(
+        ResultRecord(
+            format=_FORMAT,
+            run_id=uuid.uuid4().hex,
+            created=now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            protocol=ProtocolInfo(protocol.name, protocol.version, protocol_sha256(protocol)),
+            method=method,
+            metrics=dict(metrics),
+            speed=speed,
+            seed=seed,
+            revision=_revision(Path(__file__).resolve().parent.parent),
+            packages=_packages(),
+            command=command,
+            seconds=seconds,
+            content_sha256="",
+        )
+    )
+
+
+def seal(record: ResultRecord) -> ResultRecord:
+    """The same record, checked, with `content_sha256` filled in.
+
+    Raises:
+        DimoError: As `new_record`.
+    """
+    checked = _checked(encode(record), _IN_MEMORY)
+    return dataclasses.replace(checked, content_sha256=_content_sha256(encode(checked)))
+
+
+def record_to_json(record: ResultRecord) -> str:
+    """The text of a record's file.
+
+    Raises:
+        DimoError: The record was changed after it was made, or was not made by `new_record`.
+    """
+    text = json.dumps(encode(record), indent=2, allow_nan=False) + "\n"
+    record_from_json(text, source=_IN_MEMORY.source)
+    return text
+
+
+def record_from_json(text: str, *, source: str) -> ResultRecord:
+    """Reads a record strictly.
+
+    Args:
+        text: What `record_to_json` returned.
+        source: Name of the file, for errors.
+
+    Raises:
+        DimoError: No JSON object, a newer format, an unknown, missing or ill-typed key, or content
+            that does not match its hash.
+    """
+    origin = Origin(source, _HAND_MADE)
+    try:
+        data = json.loads(text, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise origin.error(f"not valid JSON: {error}") from error
+    if isinstance(data, dict) and data.get("format", _FORMAT) != _FORMAT:
+        raise Origin(source, "update dimo, or remove the file").error(
+            f"'format' is {ascii(data['format'])[:40]}, and this dimo reads {_FORMAT}"
+        )
+    record = _checked(data, origin)
+    if record.content_sha256 != _content_sha256(data):
+        raise origin.error("'content_sha256' does not match: the file was edited or damaged")
+    return record
+
+
+def load_record(path: str | os.PathLike[str]) -> ResultRecord:
+    """Reads one record's file.
+
+    Raises:
+        DimoError: It cannot be read, or as `record_from_json`.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise Origin(str(path), "check the path and its permissions").error(
+            f"cannot be read: {error.strerror}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise Origin(str(path), _HAND_MADE).error("not a text file") from error
+    return record_from_json(text, source=str(path))
+
+
+def _checked(data: Any, origin: Origin) -> ResultRecord:
+    record = decode(ResultRecord, data, origin)
+    if not re.fullmatch(r"[0-9a-f]{32}", record.run_id):
+        raise origin.error(f"'run_id' must be 32 hex digits, not {ascii(record.run_id)[:80]}")
+    if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", record.created):
+        raise origin.error(
+            "'created' must be like '2026-01-31T23:59:59.000000Z', "
+            f"not {ascii(record.created)[:80]}"
+        )
+    for name, metric in record.metrics.items():
+        if (metric.low is None) != (metric.high is None):
+            raise origin.error(f"'metrics.{name}' must have both 'low' and 'high', or neither")
+        if metric.low is not None and metric.high is not None and metric.low > metric.high:
+            raise origin.error(f"'metrics.{name}.low' must not be above 'high'")
+    return record
+
+
+def _content_sha256(data: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in data.items() if key != "content_sha256"}
+    return sha256_bytes(canonical_json(rest).encode())
+
+
+def _packages() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _revision(root: Path) -> Revision:
+    """Commit and state of the checkout at `root`, if the code there is what git tracks."""
+    tracked = _git(root, "ls-files", "--", str(Path(__file__).resolve()))
+    commit = _git(root, "rev-parse", "--verify", "HEAD") if tracked else None
+    if commit is None:
+        return Revision(commit=None, dirty=None)
+    changes = _git(root, "status", "--porcelain", "--", *_CODE)
+    return Revision(commit=commit, dirty=None if changes is None else bool(changes))
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """Output of a git command that only reads, or None where it fails."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,388 @@
+"""The report as GitHub Markdown: measured results first, then quoted ones, then files left out.
+
+Every text that comes from a record or from the file of quoted numbers passes through `cells.text`
+or `cells.code`: whatever it holds, it is shown and does nothing.
+"""
+
+__all__ = ["report_markdown"]
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+import pandas as pd
+
+from bench.protocol import METRICS, Protocol, protocol_sha256
+from bench.record import ResultRecord
+from bench.report import cells
+from bench.report.published import QUOTED_TITLES, PublishedRow, published_frame
+from bench.report.table import best_and_second, latest, results_frame, under_protocol
+
+_LONGEST_NOTE = 400
+_RANK_LEGEND = "Best in **bold**, second <ins>underlined</ins>"
+_Row = dict[str, Any]
+
+
+def report_markdown(
+    records: Iterable[ResultRecord],
+    problems: Sequence[str],
+    published_rows: Sequence[PublishedRow],
+    *,
+    protocol: Protocol,
+) -> str:
+    """The paper's table from measured records, and the quoted numbers in tables of their own.
+
+    Args:
+        records: All records, of any protocol; those of another one are counted and left out.
+        problems: One line for each file that could not be read, listed at the end.
+        published_rows: Quoted numbers; see `load_published`.
+        protocol: The protocol whose table is wanted.
+
+    Returns:
+        Markdown that ends with a newline.
+    """
+    ours, others = under_protocol(records, protocol)
+    blocks = [f"## {cells.text(protocol.title)}", *_measured(ours, others, protocol)]
+    blocks += _quoted(published_rows)
+    if problems:
+        listed = cells.bullets(cells.code(problem, _LONGEST_NOTE) for problem in problems)
+        blocks += ["## Files left out", listed]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _measured(
+    ours: list[ResultRecord], others: list[ResultRecord], protocol: Protocol
+) -> list[str]:
+    if not ours:
+        nothing = (
+            f"No results under protocol {_protocol_name(protocol)} yet; "
+            f"make them with {cells.code('dimo bench')}."
+        )
+        return [nothing, *map(cells.bullets, [_others_note(others)] if others else [])]
+    names = [metric.name for metric in protocol.metrics]
+    frame = results_frame(ours, names)
+    rows = _rows(frame)
+    notes = [
+        _uncertainty_note(protocol),
+        f"{_RANK_LEGEND}, as shown; Reference rows do not compete.",
+        *_count_notes(rows, names, protocol),
+        *_ceiling_notes(rows),
+        *_selection_notes(rows),
+        *_speed_notes(rows),
+        _revision_note(rows),
+        *_replaced_notes(ours),
+        *_others_note(others),
+    ]
+    return [
+        _results_table(frame, rows, names),
+        _caption(protocol),
+        cells.bullets(notes),
+        "### Settings of each row",
+        _settings_table(rows),
+    ]
+
+
+def _results_table(frame: pd.DataFrame, rows: list[_Row], metrics: list[str]) -> str:
+    competing = frame["section"] != "Reference"
+    columns = []
+    for name in metrics:
+        decimals = _decimals(name, frame[name].where(competing))
+        places = best_and_second(
+            frame[name].where(competing),
+            higher_is_better=METRICS[name].higher_is_better,
+            decimals=decimals,
+        )
+        columns.append(
+            [_value(row, name, decimals, place) for row, place in zip(rows, places, strict=True)]
+        )
+    headings = map(cells.metric_heading, metrics)
+    body = [
+        [
+            cells.text(row["method"]),
+            cells.integer(row["num_steps"]),
+            cells.integer(row["nfe"]),
+            *values,
+            cells.speed(row["images_per_second"]),
+        ]
+        for row, values in zip(rows, zip(*columns, strict=True), strict=True)
+    ]
+    return cells.table(
+        ["Method", "Steps (↓)", "NFE (↓)", *headings, "images/s (↑)"],
+        body,
+        sections=[row["section"] for row in rows],
+    )
+
+
+def _value(row: _Row, name: str, decimals: int, place: int) -> str:
+    if cells.is_missing(row[name]):
+        return cells.MISSING
+    shown = cells.marked(f"{row[name]:.{decimals}f}", place)
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return shown if cells.is_missing(low) else f"{shown} ± {(high - low) / 2:.{decimals}f}"
+
+
+def _decimals(name: str, values: "pd.Series[float]") -> int:
+    """Digits after the point, as papers have them; a third one for Frechet distances below 1."""
+    if name == "inception_score" or (name == "fid" and not values.min() < 1):
+        return 2
+    return 3
+
+
+def _caption(protocol: Protocol) -> str:
+    images, reference = protocol.images, protocol.reference
+    height, width = images.resolution
+    params = {key: value for metric in protocol.metrics for key, value in metric.params.items()}
+    rules = [
+        f"N = {images.num_images:,} images a row, {images.num_images // images.num_classes:,} "
+        f"for each of {images.num_classes:,} labels, {height} x {width}, "
+        f"seed {protocol.seeds.report}",
+        f"features of {cells.code(protocol.extractor.name)}",
+        f"reference {cells.code(reference.name)}, {reference.count:,} images",
+    ]
+    if "splits" in params:
+        rules.append(f"IS over {params['splits']} splits")
+    if "k" in params:
+        rules.append(f"k = {params['k']} nearest neighbours")
+    paper = cells.text(protocol.paper, _LONGEST_NOTE)
+    return f"**Protocol** {_protocol_name(protocol)}: {'; '.join(rules)}. Source: {paper}."
+
+
+def _protocol_name(protocol: Protocol) -> str:
+    digest = protocol_sha256(protocol)[:12]
+    return f"{cells.code(protocol.name)}, version {protocol.version}, {cells.code(digest)}"
+
+
+def _uncertainty_note(protocol: Protocol) -> str:
+    bootstrap = protocol.uncertainty
+    return (
+        f"± is half of the {bootstrap.level * 100:g}% bootstrap interval "
+        f"({bootstrap.n_bootstrap:,} resamples of the generated images)."
+    )
+
+
+def _count_notes(rows: list[_Row], metrics: list[str], protocol: Protocol) -> list[str]:
+    exceptions = []
+    for row in rows:
+        found = [row[f"{name}_n"] for name in metrics]
+        counts = {int(count) for count in found if not cells.is_missing(count)}
+        if counts - {protocol.images.num_images}:
+            shown = " and ".join(f"{count:,}" for count in sorted(counts))
+            exceptions.append(f"{_who([row])} N = {shown}")
+    return [f"Other number of images: {'; '.join(exceptions)}."] if exceptions else []
+
+
+def _ceiling_notes(rows: list[_Row]) -> list[str]:
+    ceilings = sorted(
+        f"{row['coverage_ceiling']:.3f}"
+        for row in rows
+        if row["section"] != "Reference" and not cells.is_missing(row["coverage_ceiling"])
+    )
+    if not ceilings:
+        return []
+    shown = " to ".join(dict.fromkeys((ceilings[0], ceilings[-1])))
+    return [
+        f"Coverage has a ceiling of {shown}: what as many images drawn from the reference's own "
+        "distribution are expected to reach."
+    ]
+
+
+def _selection_notes(rows: list[_Row]) -> list[str]:
+    groups: dict[str, list[_Row]] = {}
+    for row in rows:
+        if row["section"] != "Reference" and row["selected_by"].strip():
+            groups.setdefault(row["selected_by"].strip().rstrip("."), []).append(row)
+    return [
+        f"How the settings of {_who(group)} were chosen: {cells.text(words, _LONGEST_NOTE)}."
+        for words, group in groups.items()
+    ]
+
+
+def _speed_notes(rows: list[_Row]) -> list[str]:
+    groups: dict[str, list[_Row]] = {}
+    for row in rows:
+        if not cells.is_missing(row["images_per_second"]):
+            batch = cells.integer(row["batch_size"])
+            place = cells.text(row["device"], _LONGEST_NOTE)
+            place += "" if batch == cells.MISSING else f", batch {batch}"
+            groups.setdefault(place, []).append(row)
+    if len(groups) == 1:
+        return [f"images/s on {place}." for place in groups]
+    return [f"images/s of {_who(group)} on {place}." for place, group in groups.items()]
+
+
+def _revision_note(rows: list[_Row]) -> str:
+    states = dict.fromkeys(
+        "unknown commit"
+        if cells.is_missing(row["commit"])
+        else cells.code(row["commit"][:12])
+        + (" with uncommitted changes" if row["dirty"] is True else "")
+        for row in rows
+    )
+    return f"Code: {', '.join(states)}."
+
+
+def _replaced_notes(ours: list[ResultRecord]) -> list[str]:
+    older = len(ours) - len(latest(ours))
+    if not older:
+        return []
+    return [f"Not shown: {_results(older)} replaced by a newer one of the same settings."]
+
+
+def _others_note(others: list[ResultRecord]) -> list[str]:
+    if not others:
+        return []
+    counts = Counter((r.protocol.name, r.protocol.version, r.protocol.sha256) for r in others)
+    named = "; ".join(
+        f"{cells.code(name)}, version {version}, {cells.code(sha256[:12])} ({count})"
+        for (name, version, sha256), count in sorted(counts.items())
+    )
+    return [f"Not shown: {_results(len(others))} measured under another protocol: {named}."]
+
+
+def _settings_table(rows: list[_Row]) -> str:
+    """The settings that any row has; what no row has gets no column."""
+    columns: list[tuple[str, str, Callable[[Any], str]]] = [
+        ("sampler", "Sampler", cells.text),
+        ("mask_schedule", "Schedule", cells.text),
+        ("token_counts", "Tokens a step", _token_counts),
+        ("guidance_scale", "Guidance", "{:g}".format),
+        ("temperature", "Temp.", "{:g}".format),
+        ("choice_temperature", "Choice temp.", "{:g}".format),
+        ("training", "Training", _training),
+        ("seed", "Seed", cells.integer),
+        ("weights_sha256", "Weights", lambda value: cells.text(value[:12])),
+        ("run_id", "Run", lambda value: cells.text(value[:8])),
+    ]
+    kept = [column for column in columns if any(_has(row[column[0]]) for row in rows)]
+    numbers = {"guidance_scale", "temperature", "choice_temperature", "seed"}
+    left = [0, *(2 + i for i, (name, _, _) in enumerate(kept) if name not in numbers)]
+    body = [
+        [
+            cells.text(row["method"]),
+            cells.integer(row["num_steps"]),
+            *(show(row[name]) if _has(row[name]) else cells.MISSING for name, _, show in kept),
+        ]
+        for row in rows
+    ]
+    header = ["Method", "Steps", *(heading for _, heading, _ in kept)]
+    return cells.table(header, body, left=left, sections=[row["section"] for row in rows])
+
+
+def _token_counts(counts: Sequence[int]) -> str:
+    """Tokens revealed at each step, runs of one number written once: `3 x 1, 2, 11`."""
+    runs = [(count, len(list(group))) for count, group in groupby(counts)]
+    return cells.text(", ".join(str(n) if times == 1 else f"{times} x {n}" for n, times in runs))
+
+
+def _training(facts: dict[str, Any]) -> str:
+    shown = (
+        f"{name} {value:,.6g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in facts.items()
+        if isinstance(value, (str, int, float))
+    )
+    return cells.text(", ".join(shown))
+
+
+def _quoted(published_rows: Sequence[PublishedRow]) -> list[str]:
+    blocks = []
+    for benchmark, title in QUOTED_TITLES.items():
+        frame = published_frame(published_rows, benchmark)
+        if not frame.empty:
+            blocks += [f"### Quoted: {title}", *_quoted_table(frame)]
+    if not blocks:
+        return []
+    opening = (
+        "Published by others, **not measured here**: not to be compared with the table above, "
+        "nor one of these tables with another."
+    )
+    return ["## Quoted results", opening, *blocks]
+
+
+def _quoted_table(frame: pd.DataFrame) -> list[str]:
+    rows = _rows(frame)
+    metrics = [name for name in METRICS if name in frame.columns]
+    papers = list(dict.fromkeys(row["source"] for row in rows))
+    teachers = list(dict.fromkeys(row["teacher"] for row in rows))
+    columns = [_quoted_column(frame[name], name, ranked=len(papers) == 1) for name in metrics]
+    letters, common_note = _notes(rows)
+    with_teacher = len(teachers) > 1
+    header = ["Method", *["Teacher"] * with_teacher, "Steps (↓)"]
+    header += [*map(cells.metric_heading, metrics), "Source"]
+    body = [
+        [
+            cells.text(row["method"]),
+            *[cells.text(row["teacher"] or cells.MISSING)] * with_teacher,
+            cells.integer(row["steps"]),
+            *values,
+            _source(row, letters),
+        ]
+        for row, values in zip(rows, zip(*columns, strict=True), strict=True)
+    ]
+    notes = [f"Quoted from {', '.join(map(cells.link, papers))}."]
+    if not with_teacher and teachers[0]:
+        notes.append(f"Teacher of every row: {cells.text(teachers[0])}.")
+    if len(papers) == 1:
+        notes.append(f"{_RANK_LEGEND}.")
+    if common_note:
+        notes.append(f"Every row: {cells.text(common_note, _LONGEST_NOTE)}.")
+    notes += [f"({mark}) {cells.text(note, _LONGEST_NOTE)}." for note, mark in letters.items()]
+    doubts = dict.fromkeys(row["certainty"] for row in rows if row["certainty"] != "read")
+    if doubts:
+        notes.append(f"† {', '.join(map(cells.text, doubts))}: not checked in the source itself.")
+    left = [0, *[1] * with_teacher, len(header) - 1]
+    sections = [row["section"] for row in rows]
+    return [cells.table(header, body, left=left, sections=sections), cells.bullets(notes)]
+
+
+def _quoted_column(values: "pd.Series[Any]", name: str, *, ranked: bool) -> list[str]:
+    """Numbers with the digits they were published with, marked within one source."""
+    decimals = max(len(value.partition(".")[2]) for value in values if value is not None)
+    places = best_and_second(
+        pd.to_numeric(values), higher_is_better=METRICS[name].higher_is_better, decimals=decimals
+    )
+    return [
+        cells.MISSING if value is None else cells.marked(value, place if ranked else 0)
+        for value, place in zip(values, places, strict=True)
+    ]
+
+
+def _notes(rows: list[_Row]) -> tuple[dict[str, str], str]:
+    """A letter for each note, or, where every row has the same one, no letters and that note."""
+    notes = list(dict.fromkeys(row["note"] for row in rows))
+    if len(notes) == 1:
+        return {}, notes[0]
+    marks = (f"{chr(ord('a') + i % 26)}{i // 26 or ''}" for i in range(len(notes)))
+    return dict(zip(filter(None, notes), marks, strict=False)), ""
+
+
+def _source(row: _Row, letters: dict[str, str]) -> str:
+    mark = f" ({letters[row['note']]})" if row["note"] in letters else ""
+    dagger = "" if row["certainty"] == "read" else " †"
+    return cells.text(f"{row['source']}, {row['location']}") + mark + dagger
+
+
+def _who(rows: list[_Row]) -> str:
+    """`MaskGIT (16, 8 steps), Di[M]O (1 step)`."""
+    steps: dict[str, list[str]] = {}
+    for row in rows:
+        listed = steps.setdefault(cells.text(row["method"]), [])
+        listed += [] if cells.is_missing(row["num_steps"]) else [cells.integer(row["num_steps"])]
+    return ", ".join(
+        f"{name} ({', '.join(numbers)} {'step' if numbers == ['1'] else 'steps'})"
+        if numbers
+        else name
+        for name, numbers in steps.items()
+    )
+
+
+def _rows(frame: pd.DataFrame) -> list[_Row]:
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _has(value: Any) -> bool:
+    return not cells.is_missing(value) and value not in ((), {}, "")
+
+
+def _results(count: int) -> str:
+    return f"{count:,} result" if count == 1 else f"{count:,} results"

@@ -1,0 +1,187 @@
+"""Records -> the data frame behind every format of the report. No formatting here.
+
+A frame has one row for each method, in the order in which tables show them, and the columns of
+`ROW_COLUMNS`, then `<metric>`, `<metric>_low`, `<metric>_high` and `<metric>_n` for each metric.
+"""
+
+__all__ = [
+    "ROW_COLUMNS",
+    "SECTIONS",
+    "best_and_second",
+    "latest",
+    "results_frame",
+    "under_protocol",
+]
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from bench.protocol import Protocol, protocol_sha256
+from bench.record import MethodInfo, ResultRecord
+
+SECTIONS = ("Reference", "Teacher", "Sampler", "Distill.")
+ROW_COLUMNS = (
+    "section",
+    "method",  # the name, with whatever tells it from another row of the same name and steps
+    "teacher",
+    "sampler",
+    "num_steps",
+    "nfe",
+    "mask_schedule",
+    "token_counts",
+    "guidance_scale",
+    "temperature",
+    "choice_temperature",
+    "selected_by",
+    "weights_sha256",
+    "training",
+    "seed",
+    "images_per_second",
+    "batch_size",
+    "device",
+    "commit",
+    "dirty",
+    "run_id",
+    "coverage_ceiling",
+)
+
+# What tells one method from another: a newer record with the same values replaces an older one.
+_SETTINGS = {
+    "teacher": "teacher",
+    "sampler": "sampler",
+    "mask_schedule": "schedule",
+    "guidance_scale": "guidance",
+    "temperature": "temperature",
+    "choice_temperature": "choice temperature",
+    "seed": "seed",
+    "weights_sha256": "weights",
+}
+
+
+def under_protocol(
+    records: Iterable[ResultRecord], protocol: Protocol
+) -> tuple[list[ResultRecord], list[ResultRecord]]:
+    """Splits records into those measured under exactly this protocol, and the rest."""
+    sha256 = protocol_sha256(protocol)
+    ours: list[ResultRecord] = []
+    others: list[ResultRecord] = []
+    for record in records:
+        (ours if record.protocol.sha256 == sha256 else others).append(record)
+    return ours, others
+
+
+def latest(records: Iterable[ResultRecord]) -> list[ResultRecord]:
+    """The newest record of each method and settings, oldest first."""
+    newest: dict[Any, ResultRecord] = {}
+    for record in sorted(records, key=lambda record: (record.created, record.run_id)):
+        newest[_identity(record)] = record
+    return sorted(newest.values(), key=lambda record: (record.created, record.run_id))
+
+
+def results_frame(records: Iterable[ResultRecord], metrics: Sequence[str]) -> pd.DataFrame:
+    """One row for each method: the newest record of each, in the order of the paper's table.
+
+    Sections in the order of `SECTIONS`; in a section by teacher, name and falling number of steps;
+    reference rows in the order of measurement.
+
+    Args:
+        records: Records of one protocol.
+        metrics: Names of the metrics to show.
+    """
+    chosen = sorted(latest(records), key=_table_order)
+    columns = [*ROW_COLUMNS]
+    for name in metrics:
+        columns += [name, f"{name}_low", f"{name}_high", f"{name}_n"]
+    rows = [_row(record, metrics) for record in chosen]
+    frame = pd.DataFrame(rows, columns=columns).astype(
+        {"num_steps": "Int64", "nfe": "Int64", "seed": "Int64", "batch_size": "Int64"}
+    )
+    for column in ("images_per_second", "coverage_ceiling", *columns[len(ROW_COLUMNS) :]):
+        frame[column] = frame[column].astype(float)
+    frame["method"] = _distinct_names(chosen)
+    return frame
+
+
+def best_and_second(
+    values: "pd.Series[float]", *, higher_is_better: bool, decimals: int
+) -> "pd.Series[int]":
+    """Place of each value: 1 for the best, 2 for the second, 0 for the others and for NaN.
+
+    Values are compared as they are shown, so equal numbers in a table get equal marks.
+    """
+    shown = values.round(decimals)
+    ranks = shown.rank(method="dense", ascending=not higher_is_better)
+    return ranks.where(ranks <= 2, 0).fillna(0).astype(int)
+
+
+def _row(record: ResultRecord, metrics: Sequence[str]) -> dict[str, Any]:
+    method, speed, revision = record.method, record.speed, record.revision
+    row: dict[str, Any] = {
+        name: getattr(method, name) for name in MethodInfo.__dataclass_fields__ if name != "name"
+    }
+    row |= {
+        "method": method.name,
+        "seed": record.seed,
+        "images_per_second": speed.images_per_second,
+        "batch_size": speed.batch_size,
+        "device": speed.device,
+        "commit": revision.commit,
+        "dirty": revision.dirty,
+        "run_id": record.run_id,
+    }
+    if "coverage" in record.metrics:
+        row["coverage_ceiling"] = record.metrics["coverage"].extra.get("ceiling")
+    for name in metrics:
+        metric = record.metrics.get(name)
+        if metric is not None:
+            row |= {name: metric.value, f"{name}_low": metric.low, f"{name}_high": metric.high}
+            row[f"{name}_n"] = metric.n
+    return row
+
+
+def _setting(record: ResultRecord, name: str) -> Any:
+    return record.seed if name == "seed" else getattr(record.method, name)
+
+
+def _name_and_steps(record: ResultRecord) -> tuple[Any, ...]:
+    return (record.method.section, record.method.name, record.method.num_steps)
+
+
+def _identity(record: ResultRecord) -> tuple[Any, ...]:
+    return (*_name_and_steps(record), *(_setting(record, name) for name in _SETTINGS))
+
+
+def _table_order(record: ResultRecord) -> tuple[Any, ...]:
+    method, time = record.method, (record.created, record.run_id)
+    section = SECTIONS.index(method.section)
+    if method.section == "Reference":
+        return (section, time)
+    steps, guidance = method.num_steps or 0, method.guidance_scale or 0.0
+    return (section, method.teacher, method.name, -steps, guidance, time)
+
+
+def _distinct_names(records: Sequence[ResultRecord]) -> list[str]:
+    """Names, with the settings that differ among rows of the same name and steps."""
+    groups: dict[Any, list[ResultRecord]] = {}
+    for record in records:
+        groups.setdefault(_name_and_steps(record), []).append(record)
+    names = []
+    for record in records:
+        group = groups[_name_and_steps(record)]
+        varying = [s for s in _SETTINGS if len({_setting(other, s) for other in group}) > 1]
+        details = ", ".join(
+            f"{_SETTINGS[name]} {_short(_setting(record, name))}" for name in varying
+        )
+        names.append(f"{record.method.name} ({details})" if details else record.method.name)
+    return names
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = str(value)
+    return text[:8] if len(text) == 64 else text  # a hash

@@ -1,0 +1,29 @@
+"""The one exception type a user is meant to read."""
+
+__all__ = ["DimoError", "unknown_name"]
+
+import difflib
+from collections.abc import Iterable
+
+
+class DimoError(ValueError):
+    """Bad input. The message is one line: the value, what is allowed, the next step."""
+
+
+def unknown_name(kind: str, value: object, allowed: Iterable[str], next_step: str = "") -> DimoError:
+    """Builds the error for a name that is not in a table, pointing to the nearest known one.
+
+    Args:
+        kind: What the name stands for, e.g. `"teacher"`.
+        value: The offending value.
+        allowed: Every accepted name.
+        next_step: What to do next, appended after a semicolon.
+    """
+    names = sorted(allowed)
+    near = difflib.get_close_matches(str(value), names, n=1)
+    parts = [f"unknown {kind} {value!r}; allowed: {', '.join(names)}"]
+    if near:
+        parts.append(f"did you mean {near[0]!r}?")
+    if next_step:
+        parts.append(next_step)
+    return DimoError("; ".join(parts))

@@ -1,0 +1,71 @@
+"""The tokenizer of the embedded world `digits`: k-means vector quantization of 2 x 2 patches."""
+
+__all__ = ["DigitsTokenizer"]
+
+from os import PathLike
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from dimo.errors import DimoError
+from dimo.weights import load_state_dict
+
+_SIDE, _PATCH = 8, 2
+_GRID = _SIDE // _PATCH
+
+
+class DigitsTokenizer(nn.Module):
+    """8 x 8 images <-> a 4 x 4 grid of tokens; see `dimo.models.Tokenizer` for the interface.
+
+    Args:
+        codebook_size: V, the number of patch vectors.
+    """
+
+    num_tokens = _GRID * _GRID
+
+    def __init__(self, codebook_size: int = 128) -> None:
+        super().__init__()
+        self.codebook_size = codebook_size
+        self.register_buffer("codebook", torch.zeros(codebook_size, _PATCH * _PATCH))  # grey, [0, 1]
+        self.codebook: Tensor
+
+    @classmethod
+    def fit(cls, images: Tensor, *, codebook_size: int, seed: int) -> Self:
+        """Learns the codebook from uint8 images [N, 3, 8, 8] (k-means, best of four starts)."""
+        from sklearn.cluster import KMeans
+
+        patches = _patches(images).reshape(-1, _PATCH * _PATCH).double().numpy()
+        means = KMeans(codebook_size, n_init=4, random_state=seed).fit(patches).cluster_centers_
+        tokenizer = cls(codebook_size)
+        tokenizer.codebook.copy_(torch.from_numpy(means))
+        return tokenizer
+
+    @classmethod
+    def from_file(cls, path: str | PathLike[str], *, codebook_size: int = 128) -> Self:
+        """Loads a codebook saved under the name `codebook`."""
+        tokenizer = cls(codebook_size)
+        load_state_dict(tokenizer, path)
+        return tokenizer
+
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, 8, 8] -> tokens int64 [B, 16], the nearest codebook vector of each patch."""
+        if images.dtype != torch.uint8 or images.shape[1:] != (3, _SIDE, _SIDE):
+            raise DimoError(
+                f"digits images are uint8 [B, 3, 8, 8], got {images.dtype} {list(images.shape)}"
+            )
+        patches = _patches(images.to(self.codebook.device))
+        return (patches[:, :, None] - self.codebook).square().sum(-1).argmin(-1)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens int64 [B, 16] -> float32 [B, 3, 8, 8] in [-1, 1]."""
+        patches = self.codebook[tokens].view(-1, _GRID, _GRID, _PATCH, _PATCH)
+        grey = patches.permute(0, 1, 3, 2, 4).reshape(-1, 1, _SIDE, _SIDE)
+        return (grey * 2 - 1).repeat(1, 3, 1, 1)
+
+
+def _patches(images: Tensor) -> Tensor:
+    """uint8 [B, 3, 8, 8] -> mean grey patches in [0, 1], float32 [B, 16, 4], row-major."""
+    grey = images.float().mean(1) / 255
+    grid = grey.view(-1, _GRID, _PATCH, _GRID, _PATCH).permute(0, 1, 3, 2, 4)
+    return grid.reshape(-1, _GRID * _GRID, _PATCH * _PATCH)

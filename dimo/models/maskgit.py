@@ -1,0 +1,225 @@
+"""The MaskGIT v1.0 transformer (Maskgit-pytorch; the teacher of Di[M]O, arXiv 2503.15457).
+
+Sequence: L visual tokens, then the class token. The output head is the token embedding itself
+(tied) plus a bias per position and id. Parameter names are those of the official checkpoints, so
+an official state dict loads without renaming.
+"""
+
+__all__ = ["MaskGIT"]
+
+from os import PathLike
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dimo.errors import DimoError
+from dimo.weights import load_state_dict
+
+_CPU_ATTENTION = [SDPBackend.MATH]
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+_PATCH = 16  # pixels a token side in the official configuration: img_size / 16 tokens a side
+
+
+class _Attention(nn.Module):
+    """Multi-head self-attention with the parameter names of `nn.MultiheadAttention`."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, dim = x.shape
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.view(batch, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        # On a CPU the fused kernel's bfloat16 backward is far slower than plain matrix products.
+        backends = _CPU_ATTENTION if x.device.type == "cpu" and length <= 64 else _ATTENTION
+        with sdpa_kernel(backends):
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # [B, heads, L, d]
+        out: Tensor = self.out_proj(y.transpose(1, 2).reshape(batch, length, dim))
+        return out
+
+
+class _AttentionBranch(nn.Module):
+    """`norm` and `fn.mha`, as the official pre-norm wrapper names them."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.fn = nn.ModuleDict({"mha": _Attention(dim, heads, dropout)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fn["mha"](self.norm(x))
+        return y
+
+
+class _FeedForwardBranch(nn.Module):
+    """`norm` and `fn.net`, as the official pre-norm wrapper names them."""
+
+    def __init__(self, dim: int, mlp_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        net = nn.Sequential(
+            nn.Linear(dim, mlp_dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(mlp_dim, dim),
+            nn.Dropout(dropout),
+        )
+        self.fn = nn.ModuleDict({"net": net})
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fn["net"](self.norm(x))
+        return y
+
+
+class _Layers(nn.Module):
+    def __init__(self, dim: int, depth: int, heads: int, mlp_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleList(
+                [_AttentionBranch(dim, heads, dropout), _FeedForwardBranch(dim, mlp_dim, dropout)]
+            )
+            for _ in range(depth)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for attention, feed_forward in self.layers:  # type: ignore[misc]
+            x = x + attention(x)
+            x = x + feed_forward(x)
+        return x
+
+
+class MaskGIT(nn.Module):
+    """Class-conditional masked transformer; see `dimo.models.MaskedModel` for the interface.
+
+    Ids: codebook 0..V-1, mask V, classes V+1..V+nclass, null class V+1+nclass.
+
+    Args:
+        img_size: Image side in pixels; the grid is (img_size / 16) squared.
+        hidden_dim: Width.
+        codebook_size: V.
+        depth: Number of blocks.
+        heads: Attention heads; divides `hidden_dim`.
+        mlp_dim: Width of the feed-forward layer.
+        dropout: Dropout rate, active in train mode only.
+        nclass: Number of classes.
+
+    Raises:
+        DimoError: The sizes do not fit together.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int = 256,
+        hidden_dim: int = 768,
+        codebook_size: int = 1024,
+        depth: int = 24,
+        heads: int = 16,
+        mlp_dim: int = 3072,
+        dropout: float = 0.1,
+        nclass: int = 1000,
+    ) -> None:
+        super().__init__()
+        if img_size < _PATCH or img_size % _PATCH:
+            raise DimoError(f"img_size {img_size} is not a multiple of {_PATCH}; use e.g. 64 or 256")
+        if hidden_dim % heads:
+            raise DimoError(f"heads {heads} does not divide hidden_dim {hidden_dim}; change either")
+        self.num_tokens = (img_size // _PATCH) ** 2
+        self.codebook_size, self.num_classes, self.hidden_dim = codebook_size, nclass, hidden_dim
+        vocabulary = codebook_size + 1 + nclass + 1
+        length = self.num_tokens + 1
+        self.tok_emb = nn.Embedding(vocabulary, hidden_dim)
+        self.pos_emb = nn.Parameter(torch.zeros(1, length, hidden_dim))
+        self.bias = nn.Parameter(torch.zeros(length, vocabulary))
+        self.first_layer = nn.Sequential(
+            nn.LayerNorm(hidden_dim, eps=1e-12),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.GELU(),
+            nn.LayerNorm(hidden_dim, eps=1e-12),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, hidden_dim),
+        )
+        self.transformer = _Layers(hidden_dim, depth, heads, mlp_dim, dropout)
+        self.last_layer = nn.Sequential(
+            nn.LayerNorm(hidden_dim, eps=1e-12),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.GELU(),
+            nn.LayerNorm(hidden_dim, eps=1e-12),
+        )
+        self.apply(_initialize)
+        nn.init.trunc_normal_(self.pos_emb, std=0.02)
+
+    @property
+    def mask_token_id(self) -> int:
+        return self.codebook_size
+
+    @classmethod
+    def from_official(cls, path: str | PathLike[str], **config: Any) -> Self:
+        """Builds the network and loads an official checkpoint, every key accounted for.
+
+        Args:
+            path: Maskgit-pytorch `.pth`, Di[M]O `pytorch_model.bin`, or a `.safetensors` with the
+                official key names.
+            **config: The constructor's arguments; the defaults are the 174 M ImageNet-256 network.
+
+        Raises:
+            DimoError: Missing, truncated or foreign file, or keys or shapes that do not fit.
+        """
+        model = cls(**config)
+        load_state_dict(model, path)
+        return model.eval()
+
+    def embedding_parameters(self) -> list[nn.Parameter]:
+        """What distillation keeps frozen: token and position embeddings and the output bias."""
+        return [self.tok_emb.weight, self.pos_emb, self.bias]
+
+    def forward(
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        *,
+        drop: Tensor | None = None,
+        embedding_noise: float = 0.0,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, L, V + 1]; the last class is the mask token, as in the official network.
+
+        Args:
+            tokens: [B, L] int64 in 0..V (V = masked).
+            labels: [B] int64 in 0..nclass-1.
+            drop: [B] bool, True = null condition; None = keep every label.
+            embedding_noise: sigma of e <- sigma * noise + sqrt(1 - sigma^2) * e (sec. 3.3 of the
+                paper), applied to the visual tokens before the positions are added.
+            noise: [B, L, hidden_dim] standard normal.
+        """
+        class_ids = labels + self.codebook_size + 1
+        if drop is not None:
+            class_ids = class_ids.masked_fill(drop, self.tok_emb.num_embeddings - 1)
+        x = self.tok_emb(tokens)  # [B, L, D]
+        if embedding_noise > 0:
+            assert noise is not None, "embedding_noise > 0 needs its normal draw"
+            x = embedding_noise * noise + (1 - embedding_noise**2) ** 0.5 * x
+        x = torch.cat([x, self.tok_emb(class_ids)[:, None]], dim=1) + self.pos_emb
+        x = self.transformer(self.first_layer(x))
+        x = self.last_layer(x[:, : self.num_tokens])  # the class token has no output
+        outputs = self.codebook_size + 1
+        head, bias = self.tok_emb.weight[:outputs], self.bias[: self.num_tokens, :outputs]
+        return F.linear(x, head) + bias
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,90 @@
+"""One random stream per image index: every draw is a function of (seed, index, stream, position).
+
+Counter-based: position j of a stream is SplitMix64's output function (Steele, Lea & Flood, OOPSLA
+2014) at counter j, started from a key that mixes seed, index and stream name. It is integer
+arithmetic only, so the numbers are the same on any device, and image i gets the same draws
+whatever the batch size, the rank or what was drawn before.
+"""
+
+__all__ = ["gumbel", "integers", "normal", "random_ranks", "stream_seed", "uniform"]
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+_GAMMA = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits as the unsigned `value`."""
+    value &= 0xFFFFFFFFFFFFFFFF
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _mix(z: Tensor) -> Tensor:
+    """SplitMix64's output function, in place, on int64 [..] read as unsigned."""
+    for shift, factor in ((30, _MIX_1), (27, _MIX_2), (31, None)):
+        high = z >> shift
+        high &= (1 << (64 - shift)) - 1  # >> is arithmetic; drop the copies of the sign bit
+        z ^= high
+        if factor is not None:
+            z *= _signed(factor)
+    return z
+
+
+def stream_seed(seed: int, stream: str) -> int:
+    """A 63-bit seed for generators that take one number (e.g. `torch.manual_seed`)."""
+    digest = hashlib.sha256(f"{seed}|{stream}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def _bits(seed: int, index: Tensor, stream: str, count: int) -> Tensor:
+    """64 random bits for each position: int64 [B, count]."""
+    key = _mix(index.to(torch.int64) * _signed(_GAMMA) + stream_seed(seed, stream))
+    counter = torch.arange(1, count + 1, device=index.device) * _signed(_GAMMA)
+    return _mix(key[:, None] + counter)
+
+
+def uniform(seed: int, index: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:
+    """Uniform draws strictly inside (0, 1): float64 [B, *shape].
+
+    Args:
+        seed: The run's seed.
+        index: [B] integer, one per image.
+        stream: Names what is drawn, e.g. `"tokens/3"`; other names give independent draws.
+        shape: Shape of one image's draw.
+    """
+    bits = _bits(seed, index, stream, math.prod(shape))
+    bits >>= 12
+    bits &= (1 << 52) - 1
+    return bits.to(torch.float64).add_(0.5).mul_(2.0**-52).view(len(index), *shape)
+
+
+def gumbel(seed: int, index: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:
+    """Standard Gumbel draws, float64 [B, *shape]; argmax(logits + gumbel) samples softmax(logits)."""
+    return uniform(seed, index, stream, shape).log_().neg_().log_().neg_()
+
+
+def normal(seed: int, index: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal draws, float32 [B, *shape] (Box-Muller, both outputs used)."""
+    count = math.prod(shape)
+    half = (count + 1) // 2
+    u = uniform(seed, index, stream, (2, half)).to(torch.float32).clamp_min_(2.0**-64)
+    radius = u[:, 0].log_().mul_(-2).sqrt_()
+    angle = u[:, 1].mul_(2 * math.pi)
+    pair = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
+    return pair[:, :count].reshape(len(index), *shape)
+
+
+def integers(seed: int, index: Tensor, stream: str, shape: tuple[int, ...], high: int) -> Tensor:
+    """Uniform integers in 0..high-1, int64 [B, *shape]."""
+    return (uniform(seed, index, stream, shape) * high).to(torch.int64)
+
+
+def random_ranks(seed: int, index: Tensor, stream: str, length: int) -> Tensor:
+    """A uniform random permutation of 0..length-1 for each image, int64 [B, length]."""
+    return uniform(seed, index, stream, (length,)).argsort(dim=1)

@@ -1,0 +1,118 @@
+"""A run folder, from a recipe to weights: distillation of a student, training of a teacher."""
+
+__all__ = ["distill", "train_teacher"]
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dimo import rng
+from dimo.config import DistillRecipe, TrainRecipe, to_toml
+from dimo.errors import DimoError
+from dimo.files import write_atomic
+from dimo.models.maskgit import MaskGIT
+from dimo.tasks import DistillTask, TeacherTask
+from dimo.teachers import StudentConfig, get_teacher, load_teacher, save_student
+from dimo.train import fit
+from dimo.weights import save_tensors
+
+OnLog = Callable[[int, dict[str, float]], None]
+
+
+def distill(
+    recipe: DistillRecipe,
+    out: Path,
+    *,
+    recipe_name: str,
+    device: torch.device,
+    weights: Path | None = None,
+    resume: bool = False,
+    on_log: OnLog | None = None,
+) -> StudentConfig:
+    """Distils a teacher into a one-step student and writes the run folder.
+
+    The folder holds `recipe.toml`, `metrics.jsonl`, `checkpoints/` and, once finished,
+    `student.safetensors` (the EMA) and `config.json`.
+
+    Args:
+        recipe: What to do.
+        out: The run folder.
+        recipe_name: Stored with the student.
+        device: Where to train.
+        weights: Folder of the teacher's weights; the shipped ones by default.
+        resume: Go on from the newest checkpoint in `out`.
+        on_log: Told the steps done and the mean scalars, every 50 steps.
+
+    Raises:
+        DimoError: `out` holds a run (without `resume`), nothing to resume, or another run.
+    """
+    _open(out, to_toml(recipe), resume)
+    loaded = load_teacher(recipe.teacher, device=device, weights=weights)
+    network = {**loaded.teacher.network, "dropout": recipe.dropout}
+    student = MaskGIT(**network)
+    student.load_state_dict(loaded.model.state_dict())
+    task = DistillTask(recipe, loaded.model, student, loaded.teacher.label_smoothing, device)
+    seconds = fit(task, out, resume=resume, on_log=on_log)
+    config = StudentConfig(
+        teacher=recipe.teacher,
+        init_mask_ratio=recipe.init_mask_ratio,
+        embedding_noise=recipe.embedding_noise,
+        temperature=recipe.temperature,
+        temperature_selected_by=recipe.temperature_selected_by,
+        seed=recipe.seed,
+        recipe=recipe_name,
+        training_seconds=round(seconds, 1),
+        images_seen=recipe.steps * recipe.batch_size,
+        teacher_sha256=loaded.weights_sha256,
+    )
+    save_student(out, task.ema, config)
+    return config
+
+
+def train_teacher(
+    recipe: TrainRecipe,
+    out: Path,
+    *,
+    device: torch.device,
+    resume: bool = False,
+    on_log: OnLog | None = None,
+) -> None:
+    """Trains an embedded teacher from its data; `out` then works as `--weights`.
+
+    Args:
+        recipe: What to do.
+        out: The run folder; gets the tokenizer's and the transformer's weights.
+        device: Where to train.
+        resume: Go on from the newest checkpoint in `out`.
+        on_log: Told the steps done and the mean scalars, every 50 steps.
+
+    Raises:
+        DimoError: The teacher has no embedded data; or as `distill`.
+    """
+    from dimo.datasets import digits
+    from dimo.models.digits import DigitsTokenizer
+
+    teacher = get_teacher(recipe.teacher)
+    _open(out, to_toml(recipe), resume)
+    images, labels = digits.load()
+    size = teacher.network["codebook_size"]
+    tokenizer = DigitsTokenizer.fit(images, codebook_size=size, seed=recipe.seed)
+    torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
+    network = MaskGIT(**{**teacher.network, "dropout": recipe.dropout})
+    task = TeacherTask(recipe, network, tokenizer.encode(images), labels, device)
+    fit(task, out, resume=resume, on_log=on_log)
+    provenance = {"recipe": to_toml(recipe), "data": "scikit-learn digits, 1,797 images"}
+    save_tensors(out / teacher.weights["tokenizer"], tokenizer.state_dict(), provenance)
+    save_tensors(out / teacher.weights["transformer"], task.ema.state_dict(), provenance)
+
+
+def _open(out: Path, recipe: str, resume: bool) -> None:
+    path = out / "recipe.toml"
+    if resume and not path.is_file():
+        raise DimoError(f"no run to resume at {out}; start it without --resume")
+    if not resume and out.exists() and any(out.iterdir()):
+        raise DimoError(
+            f"output {out} exists and is not empty; continue it with --resume or choose another --out"
+        )
+    write_atomic(path, recipe)
