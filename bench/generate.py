@@ -41,7 +41,12 @@ class SamplerSettings:
 
 
 def sample_tokens(
-    loaded: Loaded, settings: SamplerSettings, *, labels: torch.Tensor, seed: int, index: torch.Tensor
+    loaded: Loaded,
+    settings: SamplerSettings,
+    *,
+    labels: torch.Tensor,
+    seed: int,
+    index: torch.Tensor,
 ) -> Samples:
     """Tokens of images `index` [B] under conditions `labels` [B].
 

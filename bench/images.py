@@ -85,5 +85,3 @@ def save_grid(
     buffer = io.BytesIO()
     canvas.save(buffer, "PNG")
     write_atomic(path, buffer.getvalue())
-
-

@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.paths import data_dir
-from bench.strict import Origin, canonical_json, decode, encode
 from dimo.errors import DimoError, unknown_name
 from dimo.files import sha256_bytes
+from dimo.strict import Origin, canonical_json, decode, encode
 
 _FORMAT = 1
 _NEXT_STEP = "the keys are explained in protocols/README.md"

@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from bench.protocol import Protocol, protocol_sha256
-from bench.strict import Origin, canonical_json, decode, encode, unique_keys
 from dimo.files import sha256_bytes
+from dimo.strict import Origin, canonical_json, decode, encode, unique_keys
 
 Section: TypeAlias = Literal["Reference", "Teacher", "Sampler", "Distill."]
 
@@ -294,11 +294,14 @@ def _checked(data: Any, origin: Origin) -> ResultRecord:
             "'created' must be like '2026-01-31T23:59:59.000000Z', "
             f"not {ascii(record.created)[:80]}"
         )
+    if not record.method.name.strip():
+        raise origin.error("'method.name' must not be empty")
     for name, metric in record.metrics.items():
+        where = ascii(f"metrics.{name}")[:80]
         if (metric.low is None) != (metric.high is None):
-            raise origin.error(f"'metrics.{name}' must have both 'low' and 'high', or neither")
+            raise origin.error(f"{where} must have both 'low' and 'high', or neither")
         if metric.low is not None and metric.high is not None and metric.low > metric.high:
-            raise origin.error(f"'metrics.{name}.low' must not be above 'high'")
+            raise origin.error(f"{where}: 'low' must not be above 'high'")
     return record
 
 

@@ -3,93 +3,32 @@
 The only module that sees both ends.
 """
 
-__all__ = ["TUNABLE", "Job", "Workbench", "parse_grid", "reference_jobs", "student_job", "teacher_jobs", "tune"]
+__all__ = ["Workbench"]
 
 import dataclasses
-import itertools
 import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from bench import metrics as m
 from bench.features import Features, extract, load_extractor
-from bench.generate import SamplerSettings, generate, sample_tokens
-from bench.images import to_uint8
+from bench.generate import generate, sample_tokens
+from bench.jobs import Job
 from bench.protocol import Metric, Protocol
-from bench.record import MethodInfo, MetricValue, ResultRecord, Section, Speed, new_record
+from bench.record import MethodInfo, MetricValue, ResultRecord, Speed, new_record
 from bench.references import load_reference
 from bench.stats import compute_stats
 from bench.uncertainty import bootstrap_frechet, bootstrap_inception_score, bootstrap_mean
-from dimo.errors import DimoError
 from dimo.launch import device_name, peak_memory_bytes
-from dimo.masking import tokens_per_step
-from dimo.teachers import Loaded
 
 Progress = Callable[[str, int, int], None]  # what is being done, images done, images in all
-
-
-@dataclass(frozen=True)
-class Job:
-    """One row to be: a network with sampler settings, or a fixed set of images.
-
-    Attributes:
-        name: Name in tables.
-        section: Block of the table.
-        loaded: The network; for a fixed set, whose tokenizer and teacher it belongs to.
-        settings: Sampler settings; None for a fixed set.
-        images: The fixed set, uint8 [N, 3, H, W]; None for a network.
-    """
-
-    name: str
-    section: Section
-    loaded: Loaded
-    settings: SamplerSettings | None = None
-    images: Tensor | None = None
-
-
-def teacher_jobs(loaded: Loaded, steps: Sequence[int], overrides: Mapping[str, float]) -> list[Job]:
-    """The teacher at each number of steps, with its defaults unless `overrides` say otherwise.
-
-    Raises:
-        DimoError: A number of steps that the grid does not take.
-    """
-    defaults = dataclasses.asdict(loaded.teacher.defaults) | dict(overrides)
-    if overrides:
-        defaults["selected_by"] = "given on the command line"
-    jobs = []
-    for num_steps in steps:
-        tokens_per_step(defaults["mask_schedule"], num_steps, loaded.model.num_tokens)
-        settings = SamplerSettings(sampler="confidence", num_steps=num_steps, **defaults)
-        jobs.append(Job("MaskGIT", "Teacher", loaded, settings))
-    return jobs
-
-
-def student_job(loaded: Loaded, temperature: float | None) -> Job:
-    """A one-step student at the temperature its run chose, or at the given one."""
-    assert loaded.student is not None
-    chosen = (loaded.student.temperature, loaded.student.temperature_selected_by)
-    if temperature is not None:
-        chosen = (temperature, "given on the command line")
-    settings = SamplerSettings(sampler="one_step", temperature=chosen[0], selected_by=chosen[1])
-    return Job(loaded.name, "Distill.", loaded, settings)
-
-
-def reference_jobs(loaded: Loaded, protocol: Protocol) -> list[Job]:
-    """Real data, and real data through the tokenizer: the best any model on its tokens can do."""
-    images, _ = load_reference(protocol)
-    with torch.inference_mode():
-        decoded = loaded.tokenizer.decode(loaded.tokenizer.encode(images))
-    again = to_uint8(decoded, protocol.images.uint8).cpu()
-    return [
-        Job("Real data", "Reference", loaded, images=images),
-        Job("Tokenizer reconstruction", "Reference", loaded, images=again),
-    ]
 
 
 class Workbench:
@@ -119,9 +58,7 @@ class Workbench:
             protocol.extractor.name, sha256=protocol.extractor.sha256, device=device
         )
         self.reference = self._features(load_reference(protocol))
-        self.reference_stats = compute_stats(
-            self.reference.features, extractor=self.extractor.name
-        )
+        self.reference_stats = compute_stats(self.reference.features, extractor=self.extractor.name)
 
     def measure(self, job: Job) -> ResultRecord:
         """Scores one job with the protocol's reporting seed and number of images."""
@@ -241,10 +178,8 @@ class Workbench:
 
     def _features(self, labelled: tuple[Tensor, Tensor]) -> Features:
         images, labels = (t.to(self.device) for t in labelled)
-        size = self.batch_size
-        return extract(
-            self.extractor, zip(images.split(size), labels.split(size), strict=True)
-        )
+        batches = DataLoader(TensorDataset(images, labels), batch_size=self.batch_size)
+        return extract(self.extractor, ((x, y) for x, y in batches))
 
 
 @dataclass(frozen=True)
@@ -285,65 +220,3 @@ def _method(job: Job, cost: _Cost | None) -> MethodInfo:
         weights_sha256=job.loaded.weights_sha256 if settings else None,
         training=training,
     )
-
-
-TUNABLE = ("temperature", "guidance_scale", "choice_temperature")
-
-
-def tune(workbench: Workbench, job: Job, grid: Mapping[str, Sequence[float]]) -> Job:
-    """The job with the settings of lowest FID on the protocol's selection seed.
-
-    Settings that the job's sampler does not have are left out of its grid. The reporting seed is
-    never looked at.
-
-    Args:
-        workbench: Where to score.
-        job: A network's job.
-        grid: Setting -> values to try, all combinations.
-
-    Raises:
-        DimoError: A setting that cannot be tuned, or a value out of range.
-    """
-    seeds = workbench.protocol.seeds
-    settings = job.settings
-    if settings is None:
-        return job
-    axes = {key: values for key, values in grid.items() if getattr(settings, key) is not None}
-    best: tuple[float, SamplerSettings] | None = None
-    for values in itertools.product(*axes.values()):
-        tried = dataclasses.replace(settings, **dict(zip(axes, values, strict=True)))
-        found = workbench.fid(
-            dataclasses.replace(job, settings=tried), seed=seeds.select, num_images=seeds.n_select
-        )
-        if best is None or found < best[0]:
-            best = (found, tried)
-    assert best is not None
-    tried_text = " x ".join(f"{key} in {_numbers(values)}" for key, values in axes.items())
-    selected_by = f"lowest FID on seed {seeds.select}, {seeds.n_select} images, over {tried_text}"
-    return dataclasses.replace(job, settings=dataclasses.replace(best[1], selected_by=selected_by))
-
-
-def parse_grid(options: Iterable[str]) -> dict[str, list[float]]:
-    """`["temperature=0.8,1"]` -> `{"temperature": [0.8, 1.0]}`.
-
-    Raises:
-        DimoError: Not of that form, an unknown setting, or a value that is not positive.
-    """
-    grid: dict[str, list[float]] = {}
-    for option in options:
-        key, _, text = option.partition("=")
-        try:
-            values = [float(part) for part in text.split(",")]
-        except ValueError:
-            values = []
-        if key not in TUNABLE or not values or min(values) <= 0:
-            raise DimoError(
-                f"--tune {option!r} is not SETTING=VALUE,VALUE,... with positive values; "
-                f"settings: {', '.join(TUNABLE)}; e.g. --tune temperature=0.8,1"
-            )
-        grid[key] = values
-    return grid
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return "{" + ", ".join(f"{value:g}" for value in values) + "}"

@@ -4,7 +4,6 @@ __all__ = ["latest_checkpoint", "save_checkpoint"]
 
 import io
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     write_atomic(beside / _META, json.dumps({"step": step, "sha256": sha256_bytes(payload)}))
     try:
         shutil.rmtree(final, ignore_errors=True)
-        os.replace(beside, final)
+        beside.replace(final)
     except OSError as error:
         raise DimoError(f"cannot write checkpoint {final}: {error.strerror}; free space") from error
     for old in _checkpoints(folder)[:-keep]:

@@ -4,19 +4,21 @@ __all__ = ["app", "main"]
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dimo import __version__
+from dimo import __version__, terminal
 from dimo.errors import DimoError
 
 if TYPE_CHECKING:
+    import torch
+
+    from bench.jobs import Job
+    from bench.protocol import Protocol
     from bench.record import ResultRecord
-    from bench.run import Job
 
 app = typer.Typer(
     name="dimo",
@@ -72,9 +74,11 @@ def train(
     name = recipe or f"{teacher}-teacher"
     loaded = load_recipe(TrainRecipe, name, [f'teacher="{teacher}"', *settings])
     folder = out or Path("runs") / f"{teacher}-teacher"
-    with _training_bar(f"train {teacher}", loaded.steps, loaded.batch_size) as on_log:
+    with terminal.training_bar(f"train {teacher}", loaded.steps, loaded.batch_size) as on_log:
         train_teacher(loaded, folder, device=choose_device(device), resume=resume, on_log=on_log)
-    _say(f"weights: {folder}; score them with: dimo bench --teacher {teacher} --weights {folder}")
+    terminal.say(
+        f"weights: {folder}; score them with: dimo bench --teacher {teacher} --weights {folder}"
+    )
 
 
 def _train_extractor(name: str, recipe: str, settings: list[str], out: Path | None) -> None:
@@ -91,7 +95,7 @@ def _train_extractor(name: str, recipe: str, settings: list[str], out: Path | No
     if path.exists():
         raise DimoError(f"output {path} exists; choose another --out")
     images, labels = digits.load()
-    with _training_bar(f"train {name}", loaded.steps, loaded.batch_size) as on_log:
+    with terminal.training_bar(f"train {name}", loaded.steps, loaded.batch_size) as on_log:
         model = train_digits_cnn(
             images,
             labels,
@@ -107,7 +111,7 @@ def _train_extractor(name: str, recipe: str, settings: list[str], out: Path | No
         )
     provenance = {"recipe": to_toml(loaded), "data": "scikit-learn digits, 1,797 images"}
     save_tensors(path, model.state_dict(), provenance)
-    _say(f"weights: {path}")
+    terminal.say(f"weights: {path}")
 
 
 @app.command(
@@ -125,7 +129,9 @@ def distill(
 ) -> None:
     """Distil a teacher into a one-step student with Di[M]O."""
     folder = _distill(teacher, recipe, settings, out, resume, device, weights)
-    _say(f"student: {folder}; score it with: dimo bench --teacher {teacher} --student {folder}")
+    terminal.say(
+        f"student: {folder}; score it with: dimo bench --teacher {teacher} --student {folder}"
+    )
 
 
 def _distill(
@@ -145,7 +151,7 @@ def _distill(
     name = recipe or get_teacher(teacher).recipe
     loaded = load_recipe(DistillRecipe, name, [f'teacher="{teacher}"', *settings])
     folder = out or Path("runs") / Path(name).stem
-    with _training_bar(f"distil {teacher}", loaded.steps, loaded.batch_size) as on_log:
+    with terminal.training_bar(f"distil {teacher}", loaded.steps, loaded.batch_size) as on_log:
         run(
             loaded,
             folder,
@@ -165,12 +171,16 @@ def _distill(
 def bench(
     teacher: Teacher = "digits",
     students: Students = [],  # noqa: B006
-    steps: Annotated[str, typer.Option(help="Teacher's step counts; empty: no teacher row.")] = _STEPS,
+    steps: Annotated[
+        str, typer.Option(help="Teacher's step counts; empty: no teacher row.")
+    ] = _STEPS,
     protocol: Annotated[str, typer.Option(help="Protocol name or file.")] = "digits",
     results: Results = Path("results"),
     tune: Annotated[
         list[str],
-        typer.Option(metavar="SETTING=V,V", help="Choose settings of every row on the selection seed."),
+        typer.Option(
+            metavar="SETTING=V,V", help="Choose settings of every row on the selection seed."
+        ),
     ] = [],  # noqa: B006
     guidance_scale: Annotated[float | None, typer.Option(help="Teacher's s; 1 is off.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Divides logits, every row.")] = None,
@@ -181,79 +191,56 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Records on stdout, as JSON.")] = False,
 ) -> None:
     """Score a teacher at each step count, and students at one step, under one protocol."""
-    from bench.run import parse_grid
+    from bench.jobs import load_jobs, reference_jobs
+    from bench.protocol import load_protocol
+    from bench.tuning import parse_grid
+    from dimo.launch import choose_device
 
-    records = _bench(
-        teacher,
-        students,
-        _parse_steps(steps),
-        protocol,
-        results,
-        tune=parse_grid(tune),
-        overrides={"guidance_scale": guidance_scale, "temperature": temperature},
-        reference_rows=reference_rows,
-        batch_size=batch_size,
-        device=device,
-        weights=weights,
-    )
+    place, grid, fixed = choose_device(device), parse_grid(tune), load_protocol(protocol)
+    given = {"guidance_scale": guidance_scale, "temperature": temperature}
+    overrides = {key: value for key, value in given.items() if value is not None}
+    counts = _parse_steps(steps)
+    jobs = load_jobs(teacher, students, counts, device=place, weights=weights, overrides=overrides)
+    if not jobs:
+        raise DimoError("there is nothing to score; name step counts with --steps or a --student")
+    if reference_rows:
+        jobs = reference_jobs(jobs[0].loaded, fixed) + jobs
+    records = _bench(jobs, fixed, results, grid=grid, batch_size=batch_size, device=place)
     if as_json:
         from bench.record import record_to_json
 
         print(json.dumps([json.loads(record_to_json(r)) for r in records], indent=2))
     else:
-        print(_measured_table(records, protocol))
-    _say(f"{len(records)} records in {results}; tables of all of them: dimo report --results {results}")
+        print(_measured_table(records, fixed))
+    terminal.say(f"{len(records)} records in {results}; tables: dimo report --results {results}")
 
 
 def _bench(
-    teacher: str,
-    students: Sequence[str],
-    steps: Sequence[int],
-    protocol_name: str,
+    jobs: "list[Job]",
+    protocol: "Protocol",
     results: Path,
     *,
-    tune: dict[str, list[float]],
-    overrides: dict[str, float | None],
-    reference_rows: bool,
+    grid: dict[str, list[float]],
     batch_size: int,
-    device: str,
-    weights: Path | None,
+    device: "torch.device",
 ) -> "list[ResultRecord]":
-    from bench import run
-    from bench.protocol import load_protocol
+    from bench.run import Workbench
     from bench.store import append
-    from dimo.launch import choose_device
-    from dimo.teachers import load_student, load_teacher
+    from bench.tuning import tune
 
-    protocol = load_protocol(protocol_name)
-    given = {key: value for key, value in overrides.items() if value is not None}
-    for key, value in given.items():
-        if value <= 0:
-            raise DimoError(f"--{key.replace('_', '-')} {value:g} must be above 0; 1 is as trained")
-    place = choose_device(device)
-    source = load_teacher(teacher, device=place, weights=weights)
-    runs = [load_student(name, device=place, weights=weights) for name in students]
-    for name, loaded in zip(students, runs, strict=True):
-        if loaded.teacher.name != teacher:
-            raise DimoError(
-                f"student {name!r} was distilled from {loaded.teacher.name!r}, not from {teacher!r}; "
-                f"use --teacher {loaded.teacher.name}"
-            )
-    jobs: list[Job] = run.reference_jobs(source, protocol) if reference_rows else []
-    jobs += run.teacher_jobs(source, steps, given)
-    jobs += [run.student_job(loaded, given.get("temperature")) for loaded in runs]
     records = []
-    with _image_bar() as progress:
-        workbench = run.Workbench(protocol, device=place, batch_size=batch_size, progress=progress)
+    with terminal.image_bar() as progress:
+        workbench = Workbench(protocol, device=device, batch_size=batch_size, progress=progress)
         for job in jobs:
-            chosen = run.tune(workbench, job, tune) if tune else job
-            record = workbench.measure(chosen)
+            record = workbench.measure(tune(workbench, job, grid) if grid else job)
             append(record, results)
             records.append(record)
     return records
 
 
-@app.command(epilog="Examples: `dimo report` · `dimo report --results runs/demo/results --out table.md`")
+@app.command(
+    epilog="Examples: `dimo report` · `dimo report --results runs/demo/results --out table.md`"
+)
 def report(
     protocol: Annotated[str, typer.Option(help="Protocol name or file.")] = "digits",
     results: Results = Path("results"),
@@ -267,7 +254,7 @@ def report(
         from dimo.files import write_atomic
 
         write_atomic(out, text)
-        _say(f"report: {out}")
+        terminal.say(f"report: {out}")
 
 
 def _report(protocol_name: str, results: Path) -> str:
@@ -278,16 +265,15 @@ def _report(protocol_name: str, results: Path) -> str:
 
     records, problems = load_all(results)
     for problem in problems:
-        _say(problem, style="yellow")
+        terminal.say(problem, style="yellow")
     published = load_published(data_dir("published") / "published.csv")
     return report_markdown(records, problems, published, protocol=load_protocol(protocol_name))
 
 
-def _measured_table(records: "list[ResultRecord]", protocol_name: str) -> str:
-    from bench.protocol import load_protocol
+def _measured_table(records: "list[ResultRecord]", protocol: "Protocol") -> str:
     from bench.report import report_markdown
 
-    return report_markdown(records, [], [], protocol=load_protocol(protocol_name))
+    return report_markdown(records, [], [], protocol=protocol)
 
 
 @app.command(
@@ -297,7 +283,9 @@ def _measured_table(records: "list[ResultRecord]", protocol_name: str) -> str:
 def sample(
     teacher: Teacher = "digits",
     students: Students = [],  # noqa: B006
-    steps: Annotated[str, typer.Option(help="Teacher's step counts; empty: no teacher row.")] = _STEPS,
+    steps: Annotated[
+        str, typer.Option(help="Teacher's step counts; empty: no teacher row.")
+    ] = _STEPS,
     labels: Annotated[str, typer.Option(help="One column each; default: every class, twice.")] = "",
     seed: Annotated[int, typer.Option(help="Column i is image i of this seed.")] = 0,
     out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
@@ -308,46 +296,16 @@ def sample(
     """Draw a grid: a row for each step count and student, the same labels and noise by column."""
     if out.exists() and not force:
         raise DimoError(f"output {out} exists; replace it with --force or choose another --out")
-    _sample(teacher, students, _parse_steps(steps), labels, seed, out, device, weights)
-    _say(f"picture: {out}")
-
-
-def _sample(
-    teacher: str,
-    students: Sequence[str],
-    steps: Sequence[int],
-    labels: str,
-    seed: int,
-    out: Path,
-    device: str,
-    weights: Path | None,
-) -> None:
-    import torch
-
-    from bench import run
-    from bench.generate import sample_tokens
-    from bench.images import save_grid, to_uint8
+    from bench.grid import draw_samples
+    from bench.jobs import load_jobs
     from dimo.launch import choose_device
-    from dimo.teachers import load_student, load_teacher
+    from dimo.teachers import get_teacher
 
-    place = choose_device(device)
-    source = load_teacher(teacher, device=place, weights=weights)
-    classes = source.teacher.num_classes
-    wanted = _parse_labels(labels, classes) if labels else [i % classes for i in range(2 * classes)]
-    jobs = run.teacher_jobs(source, steps, {})
-    jobs += [run.student_job(load_student(s, device=place, weights=weights), None) for s in students]
-    condition = torch.tensor(wanted, device=place)
-    index = torch.arange(len(wanted), device=place)
-    rows = []
-    with torch.inference_mode():
-        for job in jobs:
-            assert job.settings is not None
-            found = sample_tokens(job.loaded, job.settings, labels=condition, seed=seed, index=index)
-            images = to_uint8(job.loaded.tokenizer.decode(found.tokens), "round")
-            count = job.settings.num_steps
-            rows.append((f"{job.name}, {count} step{'s' if count > 1 else ''}", images))
-    names = source.teacher.class_names
-    save_grid(out, rows, columns=[names[label] for label in wanted], scale=5)
+    counts, place = _parse_steps(steps), choose_device(device)
+    wanted = _parse_labels(labels, get_teacher(teacher).num_classes) if labels else []
+    jobs = load_jobs(teacher, students, counts, device=place, weights=weights)
+    draw_samples(jobs, wanted, seed=seed, out=out, device=place)
+    terminal.say(f"picture: {out}")
 
 
 @app.command(epilog="Example: `dimo demo --out runs/demo`")
@@ -361,31 +319,26 @@ def demo(
     """The main job in minutes, offline: distil, benchmark, report, draw - on real handwriting."""
     if out.exists() and any(out.iterdir()):
         raise DimoError(f"output {out} exists and is not empty; choose another --out, or remove it")
-    _say("1/3 distil the shipped teacher into a one-step student")
-    run_folder = _distill("digits", recipe, [], out / "student", False, device, None)
-    _say("2/3 benchmark: real data, teacher at 1, 2, 4, 8, 16 steps, student at 1 step")
-    records = _bench(
-        "digits",
-        [str(run_folder)],
-        _parse_steps(_STEPS),
-        "digits",
-        out / "results",
-        tune={},
-        overrides={},
-        reference_rows=True,
-        batch_size=500,
-        device=device,
-        weights=None,
-    )
-    _say("3/3 report and picture")
-    grid, table = out / "samples.png", out / "report.md"
-    _sample("digits", [str(run_folder)], _parse_steps(_STEPS), "", 0, grid, device, None)
+    from bench.grid import draw_samples
+    from bench.jobs import load_jobs, reference_jobs
+    from bench.protocol import load_protocol
     from dimo.files import write_atomic
+    from dimo.launch import choose_device
 
-    write_atomic(table, _report("digits", out / "results"))
-    print(_measured_table(records, "digits"))
+    place, protocol, results = choose_device(device), load_protocol("digits"), out / "results"
+    terminal.say("1/3 distil the shipped teacher into a one-step student")
+    student = _distill("digits", recipe, [], out / "student", False, device, None)
+    terminal.say("2/3 benchmark: real data, teacher at 1, 2, 4, 8, 16 steps, student at 1 step")
+    jobs = load_jobs("digits", [str(student)], _parse_steps(_STEPS), device=place)
+    rows = reference_jobs(jobs[0].loaded, protocol) + jobs
+    records = _bench(rows, protocol, results, grid={}, batch_size=500, device=place)
+    terminal.say("3/3 report and picture")
+    picture, table = out / "samples.png", out / "report.md"
+    draw_samples(jobs, [], seed=0, out=picture, device=place)
+    write_atomic(table, _report("digits", results))
+    print(_measured_table(records, protocol))
     print(_demo_summary(records))
-    print(f"pictures: {grid}\nreport: {table}\nrecords: {out / 'results'}")
+    print(f"pictures: {picture}\nreport: {table}\nrecords: {results}")
 
 
 def _demo_summary(records: "list[ResultRecord]") -> str:
@@ -394,12 +347,12 @@ def _demo_summary(records: "list[ResultRecord]") -> str:
     first, last = student.speed.images_per_second, slow.speed.images_per_second
     assert first is not None
     assert last is not None
-    fid = {key: record.metrics["fid"].value for key, record in rows.items()}
+    good, bad = student.metrics["fid"].value, rows["Teacher", 1].metrics["fid"].value
     return (
         f"one-step student : 16-step teacher = {first / last:.1f} : 1 in images/s "
         f"({first:,.0f} against {last:,.0f})\n"
-        f"one-step student : one-step teacher = {fid['Distill.', 1] / fid['Teacher', 1]:.3f} : 1 in FID "
-        f"({fid['Distill.', 1]:.3f} against {fid['Teacher', 1]:.3f})"
+        f"one-step student : one-step teacher = {good / bad:.3f} : 1 in FID "
+        f"({good:.3f} against {bad:.3f})"
     )
 
 
@@ -409,7 +362,8 @@ def protocols_list() -> None:
     from bench.protocol import list_protocols, protocol_sha256
 
     for protocol in list_protocols():
-        print(f"{protocol.name}  v{protocol.version}  {protocol_sha256(protocol)[:12]}  {protocol.title}")
+        digest = protocol_sha256(protocol)[:12]
+        print(f"{protocol.name}  v{protocol.version}  {digest}  {protocol.title}")
 
 
 @protocols_app.command("show", epilog="Example: `dimo protocols show digits`")
@@ -457,68 +411,11 @@ def _parse_integers(option: str, text: str, *, low: int, high: int | None) -> li
     for part in text.split(","):
         value = int(part) if part.strip().isdecimal() else None
         if value is None or value < low or (high is not None and value > high):
-            raise DimoError(f"{option} {part.strip()!r} is not allowed; give {allowed}, e.g. {option} 1,2,4")
+            raise DimoError(
+                f"{option} {part.strip()!r} is not allowed; give {allowed}, e.g. {option} 1,2,4"
+            )
         values.append(value)
     return values
-
-
-def _say(text: str, style: str = "cyan") -> None:
-    """One line for people, on stderr; stdout is for data."""
-    from rich.console import Console
-    from rich.text import Text
-
-    Console(stderr=True, soft_wrap=True).print(Text(text, style=style))
-
-
-@contextmanager
-def _bar(*columns: Any) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    layout = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed}/{task.total}"),
-        *columns,
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*layout, console=Console(stderr=True)) as progress:
-        yield progress
-
-
-@contextmanager
-def _training_bar(
-    title: str, steps: int, batch_size: int
-) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    from rich.progress import TextColumn
-
-    with _bar(TextColumn("{task.fields[state]}")) as progress:
-        task = progress.add_task(title, total=steps, state="")
-
-        def on_log(step: int, scalars: dict[str, float]) -> None:
-            speed = progress.tasks[task].speed or 0.0
-            values = " ".join(f"{key} {value:.3f}" for key, value in scalars.items())
-            progress.update(task, completed=step, state=f"{values} {speed * batch_size:,.0f} images/s")
-
-        yield on_log
-
-
-@contextmanager
-def _image_bar() -> Iterator[Callable[[str, int, int], None]]:
-    from rich.progress import TextColumn
-
-    with _bar(TextColumn("{task.fields[rate]}")) as progress:
-        tasks: dict[str, Any] = {}
-
-        def on_batch(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total, rate="")
-            speed = progress.tasks[tasks[what]].speed or 0.0
-            progress.update(tasks[what], completed=done, total=total, rate=f"{speed:,.0f} images/s")
-
-        yield on_batch
 
 
 def main() -> None:
@@ -526,12 +423,8 @@ def main() -> None:
     try:
         app()
     except DimoError as error:
-        from rich.console import Console
-        from rich.text import Text
-
-        line = Text("error: ", style="bold red").append(str(error), style="default")
-        Console(stderr=True, soft_wrap=True).print(line)
+        terminal.error(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        _say("interrupted; continue a training with --resume", style="yellow")
+        terminal.say("interrupted; continue a training with --resume", style="yellow")
         sys.exit(130)

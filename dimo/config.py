@@ -1,16 +1,26 @@
 """Recipes: frozen dataclasses <-> TOML. An unknown key is an error that names the nearest one."""
 
-__all__ = ["DistillRecipe", "ExtractorRecipe", "TrainRecipe", "list_recipes", "load_recipe", "to_toml"]
+__all__ = [
+    "DistillRecipe",
+    "ExtractorRecipe",
+    "TrainRecipe",
+    "list_recipes",
+    "load_recipe",
+    "to_toml",
+]
 
 import dataclasses
 import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
+from dimo.divergence import DIVERGENCES
 from dimo.errors import DimoError, unknown_name
+from dimo.masking import MASK_SCHEDULES
+from dimo.strict import Origin, decode
 
 _RECIPES = Path(__file__).parent / "recipes"
 _LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
@@ -20,6 +30,11 @@ _PRECISIONS = ("float32", "bfloat16")
 def _check(ok: bool, key: str, value: object, allowed: str) -> None:
     if not ok:
         raise DimoError(f"recipe key {key} = {value!r} is out of range; allowed: {allowed}")
+
+
+def _known(kind: str, value: str, allowed: Iterable[str]) -> None:
+    if value not in allowed:
+        raise unknown_name(kind, value, allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +62,11 @@ class _Optimization:
         _check(self.grad_clip > 0, "grad_clip", self.grad_clip, "> 0")
         _check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 <= x < 1")
         _check(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
-        _check(all(0 <= b < 1 for b in self.adam_betas), "adam_betas", self.adam_betas, "0 <= x < 1")
-        for key, allowed in (
-            ("lr_schedule", _LEARNING_RATE_SCHEDULES),
-            ("precision", _PRECISIONS),
-        ):
-            if getattr(self, key) not in allowed:
-                raise unknown_name(key, getattr(self, key), allowed)
+        _check(
+            all(0 <= b < 1 for b in self.adam_betas), "adam_betas", self.adam_betas, "0 <= x < 1"
+        )
+        _known("lr_schedule", self.lr_schedule, _LEARNING_RATE_SCHEDULES)
+        _known("precision", self.precision, _PRECISIONS)
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of one step: a pure function, so nothing of it needs saving."""
@@ -97,6 +110,10 @@ class DistillRecipe(_Optimization):
             _check(0 <= getattr(self, key) <= 1, key, getattr(self, key), "0 <= x <= 1")
         _check(0 <= self.dropout < 1, "dropout", self.dropout, "0 <= x < 1")
         _check(self.temperature > 0, "temperature", self.temperature, "> 0")
+        for key in ("beta", "teacher_guidance_scale"):
+            _check(math.isfinite(getattr(self, key)), key, getattr(self, key), "a finite number")
+        _known("divergence", self.divergence, DIVERGENCES)
+        _known("mask schedule", self.mask_schedule, MASK_SCHEDULES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +131,7 @@ class TrainRecipe(_Optimization):
         super().__post_init__()
         for key in ("label_smoothing", "label_dropout", "dropout"):
             _check(0 <= getattr(self, key) < 1, key, getattr(self, key), "0 <= x < 1")
+        _known("mask schedule", self.mask_schedule, MASK_SCHEDULES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +173,9 @@ def load_recipe(expected: type[_R], name_or_path: str, overrides: Sequence[str] 
     try:
         content = tomllib.loads(path.read_text())
     except FileNotFoundError:
-        raise DimoError(f"no recipe file at {path}; packaged recipes: {', '.join(list_recipes())}") from None
+        raise DimoError(
+            f"no recipe file at {path}; packaged recipes: {', '.join(list_recipes())}"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DimoError(f"recipe {path} is not valid TOML: {error}; correct the file") from error
     kind = content.pop("kind", None)
@@ -170,7 +190,8 @@ def load_recipe(expected: type[_R], name_or_path: str, overrides: Sequence[str] 
         if not separator:
             raise DimoError(f"--set {override!r} is not key=value; e.g. --set steps=500")
         content[key.strip()] = _parse_value(value.strip())
-    return _build(expected, content, str(name_or_path))
+    origin = Origin(f"recipe {name_or_path!r}", "keys are explained in dimo/config.py")
+    return decode(expected, content, origin)
 
 
 def _parse_value(text: str) -> Any:
@@ -178,36 +199,6 @@ def _parse_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text  # a bare word is a string
-
-
-def _build(cls: type[_R], content: dict[str, Any], source: str) -> _R:
-    hints = get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    values = {}
-    for key, value in content.items():
-        if key not in fields:
-            raise unknown_name(f"key in recipe {source!r}:", key, fields)
-        values[key] = _convert(key, value, hints[key])
-    missing = [
-        name
-        for name, f in fields.items()
-        if name not in values and f.default is dataclasses.MISSING
-    ]
-    if missing:
-        raise DimoError(f"recipe {source!r} lacks {', '.join(missing)}; add what is missing")
-    return cls(**values)
-
-
-def _convert(key: str, value: Any, hint: Any) -> Any:
-    if hint is float and type(value) is int:
-        return float(value)
-    if hint == tuple[float, float]:
-        if isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value):
-            return float(value[0]), float(value[1])
-        raise DimoError(f"recipe key {key} = {value!r} must be two numbers, e.g. [0.9, 0.999]")
-    if type(value) is not hint:
-        raise DimoError(f"recipe key {key} = {value!r} must be of type {hint.__name__}")
-    return value
 
 
 def to_toml(recipe: Recipe) -> str:

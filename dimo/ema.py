@@ -14,5 +14,7 @@ def update_ema(ema: nn.Module, model: nn.Module, *, decay: float, step: int) -> 
     left out.
     """
     rate = min(decay, (1 + step) / (10 + step))
-    pairs = [(a, b) for a, b in zip(ema.parameters(), model.parameters()) if b.requires_grad]
+    pairs = [
+        (a, b) for a, b in zip(ema.parameters(), model.parameters(), strict=True) if b.requires_grad
+    ]
     torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - rate)

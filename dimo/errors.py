@@ -10,7 +10,9 @@ class DimoError(ValueError):
     """Bad input. The message is one line: the value, what is allowed, the next step."""
 
 
-def unknown_name(kind: str, value: object, allowed: Iterable[str], next_step: str = "") -> DimoError:
+def unknown_name(
+    kind: str, value: object, allowed: Iterable[str], next_step: str = ""
+) -> DimoError:
     """Builds the error for a name that is not in a table, pointing to the nearest known one.
 
     Args:

@@ -89,7 +89,8 @@ def tokens_per_step(schedule: str, num_steps: int, num_tokens: int) -> list[int]
     """
     if not 1 <= num_steps <= num_tokens:
         raise DimoError(
-            f"steps {num_steps} is out of range; a grid of {num_tokens} tokens takes 1 to {num_tokens} steps"
+            f"steps {num_steps} is out of range; "
+            f"a grid of {num_tokens} tokens takes 1 to {num_tokens} steps"
         )
     u = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
     ratio = mask_ratio(schedule, u)

@@ -85,7 +85,9 @@ class DiMOObjective:
                 init_mask_ratio=self.init_mask_ratio,
                 embedding_noise=self.embedding_noise,
             ),
-            gumbel=rng.gumbel(seed, index, f"{purpose}/sample", (length, vocabulary)).float(),
+            gumbel=rng.gumbel(
+                seed, index, f"{purpose}/sample", (length, vocabulary), dtype=torch.float32
+            ),
             mask=random_mask(ranks, mask_count(mask_ratio(self.mask_schedule, u), length)),
         )
 

@@ -113,6 +113,7 @@ def _open(out: Path, recipe: str, resume: bool) -> None:
         raise DimoError(f"no run to resume at {out}; start it without --resume")
     if not resume and out.exists() and any(out.iterdir()):
         raise DimoError(
-            f"output {out} exists and is not empty; continue it with --resume or choose another --out"
+            f"output {out} exists and is not empty; "
+            "continue it with --resume or choose another --out"
         )
     write_atomic(path, recipe)

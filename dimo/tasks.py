@@ -69,7 +69,7 @@ class _Task:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = clip_grad_norm_(parameters, self.recipe.grad_clip, foreach=True)
         optimizer.step()
@@ -126,11 +126,18 @@ class TeacherTask(_Task):
         mask = random_mask(ranks, mask_count(ratio, tokens.shape[1]))
         drop = rng.uniform(seed, index, "drop", ()) < recipe.label_dropout
         with self._autocast():
-            logits = self.model(tokens.masked_fill(mask, self.model.mask_token_id), labels, drop=drop)
+            logits = self.model(
+                tokens.masked_fill(mask, self.model.mask_token_id), labels, drop=drop
+            )
         visible = logits[..., : self.model.codebook_size].float()
-        loss = F.cross_entropy(
-            visible[mask], tokens[mask], label_smoothing=recipe.label_smoothing
-        )
+        token_loss = F.cross_entropy(
+            visible.transpose(1, 2),
+            tokens,
+            label_smoothing=recipe.label_smoothing,
+            reduction="none",
+        )  # [B, L]
+        # Mean over each image's masked tokens: states with few of them count as much as others.
+        loss = ((token_loss * mask).sum(1) / mask.sum(1)).mean()
         norm = self._update("model", loss, recipe.learning_rate_at(step))
         update_ema(self.ema, self.model, decay=recipe.ema_decay, step=step)
         return {"loss": loss.detach(), "grad_norm": norm}

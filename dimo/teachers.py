@@ -202,7 +202,9 @@ def _read_student_config(path: Path) -> StudentConfig:
         content = json.loads(path.read_text())
         config = StudentConfig(**content)
     except (ValueError, TypeError) as error:
-        raise DimoError(f"{path} is not a student's config: {error}; distil the run again") from error
+        raise DimoError(
+            f"{path} is not a student's config: {error}; distil the run again"
+        ) from error
     if config.format != 1:
         raise DimoError(f"{path} has format {config.format}, this version reads 1; update dimo")
     return config

@@ -63,14 +63,17 @@ def fit(
     checkpoints, log_path = folder / "checkpoints", folder / "metrics.jsonl"
     found = latest_checkpoint(checkpoints)
     if found is not None and not resume:
-        raise DimoError(f"{folder} already holds a run; continue it with --resume or choose another --out")
+        raise DimoError(
+            f"{folder} already holds a run; continue it with --resume or choose another --out"
+        )
     done, lines, seconds = 0, [], 0.0
     pending: list[dict[str, Tensor] | dict[str, float]] = []
     if found is not None:
         done, state = found
         if state["identity"] != task.identity:
             raise DimoError(
-                f"{folder} holds a run with another recipe or teacher; resume with the same, or choose another --out"
+                f"{folder} holds a run with another recipe or teacher; "
+                "resume with the same, or choose another --out"
             )
         task.load_state_dict(state["task"])
         lines, seconds = list(state["log"]), float(state["seconds"])
@@ -83,7 +86,8 @@ def fit(
             means = {k: sum(float(p[k]) for p in pending) / len(pending) for k in pending[0]}
             if any(value != value for value in means.values()):
                 raise DimoError(
-                    f"training diverged before step {done}: {means}; lower learning_rate and start again"
+                    f"training diverged before step {done}: {means}; "
+                    "lower learning_rate and start again"
                 )
             pending.clear()
             lines.append(json.dumps({"step": done, **means}))

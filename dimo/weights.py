@@ -4,7 +4,14 @@ The one door to safetensors and to `torch.load`. Pickles load with `weights_only
 and shape must fit, else the error says which do not.
 """
 
-__all__ = ["ASSETS", "load_metadata", "load_state_dict", "read_state_dict", "save_tensors", "state_sha256"]
+__all__ = [
+    "ASSETS",
+    "load_metadata",
+    "load_state_dict",
+    "read_state_dict",
+    "save_tensors",
+    "state_sha256",
+]
 
 import hashlib
 import json
@@ -40,10 +47,17 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (
+        safetensors.SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DimoError(
-            f"cannot read weights {path}: {reason}; fetch the file again, or convert it to safetensors"
+            f"cannot read weights {path}: {reason}; "
+            "fetch the file again, or convert it to safetensors"
         ) from error
     for key in _CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -69,23 +83,21 @@ def load_state_dict(
     missing = sorted(own.keys() - source.keys())
     unexpected = sorted(source.keys() - own.keys())
     shapes = [k for k in own if k in source and own[k].shape != source[k].shape]
-    if missing or unexpected or shapes:
-        parts = [
-            f"{len(keys)} {what} ({_example(keys[0], own, source)}{', ...' if len(keys) > 1 else ''})"
-            for what, keys in (("missing", missing), ("unexpected", unexpected), ("of other shape", shapes))
-            if keys
-        ]
+    wrong = (("missing", missing), ("unexpected", unexpected), ("of other shape", shapes))
+    parts = [f"{len(k)} {what} ({_example(k, own, source)})" for what, k in wrong if k]
+    if parts:
         raise DimoError(
-            f"weights {name or 'given'} do not fit {type(model).__name__}: keys {', '.join(parts)}; "
-            "check that file and configuration belong together"
+            f"weights {name or 'given'} do not fit {type(model).__name__}: "
+            f"keys {', '.join(parts)}; check that file and configuration belong together"
         )
     model.load_state_dict(source, strict=True)
 
 
-def _example(key: str, own: dict[str, Tensor], given: dict[str, Tensor]) -> str:
+def _example(keys: list[str], own: dict[str, Tensor], given: dict[str, Tensor]) -> str:
+    text = key = keys[0]
     if key in own and key in given:
-        return f"{key}: {tuple(given[key].shape)} instead of {tuple(own[key].shape)}"
-    return key
+        text = f"{key}: {tuple(given[key].shape)} instead of {tuple(own[key].shape)}"
+    return text + (", ..." if len(keys) > 1 else "")
 
 
 def save_tensors(

@@ -81,7 +81,7 @@ def train_digits_cnn(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if on_step is not None:
             on_step(step + 1, float(loss.detach()))

@@ -6,6 +6,7 @@ __all__ = [
     "ManifoldMembership",
     "class_accuracy",
     "class_hits",
+    "coverage_ceiling",
     "frechet_distance",
     "inception_score",
     "manifold_membership",
@@ -15,4 +16,10 @@ __all__ = [
 from bench.metrics.class_accuracy import class_accuracy, class_hits
 from bench.metrics.frechet import frechet_distance
 from bench.metrics.inception_score import InceptionScore, inception_score
-from bench.metrics.prdc import PRDC, ManifoldMembership, manifold_membership, prdc
+from bench.metrics.prdc import (
+    PRDC,
+    ManifoldMembership,
+    coverage_ceiling,
+    manifold_membership,
+    prdc,
+)

@@ -15,7 +15,7 @@ error bound leaves in no doubt. The result depends neither on the chunk size nor
 the rows nor on the BLAS, and a row is at distance exactly 0 from its copies.
 """
 
-__all__ = ["PRDC", "ManifoldMembership", "manifold_membership", "prdc"]
+__all__ = ["PRDC", "ManifoldMembership", "coverage_ceiling", "manifold_membership", "prdc"]
 
 import hashlib
 from collections import Counter
@@ -89,7 +89,7 @@ def prdc(*, generated: Features, reference: Features, k: int, chunk_size: int = 
         recall=float(membership.recall.mean()),
         density=float(membership.density.mean()),
         coverage=float(membership.coverage.mean()),
-        coverage_ceiling=_coverage_ceiling(len(membership.precision), len(membership.coverage), k),
+        coverage_ceiling=coverage_ceiling(len(membership.precision), len(membership.coverage), k),
     )
 
 
@@ -137,7 +137,7 @@ def manifold_membership(
     )
 
 
-def _coverage_ceiling(num_generated: int, num_reference: int, k: int) -> float:
+def coverage_ceiling(num_generated: int, num_reference: int, k: int) -> float:
     """Expected coverage when both sets come from one continuous distribution.
 
     A ball is missed when the k nearest of the M - 1 + N other samples are all reference ones:

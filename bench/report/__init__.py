@@ -1,4 +1,4 @@
-"""Records -> data frame (`table`, `published`) -> Markdown (`markdown`)."""
+"""Records -> data frame (`table`, `published`) -> Markdown (`markdown`, `quoted`)."""
 
 __all__ = ["PublishedRow", "load_published", "report_markdown", "results_frame"]
 

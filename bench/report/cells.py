@@ -1,7 +1,9 @@
 """Pieces of GitHub Markdown: escaped text, numbers, marks, and tables that align in a terminal."""
 
 __all__ = [
+    "LONGEST_NOTE",
     "MISSING",
+    "RANK_LEGEND",
     "bullets",
     "code",
     "integer",
@@ -9,19 +11,26 @@ __all__ = [
     "link",
     "marked",
     "metric_heading",
+    "number",
+    "rows",
     "speed",
     "table",
     "text",
 ]
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import pandas as pd
+
 from bench.protocol import METRICS
 
 MISSING = "\u2013"
+LONGEST_NOTE = 400
+RANK_LEGEND = "Best in **bold**, second <ins>underlined</ins>"
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "<span>$</span>"}
 
 
@@ -60,6 +69,11 @@ def marked(shown: str, place: int) -> str:
     return {1: f"**{shown}**", 2: f"<ins>{shown}</ins>"}.get(place, shown)
 
 
+def number(value: float, decimals: int) -> str:
+    """A number with so many decimals, and no minus before a zero."""
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"
+
+
 def integer(value: Any) -> str:
     """An integer, or the sign for a missing one."""
     return MISSING if is_missing(value) else f"{int(value)}"
@@ -72,9 +86,14 @@ def speed(value: Any) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a data frame, each as a dict with plain Python values."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
 def is_missing(value: Any) -> bool:
     """Whether a cell of a data frame holds None, NaN or NA."""
-    return value is None or str(value) in ("nan", "<NA>")
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
 def bullets(notes: Iterable[str]) -> str:
@@ -97,27 +116,27 @@ def table(
         left: Columns that are aligned to the left; the others are to the right.
         sections: Section of each row; each new one gets a line of its own above.
     """
-    rows: list[Sequence[str]] = []
+    lines: list[Sequence[str]] = []
     for index, cells in enumerate(body):
         if sections is not None and (index == 0 or sections[index] != sections[index - 1]):
-            rows.append([f"*{text(sections[index])}*", *[""] * (len(header) - 1)])
-        rows.append(cells)
+            lines.append([f"*{text(sections[index])}*", *[""] * (len(header) - 1)])
+        lines.append(cells)
     widths = [
-        max(_width(cells[column]) for cells in [header, *rows]) for column in range(len(header))
+        max(3, *(_width(cells[column]) for cells in [header, *lines]))
+        for column in range(len(header))
     ]
     rule = [
-        ":" + "-" * max(width - 1, 2) if column in left else "-" * max(width - 1, 2) + ":"
+        ":" + "-" * (width - 1) if column in left else "-" * (width - 1) + ":"
         for column, width in enumerate(widths)
     ]
-    widths = [max(width, 3) for width in widths]
-    lines = [
+    padded = [
         " | ".join(
             _padded(cell, width, column in left)
             for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
         )
-        for cells in [header, rule, *rows]
+        for cells in [header, rule, *lines]
     ]
-    return "\n".join(f"| {line} |" for line in lines)
+    return "\n".join(f"| {line} |" for line in padded)
 
 
 def _one_line(value: str, longest: int) -> str:

@@ -16,11 +16,10 @@ import pandas as pd
 from bench.protocol import METRICS, Protocol, protocol_sha256
 from bench.record import ResultRecord
 from bench.report import cells
-from bench.report.published import QUOTED_TITLES, PublishedRow, published_frame
+from bench.report.published import PublishedRow
+from bench.report.quoted import quoted_blocks
 from bench.report.table import best_and_second, latest, results_frame, under_protocol
 
-_LONGEST_NOTE = 400
-_RANK_LEGEND = "Best in **bold**, second <ins>underlined</ins>"
 _Row = dict[str, Any]
 
 
@@ -44,9 +43,9 @@ def report_markdown(
     """
     ours, others = under_protocol(records, protocol)
     blocks = [f"## {cells.text(protocol.title)}", *_measured(ours, others, protocol)]
-    blocks += _quoted(published_rows)
+    blocks += quoted_blocks(published_rows)
     if problems:
-        listed = cells.bullets(cells.code(problem, _LONGEST_NOTE) for problem in problems)
+        listed = cells.bullets(cells.code(problem, cells.LONGEST_NOTE) for problem in problems)
         blocks += ["## Files left out", listed]
     return "\n\n".join(blocks) + "\n"
 
@@ -62,15 +61,15 @@ def _measured(
         return [nothing, *map(cells.bullets, [_others_note(others)] if others else [])]
     names = [metric.name for metric in protocol.metrics]
     frame = results_frame(ours, names)
-    rows = _rows(frame)
+    rows = cells.rows(frame)
     notes = [
         _uncertainty_note(protocol),
-        f"{_RANK_LEGEND}, as shown; Reference rows do not compete.",
+        f"{cells.RANK_LEGEND}, as shown; Reference rows do not compete.",
         *_count_notes(rows, names, protocol),
         *_ceiling_notes(rows),
         *_selection_notes(rows),
         *_speed_notes(rows),
-        _revision_note(rows),
+        *_revision_notes(rows),
         *_replaced_notes(ours),
         *_others_note(others),
     ]
@@ -79,7 +78,7 @@ def _measured(
         _caption(protocol),
         cells.bullets(notes),
         "### Settings of each row",
-        _settings_table(rows),
+        _settings_table(rows, protocol),
     ]
 
 
@@ -108,7 +107,7 @@ def _results_table(frame: pd.DataFrame, rows: list[_Row], metrics: list[str]) ->
         for row, values in zip(rows, zip(*columns, strict=True), strict=True)
     ]
     return cells.table(
-        ["Method", "Steps (↓)", "NFE (↓)", *headings, "images/s (↑)"],
+        ["Method", "Steps (↓)", "NFE", *headings, "images/s"],
         body,
         sections=[row["section"] for row in rows],
     )
@@ -117,9 +116,12 @@ def _results_table(frame: pd.DataFrame, rows: list[_Row], metrics: list[str]) ->
 def _value(row: _Row, name: str, decimals: int, place: int) -> str:
     if cells.is_missing(row[name]):
         return cells.MISSING
-    shown = cells.marked(f"{row[name]:.{decimals}f}", place)
+    shown = cells.marked(cells.number(row[name], decimals), place)
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return shown if cells.is_missing(low) else f"{shown} ± {(high - low) / 2:.{decimals}f}"
+    if cells.is_missing(low):
+        return shown
+    half = cells.number((high - low) / 2, decimals)
+    return f"{shown} ±{half.removeprefix('0')}"  # in a narrow table the line breaks before the ±
 
 
 def _decimals(name: str, values: "pd.Series[float]") -> int:
@@ -144,7 +146,7 @@ def _caption(protocol: Protocol) -> str:
         rules.append(f"IS over {params['splits']} splits")
     if "k" in params:
         rules.append(f"k = {params['k']} nearest neighbours")
-    paper = cells.text(protocol.paper, _LONGEST_NOTE)
+    paper = cells.text(protocol.paper, cells.LONGEST_NOTE)
     return f"**Protocol** {_protocol_name(protocol)}: {'; '.join(rules)}. Source: {paper}."
 
 
@@ -162,14 +164,14 @@ def _uncertainty_note(protocol: Protocol) -> str:
 
 
 def _count_notes(rows: list[_Row], metrics: list[str], protocol: Protocol) -> list[str]:
-    exceptions = []
+    groups: dict[str, list[_Row]] = {}
     for row in rows:
         found = [row[f"{name}_n"] for name in metrics]
         counts = {int(count) for count in found if not cells.is_missing(count)}
         if counts - {protocol.images.num_images}:
             shown = " and ".join(f"{count:,}" for count in sorted(counts))
-            exceptions.append(f"{_who([row])} N = {shown}")
-    return [f"Other number of images: {'; '.join(exceptions)}."] if exceptions else []
+            groups.setdefault(shown, []).append(row)
+    return [f"N = {shown} for {_who(group)}." for shown, group in groups.items()]
 
 
 def _ceiling_notes(rows: list[_Row]) -> list[str]:
@@ -193,7 +195,7 @@ def _selection_notes(rows: list[_Row]) -> list[str]:
         if row["section"] != "Reference" and row["selected_by"].strip():
             groups.setdefault(row["selected_by"].strip().rstrip("."), []).append(row)
     return [
-        f"How the settings of {_who(group)} were chosen: {cells.text(words, _LONGEST_NOTE)}."
+        f"How the settings of {_who(group)} were chosen: {cells.text(words, cells.LONGEST_NOTE)}."
         for words, group in groups.items()
     ]
 
@@ -203,23 +205,28 @@ def _speed_notes(rows: list[_Row]) -> list[str]:
     for row in rows:
         if not cells.is_missing(row["images_per_second"]):
             batch = cells.integer(row["batch_size"])
-            place = cells.text(row["device"], _LONGEST_NOTE)
+            place = cells.text(row["device"], cells.LONGEST_NOTE)
             place += "" if batch == cells.MISSING else f", batch {batch}"
             groups.setdefault(place, []).append(row)
+    return _by_group("images/s", "on", groups)
+
+
+def _revision_notes(rows: list[_Row]) -> list[str]:
+    groups: dict[str, list[_Row]] = {}
+    for row in rows:
+        state = "an unknown commit"
+        if not cells.is_missing(row["commit"]):
+            changed = not cells.is_missing(row["dirty"]) and bool(row["dirty"])
+            state = f"commit {cells.code(row['commit'][:12])}" + " with changes" * changed
+        groups.setdefault(state, []).append(row)
+    return _by_group("Code", "at", groups)
+
+
+def _by_group(what: str, preposition: str, groups: dict[str, list[_Row]]) -> list[str]:
+    """A note for each group, which says whose it is only if there are several."""
     if len(groups) == 1:
-        return [f"images/s on {place}." for place in groups]
-    return [f"images/s of {_who(group)} on {place}." for place, group in groups.items()]
-
-
-def _revision_note(rows: list[_Row]) -> str:
-    states = dict.fromkeys(
-        "unknown commit"
-        if cells.is_missing(row["commit"])
-        else cells.code(row["commit"][:12])
-        + (" with uncommitted changes" if row["dirty"] is True else "")
-        for row in rows
-    )
-    return f"Code: {', '.join(states)}."
+        return [f"{what} {preposition} {shared}." for shared in groups]
+    return [f"{what} of {_who(rows)} {preposition} {shared}." for shared, rows in groups.items()]
 
 
 def _replaced_notes(ours: list[ResultRecord]) -> list[str]:
@@ -240,8 +247,8 @@ def _others_note(others: list[ResultRecord]) -> list[str]:
     return [f"Not shown: {_results(len(others))} measured under another protocol: {named}."]
 
 
-def _settings_table(rows: list[_Row]) -> str:
-    """The settings that any row has; what no row has gets no column."""
+def _settings_table(rows: list[_Row], protocol: Protocol) -> str:
+    """The settings that any row has; what no row has, or the protocol gives, gets no column."""
     columns: list[tuple[str, str, Callable[[Any], str]]] = [
         ("sampler", "Sampler", cells.text),
         ("mask_schedule", "Schedule", cells.text),
@@ -249,12 +256,14 @@ def _settings_table(rows: list[_Row]) -> str:
         ("guidance_scale", "Guidance", "{:g}".format),
         ("temperature", "Temp.", "{:g}".format),
         ("choice_temperature", "Choice temp.", "{:g}".format),
-        ("training", "Training", _training),
         ("seed", "Seed", cells.integer),
         ("weights_sha256", "Weights", lambda value: cells.text(value[:12])),
         ("run_id", "Run", lambda value: cells.text(value[:8])),
+        ("training", "Training", _training),
     ]
     kept = [column for column in columns if any(_has(row[column[0]]) for row in rows)]
+    if all(row["seed"] == protocol.seeds.report for row in rows):
+        kept = [column for column in kept if column[0] != "seed"]
     numbers = {"guidance_scale", "temperature", "choice_temperature", "seed"}
     left = [0, *(2 + i for i, (name, _, _) in enumerate(kept) if name not in numbers)]
     body = [
@@ -276,90 +285,14 @@ def _token_counts(counts: Sequence[int]) -> str:
 
 
 def _training(facts: dict[str, Any]) -> str:
-    shown = (
-        f"{name} {value:,.6g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in facts.items()
-        if isinstance(value, (str, int, float))
-    )
-    return cells.text(", ".join(shown))
-
-
-def _quoted(published_rows: Sequence[PublishedRow]) -> list[str]:
-    blocks = []
-    for benchmark, title in QUOTED_TITLES.items():
-        frame = published_frame(published_rows, benchmark)
-        if not frame.empty:
-            blocks += [f"### Quoted: {title}", *_quoted_table(frame)]
-    if not blocks:
-        return []
-    opening = (
-        "Published by others, **not measured here**: not to be compared with the table above, "
-        "nor one of these tables with another."
-    )
-    return ["## Quoted results", opening, *blocks]
-
-
-def _quoted_table(frame: pd.DataFrame) -> list[str]:
-    rows = _rows(frame)
-    metrics = [name for name in METRICS if name in frame.columns]
-    papers = list(dict.fromkeys(row["source"] for row in rows))
-    teachers = list(dict.fromkeys(row["teacher"] for row in rows))
-    columns = [_quoted_column(frame[name], name, ranked=len(papers) == 1) for name in metrics]
-    letters, common_note = _notes(rows)
-    with_teacher = len(teachers) > 1
-    header = ["Method", *["Teacher"] * with_teacher, "Steps (↓)"]
-    header += [*map(cells.metric_heading, metrics), "Source"]
-    body = [
-        [
-            cells.text(row["method"]),
-            *[cells.text(row["teacher"] or cells.MISSING)] * with_teacher,
-            cells.integer(row["steps"]),
-            *values,
-            _source(row, letters),
-        ]
-        for row, values in zip(rows, zip(*columns, strict=True), strict=True)
-    ]
-    notes = [f"Quoted from {', '.join(map(cells.link, papers))}."]
-    if not with_teacher and teachers[0]:
-        notes.append(f"Teacher of every row: {cells.text(teachers[0])}.")
-    if len(papers) == 1:
-        notes.append(f"{_RANK_LEGEND}.")
-    if common_note:
-        notes.append(f"Every row: {cells.text(common_note, _LONGEST_NOTE)}.")
-    notes += [f"({mark}) {cells.text(note, _LONGEST_NOTE)}." for note, mark in letters.items()]
-    doubts = dict.fromkeys(row["certainty"] for row in rows if row["certainty"] != "read")
-    if doubts:
-        notes.append(f"† {', '.join(map(cells.text, doubts))}: not checked in the source itself.")
-    left = [0, *[1] * with_teacher, len(header) - 1]
-    sections = [row["section"] for row in rows]
-    return [cells.table(header, body, left=left, sections=sections), cells.bullets(notes)]
-
-
-def _quoted_column(values: "pd.Series[Any]", name: str, *, ranked: bool) -> list[str]:
-    """Numbers with the digits they were published with, marked within one source."""
-    decimals = max(len(value.partition(".")[2]) for value in values if value is not None)
-    places = best_and_second(
-        pd.to_numeric(values), higher_is_better=METRICS[name].higher_is_better, decimals=decimals
-    )
-    return [
-        cells.MISSING if value is None else cells.marked(value, place if ranked else 0)
-        for value, place in zip(values, places, strict=True)
-    ]
-
-
-def _notes(rows: list[_Row]) -> tuple[dict[str, str], str]:
-    """A letter for each note, or, where every row has the same one, no letters and that note."""
-    notes = list(dict.fromkeys(row["note"] for row in rows))
-    if len(notes) == 1:
-        return {}, notes[0]
-    marks = (f"{chr(ord('a') + i % 26)}{i // 26 or ''}" for i in range(len(notes)))
-    return dict(zip(filter(None, notes), marks, strict=False)), ""
-
-
-def _source(row: _Row, letters: dict[str, str]) -> str:
-    mark = f" ({letters[row['note']]})" if row["note"] in letters else ""
-    dagger = "" if row["certainty"] == "read" else " †"
-    return cells.text(f"{row['source']}, {row['location']}") + mark + dagger
+    """`recipe digits, seconds 372.1, images_seen 76,800`: whatever is a number or text."""
+    shown = []
+    for name, value in facts.items():
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            shown.append(f"{name} {value:,.6g}" if abs(value) < 1e6 else f"{name} {value:,.0f}")
+        elif isinstance(value, str):
+            shown.append(f"{name} {value}")
+    return cells.text(", ".join(shown), 120)
 
 
 def _who(rows: list[_Row]) -> str:
@@ -374,10 +307,6 @@ def _who(rows: list[_Row]) -> str:
         else name
         for name, numbers in steps.items()
     )
-
-
-def _rows(frame: pd.DataFrame) -> list[_Row]:
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 def _has(value: Any) -> bool:

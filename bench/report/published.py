@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.strict import Origin
+from dimo.strict import Origin
 
 # Benchmarks that the report quotes, in order, and the titles of their tables.
 QUOTED_TITLES = {

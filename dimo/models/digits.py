@@ -27,7 +27,9 @@ class DigitsTokenizer(nn.Module):
     def __init__(self, codebook_size: int = 128) -> None:
         super().__init__()
         self.codebook_size = codebook_size
-        self.register_buffer("codebook", torch.zeros(codebook_size, _PATCH * _PATCH))  # grey, [0, 1]
+        self.register_buffer(
+            "codebook", torch.zeros(codebook_size, _PATCH * _PATCH)
+        )  # grey, [0, 1]
         self.codebook: Tensor
 
     @classmethod

@@ -91,9 +91,10 @@ class _Layers(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        for attention, feed_forward in self.layers:  # type: ignore[misc]
-            x = x + attention(x)
-            x = x + feed_forward(x)
+        for layer in self.layers:
+            assert isinstance(layer, nn.ModuleList)
+            for branch in layer:  # attention, then feed-forward
+                x = x + branch(x)
         return x
 
 
@@ -130,7 +131,9 @@ class MaskGIT(nn.Module):
     ) -> None:
         super().__init__()
         if img_size < _PATCH or img_size % _PATCH:
-            raise DimoError(f"img_size {img_size} is not a multiple of {_PATCH}; use e.g. 64 or 256")
+            raise DimoError(
+                f"img_size {img_size} is not a multiple of {_PATCH}; use e.g. 64 or 256"
+            )
         if hidden_dim % heads:
             raise DimoError(f"heads {heads} does not divide hidden_dim {hidden_dim}; change either")
         self.num_tokens = (img_size // _PATCH) ** 2
@@ -180,7 +183,7 @@ class MaskGIT(nn.Module):
         load_state_dict(model, path)
         return model.eval()
 
-    def embedding_parameters(self) -> list[nn.Parameter]:
+    def embedding_parameters(self) -> list[Tensor]:
         """What distillation keeps frozen: token and position embeddings and the output bias."""
         return [self.tok_emb.weight, self.pos_emb, self.bias]
 

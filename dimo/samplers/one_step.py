@@ -72,9 +72,9 @@ def sample_one_step(
         init_mask_ratio=init_mask_ratio,
         embedding_noise=embedding_noise,
     )
-    logits = student(
-        initial.tokens, labels, embedding_noise=embedding_noise, noise=initial.noise
-    )[..., : student.codebook_size]
+    logits = student(initial.tokens, labels, embedding_noise=embedding_noise, noise=initial.noise)[
+        ..., : student.codebook_size
+    ]
     noise = rng.gumbel(seed, index, "sample/tokens", (student.num_tokens, student.codebook_size))
     tokens = (logits.double() / temperature + noise).argmax(-1)
     return Samples(tokens=tokens, nfe=1, token_counts=[student.num_tokens])

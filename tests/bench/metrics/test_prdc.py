@@ -192,13 +192,13 @@ def test_takes_tensors():
     ("n", "m", "k", "ceiling"),
     [(50_000, 10_000, 3, 0.9954), (10_000, 10_000, 3, 0.8750), (10_000, 10_000, 5, 0.9688)],
 )
-def test_coverage_ceiling_of_published_setups(n, m, k, ceiling):
-    from bench.metrics.prdc import _coverage_ceiling
+def testcoverage_ceiling_of_published_setups(n, m, k, ceiling):
+    from bench.metrics.prdc import coverage_ceiling
 
-    assert _coverage_ceiling(n, m, k) == pytest.approx(ceiling, abs=5e-5)
+    assert coverage_ceiling(n, m, k) == pytest.approx(ceiling, abs=5e-5)
 
 
-def test_coverage_ceiling_is_what_one_distribution_gets():
+def testcoverage_ceiling_is_what_one_distribution_gets():
     results = [
         prdc(generated=normal(100, 3, seed=2 * i), reference=normal(150, 3, seed=2 * i + 1), k=2)
         for i in range(150)

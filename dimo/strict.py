@@ -180,7 +180,8 @@ def _table(value: object, path: str, origin: Origin) -> dict[str, Any]:
 
 @functools.cache
 def _type_hints(cls: Any) -> dict[str, Any]:
-    return get_type_hints(cls)
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def _mismatch(expected: str, value: object, path: str, origin: Origin) -> DimoError:

@@ -1,0 +1,117 @@
+"""Rows to be: which networks are scored, and with which settings."""
+
+__all__ = ["Job", "load_jobs", "reference_jobs", "student_job", "teacher_jobs"]
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.generate import SamplerSettings
+from bench.images import to_uint8
+from bench.protocol import Protocol
+from bench.record import Section
+from bench.references import load_reference
+from dimo.errors import DimoError
+from dimo.masking import tokens_per_step
+from dimo.teachers import Loaded, load_student, load_teacher
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to be: a network with sampler settings, or a fixed set of images.
+
+    Attributes:
+        name: Name in tables.
+        section: Block of the table.
+        loaded: The network; for a fixed set, whose tokenizer and teacher it belongs to.
+        settings: Sampler settings; None for a fixed set.
+        images: The fixed set, uint8 [N, 3, H, W]; None for a network.
+    """
+
+    name: str
+    section: Section
+    loaded: Loaded
+    settings: SamplerSettings | None = None
+    images: Tensor | None = None
+
+
+def teacher_jobs(loaded: Loaded, steps: Sequence[int], overrides: Mapping[str, float]) -> list[Job]:
+    """The teacher at each number of steps, with its defaults unless `overrides` say otherwise.
+
+    Raises:
+        DimoError: A number of steps that the grid does not take.
+    """
+    defaults = dataclasses.asdict(loaded.teacher.defaults) | dict(overrides)
+    if overrides:
+        defaults["selected_by"] = "given on the command line"
+    jobs = []
+    for num_steps in steps:
+        tokens_per_step(defaults["mask_schedule"], num_steps, loaded.model.num_tokens)
+        settings = SamplerSettings(sampler="confidence", num_steps=num_steps, **defaults)
+        jobs.append(Job("MaskGIT", "Teacher", loaded, settings))
+    return jobs
+
+
+def student_job(loaded: Loaded, temperature: float | None) -> Job:
+    """A one-step student at the temperature its run chose, or at the given one."""
+    assert loaded.student is not None
+    chosen = (loaded.student.temperature, loaded.student.temperature_selected_by)
+    if temperature is not None:
+        chosen = (temperature, "given on the command line")
+    settings = SamplerSettings(sampler="one_step", temperature=chosen[0], selected_by=chosen[1])
+    return Job(loaded.name, "Distill.", loaded, settings)
+
+
+def reference_jobs(loaded: Loaded, protocol: Protocol) -> list[Job]:
+    """Real data, and real data through the tokenizer: the best any model on its tokens can do."""
+    images, _ = load_reference(protocol)
+    with torch.inference_mode():
+        decoded = loaded.tokenizer.decode(loaded.tokenizer.encode(images))
+    again = to_uint8(decoded, protocol.images.uint8).cpu()
+    return [
+        Job("Real data", "Reference", loaded, images=images),
+        Job("Tokenizer reconstruction", "Reference", loaded, images=again),
+    ]
+
+
+def load_jobs(
+    teacher: str,
+    students: Sequence[str],
+    steps: Sequence[int],
+    *,
+    device: torch.device,
+    weights: Path | None = None,
+    overrides: Mapping[str, float] | None = None,
+) -> list[Job]:
+    """Loads the networks: the teacher at each number of steps, then each student.
+
+    Args:
+        teacher: A name of `dimo.teachers`.
+        students: Run folders or shipped names.
+        steps: Step counts of the teacher; empty for no teacher row.
+        device: Where to put the networks.
+        weights: Folder of the teacher's weights; the shipped ones by default.
+        overrides: Sampler settings that replace the defaults of every row that has them.
+
+    Raises:
+        DimoError: Unknown or missing networks, a student of another teacher, bad settings.
+    """
+    given = dict(overrides or {})
+    for key, value in given.items():
+        if value <= 0:
+            raise DimoError(f"--{key.replace('_', '-')} {value:g} must be above 0; 1 is as trained")
+    source = load_teacher(teacher, device=device, weights=weights)
+    jobs = teacher_jobs(source, steps, given)
+    for name in students:
+        loaded = load_student(name, device=device, weights=weights)
+        if loaded.teacher.name != teacher:
+            raise DimoError(
+                f"student {name!r} was distilled from {loaded.teacher.name!r}, "
+                f"not from {teacher!r}; use --teacher {loaded.teacher.name}"
+            )
+        jobs.append(student_job(loaded, given.get("temperature")))
+    return jobs

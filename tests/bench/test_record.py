@@ -1,0 +1,234 @@
+"""Records: what is written is what is read, and nothing else is."""
+
+import dataclasses
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import record as record_module
+from bench.protocol import load_protocol, protocol_sha256
+from bench.record import (
+    MetricValue,
+    ResultRecord,
+    load_record,
+    new_record,
+    record_from_json,
+    record_to_json,
+    seal,
+)
+from dimo.errors import DimoError
+from dimo.files import sha256_bytes
+
+RecordMaker = Callable[..., ResultRecord]
+
+
+def new(template: ResultRecord, **changes: Any) -> ResultRecord:
+    given: dict[str, Any] = {
+        "protocol": load_protocol("digits"),
+        "method": template.method,
+        "metrics": template.metrics,
+        "speed": template.speed,
+        "seed": 1000,
+        "command": "dimo bench",
+        "seconds": 1.5,
+    }
+    return new_record(**(given | changes))
+
+
+def edited(record: ResultRecord, edit: Callable[[dict[str, Any]], object]) -> str:
+    data = json.loads(record_to_json(record))
+    edit(data)
+    return json.dumps(data)
+
+
+def test_a_record_survives_its_file(make_record: RecordMaker, tmp_path: Path) -> None:
+    record = make_record(
+        "Di[M]O | \u2603\n",
+        section="Distill.",
+        training={"seconds": 1.5, "recipe": "digits", "curve": [1, 2.5, None], "more": {"a": True}},
+        metrics={"fid": (0.1 + 0.2, 1e-17, 1e17), "coverage": 0.9},
+    )
+    path = tmp_path / "record.json"
+    path.write_text(record_to_json(record), encoding="utf-8")
+    assert load_record(path) == record
+    assert record_to_json(load_record(path)) == path.read_text(encoding="utf-8")
+
+
+def test_the_hash_of_known_content_is_known(make_record: RecordMaker) -> None:
+    # The hash is over JSON with sorted keys and no spaces, so that other tools can check it.
+    data = json.loads(record_to_json(make_record(protocol=record_module.ProtocolInfo("p", 1, "0"))))
+    found = data.pop("content_sha256")
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"))
+    assert found == sha256_bytes(text.encode())
+    assert found == "241a59af0c2bd7f7d112df9ab191122b6edabb259d5eda185bc1b43b4fd93594"
+
+
+def test_new_record_fills_in_where_and_when(make_record: RecordMaker) -> None:
+    before = datetime.now(UTC)
+    first, second = new(make_record()), new(make_record())
+    assert first.run_id != second.run_id
+    assert re.fullmatch("[0-9a-f]{32}", first.run_id)
+    assert before <= datetime.fromisoformat(first.created) <= datetime.now(UTC)
+    assert first.created.endswith("Z")
+    assert first.created <= second.created
+    protocol = load_protocol("digits")
+    assert first.protocol.sha256 == protocol_sha256(protocol)
+    assert (first.protocol.name, first.protocol.version) == ("digits", protocol.version)
+    assert {"python", "numpy", "torch"} <= first.packages.keys()
+    assert record_from_json(record_to_json(first), source="x") == first
+
+
+def test_lists_become_tuples(make_record: RecordMaker) -> None:
+    template = make_record()
+    method = dataclasses.replace(template.method, token_counts=[1, 15])  # type: ignore[arg-type]
+    assert new(template, method=method).method.token_counts == (1, 15)
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (MetricValue(float("nan"), None, None, 9, {}), "'metrics.fid.value' must be a finite numb"),
+        (MetricValue(float("inf"), None, None, 9, {}), "'metrics.fid.value' must be a finite numb"),
+        (MetricValue(1.0, 0.5, None, 9, {}), "'metrics.fid' must have both 'low' and 'high'"),
+        (MetricValue(1.0, 2.0, 1.0, 9, {}), "'metrics.fid': 'low' must not be above 'high'"),
+        (MetricValue(1.0, None, None, 9.5, {}), "'metrics.fid.n' must be an integer"),  # type: ignore[arg-type]
+        (MetricValue("1", None, None, 9, {}), "'metrics.fid.value' must be a finite number"),  # type: ignore[arg-type]
+    ],
+)
+def test_nothing_ill_typed_is_made(
+    make_record: RecordMaker, metric: MetricValue, said: str
+) -> None:
+    with pytest.raises(DimoError, match=re.escape(said)):
+        new(make_record(), metrics={"fid": metric})
+
+
+@pytest.mark.parametrize("value", [object(), {1: 2}, float("nan"), [b"x"]])
+def test_training_facts_are_json(make_record: RecordMaker, value: object) -> None:
+    template = make_record()
+    method = dataclasses.replace(template.method, training={"fact": value})
+    with pytest.raises(DimoError, match=r"'method\.training\.fact"):
+        new(template, method=method)
+
+
+def test_a_record_changed_in_memory_is_not_written(make_record: RecordMaker) -> None:
+    changed = dataclasses.replace(make_record(), seed=7)
+    with pytest.raises(DimoError, match="'content_sha256' does not match"):
+        record_to_json(changed)
+    assert record_from_json(record_to_json(seal(changed)), source="x").seed == 7
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda d: d["metrics"]["fid"].update(value=0.01), "'content_sha256' does not match"),
+        (lambda d: d["method"].update(name="mine"), "'content_sha256' does not match"),
+        (lambda d: d["method"].update(nmae=1), "unknown key 'method.nmae'; did you mean 'name'?"),
+        (lambda d: d.update(extra=1), "unknown key 'extra'"),
+        (lambda d: d["speed"].pop("device"), "missing key 'speed.device'"),
+        (lambda d: d.pop("seed"), "missing key 'seed'"),
+        (lambda d: d.update(seed="7"), "'seed' must be an integer, not '7'"),
+        (lambda d: d.update(seed=True), "'seed' must be an integer, not True"),
+        (lambda d: d["method"].update(section="Best"), "must be one of 'Reference', 'Teacher', "),
+        (lambda d: d["method"].update(token_counts=[1, "2"]), "'method.token_counts[1]' must be"),
+        (lambda d: d["metrics"].update(fid=3), "'metrics.fid' must be a table of named values"),
+        (lambda d: d["metrics"]["fid"].update(value=10**400), "must be a finite number"),
+        (lambda d: d.update(run_id="../../x"), "'run_id' must be 32 hex digits"),
+        (lambda d: d.update(created="yesterday"), "'created' must be like '2026-"),
+        (lambda d: d["method"].update(name=" "), "'method.name' must not be empty"),
+        (lambda d: d.update(format=2), "'format' is 2, and this dimo reads 1; update dimo"),
+    ],
+)
+def test_an_edited_file_is_refused_in_one_line(
+    make_record: RecordMaker, edit: Callable[[dict[str, Any]], object], said: str
+) -> None:
+    with pytest.raises(DimoError) as caught:
+        record_from_json(edited(make_record(), edit), source="results/a.json")
+    message = str(caught.value)
+    assert message.startswith("results/a.json: ")
+    assert said in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not valid JSON"),
+        ("{", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[]", "the content must be a table of named values, not []"),
+        ('{"a": 1}', "unknown key 'a'"),
+        ("null", "the content must be a table"),
+        ('{"format": 1, "format": 1}', "key 'format' is written twice"),
+    ],
+)
+def test_a_foreign_file_is_refused(text: str, said: str) -> None:
+    with pytest.raises(DimoError, match=re.escape(said)):
+        record_from_json(text, source="a.json")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(DimoError, match="cannot be read: No such file"):
+        load_record(tmp_path / "nowhere.json")
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(DimoError, match="not a text file"):
+        load_record(tmp_path / "bytes.json")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+    done = subprocess.run(
+        ["git", "-C", str(folder), *identity, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small repository in which `bench/record.py` is tracked."""
+    root = tmp_path / "checkout"
+    (root / "bench").mkdir(parents=True)
+    (root / "bench" / "record.py").write_text("pass\n")
+    git(tmp_path, "init", "--quiet", str(root))
+    git(root, "add", "bench")
+    monkeypatch.setattr(record_module, "__file__", str(root / "bench" / "record.py"))
+    return root
+
+
+def test_revision_of_a_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert record_module._revision(checkout) == record_module.Revision(None, None)  # no commit yet
+    git(checkout, "commit", "--quiet", "-m", "first")
+    clean = record_module.Revision(git(checkout, "rev-parse", "HEAD"), dirty=False)
+    monkeypatch.setenv("GIT_DIR", "/nonexistent")  # as in a hook of another repository
+    assert record_module._revision(checkout) == clean
+    (checkout / "README.md").write_text("prose and results change no number\n")
+    assert record_module._revision(checkout) == clean
+    (checkout / "bench" / "new.py").write_text("pass\n")
+    assert record_module._revision(checkout) == dataclasses.replace(clean, dirty=True)
+    (checkout / "bench" / "new.py").unlink()
+    (checkout / "bench" / "record.py").write_text("1\n")
+    assert record_module._revision(checkout) == dataclasses.replace(clean, dirty=True)
+
+
+def test_an_installed_package_is_not_of_the_repository_around_it(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(checkout, "commit", "--quiet", "-m", "first")
+    installed = checkout / "venv" / "bench" / "record.py"
+    installed.parent.mkdir(parents=True)
+    installed.write_text("pass\n")
+    monkeypatch.setattr(record_module, "__file__", str(installed))
+    assert record_module._revision(installed.parent.parent).commit is None
+
+
+def test_revision_without_git(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert record_module._revision(checkout) == record_module.Revision(None, None)

@@ -1,0 +1,123 @@
+"""The chain on the shipped weights: reference rows, invariance, and the claims of the README."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from bench.jobs import load_jobs, reference_jobs
+from bench.protocol import load_protocol
+from bench.references import load_reference
+from bench.run import Workbench
+from bench.tuning import parse_grid, tune
+from dimo.errors import DimoError
+
+CPU = torch.device("cpu")
+METRICS = ("fid", "inception_score", "precision", "recall", "density", "coverage", "class_accuracy")
+
+
+@pytest.fixture(scope="module")
+def protocol():
+    return load_protocol("digits")
+
+
+@pytest.fixture(scope="module")
+def workbench(protocol):
+    return Workbench(protocol, device=CPU)
+
+
+@pytest.fixture(scope="module")
+def records(workbench, protocol):
+    """Records by (name, steps): reference rows, teacher unguided at 1, 4, 16 steps, student."""
+    jobs = load_jobs("digits", ["digits-dimo"], [1, 4, 16], device=CPU)
+    jobs = reference_jobs(jobs[0].loaded, protocol) + jobs
+    found = [workbench.measure(job) for job in jobs]
+    return {(r.method.name, r.method.num_steps): r for r in found}
+
+
+def _value(record, metric):
+    return record.metrics[metric].value
+
+
+def test_real_data_is_its_own_perfect_score(records):
+    real = records["Real data", None]
+    assert abs(_value(real, "fid")) < 1e-9
+    assert [_value(real, m) for m in ("precision", "recall", "coverage")] == [1, 1, 1]
+    assert _value(real, "class_accuracy") == 1
+    assert real.metrics["fid"].n == 1797
+    assert real.speed.images_per_second is None
+
+
+def test_the_tokenizer_is_the_floor(records):
+    floor = _value(records["Tokenizer reconstruction", None], "fid")
+    others = [_value(r, "fid") for key, r in records.items() if key[1] is not None]
+    assert 0 < floor < min(others)
+
+
+def test_the_shape_of_the_papers_table(records):
+    one, four, sixteen = (_value(records["MaskGIT", n], "fid") for n in (1, 4, 16))
+    student = _value(records["Di[M]O (digits-dimo)", 1], "fid")
+    assert sixteen < four < one
+    assert sixteen <= 0.3
+    assert one >= 10 * sixteen
+    assert student <= 0.7 * four
+
+
+def test_the_shipped_student_is_accurate_and_diverse(records):
+    student = records["Di[M]O (digits-dimo)", 1]
+    assert _value(student, "class_accuracy") >= 0.97
+    assert _value(student, "coverage") >= 0.8 * _value(records["MaskGIT", 16], "coverage")
+
+
+def test_costs_are_recorded(records):
+    student, teacher = records["Di[M]O (digits-dimo)", 1], records["MaskGIT", 4]
+    assert (student.method.nfe, student.method.token_counts) == (1, (16,))
+    assert teacher.method.token_counts == (3, 2, 4, 7)
+    assert teacher.method.nfe in (4, 7)  # unguided, or guided from the second step on
+    assert student.speed.images_per_second > teacher.speed.images_per_second > 0
+    assert student.method.training["images_seen"] > 0
+
+
+def test_every_metric_has_value_interval_and_count(records, protocol):
+    for record in records.values():
+        assert tuple(record.metrics) == tuple(m.name for m in protocol.metrics)
+        assert set(record.metrics) == set(METRICS)
+        for found in record.metrics.values():
+            assert found.low <= found.value <= found.high
+    ceiling = records["MaskGIT", 4].metrics["coverage"].extra["ceiling"]
+    assert ceiling == pytest.approx(1 - (1796 * 1795 * 1794) / (6796 * 6795 * 6794))
+
+
+def test_batch_size_changes_no_metric(records, protocol):
+    small = Workbench(protocol, device=CPU, batch_size=77)
+    job = load_jobs("digits", ["digits-dimo"], [], device=CPU)[0]
+    again, before = small.measure(job), records["Di[M]O (digits-dimo)", 1]
+    for name in METRICS:
+        assert again.metrics[name].value == pytest.approx(_value(before, name), rel=1e-6)
+
+
+def test_swapping_generated_and_reference_is_caught(workbench):
+    """Few generated images against many real ones: precision stays, recall cannot."""
+    few = load_reference(workbench.protocol)[0][:100]
+    job = load_jobs("digits", [], [1], device=CPU)[0]
+    labels = load_reference(workbench.protocol)[1][:100]
+    features = workbench._features((few, labels))
+    assert job.settings is not None
+    scores = workbench.score(features)
+    assert scores["precision"].value == 1
+    assert scores["recall"].value < 1
+    assert scores["coverage"].value < 0.5
+
+
+def test_another_extractor_or_reference_is_refused(protocol):
+    for part, words in (("extractor", "has sha256"), ("reference", "has sha256")):
+        changed = dataclasses.replace(getattr(protocol, part), sha256="0" * 64)
+        with pytest.raises(DimoError, match=words):
+            Workbench(dataclasses.replace(protocol, **{part: changed}), device=CPU)
+
+
+def test_tuning_picks_the_better_setting(workbench):
+    job = load_jobs("digits", ["digits-dimo"], [], device=CPU)[0]
+    chosen = tune(workbench, job, parse_grid(["temperature=1,5", "guidance_scale=2"]))
+    assert chosen.settings.temperature == 1
+    assert "guidance" not in chosen.settings.selected_by  # a one-step student has none

@@ -1,0 +1,78 @@
+"""Mask schedules against the official ones; exact counts."""
+
+import json
+
+import pytest
+import torch
+
+from dimo.errors import DimoError
+from dimo.masking import (
+    initialize_tokens,
+    mask_count,
+    mask_ratio,
+    random_mask,
+    tokens_per_step,
+)
+
+
+@pytest.fixture(scope="module")
+def schedules(golden):
+    return json.loads((golden / "schedules.data.json").read_text())
+
+
+@pytest.mark.parametrize("schedule", ["arccos", "cosine", "linear", "square"])
+def test_ratio_and_count_equal_the_official_ones(schedules, schedule):
+    official = schedules["get_mask_code/dimo_maskgit"]
+    expected = official["modes"][schedule]
+    u = torch.tensor(schedules["r_grid"])
+    ratio = mask_ratio(schedule, u)
+    torch.testing.assert_close(ratio, torch.tensor(expected["mask_ratio"]), atol=1e-6, rtol=0)
+    counts = mask_count(ratio, official["patch_size"] ** 2)
+    assert counts.tolist() == expected["count"]
+
+
+@pytest.mark.parametrize("schedule", ["arccos", "cosine"])
+def test_tokens_per_step_equal_those_of_di4c(schedules, schedule):
+    compared = 0
+    for side, modes in schedules["adap_sche/di4c"].items():
+        for steps, expected in modes[schedule].items():
+            regular = expected is not None and min(expected) >= 1
+            if regular and int(steps) <= int(side) ** 2:
+                assert tokens_per_step(schedule, int(steps), int(side) ** 2) == expected
+                compared += 1
+    assert compared > 40
+
+
+def test_tokens_per_step_always_reveals_every_token():
+    for length in (16, 64, 256):
+        for schedule in ("arccos", "cosine"):
+            for steps in range(1, length + 1):
+                counts = tokens_per_step(schedule, steps, length)
+                assert sum(counts) == length
+                assert min(counts) >= 1
+    assert tokens_per_step("arccos", 1, 256) == [256]
+    assert tokens_per_step("arccos", 2, 256) == [85, 171]
+
+
+@pytest.mark.parametrize("steps", [0, -1, 17])
+def test_steps_out_of_range_are_refused(steps):
+    with pytest.raises(DimoError, match="takes 1 to 16 steps"):
+        tokens_per_step("arccos", steps, 16)
+
+
+def test_schedules_that_cannot_decode_are_refused():
+    with pytest.raises(DimoError, match="cannot decode"):
+        tokens_per_step("square", 4, 16)
+    with pytest.raises(DimoError, match="did you mean 'arccos'"):
+        mask_ratio("arcos", torch.rand(2))
+
+
+def test_masks_and_initialization_have_exact_counts():
+    ranks = torch.rand(50, 16).argsort(dim=1)
+    count = torch.arange(50) % 16 + 1
+    assert torch.equal(random_mask(ranks, count).sum(1), count)
+    for ratio, masked in ((0.0, 1), (0.6, 10), (1.0, 16)):
+        tokens = initialize_tokens(
+            torch.zeros(50, 16, dtype=torch.long), ranks, init_mask_ratio=ratio, mask_token_id=9
+        )
+        assert ((tokens == 9).sum(1) == masked).all()

@@ -1,0 +1,90 @@
+"""Random streams: fixed by (seed, index, stream), uniform, independent."""
+
+import math
+
+import pytest
+import torch
+
+from dimo import rng
+
+PINNED = [
+    0.3710369728037045,
+    0.14860144928787034,
+    0.6896675973970089,
+    0.15611106128057795,
+]
+
+
+def test_a_draw_depends_on_seed_index_and_stream_only():
+    index = torch.arange(100)
+    whole = rng.uniform(7, index, "tokens/3", (4, 5))
+    assert torch.equal(whole[40:47], rng.uniform(7, index[40:47], "tokens/3", (4, 5)))
+    assert torch.equal(whole, rng.uniform(7, index.flip(0), "tokens/3", (4, 5)).flip(0))
+    for other in (
+        rng.uniform(8, index, "tokens/3", (4, 5)),
+        rng.uniform(7, index + 100, "tokens/3", (4, 5)),
+        rng.uniform(7, index, "tokens/4", (4, 5)),
+    ):
+        assert not (whole == other).any()
+
+
+def test_the_generator_is_splitmix64():
+    """The published output function at the counters 1, 2, 3 from key 0 (Vigna's reference code)."""
+    expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    counter = torch.tensor([1, 2, 3]) * rng._signed(rng._GAMMA)
+    assert [value & (2**64 - 1) for value in rng._mix(counter).tolist()] == expected
+
+
+def test_draws_are_pinned():
+    """A change of these numbers changes every benchmark's images."""
+    found = rng.uniform(0, torch.tensor([0, 1]), "sample/tokens", (2,))
+    assert found.flatten().tolist() == PINNED
+
+
+def test_uniform_moments_and_independence():
+    u = rng.uniform(1, torch.arange(4000), "a", (50,))
+    assert float(u.min()) > 0
+    assert float(u.max()) < 1
+    n = u.numel()
+    assert abs(float(u.mean()) - 0.5) < 5 * math.sqrt(1 / 12 / n)
+    histogram = torch.histc(u, 20, 0, 1)
+    chi_squared = float(((histogram - n / 20) ** 2 / (n / 20)).sum())
+    assert chi_squared < 45  # 19 degrees of freedom, p about 7e-4
+    correlation = torch.corrcoef(u.T) - torch.eye(50)
+    assert float(correlation.abs().max()) < 5 / math.sqrt(4000)
+    neighbours = torch.corrcoef(torch.stack([u[:-1].flatten(), u[1:].flatten()]))[0, 1]
+    assert abs(float(neighbours)) < 5 / math.sqrt(n)
+
+
+def test_normal_and_gumbel_have_their_moments():
+    index = torch.arange(4000)
+    normal = rng.normal(2, index, "n", (51,)).double()
+    n = normal.numel()
+    assert normal.shape == (4000, 51)
+    assert abs(float(normal.mean())) < 5 / math.sqrt(n)
+    assert abs(float(normal.var()) - 1) < 5 * math.sqrt(2 / n)
+    assert abs(float((normal**4).mean()) - 3) < 5 * math.sqrt(96 / n)
+    gumbel = rng.gumbel(2, index, "g", (50,))
+    assert abs(float(gumbel.mean()) - 0.5772156649) < 5 * math.pi / math.sqrt(6 * n)
+
+
+def test_gumbel_max_samples_the_softmax():
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    noise = rng.gumbel(3, torch.arange(20_000), "s", (4,))
+    counts = torch.bincount((probabilities.log() + noise).argmax(-1), minlength=4) / 20_000
+    sigma = (probabilities * (1 - probabilities) / 20_000).sqrt()
+    assert ((counts - probabilities).abs() < 5 * sigma).all()
+
+
+def test_ranks_are_permutations_and_integers_stay_in_range():
+    ranks = rng.random_ranks(0, torch.arange(200), "r", 16)
+    assert torch.equal(ranks.sort(dim=1).values, torch.arange(16).expand(200, 16))
+    values = rng.integers(0, torch.arange(200), "i", (30,), 7)
+    assert sorted(values.unique().tolist()) == list(range(7))
+
+
+@pytest.mark.gpu
+def test_the_same_numbers_on_a_gpu():
+    index = torch.arange(100)
+    here = rng.uniform(5, index, "x", (64,))
+    assert torch.equal(here, rng.uniform(5, index.cuda(), "x", (64,)).cpu())

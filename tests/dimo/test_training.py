@@ -1,0 +1,160 @@
+"""Distillation and teacher training: resumed equals uninterrupted, bit for bit; frozen stays so."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dimo.checkpoint import latest_checkpoint, save_checkpoint
+from dimo.config import DistillRecipe, TrainRecipe
+from dimo.errors import DimoError
+from dimo.runs import distill, train_teacher
+from dimo.teachers import load_student, load_teacher
+
+CPU = torch.device("cpu")
+
+
+class InterruptedTrainingError(Exception):
+    """Stands for a killed process."""
+
+
+def _recipe(**changes):
+    values = {
+        "teacher": "digits",
+        "steps": 120,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "auxiliary_learning_rate": 1e-3,
+        "lr_schedule": "cosine",
+        "lr_warmup_steps": 5,
+        "beta": 0.3,
+        "dropout": 0.1,
+        "checkpoint_every": 30,
+        "teacher_guidance_scale": 1.5,
+    }
+    return DistillRecipe(**{**values, **changes})
+
+
+def _run(recipe, out, **options):
+    return distill(recipe, out, recipe_name="test", device=CPU, **options)
+
+
+def _stop_at(limit):
+    def on_log(step, scalars):
+        if step >= limit:
+            raise InterruptedTrainingError
+
+    return on_log
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_resumed_distillation_is_bit_equal(tmp_path, precision):
+    recipe = _recipe(precision=precision)
+    _run(recipe, tmp_path / "whole")
+    with pytest.raises(InterruptedTrainingError):
+        _run(recipe, tmp_path / "parts", on_log=_stop_at(100))
+    step, _ = latest_checkpoint(tmp_path / "parts" / "checkpoints")
+    assert step == 90  # falls inside a logging window
+    _run(recipe, tmp_path / "parts", resume=True)
+    whole, parts = (
+        load_file(tmp_path / name / "student.safetensors") for name in ("whole", "parts")
+    )
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    states = [latest_checkpoint(tmp_path / name / "checkpoints")[1] for name in ("whole", "parts")]
+    for network in ("student", "auxiliary", "ema"):
+        a, b = (state["task"]["networks"][network] for state in states)
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts")]
+    assert logs[0] == logs[1]
+
+
+def test_what_distillation_changes_and_what_it_freezes(tmp_path):
+    _run(_recipe(steps=20, checkpoint_every=20), tmp_path / "run")
+    student = load_student(tmp_path / "run", device=CPU).model
+    teacher = load_teacher("digits", device=CPU).model
+    for a, b in zip(student.embedding_parameters(), teacher.embedding_parameters(), strict=True):
+        assert torch.equal(a, b)
+    frozen = {"tok_emb.weight", "pos_emb", "bias"}
+    changed = {
+        name
+        for (name, a), b in zip(student.named_parameters(), teacher.parameters(), strict=True)
+        if not torch.equal(a, b)
+    }
+    assert changed == {name for name, _ in student.named_parameters()} - frozen
+
+
+def test_the_run_folder_is_complete(tmp_path):
+    recipe = _recipe(steps=60, checkpoint_every=60)
+    _run(recipe, tmp_path / "run")
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    wanted = {"recipe.toml", "metrics.jsonl", "checkpoints", "student.safetensors", "config.json"}
+    assert names == wanted
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [50, 60]
+    config = load_student(tmp_path / "run", device=CPU).student
+    assert (config.images_seen, config.seed, config.recipe) == (480, 0, "test")
+
+
+def test_a_folder_in_use_a_missing_run_and_another_run_are_refused(tmp_path):
+    out = tmp_path / "run"
+    _run(_recipe(steps=5, checkpoint_every=5), out)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    with pytest.raises(DimoError, match="not empty"):
+        _run(_recipe(steps=5, checkpoint_every=5), out)
+    with pytest.raises(DimoError, match="another recipe or teacher"):
+        _run(_recipe(steps=6, checkpoint_every=5), out, resume=True)
+    with pytest.raises(DimoError, match="no run to resume"):
+        _run(_recipe(), tmp_path / "nowhere", resume=True)
+    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+def test_the_newest_whole_checkpoint_counts(tmp_path):
+    for step in (10, 20, 30):
+        save_checkpoint(tmp_path, step, {"value": torch.tensor(step)})
+    kept = sorted(p.name for p in tmp_path.iterdir())
+    assert kept == ["step-0000020", "step-0000030"]
+    damaged = tmp_path / "step-0000030" / "state.pt"
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    step, state = latest_checkpoint(tmp_path)
+    assert (step, int(state["value"])) == (20, 20)
+
+
+def test_divergence_is_reported_not_saved(tmp_path):
+    with pytest.raises(DimoError, match="diverged"):
+        _run(_recipe(learning_rate=0.99, grad_clip=1e30, precision="float32"), tmp_path / "run")
+
+
+def test_an_unfinished_run_is_not_a_student(tmp_path):
+    with pytest.raises(InterruptedTrainingError):
+        _run(_recipe(), tmp_path / "run", on_log=_stop_at(50))
+    with pytest.raises(DimoError, match="not finished"):
+        load_student(tmp_path / "run", device=CPU)
+    with pytest.raises(DimoError, match="does not exist"):
+        load_student(tmp_path / "nothing", device=CPU)
+
+
+def test_teacher_training_learns_resumes_and_works_as_weights(tmp_path):
+    recipe = TrainRecipe(
+        teacher="digits",
+        steps=100,
+        batch_size=32,
+        learning_rate=1e-3,
+        checkpoint_every=40,
+        lr_warmup_steps=5,
+    )
+    losses = {}
+
+    def note(step, scalars):
+        losses[step] = scalars["loss"]
+
+    train_teacher(recipe, tmp_path / "whole", device=CPU, on_log=note)
+    assert losses[100] < losses[50] < 5  # ln 128 = 4.85 is guessing
+    with pytest.raises(InterruptedTrainingError):
+        train_teacher(recipe, tmp_path / "parts", device=CPU, on_log=_stop_at(50))
+    train_teacher(recipe, tmp_path / "parts", device=CPU, resume=True)
+    loaded = [
+        load_teacher("digits", device=CPU, weights=tmp_path / name).model.state_dict()
+        for name in ("whole", "parts")
+    ]
+    assert all(torch.equal(loaded[0][key], loaded[1][key]) for key in loaded[0])

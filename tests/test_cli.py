@@ -1,0 +1,168 @@
+"""The command line as a user meets it: help, the whole chain, one clear line for each mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+DIMO = [str(Path(sys.executable).with_name("dimo"))]
+TINY = ["--set", "steps=4", "--set", "batch_size=4", "--set", "checkpoint_every=4"]
+
+
+def run(*arguments, cwd, code=0):
+    """Runs the installed command; returns the finished process, output as text."""
+    done = subprocess.run([*DIMO, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with a finished tiny run and a results folder with two records."""
+    folder = tmp_path_factory.mktemp("world")
+    run("distill", "--teacher", "digits", *TINY, "--out", "tiny", cwd=folder)
+    run("bench", "--student", "tiny", "--steps", "2", "--no-reference-rows", cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train", "distill", "bench", "report", "sample", "demo"]
+    + ["protocols list", "protocols show", "protocols validate"],
+)
+def test_every_command_has_help_with_an_example(command, tmp_path):
+    text = run(*command.split(), "--help", cwd=tmp_path).stdout
+    assert "Example" in text
+    assert f"dimo {command}" in " ".join(text.split())
+
+
+def test_bench_writes_records_and_prints_a_table(world):
+    paths = sorted((world / "results").glob("*.json"))
+    assert len(paths) == 2
+    record = json.loads(paths[0].read_text())
+    assert record["protocol"]["name"] == "digits"
+    assert record["method"]["token_counts"] == [5, 11]
+    assert set(record["metrics"]) == {
+        "fid",
+        "inception_score",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "class_accuracy",
+    }
+    for value in record["metrics"].values():
+        assert value["low"] <= value["value"] <= value["high"]
+        assert value["n"] == 5000
+    assert record["speed"]["images_per_second"] > 0
+    assert record["packages"]["torch"]
+
+
+def test_report_shows_measured_rows_apart_from_quoted_ones(world):
+    text = run("report", cwd=world).stdout
+    measured, quoted = text.split("quoted", 1)
+    assert "Di[M]O (tiny)" in measured
+    assert "2503.15457" in quoted
+    assert "6.91" in quoted
+    assert "6.91" not in measured
+
+
+def test_results_are_append_only(world, tmp_path):
+    before = {p.name: p.read_bytes() for p in (world / "results").iterdir()}
+    run("bench", "--steps", "1", "--no-reference-rows", cwd=world)
+    after = {p.name: p.read_bytes() for p in (world / "results").iterdir()}
+    assert len(after) == len(before) + 1
+    assert all(after[name] == content for name, content in before.items())
+
+
+def test_the_same_seed_gives_the_same_numbers_at_any_batch_size(world, tmp_path):
+    values = []
+    for size in (64, 500):
+        done = run(
+            *("bench", "--steps", "4", "--no-reference-rows", "--batch-size", size, "--json"),
+            *("--results", tmp_path / str(size)),
+            cwd=world,
+        )
+        values.append(json.loads(done.stdout)[0]["metrics"])
+    assert values[0] == values[1]
+
+
+def test_tuning_looks_at_the_selection_seed_only(world, tmp_path):
+    done = run(
+        *("bench", "--steps", "", "--student", "digits-dimo", "--no-reference-rows", "--json"),
+        *("--tune", "temperature=0.8,1", "--results", tmp_path),
+        cwd=world,
+    )
+    method = json.loads(done.stdout)[0]["method"]
+    assert method["temperature"] in (0.8, 1.0)
+    assert "seed 2000" in method["selected_by"]
+    assert "temperature in {0.8, 1}" in method["selected_by"]
+
+
+def test_sample_draws_a_grid(world):
+    run("sample", "--student", "tiny", "--steps", "1,4", "--labels", "3,7", cwd=world)
+    with Image.open(world / "samples.png") as picture:
+        assert picture.format == "PNG"
+        assert len(picture.convert("L").getcolors(4096)) > 10
+    run("sample", "--labels", "3", "--steps", "1", cwd=world, code=2)
+    run("sample", "--labels", "3", "--steps", "1", "--force", cwd=world)
+
+
+MISTAKES = {
+    "unknown teacher": (["distill", "--teacher", "digit"], "did you mean 'digits'"),
+    "unknown teacher in bench": (["bench", "--teacher", "maskgt"], "allowed: digits"),
+    "unknown protocol": (["bench", "--protocol", "digit"], "did you mean 'digits'"),
+    "unknown protocol in report": (["report", "--protocol", "adm"], "unknown protocol 'adm'"),
+    "unknown recipe": (["distill", "--recipe", "digts"], "did you mean 'digits'"),
+    "unknown recipe key": (["distill", "--set", "step=3"], "did you mean 'steps'"),
+    "recipe of another kind": (["distill", "--recipe", "digits-teacher"], "of kind 'train'"),
+    "steps 0": (["bench", "--steps", "0"], "--steps '0' is not allowed"),
+    "steps 17": (["bench", "--steps", "17"], "takes 1 to 16 steps"),
+    "steps a": (["bench", "--steps", "1,a"], "--steps 'a' is not allowed"),
+    "steps 17 in sample": (["sample", "--steps", "17", "--out", "x.png"], "takes 1 to 16 steps"),
+    "missing run": (["bench", "--student", "nowhere"], "does not exist"),
+    "missing run to resume": (["distill", "--resume", "--out", "no"], "no run to resume"),
+    "output exists": (["distill", "--out", "tiny"], "not empty"),
+    "demo output exists": (["demo", "--out", "tiny"], "not empty"),
+    "label out of range": (["sample", "--labels", "10", "--out", "x.png"], "from 0 to 9"),
+    "bad temperature": (["bench", "--temperature", "0"], "must be above 0"),
+    "bad tuning": (["bench", "--tune", "temprature=1"], "settings: temperature"),
+    "unknown device": (["bench", "--device", "tpu9"], "allowed: auto, cpu"),
+    "missing weights": (["bench", "--weights", "nowhere"], "--weights"),
+    "nothing to train": (["train"], "either --teacher or --extractor"),
+    "unknown extractor": (["train", "--extractor", "vgg"], "allowed: digits-cnn"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line_and_write_nothing(mistake, world):
+    arguments, words = MISTAKES[mistake]
+    before = sorted(world.rglob("*"))
+    done = run(*arguments, cwd=world, code=2)
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert sorted(world.rglob("*")) == before
+
+
+def test_a_corrupt_record_is_named_and_left_out(world, tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    source = next((world / "results").glob("*.json"))
+    text = source.read_text()
+    (results / source.name).write_text(text)
+    (results / "half.json").write_text(text[: len(text) // 2])
+    (results / "edited.json").write_text(text.replace('"seed": 1000', '"seed": 1001'))
+    done = run("report", "--results", results, cwd=world)
+    assert "half.json" in done.stderr
+    assert "edited.json" in done.stderr
+
+
+def test_the_interpreter_finds_nothing_in_its_folder(tmp_path):
+    """Shipped protocols, recipes and weights are found from any folder."""
+    assert "digits" in run("protocols", "list", cwd=tmp_path).stdout
+    assert 'name = "digits"' in run("protocols", "show", "digits", cwd=tmp_path).stdout

@@ -1,0 +1,103 @@
+"""Who may import whom (DESIGN sec. 2), and what the light commands must not load."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# what bench may take from dimo: what makes images, and the helpers below everything
+BENCH_MAY_IMPORT = {
+    "errors",
+    "files",
+    "strict",
+    "datasets",
+    "launch",
+    "masking",
+    "models",
+    "rng",
+    "samplers",
+    "teachers",
+    "weights",
+}
+# each third-party package has one door, or a few that are named here
+DOORS = {
+    "typer": {"dimo/cli.py"},
+    "rich": {"dimo/terminal.py"},
+    "safetensors": {"dimo/weights.py"},
+    "sklearn": {"dimo/datasets/digits.py", "dimo/models/digits.py"},
+    "PIL": {"bench/images.py"},
+}
+
+
+def _imports(path):
+    """Dotted names imported anywhere in a file, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _files(package):
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", _files("dimo"), ids=str)
+def test_only_the_command_line_sees_bench(path):
+    if path.name != "cli.py":
+        assert not [name for name in _imports(path) if name.split(".")[0] == "bench"]
+
+
+@pytest.mark.parametrize("path", _files("bench"), ids=str)
+def test_bench_imports_only_what_makes_images(path):
+    found = {name.split(".")[1] for name in _imports(path) if name.startswith("dimo.")}
+    assert found <= BENCH_MAY_IMPORT
+
+
+@pytest.mark.parametrize("package", DOORS)
+def test_each_dependency_has_its_door(package):
+    users = {
+        str(path.relative_to(ROOT))
+        for path in _files("dimo") + _files("bench")
+        if any(name.split(".")[0] == package for name in _imports(path))
+    }
+    assert users == DOORS[package]
+
+
+def test_metrics_see_arrays_only():
+    for path in _files("bench/metrics"):
+        names = {name for name in _imports(path) if name.startswith(("bench.", "dimo."))}
+        allowed = ("bench.metrics", "bench.stats", "dimo.errors")
+        assert all(name.startswith(allowed) for name in names), path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["report", "--help"], ["report"], ["protocols", "list"]],
+    ids=" ".join,
+)
+def test_light_commands_do_not_load_torch(arguments, tmp_path):
+    code = (
+        "import sys; sys.argv = ['dimo', *sys.argv[1:]]\n"
+        "from dimo.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_file_says_too_many_things():
+    long = {p.name: n for p in _files("dimo") + _files("bench") if (n := _lines(p)) > 450}
+    assert not long
+
+
+def _lines(path):
+    return len(path.read_text().splitlines())
