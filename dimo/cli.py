@@ -74,8 +74,8 @@ def train(
     name = recipe or f"{teacher}-teacher"
     loaded = load_recipe(TrainRecipe, name, [f'teacher="{teacher}"', *settings])
     folder = out or Path("runs") / f"{teacher}-teacher"
-    with terminal.training_bar(f"train {teacher}", loaded.steps, loaded.batch_size) as on_log:
-        train_teacher(loaded, folder, device=choose_device(device), resume=resume, on_log=on_log)
+    with terminal.training_bar(f"train {teacher}", loaded.steps, loaded.batch_size) as on_step:
+        train_teacher(loaded, folder, device=choose_device(device), resume=resume, on_step=on_step)
     terminal.say(
         f"weights: {folder}; score them with: dimo bench --teacher {teacher} --weights {folder}"
     )
@@ -95,7 +95,7 @@ def _train_extractor(name: str, recipe: str, settings: list[str], out: Path | No
     if path.exists():
         raise DimoError(f"output {path} exists; choose another --out")
     images, labels = digits.load()
-    with terminal.training_bar(f"train {name}", loaded.steps, loaded.batch_size) as on_log:
+    with terminal.training_bar(f"train {name}", loaded.steps, loaded.batch_size) as on_step:
         model = train_digits_cnn(
             images,
             labels,
@@ -107,7 +107,7 @@ def _train_extractor(name: str, recipe: str, settings: list[str], out: Path | No
             pixel_noise=loaded.pixel_noise,
             shift_probability=loaded.shift_probability,
             seed=loaded.seed,
-            on_step=lambda step, loss: on_log(step, {"loss": loss}),
+            on_step=lambda step, loss: on_step(step, {"loss": loss}),
         )
     provenance = {"recipe": to_toml(loaded), "data": "scikit-learn digits, 1,797 images"}
     save_tensors(path, model.state_dict(), provenance)
@@ -151,7 +151,7 @@ def _distill(
     name = recipe or get_teacher(teacher).recipe
     loaded = load_recipe(DistillRecipe, name, [f'teacher="{teacher}"', *settings])
     folder = out or Path("runs") / Path(name).stem
-    with terminal.training_bar(f"distil {teacher}", loaded.steps, loaded.batch_size) as on_log:
+    with terminal.training_bar(f"distil {teacher}", loaded.steps, loaded.batch_size) as on_step:
         run(
             loaded,
             folder,
@@ -159,7 +159,7 @@ def _distill(
             device=choose_device(device),
             weights=weights,
             resume=resume,
-            on_log=on_log,
+            on_step=on_step,
         )
     return folder
 

@@ -2,7 +2,6 @@
 
 __all__ = ["distill", "train_teacher"]
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,10 +13,8 @@ from dimo.files import write_atomic
 from dimo.models.maskgit import MaskGIT
 from dimo.tasks import DistillTask, TeacherTask
 from dimo.teachers import StudentConfig, get_teacher, load_teacher, save_student
-from dimo.train import fit
+from dimo.train import OnStep, fit
 from dimo.weights import save_tensors
-
-OnLog = Callable[[int, dict[str, float]], None]
 
 
 def distill(
@@ -28,7 +25,7 @@ def distill(
     device: torch.device,
     weights: Path | None = None,
     resume: bool = False,
-    on_log: OnLog | None = None,
+    on_step: OnStep | None = None,
 ) -> StudentConfig:
     """Distils a teacher into a one-step student and writes the run folder.
 
@@ -42,7 +39,7 @@ def distill(
         device: Where to train.
         weights: Folder of the teacher's weights; the shipped ones by default.
         resume: Go on from the newest checkpoint in `out`.
-        on_log: Told the steps done and the mean scalars, every 50 steps.
+        on_step: As in `dimo.train.fit`.
 
     Raises:
         DimoError: `out` holds a run (without `resume`), nothing to resume, or another run.
@@ -53,7 +50,7 @@ def distill(
     student = MaskGIT(**network)
     student.load_state_dict(loaded.model.state_dict())
     task = DistillTask(recipe, loaded.model, student, loaded.teacher.label_smoothing, device)
-    seconds = fit(task, out, resume=resume, on_log=on_log)
+    seconds = fit(task, out, resume=resume, on_step=on_step)
     config = StudentConfig(
         teacher=recipe.teacher,
         init_mask_ratio=recipe.init_mask_ratio,
@@ -76,7 +73,7 @@ def train_teacher(
     *,
     device: torch.device,
     resume: bool = False,
-    on_log: OnLog | None = None,
+    on_step: OnStep | None = None,
 ) -> None:
     """Trains an embedded teacher from its data; `out` then works as `--weights`.
 
@@ -85,7 +82,7 @@ def train_teacher(
         out: The run folder; gets the tokenizer's and the transformer's weights.
         device: Where to train.
         resume: Go on from the newest checkpoint in `out`.
-        on_log: Told the steps done and the mean scalars, every 50 steps.
+        on_step: As in `dimo.train.fit`.
 
     Raises:
         DimoError: The teacher has no embedded data; or as `distill`.
@@ -101,7 +98,7 @@ def train_teacher(
     torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
     network = MaskGIT(**{**teacher.network, "dropout": recipe.dropout})
     task = TeacherTask(recipe, network, tokenizer.encode(images), labels, device)
-    fit(task, out, resume=resume, on_log=on_log)
+    fit(task, out, resume=resume, on_step=on_step)
     provenance = {"recipe": to_toml(recipe), "data": "scikit-learn digits, 1,797 images"}
     save_tensors(out / teacher.weights["tokenizer"], tokenizer.state_dict(), provenance)
     save_tensors(out / teacher.weights["transformer"], task.ema.state_dict(), provenance)

@@ -130,14 +130,7 @@ class TeacherTask(_Task):
                 tokens.masked_fill(mask, self.model.mask_token_id), labels, drop=drop
             )
         visible = logits[..., : self.model.codebook_size].float()
-        token_loss = F.cross_entropy(
-            visible.transpose(1, 2),
-            tokens,
-            label_smoothing=recipe.label_smoothing,
-            reduction="none",
-        )  # [B, L]
-        # Mean over each image's masked tokens: states with few of them count as much as others.
-        loss = ((token_loss * mask).sum(1) / mask.sum(1)).mean()
+        loss = F.cross_entropy(visible[mask], tokens[mask], label_smoothing=recipe.label_smoothing)
         norm = self._update("model", loss, recipe.learning_rate_at(step))
         update_ema(self.ema, self.model, decay=recipe.ema_decay, step=step)
         return {"loss": loss.detach(), "grad_norm": norm}

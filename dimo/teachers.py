@@ -78,7 +78,7 @@ TEACHERS: dict[str, Teacher] = {
         network={
             "img_size": 64,
             "hidden_dim": 128,
-            "codebook_size": 128,
+            "codebook_size": 256,
             "depth": 3,
             "heads": 4,
             "mlp_dim": 512,
@@ -98,7 +98,7 @@ TEACHERS: dict[str, Teacher] = {
             guidance_scale=1.0,
             temperature=1.0,
             choice_temperature=4.5,
-            selected_by="PLACEHOLDER",
+            selected_by="as Maskgit-pytorch (choice temperature 4.5, temperature 1), no guidance",
         ),
         recipe="digits",
     ),

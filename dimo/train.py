@@ -5,13 +5,13 @@ number and its state; every random number comes from (seed, step, row). So a che
 task's state, and a resumed run is bit-equal to an uninterrupted one.
 """
 
-__all__ = ["Task", "fit"]
+__all__ = ["OnStep", "Task", "fit"]
 
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -19,7 +19,8 @@ from dimo.checkpoint import latest_checkpoint, save_checkpoint
 from dimo.errors import DimoError
 from dimo.files import write_atomic
 
-LOG_EVERY = 50
+_LOG_EVERY = 50
+OnStep: TypeAlias = Callable[[int, dict[str, float]], None]
 
 
 class Task(Protocol):
@@ -45,7 +46,7 @@ def fit(
     folder: Path,
     *,
     resume: bool = False,
-    on_log: Callable[[int, dict[str, float]], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> float:
     """Runs the task to its last step; returns the seconds spent training, over all sessions.
 
@@ -55,7 +56,8 @@ def fit(
         task: What to train.
         folder: The run's folder.
         resume: Continue from the newest whole checkpoint.
-        on_log: Called with the number of steps done and the mean of each scalar.
+        on_step: Called with the steps done: at the start, and after each step. Its scalars are
+            the means since the last log line, and empty between log lines.
 
     Raises:
         DimoError: The folder holds a run and `resume` is off, or a run of another task.
@@ -79,10 +81,13 @@ def fit(
         lines, seconds = list(state["log"]), float(state["seconds"])
         pending = list(state["pending"])
     start = time.monotonic() - seconds
+    if on_step is not None:
+        on_step(done, {})
     for step in range(done, task.steps):
+        scalars: dict[str, float] = {}
         pending.append(task.step(step))
         done = step + 1
-        if done % LOG_EVERY == 0 or done == task.steps:
+        if done % _LOG_EVERY == 0 or done == task.steps:
             means = {k: sum(float(p[k]) for p in pending) / len(pending) for k in pending[0]}
             if any(value != value for value in means.values()):
                 raise DimoError(
@@ -91,8 +96,9 @@ def fit(
                 )
             pending.clear()
             lines.append(json.dumps({"step": done, **means}))
-            if on_log is not None:
-                on_log(done, means)
+            scalars = means
+        if on_step is not None:
+            on_step(done, scalars)
         if done % task.checkpoint_every == 0 or done == task.steps:
             state = {
                 "identity": task.identity,

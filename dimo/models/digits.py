@@ -24,7 +24,7 @@ class DigitsTokenizer(nn.Module):
 
     num_tokens = _GRID * _GRID
 
-    def __init__(self, codebook_size: int = 128) -> None:
+    def __init__(self, codebook_size: int = 256) -> None:
         super().__init__()
         self.codebook_size = codebook_size
         self.register_buffer(
@@ -44,7 +44,7 @@ class DigitsTokenizer(nn.Module):
         return tokenizer
 
     @classmethod
-    def from_file(cls, path: str | PathLike[str], *, codebook_size: int = 128) -> Self:
+    def from_file(cls, path: str | PathLike[str], *, codebook_size: int = 256) -> Self:
         """Loads a codebook saved under the name `codebook`."""
         tokenizer = cls(codebook_size)
         load_state_dict(tokenizer, path)
