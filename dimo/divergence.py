@@ -6,6 +6,7 @@ logits (arXiv 2503.15457, Eq. 4); `divergence` is its antiderivative, for tests 
 
 __all__ = ["DIVERGENCES", "divergence", "logit_gradient"]
 
+import torch
 from torch import Tensor
 
 from dimo.errors import unknown_name
@@ -53,16 +54,23 @@ def logit_gradient(
     Arguments and errors as `divergence`.
     """
     forward, reverse = _weights(name, beta)
-    log_p, log_q = _log_softmax(teacher_logits), _log_softmax(auxiliary_logits)
-    q = log_q.exp()
-    gradient = forward * (q - log_p.exp()) if forward else 0
+    z_p, z_q = _wide(teacher_logits), _wide(auxiliary_logits)
+    q = z_q.softmax(-1)
+    gradient = torch.zeros_like(q)
+    if forward:
+        gradient += forward * (q - z_p.softmax(-1))
     if reverse:
-        log_ratio = log_q - log_p
-        gradient = gradient + reverse * q * (log_ratio - (q * log_ratio).sum(-1, keepdim=True))
-    assert isinstance(gradient, Tensor)
+        # log q - log p up to a constant, which the mean takes out; zero at the likeliest token,
+        # so that a peaked q loses no digits
+        difference = z_q - z_p
+        difference = difference - difference.gather(-1, q.argmax(-1, keepdim=True))
+        gradient += reverse * q * (difference - (q * difference).sum(-1, keepdim=True))
     return gradient
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    wide = logits if logits.dtype.itemsize >= 4 else logits.float()
-    return wide.log_softmax(-1)
+    return _wide(logits).log_softmax(-1)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype.itemsize >= 4 else logits.float()

@@ -52,6 +52,7 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
         pickle.UnpicklingError,
         RuntimeError,
         EOFError,
+        OSError,
         ValueError,
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

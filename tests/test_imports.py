@@ -82,6 +82,7 @@ def test_metrics_see_arrays_only():
     ids=" ".join,
 )
 def test_light_commands_do_not_load_torch(arguments, tmp_path):
+    (tmp_path / "results").mkdir()
     code = (
         "import sys; sys.argv = ['dimo', *sys.argv[1:]]\n"
         "from dimo.cli import main\n"
