@@ -113,4 +113,5 @@ def _open(out: Path, recipe: str, resume: bool) -> None:
             f"output {out} exists and is not empty; "
             "continue it with --resume or choose another --out"
         )
-    write_atomic(path, recipe)
+    if not resume:
+        write_atomic(path, recipe)

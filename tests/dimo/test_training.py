@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dimo.checkpoint import latest_checkpoint, save_checkpoint
 from dimo.config import DistillRecipe, TrainRecipe
 from dimo.errors import DimoError
 from dimo.runs import distill, train_teacher
 from dimo.teachers import load_student, load_teacher
+from dimo.weights import ASSETS
 
 CPU = torch.device("cpu")
 
@@ -120,9 +121,18 @@ def test_the_newest_whole_checkpoint_counts(tmp_path):
     assert (step, int(state["value"])) == (20, 20)
 
 
-def test_divergence_is_reported_not_saved(tmp_path):
-    with pytest.raises(DimoError, match="diverged"):
-        _run(_recipe(learning_rate=0.99, grad_clip=1e30, precision="float32"), tmp_path / "run")
+def test_nan_is_reported_and_no_student_is_saved(tmp_path):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    teacher = load_teacher("digits", device=CPU)
+    for role, name in teacher.teacher.weights.items():
+        state = load_file(ASSETS / name)
+        if role == "transformer":
+            state["last_layer.2.weight"][0, 0] = torch.nan
+        save_file(state, weights / name)
+    with pytest.raises(DimoError, match="diverged before step 50"):
+        _run(_recipe(), tmp_path / "run", weights=weights)
+    assert not (tmp_path / "run" / "student.safetensors").exists()
 
 
 def test_an_unfinished_run_is_not_a_student(tmp_path):
