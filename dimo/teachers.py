@@ -188,7 +188,8 @@ def load_student(run: str | Path, *, device: torch.device, weights: Path | None 
 def save_student(folder: Path, model: MaskGIT, config: StudentConfig) -> None:
     """Writes `student.safetensors` and then `config.json`, which marks the run as finished."""
     content = dataclasses.asdict(config)
-    save_tensors(folder / "student.safetensors", model.state_dict(), content)
+    timeless = {key: value for key, value in content.items() if key != "training_seconds"}
+    save_tensors(folder / "student.safetensors", model.state_dict(), timeless)
     write_atomic(folder / "config.json", json.dumps(content, indent=2) + "\n")
 
 

@@ -58,10 +58,8 @@ def test_a_resumed_distillation_is_bit_equal(tmp_path, precision):
     step, _ = latest_checkpoint(tmp_path / "parts" / "checkpoints")
     assert step == 90  # falls inside a logging window
     _run(recipe, tmp_path / "parts", resume=True)
-    whole, parts = (
-        load_file(tmp_path / name / "student.safetensors") for name in ("whole", "parts")
-    )
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    files = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert files[0] == files[1]
     states = [latest_checkpoint(tmp_path / name / "checkpoints")[1] for name in ("whole", "parts")]
     for network in ("student", "auxiliary", "ema"):
         a, b = (state["task"]["networks"][network] for state in states)
