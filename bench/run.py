@@ -179,7 +179,7 @@ class Workbench:
     def _features(self, labelled: tuple[Tensor, Tensor]) -> Features:
         images, labels = (t.to(self.device) for t in labelled)
         batches = DataLoader(TensorDataset(images, labels), batch_size=self.batch_size)
-        return extract(self.extractor, ((x, y) for x, y in batches))
+        return extract(self.extractor, batches)
 
 
 @dataclass(frozen=True)

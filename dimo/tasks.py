@@ -32,7 +32,6 @@ class _Task:
     def __init__(self, recipe: DistillRecipe | TrainRecipe, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         self.steps, self.checkpoint_every = recipe.steps, recipe.checkpoint_every
-        self.images_per_step = recipe.batch_size
         self.networks: dict[str, MaskGIT] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.identity = ""

@@ -28,7 +28,6 @@ class Task(Protocol):
 
     steps: int
     checkpoint_every: int
-    images_per_step: int
     identity: str  # hash of recipe and inputs: a checkpoint of another task is refused
 
     def step(self, step: int) -> dict[str, Tensor]:
