@@ -1,18 +1,66 @@
-"""The image contract: uint8 [B, 3, H, W], and how float images become it; grids for people."""
+"""The image contract: uint8 [B, 3, H, W]; how float images and files become it; grids for people.
 
-__all__ = ["ImageBatch", "save_grid", "to_uint8"]
+A file becomes 8-bit RGB only where nothing is lost or guessed: grey and palette are spread to RGB,
+an alpha channel is dropped if it is opaque everywhere. 16-bit, CMYK, transparent and many-frame
+images are problems. Orientation tags and colour profiles are not applied.
+"""
 
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "LOSSY_CODECS",
+    "ImageBatch",
+    "ImageInfo",
+    "decode_image",
+    "inspect_image",
+    "save_grid",
+    "to_uint8",
+]
+
+import hashlib
 import io
+import struct
+import zlib
 from dataclasses import dataclass
 from os import PathLike
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from torch import Tensor
 
-from dimo.errors import unknown_name
-from dimo.files import write_atomic
+from dimo.errors import DimoError, unknown_name
+from dimo.files import sha256_bytes, write_atomic
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+LOSSY_CODECS = ("jpeg", "webp", "tiff-jpeg", "tiff-webp")  # lossless WebP is "webp-lossless"
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MODES = ("RGB", "L", "1", "P", "RGBA", "LA")  # what is converted without loss
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What is known of one image of a set before it is scored.
+
+    Attributes:
+        sha256: Names the content; equal for exact copies.
+        height: In pixels; 0 if unknown.
+        width: In pixels; 0 if unknown.
+        mode: As PIL names it ("RGB", "L", "P", "RGBA", "I;16", ...), with ";16" where PIL would
+            cut 16 bits off silently; "" if unknown.
+        codec: "png", "jpeg", "webp" (lossy), "webp-lossless", "bmp", "tiff", "tiff-jpeg" or
+            "array"; "" if unknown.
+        problem: Why the image cannot be scored, or None.
+    """
+
+    sha256: str
+    height: int
+    width: int
+    mode: str
+    codec: str
+    problem: str | None
 
 
 @dataclass(frozen=True)
@@ -48,6 +96,121 @@ def to_uint8(images: Tensor, rule: str) -> Tensor:
     if rule == "round":
         levels = levels + 0.5
     return levels.floor().clamp(0, 255).to(torch.uint8)
+
+
+def inspect_image(data: bytes) -> ImageInfo:
+    """Checks the bytes of an image file, all of them; never raises for a bad one.
+
+    A PNG of mode RGB, L or P is not decompressed, which would cost ten times more: the CRC of
+    every chunk tells damage. Anything else is decoded. The hash is over the file's bytes, for a PNG
+    over the chunks that the pixels depend on, so that copies with other text or dates are copies.
+    """
+    sha256, height, width, mode, codec, problem = "", 0, 0, "", "", None
+    try:
+        if data.startswith(_PNG_SIGNATURE):
+            sha256 = _checked_png_sha256(data)
+        image = _open(data)
+        (width, height), mode, codec = image.size, _mode(image), _codec(image, data)
+        if codec != "png" or mode not in ("RGB", "L", "P") or "transparency" in image.info:
+            _to_rgb(image)
+    except DimoError as error:
+        problem = str(error)
+    return ImageInfo(sha256 or sha256_bytes(data), height, width, mode, codec, problem)
+
+
+def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
+    """The bytes of an image file -> uint8 [H, W, 3].
+
+    Raises:
+        DimoError: No image, damaged, or one that is not 8-bit RGB without a loss or a guess.
+    """
+    return _to_rgb(_open(data))
+
+
+def _open(data: bytes) -> Image.Image:
+    """Reads the header only."""
+    if not data:
+        raise DimoError("zero bytes")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        frames = getattr(image, "n_frames", 1)
+    except UnidentifiedImageError as error:
+        raise DimoError("not an image (allowed: PNG, JPEG, WebP, BMP, TIFF)") from error
+    except Exception as error:  # PIL raises many types on bad data
+        raise DimoError(f"damaged: {error}") from error
+    if frames != 1:
+        raise DimoError(f"{frames} frames (allowed: 1)")
+    return image
+
+
+def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+    mode = _mode(image)
+    if mode not in _MODES:
+        raise DimoError(f"mode {mode} (allowed: 8-bit RGB, or what becomes it without a loss)")
+    try:
+        if mode in ("RGBA", "LA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            alpha, _ = image.getchannel("A").getextrema()
+            if alpha != 255:
+                raise DimoError(f"mode {mode} with transparent pixels (allowed: opaque)")
+        return np.asarray(image.convert("RGB"))
+    except DimoError:
+        raise
+    except Exception as error:  # PIL raises many types on bad data
+        raise DimoError(f"damaged: {error}") from error
+
+
+def _mode(image: Image.Image) -> str:
+    """PIL's mode, marked where PIL would turn 16 bits a channel into 8 without a word."""
+    raw_modes = "".join(str(tile.args) for tile in getattr(image, "tile", []))
+    if ";16" in raw_modes and image.mode in _MODES:
+        return f"{image.mode};16"
+    return image.mode
+
+
+def _codec(image: Image.Image, data: bytes) -> str:
+    codec = {"MPO": "jpeg"}.get(str(image.format), str(image.format).lower())
+    if codec == "webp":
+        return "webp-lossless" if _webp_is_lossless(data) else "webp"
+    if codec == "tiff" and image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp"):
+        return "tiff-" + str(image.info["compression"]).removeprefix("tiff_")
+    return codec
+
+
+def _webp_is_lossless(data: bytes) -> bool:
+    """Whether the first bitstream chunk of the RIFF container is VP8L and not VP8."""
+    position, name = 12, b""
+    while name not in (b"VP8 ", b"VP8L") and position + 8 <= len(data):
+        name, length = struct.unpack_from("<4sI", data, position)
+        position += 8 + length + length % 2
+    return name == b"VP8L"
+
+
+def _checked_png_sha256(data: bytes) -> str:
+    """Hash of the critical chunks and of tRNS.
+
+    Raises:
+        DimoError: A chunk is cut short or fails its CRC, or the pixels or the end are missing.
+    """
+    digest = hashlib.sha256()
+    view, position, name, has_pixels = memoryview(data), len(_PNG_SIGNATURE), b"", False
+    while name != b"IEND":
+        if position + 12 > len(data):
+            raise DimoError("cut short")
+        length, name = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
+        if end > len(data):
+            raise DimoError("cut short")
+        (crc,) = struct.unpack_from(">I", data, end - 4)
+        if zlib.crc32(view[position + 4 : end - 4]) != crc:
+            raise DimoError(f"checksum error in its {ascii(name)[2:-1]} chunk")
+        if name[:1].isupper() or name == b"tRNS":  # upper case: critical (PNG, sec. 5.4)
+            digest.update(view[position:end])
+        has_pixels |= name == b"IDAT"
+        position = end
+    if not has_pixels:
+        raise DimoError("no pixels (it has no IDAT chunk)")
+    return digest.hexdigest()
 
 
 def save_grid(

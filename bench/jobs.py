@@ -1,6 +1,14 @@
 """Rows to be: which networks are scored, and with which settings."""
 
-__all__ = ["Job", "load_jobs", "reference_jobs", "student_job", "teacher_jobs"]
+__all__ = [
+    "Cost",
+    "Job",
+    "load_jobs",
+    "method_info",
+    "reference_jobs",
+    "student_job",
+    "teacher_jobs",
+]
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,8 +21,8 @@ from torch import Tensor
 from bench.generate import SamplerSettings
 from bench.images import to_uint8
 from bench.protocol import Protocol
-from bench.record import Section
-from bench.references import load_reference
+from bench.record import MethodInfo, Section
+from bench.references import reference_images
 from dimo.errors import DimoError
 from dimo.masking import tokens_per_step
 from dimo.teachers import Loaded, load_student, load_teacher
@@ -30,6 +38,7 @@ class Job:
         loaded: The network; for a fixed set, whose tokenizer and teacher it belongs to.
         settings: Sampler settings; None for a fixed set.
         images: The fixed set, uint8 [N, 3, H, W]; None for a network.
+        labels: Of the fixed set, int64 [N].
     """
 
     name: str
@@ -37,6 +46,51 @@ class Job:
     loaded: Loaded
     settings: SamplerSettings | None = None
     images: Tensor | None = None
+    labels: Tensor | None = None
+
+    @property
+    def caption(self) -> str:
+        """The name with the number of steps, for progress."""
+        if self.settings is None or self.settings.sampler == "one_step":
+            return self.name
+        return f"{self.name}, {self.settings.num_steps} steps"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What sampling costs: network forwards an image, and tokens revealed at each step."""
+
+    nfe: int
+    token_counts: tuple[int, ...]
+
+
+def method_info(job: Job, cost: Cost | None) -> MethodInfo:
+    """The part of a record that says what was scored; `cost` is None for a fixed set."""
+    settings, student = job.settings, job.loaded.student
+    training = {}
+    if student is not None and settings is not None:
+        training = {
+            "recipe": student.recipe,
+            "seconds": student.training_seconds,
+            "images_seen": student.images_seen,
+            "seed": student.seed,
+        }
+    return MethodInfo(
+        name=job.name,
+        section=job.section,
+        teacher=job.loaded.teacher.name,
+        sampler=settings.sampler if settings else None,
+        num_steps=settings.num_steps if settings else None,
+        nfe=cost.nfe if cost else None,
+        mask_schedule=settings.mask_schedule if settings else None,
+        token_counts=cost.token_counts if cost else None,
+        guidance_scale=settings.guidance_scale if settings else None,
+        temperature=settings.temperature if settings else None,
+        choice_temperature=settings.choice_temperature if settings else None,
+        selected_by=settings.selected_by if settings else "nothing to select",
+        weights_sha256=job.loaded.weights_sha256 if settings else None,
+        training=training,
+    )
 
 
 def teacher_jobs(loaded: Loaded, steps: Sequence[int], overrides: Mapping[str, float]) -> list[Job]:
@@ -68,13 +122,13 @@ def student_job(loaded: Loaded, temperature: float | None) -> Job:
 
 def reference_jobs(loaded: Loaded, protocol: Protocol) -> list[Job]:
     """Real data, and real data through the tokenizer: the best any model on its tokens can do."""
-    images, _ = load_reference(protocol)
+    images, labels = reference_images(protocol)
     with torch.inference_mode():
         decoded = loaded.tokenizer.decode(loaded.tokenizer.encode(images))
     again = to_uint8(decoded, protocol.images.uint8).cpu()
     return [
-        Job("Real data", "Reference", loaded, images=images),
-        Job("Tokenizer reconstruction", "Reference", loaded, images=again),
+        Job("Real data", "Reference", loaded, images=images, labels=labels),
+        Job("Tokenizer reconstruction", "Reference", loaded, images=again, labels=labels),
     ]
 
 

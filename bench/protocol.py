@@ -5,11 +5,9 @@ their protocols have the same `protocol_sha256`. Each key is explained in `proto
 """
 
 __all__ = [
-    "METRICS",
     "Extractor",
     "Images",
     "Metric",
-    "MetricKind",
     "Protocol",
     "Reference",
     "Seeds",
@@ -29,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bench.catalog import ANY, EXTRACTORS, METRICS
 from bench.paths import data_dir
 from dimo.errors import DimoError, unknown_name
 from dimo.files import sha256_bytes
@@ -36,32 +35,6 @@ from dimo.strict import Origin, canonical_json, decode, encode
 
 _FORMAT = 1
 _NEXT_STEP = "the keys are explained in protocols/README.md"
-
-
-@dataclass(frozen=True)
-class MetricKind:
-    """What is known of a metric apart from any protocol.
-
-    Attributes:
-        label: Column heading in tables.
-        higher_is_better: Direction; a protocol must state the same.
-        params: Names of the integers that a protocol must give.
-    """
-
-    label: str
-    higher_is_better: bool
-    params: tuple[str, ...] = ()
-
-
-METRICS: dict[str, MetricKind] = {
-    "fid": MetricKind("FID", higher_is_better=False),
-    "inception_score": MetricKind("IS", higher_is_better=True, params=("splits", "seed")),
-    "precision": MetricKind("Prec.", higher_is_better=True, params=("k",)),
-    "recall": MetricKind("Rec.", higher_is_better=True, params=("k",)),
-    "density": MetricKind("Den.", higher_is_better=True, params=("k",)),
-    "coverage": MetricKind("Cov.", higher_is_better=True, params=("k",)),
-    "class_accuracy": MetricKind("Acc.", higher_is_better=True),
-}
 
 
 @dataclass(frozen=True)
@@ -102,24 +75,42 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Extractor:
-    """The network that turns images into features, by name and by the SHA-256 of its weights."""
+    """The network that turns images into features.
+
+    Attributes:
+        name: Of `EXTRACTORS`, or `"package.module:attribute"` for code of one's own.
+        sha256: Of its weights file, or `"any"`.
+        resize: How images reach its input size; empty where it takes them as they are.
+    """
 
     name: str
     sha256: str
+    resize: str = ""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The images compared with: name, SHA-256 over their uint8 bytes, and how many."""
+    """What is compared with.
+
+    Attributes:
+        name: An embedded set, or the name of the file that `--reference` gives.
+        sha256: Of an embedded set's images or of that file, or `"any"`.
+        count: How many reference images neighbours and kernels are compared with.
+        statistics_count: The file's own mean and covariance, of that many images, are the
+            reference of Frechet distances; None: they are computed from all images given.
+        source: Where the file comes from, in words or as a URL.
+    """
 
     name: str
     sha256: str
     count: int
+    statistics_count: int | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric, its direction and its parameters (`splits` and `seed`, or `k`)."""
+    """One metric, its direction and its parameters, as `METRICS` lists them."""
 
     name: str
     higher_is_better: bool
@@ -174,6 +165,12 @@ def protocol_sha256(protocol: Protocol) -> str:
     does not give it, or old results would lose their protocol.
     """
     content = encode(protocol)
+    for name, default in (("extractor", Extractor("", "")), ("reference", Reference("", "", 0))):
+        content[name] = {
+            key: value
+            for key, value in content[name].items()
+            if key in ("name", "sha256", "count") or value != getattr(default, key)
+        }
     content["metrics"] = [
         {"name": metric.name, "higher_is_better": metric.higher_is_better, **metric.params}
         for metric in protocol.metrics
@@ -253,11 +250,14 @@ def _gather_params(table: Any, path: str, origin: Origin) -> Any:
     if table["name"] not in METRICS:
         problem = unknown_name(f"'{path}.name'", table["name"], METRICS)
         raise origin.error(str(problem))
-    params = METRICS[table["name"]].params
+    kind = METRICS[table["name"]]
+    params = kind.params
+    if any(key in table for key in kind.optional):
+        params += kind.optional
     fields = ("name", "higher_is_better")
     for key in table:
         if key not in fields + params:
-            raise origin.unknown_key(path, key, list(fields + params))
+            raise origin.unknown_key(path, key, list(fields + kind.params + kind.optional))
     for key in params:
         if key not in table:
             raise origin.error(f"missing key '{path}.{key}' of the metric {table['name']!r}")
@@ -283,6 +283,7 @@ def _contradictions(protocol: Protocol, stem: str) -> Iterator[str]:
         ("seeds.select", seeds.select, 0),
         ("seeds.n_select", seeds.n_select, 2),
         ("reference.count", reference.count, 2),
+        ("reference.statistics_count", reference.statistics_count or 2, 2),
         ("uncertainty.n_bootstrap", protocol.uncertainty.n_bootstrap, 2),
         ("uncertainty.seed", protocol.uncertainty.seed, 0),
     ):
@@ -308,12 +309,13 @@ def _contradictions(protocol: Protocol, stem: str) -> Iterator[str]:
         ("extractor.sha256", protocol.extractor.sha256),
         ("reference.sha256", reference.sha256),
     ):
-        if not re.fullmatch(r"[0-9a-f]{64}", digest):
-            yield f"'{path}' must be 64 lower-case hex digits, not {digest[:80]!r}"
+        if digest != ANY and not re.fullmatch(r"[0-9a-f]{64}", digest):
+            yield f"'{path}' must be 64 lower-case hex digits or {ANY!r}, not {digest[:80]!r}"
     if not 0 < protocol.uncertainty.level < 1:
         yield f"'uncertainty.level' must be between 0 and 1, not {protocol.uncertainty.level}"
     if not protocol.metrics:
         yield "'metrics' must name at least one metric"
+    yield from _extractor_contradictions(protocol.extractor)
     yield from _metric_contradictions(protocol)
 
 
@@ -322,8 +324,13 @@ def _metric_contradictions(protocol: Protocol) -> Iterator[str]:
     ranges = {  # of each parameter, both ends included
         "k": (1, min(num_images, protocol.reference.count) - 1),
         "splits": (1, num_images),
+        "subsets": (1, 10_000),
+        "subset_size": (2, min(num_images, protocol.reference.count)),
+        "blocks": (1, num_images),
+        "block_size": (2, min(num_images, protocol.reference.count)),
         "seed": (0, 2**32 - 1),
     }
+    outputs = EXTRACTORS[protocol.extractor.name].outputs if _is_known(protocol.extractor) else None
     seen: set[str] = set()
     for index, metric in enumerate(protocol.metrics):
         path, kind = f"metrics[{index}]", METRICS[metric.name]
@@ -333,9 +340,40 @@ def _metric_contradictions(protocol: Protocol) -> Iterator[str]:
         if metric.higher_is_better != kind.higher_is_better:
             right = str(kind.higher_is_better).lower()
             yield f"'{path}.higher_is_better' must be {right} for {metric.name!r}"
+        if outputs is not None and kind.needs not in outputs:
+            yield (
+                f"'{path}.name' is {metric.name!r}, which needs {kind.needs}; the extractor "
+                f"{protocol.extractor.name!r} gives {', '.join(outputs)}"
+            )
+        used = metric.params.get("blocks", 1) * metric.params.get("block_size", 0)
+        if used > min(num_images, protocol.reference.count):
+            yield (
+                f"'{path}' uses {used} images of each side; there are {num_images} generated "
+                f"and {protocol.reference.count} reference ones"
+            )
         for key, value in metric.params.items():
             low, high = ranges[key]
             if not low <= value <= high:
                 yield f"'{path}.{key}' must be from {low} to {high}, not {value}"
-    if len({metric.params["k"] for metric in protocol.metrics if "k" in metric.params}) > 1:
-        yield "'k' must be the same for every metric that has it"
+    neighbours = [metric.params for metric in protocol.metrics if "k" in metric.params]
+    if any(params != neighbours[0] for params in neighbours):
+        yield "'k', 'blocks', 'block_size' and 'seed' must be the same for every metric with a 'k'"
+
+
+def _extractor_contradictions(extractor: Extractor) -> Iterator[str]:
+    if not _is_known(extractor):
+        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", extractor.name):
+            allowed = [*EXTRACTORS, "package.module:attribute"]
+            yield str(unknown_name("'extractor.name'", extractor.name, allowed))
+        elif extractor.resize:
+            yield "'extractor.resize' must be left out: code of one's own resizes by itself"
+        return
+    resizes = EXTRACTORS[extractor.name].resizes
+    if resizes and extractor.resize not in resizes:
+        yield str(unknown_name("'extractor.resize'", extractor.resize, resizes))
+    if not resizes and extractor.resize:
+        yield f"'extractor.resize' must be left out: {extractor.name!r} takes images as they are"
+
+
+def _is_known(extractor: Extractor) -> bool:
+    return extractor.name in EXTRACTORS

@@ -5,6 +5,7 @@ is noticed, and it is read strictly: an unknown, missing or ill-typed key is an 
 """
 
 __all__ = [
+    "Evidence",
     "MethodInfo",
     "MetricValue",
     "ProtocolInfo",
@@ -37,7 +38,7 @@ from bench.protocol import Protocol, protocol_sha256
 from dimo.files import sha256_bytes
 from dimo.strict import Origin, canonical_json, decode, encode, unique_keys
 
-Section: TypeAlias = Literal["Reference", "Teacher", "Sampler", "Distill."]
+Section: TypeAlias = Literal["Reference", "Teacher", "Sampler", "Distill.", "Image sets"]
 
 _FORMAT = 1
 _HAND_MADE = "records are written by dimo bench, not by hand: remove the file or run it again"
@@ -48,10 +49,12 @@ _PACKAGES = (
     "clean-fid",
     "dimo",
     "numpy",
+    "open_clip_torch",
     "pillow",
     "safetensors",
     "scikit-learn",
     "scipy",
+    "timm",
     "torch",
     "torch-fidelity",
     "torchvision",
@@ -81,7 +84,7 @@ class MethodInfo:
 
     name: str
     section: Section
-    teacher: str
+    teacher: str | None
     sampler: str | None
     num_steps: int | None
     nfe: int | None
@@ -144,6 +147,37 @@ class ProtocolInfo:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What the numbers were computed from, by hash.
+
+    Attributes:
+        images: Paths of the set as given; empty for images made in process.
+        images_sha256: Over the hashes of all images and their labels, in order.
+        labels_sha256: Over the labels in order; empty where there are none.
+        extractor: Name of the feature extractor.
+        extractor_sha256: Of its weights file.
+        reference: Name of the reference.
+        reference_sha256: Of the reference that was used.
+        copies: Images that equal an earlier one.
+        notes: What the checks found worth saying.
+        nonconforming: Why the set is not what the protocol asks for; empty: it is.
+        contributions_sha256: Of the file of per-sample contributions (`dimo compare`).
+    """
+
+    images: tuple[str, ...]
+    images_sha256: str
+    labels_sha256: str
+    extractor: str
+    extractor_sha256: str
+    reference: str
+    reference_sha256: str
+    copies: int
+    notes: tuple[str, ...]
+    nonconforming: tuple[str, ...]
+    contributions_sha256: str
+
+
+@dataclass(frozen=True)
 class Revision:
     """Git commit of the code; `dirty` if code or protocols differed. None: not from a checkout."""
 
@@ -163,12 +197,13 @@ class ResultRecord:
         method: What was measured.
         metrics: Value by metric name.
         speed: Speed of generation.
-        seed: Seed of the images.
+        seed: Seed of the images, None where they were not made here.
         revision: Version of the code.
         packages: Version by package name, and that of `python`.
         command: Command line that repeats it.
         seconds: Wall-clock time of the whole measurement.
         content_sha256: SHA-256 over the canonical JSON of all the other keys.
+        evidence: What was measured; None, and not in the file, in records before version 0.2.
     """
 
     format: int
@@ -178,12 +213,13 @@ class ResultRecord:
     method: MethodInfo
     metrics: dict[str, MetricValue]
     speed: Speed
-    seed: int
+    seed: int | None
     revision: Revision
     packages: dict[str, str]
     command: str
     seconds: float
     content_sha256: str
+    evidence: Evidence | None = None
 
 
 def new_record(
@@ -192,9 +228,10 @@ def new_record(
     method: MethodInfo,
     metrics: Mapping[str, MetricValue],
     speed: Speed,
-    seed: int,
+    seed: int | None,
     command: str,
     seconds: float,
+    evidence: Evidence,
 ) -> ResultRecord:
     """Makes a record now: fills in identity, time, revision, package versions and the hash.
 
@@ -217,6 +254,7 @@ def new_record(
             command=command,
             seconds=seconds,
             content_sha256="",
+            evidence=evidence,
         )
     )
 
@@ -227,8 +265,8 @@ def seal(record: ResultRecord) -> ResultRecord:
     Raises:
         DimoError: As `new_record`.
     """
-    checked = _checked(encode(record), _IN_MEMORY)
-    return dataclasses.replace(checked, content_sha256=_content_sha256(encode(checked)))
+    checked = _checked(_encoded(record), _IN_MEMORY)
+    return dataclasses.replace(checked, content_sha256=_content_sha256(_encoded(checked)))
 
 
 def record_to_json(record: ResultRecord) -> str:
@@ -237,7 +275,7 @@ def record_to_json(record: ResultRecord) -> str:
     Raises:
         DimoError: The record was changed after it was made, or was not made by `new_record`.
     """
-    text = json.dumps(encode(record), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(_encoded(record), indent=2, allow_nan=False) + "\n"
     record_from_json(text, source=_IN_MEMORY.source)
     return text
 
@@ -303,6 +341,13 @@ def _checked(data: Any, origin: Origin) -> ResultRecord:
         if metric.low is not None and metric.high is not None and metric.low > metric.high:
             raise origin.error(f"{where}: 'low' must not be above 'high'")
     return record
+
+
+def _encoded(record: ResultRecord) -> dict[str, Any]:
+    content: dict[str, Any] = encode(record)
+    if record.evidence is None:  # as the record was first written
+        del content["evidence"]
+    return content
 
 
 def _content_sha256(data: Mapping[str, Any]) -> str:

@@ -1,34 +1,48 @@
-"""The chain on one screen: protocol + method -> images -> features -> metrics -> record.
+"""The chain on one screen: protocol + images -> features -> metrics -> record.
 
 The only module that sees both ends.
 """
 
-__all__ = ["Workbench"]
+__all__ = ["Measured", "Workbench"]
 
-import dataclasses
 import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
 from bench import metrics as m
+from bench.cache import FeatureCache
+from bench.compare import pack_contributions
+from bench.content import Content, Tally
+from bench.evaluate import FeaturesOfSet, features_of_file, features_of_paths
 from bench.features import Features, extract, load_extractor
 from bench.generate import generate, sample_tokens
-from bench.jobs import Job
-from bench.protocol import Metric, Protocol
-from bench.record import MethodInfo, MetricValue, ResultRecord, Speed, new_record
-from bench.references import load_reference
+from bench.inputs import Findings, npz_keys
+from bench.jobs import Cost, Job, method_info
+from bench.protocol import Protocol
+from bench.record import Evidence, MethodInfo, ResultRecord, Section, Speed, new_record
+from bench.references import load_reference, reference_conformity, reference_images
+from bench.scores import metric_values, score
 from bench.stats import compute_stats
-from bench.uncertainty import bootstrap_frechet, bootstrap_inception_score, bootstrap_mean
-from dimo.launch import device_name, peak_memory_bytes
+from dimo.errors import DimoError
+from dimo.files import sha256_bytes
+from dimo.launch import ALONE, Ranks, device_name, peak_memory_bytes
 
-Progress = Callable[[str, int, int], None]  # what is being done, images done, images in all
+Progress = Callable[[str, int, int, str], None]  # what is being done, done, in all, unit
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A record, and what each sample contributes to its metrics (an npz, `bench.compare`)."""
+
+    record: ResultRecord
+    contributions: bytes
 
 
 class Workbench:
@@ -37,8 +51,15 @@ class Workbench:
     Args:
         protocol: What is fixed.
         device: Where networks run.
-        batch_size: Images at a time; changes speed, never a result.
+        batch_size: Images made at a time; changes speed, never a result.
+        weights: Weights file of the extractor; None: the shipped one.
+        reference: File or folder of the reference; None: the embedded one.
+        cache: Folder of cached features; None: no cache.
+        allow_code: Whether a protocol may name an extractor of one's own.
+        nonconforming: Whether what is not as the protocol asks is scored all the same.
+        ranks: The processes that share reading and extraction of files.
         progress: Told how far the current row is.
+        say: Told in one line what is worth knowing.
 
     Raises:
         DimoError: Extractor or reference are missing or not those of the protocol.
@@ -50,90 +71,230 @@ class Workbench:
         *,
         device: torch.device,
         batch_size: int = 500,
-        progress: Progress = lambda what, done, total: None,
+        weights: Path | None = None,
+        reference: Path | None = None,
+        cache: Path | None = None,
+        allow_code: bool = False,
+        nonconforming: bool = False,
+        ranks: Ranks = ALONE,
+        progress: Progress = lambda what, done, total, unit: None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.protocol, self.device = protocol, device
-        self.batch_size, self.progress = batch_size, progress
+        self.protocol, self.device, self.batch_size = protocol, device, batch_size
+        self.ranks, self.progress = ranks, progress
+        self.nonconforming = nonconforming
+        self._cache = FeatureCache(cache, say)
         self.extractor = load_extractor(
-            protocol.extractor.name, sha256=protocol.extractor.sha256, device=device
+            protocol.extractor.name,
+            resize=protocol.extractor.resize,
+            sha256=protocol.extractor.sha256,
+            weights=weights,
+            device=device,
+            allow_code=allow_code,
         )
-        self.reference = self._features(load_reference(protocol))
-        self.reference_stats = compute_stats(self.reference.features, extractor=self.extractor.name)
+        if reference is None:
+            reference_images(protocol)  # complains before anything is extracted
+        self.reference = load_reference(
+            protocol,
+            self.extractor,
+            path=reference,
+            extract_images=lambda images, labels: self._features_of_images(images, labels)[0],
+            extract_paths=self._reference_features,
+        )
+        self._reference_problems = reference_conformity(protocol, self.reference)
+        if self._reference_problems and not nonconforming:
+            raise DimoError(
+                f"{'; '.join(self._reference_problems)}; give the protocol's reference, or score "
+                "outside the protocol with --nonconforming"
+            )
 
-    def measure(self, job: Job) -> ResultRecord:
+    def measure(self, job: Job) -> Measured:
         """Scores one job with the protocol's reporting seed and number of images."""
         start = time.monotonic()
         seed = self.protocol.seeds.report
-        features, speed, cost = self._run(job, seed, self.protocol.images.num_images)
-        metrics = self.score(features)
-        return new_record(
-            protocol=self.protocol,
-            method=_method(job, cost),
-            metrics=metrics,
-            speed=speed,
-            seed=seed,
-            command=shlex.join(["dimo", *sys.argv[1:]]),
-            seconds=time.monotonic() - start,
+        if job.images is not None:
+            assert job.labels is not None
+            features, content = self._features_of_images(job.images, job.labels)
+            speed, cost = _no_speed(self.device), None
+        else:
+            features, content, speed, cost = self._run(job, seed, self.protocol.images.num_images)
+        return self._record(features, method_info(job, cost), speed, seed, start, content=content)
+
+    def measure_paths(
+        self,
+        paths: Sequence[Path],
+        *,
+        name: str,
+        section: Section = "Image sets",
+        num_steps: int | None = None,
+        recursive: bool = False,
+        labels: str = "",
+    ) -> Measured | None:
+        """Scores a set of image files; None on every rank but the first.
+
+        Args:
+            paths: Folders or archives: shards of one set, in order.
+            name: Of the row.
+            section: Block of the table.
+            num_steps: Sampling steps the images were made with, if known.
+            recursive: Whether folders are read with their subfolders.
+            labels: Where labels come from, see `bench.inputs.open_images`.
+
+        Raises:
+            DimoError: The set cannot be read, or does not conform to the protocol.
+        """
+        start = time.monotonic()
+        if len(paths) == 1 and "features" in npz_keys(paths[0]):
+            found = features_of_file(paths[0])
+            self._accept(found.findings)
+            return self._record_of_paths(found, paths, name, section, num_steps, start)
+        found = self._features_of_paths(
+            paths,
+            count=self.protocol.images.num_images,
+            balanced=self.protocol.images.labels == "balanced",
+            recursive=recursive,
+            labels=labels,
+            accept=self._accept,
+        )
+        return self._record_of_paths(found, paths, name, section, num_steps, start)
+
+    def _record_of_paths(
+        self,
+        found: FeaturesOfSet,
+        paths: Sequence[Path],
+        name: str,
+        section: Section,
+        num_steps: int | None,
+        start: float,
+    ) -> Measured | None:
+        if found.features is None or not self.ranks.is_first:
+            return None
+        method = MethodInfo(
+            name=name,
+            section=section,
+            teacher=None,
+            sampler=None,
+            num_steps=num_steps,
+            nfe=None,
+            mask_schedule=None,
+            token_counts=None,
+            guidance_scale=None,
+            temperature=None,
+            choice_temperature=None,
+            selected_by="not known",
+            weights_sha256=None,
+            training={},
+        )
+        content = Content(
+            found.images_sha256,
+            found.labels_sha256,
+            found.findings.duplicates,
+            tuple(map(str, paths)),
+            tuple(found.findings.notes),
+            tuple(found.findings.nonconforming),
+        )
+        return self._record(
+            found.features, method, _no_speed(self.device), None, start, content=content
         )
 
     def fid(self, job: Job, *, seed: int, num_images: int) -> float:
         """Only the Fréchet distance, for choosing settings."""
-        features, _, _ = self._run(job, seed, num_images)
-        stats = compute_stats(features.features, extractor=self.extractor.name)
-        return m.frechet_distance(generated=stats, reference=self.reference_stats)
+        features = self._run(job, seed, num_images)[0]
+        stats = compute_stats(features.features, extractor=self.extractor.identity)
+        return m.frechet_distance(generated=stats, reference=self.reference.stats["features"])
 
-    def score(self, features: Features) -> dict[str, MetricValue]:
-        """Every metric of the protocol, with its interval."""
-        memberships: dict[int, m.ManifoldMembership] = {}
-        return {
-            metric.name: self._score_one(metric, features, memberships)
-            for metric in self.protocol.metrics
-        }
+    def _record(
+        self,
+        features: Features,
+        method: MethodInfo,
+        speed: Speed,
+        seed: int | None,
+        start: float,
+        *,
+        content: Content,
+    ) -> Measured:
+        scores = score(
+            self.protocol, features, self.reference, device=self.device, progress=self.progress
+        )
+        contributions = pack_contributions(scores)
+        evidence = Evidence(
+            images=content.paths,
+            images_sha256=content.images_sha256,
+            labels_sha256=content.labels_sha256,
+            extractor=self.extractor.identity,
+            extractor_sha256=self.extractor.sha256,
+            reference=self.reference.name,
+            reference_sha256=self.reference.sha256,
+            copies=content.copies,
+            notes=content.notes,
+            nonconforming=(*content.nonconforming, *self._reference_problems),
+            contributions_sha256=sha256_bytes(contributions),
+        )
+        record = new_record(
+            protocol=self.protocol,
+            method=method,
+            metrics=metric_values(scores, self.protocol, len(features.features)),
+            speed=speed,
+            seed=seed,
+            command=shlex.join(["dimo", *sys.argv[1:]]),
+            seconds=time.monotonic() - start,
+            evidence=evidence,
+        )
+        return Measured(record, contributions)
 
-    def _score_one(
-        self, metric: Metric, found: Features, memberships: dict[int, m.ManifoldMembership]
-    ) -> MetricValue:
-        boot = dataclasses.asdict(self.protocol.uncertainty)
-        count, extra = len(found.features), {}
-        if metric.name == "fid":
-            stats = compute_stats(found.features, extractor=self.extractor.name)
-            value = m.frechet_distance(generated=stats, reference=self.reference_stats)
-            interval = bootstrap_frechet(
-                generated=found.features, reference=self.reference_stats, point=value, **boot
+    def _accept(self, findings: Findings) -> None:
+        if findings.nonconforming and not self.nonconforming:
+            raise DimoError(
+                f"the set does not conform to protocol {self.protocol.name!r}: "
+                f"{'; '.join(findings.nonconforming)}; make it as the protocol asks, or score it "
+                "outside the protocol with --nonconforming"
             )
-        elif metric.name == "inception_score":
-            splits, seed = metric.params["splits"], metric.params["seed"]
-            score = m.inception_score(found.logits, splits=splits, seed=seed)
-            value, extra = score.mean, {"std": score.std}
-            boot["seed"] = seed  # the resamples use the metric's own shuffle
-            interval = bootstrap_inception_score(found.logits, splits=splits, point=value, **boot)
-        elif metric.name == "class_accuracy":
-            hits = m.class_hits(found.logits, found.labels)
-            value, interval = float(hits.mean()), bootstrap_mean(hits, **boot)
-        else:  # precision, recall, density, coverage
-            k = metric.params["k"]
-            if k not in memberships:
-                memberships[k] = m.manifold_membership(
-                    generated=found.features, reference=self.reference.features, k=k
-                )
-            values = getattr(memberships[k], metric.name)
-            value, interval = float(values.mean()), bootstrap_mean(values, **boot)
-            if metric.name == "coverage":
-                reference_count = len(self.reference.features)
-                extra = {"ceiling": m.coverage_ceiling(count, reference_count, k)}
-        return MetricValue(value, interval.low, interval.high, count, extra)
 
-    def _run(self, job: Job, seed: int, num_images: int) -> tuple[Features, Speed, "_Cost | None"]:
-        no_speed = Speed(None, None, None, None, device_name(self.device))
-        if job.images is not None:
-            return self._features((job.images, load_reference(self.protocol)[1])), no_speed, None
+    def _features_of_paths(
+        self,
+        paths: Sequence[Path],
+        *,
+        count: int | None,
+        balanced: bool,
+        recursive: bool = False,
+        labels: str = "",
+        accept: Callable[[Findings], None] = lambda findings: None,
+    ) -> FeaturesOfSet:
+        return features_of_paths(
+            paths,
+            self.protocol.images,
+            self.extractor,
+            cache=self._cache,
+            count=count,
+            balanced=balanced,
+            device=self.device,
+            ranks=self.ranks,
+            recursive=recursive,
+            labels=labels,
+            accept=accept,
+            progress=self.progress,
+        )
+
+    def _reference_features(self, paths: list[Path]) -> tuple[Features | None, str, int]:
+        found = self._features_of_paths(paths, count=None, balanced=False)
+        return found.features, found.images_sha256, found.count
+
+    def _features_of_images(self, images: Tensor, labels: Tensor) -> tuple[Features, Content]:
+        tally = Tally()
+        batches = (
+            tally.add(images[i : i + self.batch_size], labels[i : i + self.batch_size])
+            for i in range(0, len(images), self.batch_size)
+        )
+        features = extract(self.extractor, batches, count=len(images))
+        return features, tally.content()
+
+    def _run(self, job: Job, seed: int, num_images: int) -> tuple[Features, Content, Speed, Cost]:
         assert job.settings is not None
         cost = self._warm_up(job, seed)
         seconds: list[float] = []
-        done = 0
+        tally = Tally()
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            nonlocal done
             stream = generate(
                 job.loaded,
                 job.settings,  # type: ignore[arg-type]
@@ -143,6 +304,7 @@ class Workbench:
                 uint8=self.protocol.images.uint8,
                 device=self.device,
             )
+            done = 0
             while True:
                 start = time.perf_counter()
                 batch = next(stream, None)
@@ -152,10 +314,10 @@ class Workbench:
                     torch.cuda.synchronize(self.device)
                 seconds.append(time.perf_counter() - start)
                 done += len(batch.images)
-                self.progress(_caption(job), done, num_images)
-                yield batch.images, batch.labels
+                self.progress(job.caption, done, num_images, "images")
+                yield tally.add(batch.images, batch.labels)
 
-        features = extract(self.extractor, batches())
+        features = extract(self.extractor, batches(), count=num_images)
         size = min(self.batch_size, num_images)
         full = seconds[: num_images // size]
         speed = Speed(
@@ -165,58 +327,17 @@ class Workbench:
             peak_memory_bytes=peak_memory_bytes(self.device),
             device=device_name(self.device),
         )
-        return features, speed, cost
+        return features, tally.content(), speed, cost
 
     @torch.inference_mode()
-    def _warm_up(self, job: Job, seed: int) -> "_Cost":
+    def _warm_up(self, job: Job, seed: int) -> Cost:
         """One small batch that is thrown away: warms the machine up and tells the costs."""
         assert job.settings is not None
         index = torch.arange(8, device=self.device)
         labels = index % job.loaded.teacher.num_classes
         samples = sample_tokens(job.loaded, job.settings, labels=labels, seed=seed, index=index)
-        return _Cost(samples.nfe, tuple(samples.token_counts))
-
-    def _features(self, labelled: tuple[Tensor, Tensor]) -> Features:
-        images, labels = (t.to(self.device) for t in labelled)
-        batches = DataLoader(TensorDataset(images, labels), batch_size=self.batch_size)
-        return extract(self.extractor, batches)
+        return Cost(samples.nfe, tuple(samples.token_counts))
 
 
-@dataclass(frozen=True)
-class _Cost:
-    nfe: int
-    token_counts: tuple[int, ...]
-
-
-def _caption(job: Job) -> str:
-    if job.settings is None or job.settings.sampler == "one_step":
-        return job.name
-    return f"{job.name}, {job.settings.num_steps} steps"
-
-
-def _method(job: Job, cost: _Cost | None) -> MethodInfo:
-    settings, student = job.settings, job.loaded.student
-    training = {}
-    if student is not None and settings is not None:
-        training = {
-            "recipe": student.recipe,
-            "seconds": student.training_seconds,
-            "images_seen": student.images_seen,
-            "seed": student.seed,
-        }
-    return MethodInfo(
-        name=job.name,
-        section=job.section,
-        teacher=job.loaded.teacher.name,
-        sampler=settings.sampler if settings else None,
-        num_steps=settings.num_steps if settings else None,
-        nfe=cost.nfe if cost else None,
-        mask_schedule=settings.mask_schedule if settings else None,
-        token_counts=cost.token_counts if cost else None,
-        guidance_scale=settings.guidance_scale if settings else None,
-        temperature=settings.temperature if settings else None,
-        choice_temperature=settings.choice_temperature if settings else None,
-        selected_by=settings.selected_by if settings else "nothing to select",
-        weights_sha256=job.loaded.weights_sha256 if settings else None,
-        training=training,
-    )
+def _no_speed(device: torch.device) -> Speed:
+    return Speed(None, None, None, None, device_name(device))

@@ -14,7 +14,7 @@ __all__ = [
 import io
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Features: TypeAlias = Union[npt.NDArray[Any], "Tensor"]
 """What every metric accepts: a numpy array, or a torch tensor on any device."""
 
+_SUFFIX = {"features": "", "spatial": "_s"}  # of the keys mu and sigma in files
 _BLOCK_ROWS = 4096  # Rows converted to float64 at a time; bounds memory, not results' meaning.
 
 
@@ -170,49 +171,74 @@ def compute_stats(features: Features, *, extractor: str) -> FeatureStats:
     return stats.finalize()
 
 
-def save_stats(path: str | os.PathLike[str], stats: FeatureStats) -> None:
-    """Writes `stats` as npz with keys `mu`, `sigma`, `n` and `extractor`.
+def save_stats(
+    path: str | os.PathLike[str],
+    stats: Mapping[str, FeatureStats],
+    *,
+    features: npt.NDArray[Any] | None = None,
+    provenance: str = "",
+) -> None:
+    """Writes statistics as an npz that other tools read too.
 
-    `mu` and `sigma` are the keys other tools read. The same statistics give the same bytes.
+    Keys: `mu` `[D]` and `sigma` `[D, D]` of the output "features", `mu_s` and `sigma_s` of
+    "spatial" (ADM's names), `n`, `extractor`, and, if given, `features` `[N, D]` and `provenance`.
+    The same content gives the same bytes.
 
     Raises:
         DimoError: The file cannot be written.
     """
+    first = stats["features"]
+    arrays: dict[str, Any] = {"n": np.int64(first.count), "extractor": np.str_(first.extractor)}
+    for output, found in stats.items():
+        arrays[f"mu{_SUFFIX[output]}"] = found.mu
+        arrays[f"sigma{_SUFFIX[output]}"] = found.sigma
+    if features is not None:
+        arrays["features"] = features
+    if provenance:
+        arrays["provenance"] = np.str_(provenance)
     buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        mu=stats.mu,
-        sigma=stats.sigma,
-        n=np.int64(stats.count),
-        extractor=np.str_(stats.extractor),
-    )
+    np.savez(buffer, **arrays)
     write_atomic(path, buffer.getvalue())
 
 
-def load_stats(path: str | os.PathLike[str], *, extractor: str) -> FeatureStats:
-    """Reads what `save_stats` wrote.
+def load_stats(
+    path: str | os.PathLike[str],
+    *,
+    extractor: str,
+    count: int | None = None,
+    outputs: Sequence[str] = ("features",),
+) -> dict[str, FeatureStats]:
+    """Reads what `save_stats` wrote, or what other tools did: float32 or float64 `mu`, `sigma`.
 
     Args:
-        path: An npz with `mu` `[D]`, `sigma` `[D, D]` and the sample count `n`.
+        path: An npz with `mu` `[D]`, `sigma` `[D, D]`, and `mu_s`, `sigma_s` for "spatial".
         extractor: The extractor the caller needs. A file that names its own must agree.
+        count: Number of samples of a file that has no `n`, as ADM's.
+        outputs: Which statistics are wanted.
 
     Raises:
         DimoError: The file is missing or unreadable, lacks a key, holds statistics of another
             extractor, or its values are no statistics.
     """
+    wanted = [f"{name}{_SUFFIX[output]}" for output in outputs for name in ("mu", "sigma")]
     try:
-        with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as file:
-            content = {key: file[key] for key in file.files}
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as file:
+            found = sorted(file.files)
+            content = {k: file[k] for k in (*wanted, "n", "extractor") if k in file.files}
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise DimoError(
-            f"cannot read statistics from {path}: {error}; "
-            "give an npz with the keys mu, sigma and n"
+            f"cannot read statistics from {path}: {error}; give an npz with the keys mu and sigma"
         ) from error
-    missing = [key for key in ("mu", "sigma", "n") if key not in content]
+    missing = [key for key in wanted if key not in content]
     if missing:
         raise DimoError(
-            f"{path} lacks {', '.join(missing)} (it has: {', '.join(sorted(content)) or 'nothing'})"
-            "; give an npz with the keys mu, sigma and n"
+            f"{path} lacks {', '.join(missing)} (it has: {', '.join(found) or 'nothing'}); "
+            "give an npz with these keys, made by dimo reference"
+        )
+    if "n" not in content and count is None:
+        raise DimoError(
+            f"{path} does not say of how many images it is (key n); make it with dimo reference, "
+            "or use a protocol that gives reference.statistics_count"
         )
     named = str(content.get("extractor", extractor))
     if named != extractor:
@@ -221,7 +247,16 @@ def load_stats(path: str | os.PathLike[str], *, extractor: str) -> FeatureStats:
             "give a file made with that extractor"
         )
     try:
-        return FeatureStats(extractor, int(content["n"]), content["mu"], content["sigma"])
+        number = int(content["n"]) if "n" in content else count
+        return {
+            output: FeatureStats(
+                extractor,
+                number,  # type: ignore[arg-type]
+                content[f"mu{_SUFFIX[output]}"],
+                content[f"sigma{_SUFFIX[output]}"],
+            )
+            for output in outputs
+        }
     except (TypeError, ValueError) as error:
         raise DimoError(f"{path}: {error}") from error
 

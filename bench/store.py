@@ -1,6 +1,6 @@
 """The folder of results: append-only, one JSON file a record, safe for many writers at once."""
 
-__all__ = ["append", "load_all"]
+__all__ = ["append", "find_record", "load_all", "load_contributions"]
 
 import os
 import re
@@ -9,13 +9,17 @@ from pathlib import Path
 
 from bench.record import ResultRecord, load_record, record_to_json
 from dimo.errors import DimoError
+from dimo.files import sha256_bytes, write_atomic
 
 
-def append(record: ResultRecord, folder: str | os.PathLike[str]) -> Path:
+def append(
+    record: ResultRecord, folder: str | os.PathLike[str], contributions: bytes | None = None
+) -> Path:
     """Adds a record as `<UTC>-<protocol>-<method>-<run>.json` and returns the path.
 
     The file appears whole, under a name that is taken once: never half written, never overwritten,
-    whatever other writers do and whenever the process is killed.
+    whatever other writers do and whenever the process is killed. `contributions` are written
+    before it, as `contributions/<run_id>.npz`.
 
     Raises:
         DimoError: The record is not as it was made, is already there, or the folder cannot be
@@ -23,6 +27,8 @@ def append(record: ResultRecord, folder: str | os.PathLike[str]) -> Path:
     """
     text = record_to_json(record)
     path = Path(folder) / _file_name(record)
+    if contributions is not None:
+        write_atomic(_contributions_path(record, path.parent), contributions)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +81,48 @@ def load_all(folder: str | os.PathLike[str]) -> tuple[list[ResultRecord], list[s
             continue
         records[record.run_id], files[record.run_id] = record, path.name
     return sorted(records.values(), key=lambda record: (record.created, record.run_id)), problems
+
+
+def find_record(name: str, folder: str | os.PathLike[str]) -> tuple[ResultRecord, Path]:
+    """A record by the path of its file, or by the beginning of its run id in `folder`.
+
+    Returns:
+        The record and the folder it is in.
+
+    Raises:
+        DimoError: There is no such record, or several.
+    """
+    if name.endswith(".json") or os.sep in name:
+        return load_record(name), Path(name).parent
+    found = [record for record in load_all(folder)[0] if record.run_id.startswith(name)]
+    if len(found) != 1 or not name:
+        raise DimoError(
+            f"{len(found)} records in {folder} have a run id that begins with {name!r}; give the "
+            "path of a record's file, or more digits of its run id"
+        )
+    return found[0], Path(folder)
+
+
+def load_contributions(record: ResultRecord, folder: str | os.PathLike[str]) -> bytes:
+    """The file of per-sample contributions that `append` wrote beside the record.
+
+    Raises:
+        DimoError: There is none, or it is not the one that the record names.
+    """
+    path = _contributions_path(record, Path(folder))
+    if record.evidence is None or not path.is_file():
+        raise DimoError(
+            f"{record.method.name!r} ({record.run_id[:8]}) has no per-sample contributions at "
+            f"{path}; score it again with this version of dimo"
+        )
+    data = path.read_bytes()
+    if sha256_bytes(data) != record.evidence.contributions_sha256:
+        raise DimoError(f"{path} is not what the record names; score it again")
+    return data
+
+
+def _contributions_path(record: ResultRecord, folder: Path) -> Path:
+    return folder / "contributions" / f"{record.run_id}.npz"
 
 
 def _file_name(record: ResultRecord) -> str:

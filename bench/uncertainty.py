@@ -1,8 +1,15 @@
-"""Bootstrap intervals (Efron 1979) for every metric: images are resampled, never generated anew.
+"""Intervals for every metric, from one concept: what each sample contributes to the metric.
 
 An interval tells how far the value may move when the same model draws other images. The
-reference set and its balls are held fixed, as the protocol fixes them. Recall and coverage are
-averages over reference images, so their interval resamples those.
+reference set and its balls are held fixed, as the protocol fixes them. A metric comes with an
+array of contributions, one a sample, such that resampling the samples moves the metric by the
+mean of the resampled contributions less the mean of all, to first order. The bootstrap (Efron
+1979) of that mean, laid around the metric's value, is the interval; the difference of two rows on
+the same samples is treated alike. The value's own bias at this N is not corrected.
+
+Precision, density and class accuracy are means of a contribution of each generated image, recall
+and coverage of each reference image (`bench.metrics.manifold_membership`, `class_hits`), so for
+these nothing is approximate. The other metrics' contributions are made here.
 
 Draws come from `numpy.random.RandomState`, whose stream numpy has frozen: a seed gives the same
 interval under every numpy version.
@@ -10,24 +17,31 @@ interval under every numpy version.
 
 __all__ = [
     "Interval",
-    "bootstrap_frechet",
-    "bootstrap_inception_score",
-    "bootstrap_mean",
+    "bootstrap_interval",
+    "frechet_contributions",
+    "inception_score_contributions",
+    "kernel_contributions",
+    "paired_interval",
 ]
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from bench.metrics.frechet import covariance_root
-from bench.metrics.inception_score import log_softmax, split_bounds
-from bench.stats import Features, FeatureStats, as_numpy, check_features
+from bench.metrics.inception_score import log_softmax, probability_sums, split_rows
+from bench.metrics.kernel import cmmd_witness, kernel_distance_witness
+from bench.stats import Features, FeatureStats, as_numpy, check_features, compute_stats
 from dimo.errors import DimoError
 
 _Floats = npt.NDArray[np.float64]
+
+_BLOCK_ROWS = 2048  # Samples taken at a time; bounds memory, not results' meaning.
+_STEP = 1.0  # Of the quadrature nodes in log s: an error of exp(-2 pi^2 / step) = 3e-9.
+_RANGE = 1e16  # Nodes reach from 1 / this to this times the largest eigenvalue: 1e-8.
 
 
 @dataclass(frozen=True)
@@ -38,184 +52,32 @@ class Interval:
     high: float
 
 
-def bootstrap_mean(
-    values: Features, *, n_bootstrap: int, seed: int, level: float = 0.95
-) -> Interval:
-    """Percentile interval of a mean of per-sample contributions.
-
-    For precision, recall, density and coverage (`bench.metrics.manifold_membership`) and class
-    accuracy (`bench.metrics.class_hits`).
-
-    Args:
-        values: `[N]` contributions whose mean is the metric.
-        n_bootstrap: Number of resamples.
-        seed: Seed of the resamples.
-        level: Confidence level, between 0 and 1.
-
-    Raises:
-        DimoError: `values` is not `[N]`, is empty or not finite, or a setting is out of range.
-    """
-    array = as_numpy(values)
-    if array.ndim != 1:
-        raise DimoError(f"values have shape {list(array.shape)}; allowed: [N]; pass one a sample")
-    array = check_features(array[:, None], name="values")[:, 0].astype(np.float64)
-    _check_settings(n_bootstrap, level)
-    means = np.array([array[drawn].mean() for drawn in _resamples(len(array), n_bootstrap, seed)])
-    low, high = np.quantile(means, _tails(level))
-    return Interval(float(low), float(high))
-
-
-def bootstrap_frechet(
+def bootstrap_interval(
+    contributions: Features,
     *,
-    generated: Features,
-    reference: FeatureStats,
     point: float,
     n_bootstrap: int,
     seed: int,
     level: float = 0.95,
+    smallest: float | None = None,
+    labels: Features | None = None,
 ) -> Interval:
-    """Interval of the Frechet distance around its value `point`.
-
-    A resample repeats images and so estimates a covariance worse: its distance is biased upward,
-    on top of the bias that `point` has at this N. So only the spread of the resamples is used:
-    their quantiles are moved so that their median falls on `point`. The low end stops at 0.
-
-    With `S_r = R R^T`, `Tr (S_g S_r)^(1/2)` is `Tr (R^T S_g R)^(1/2)`, and `R^T S_g R` is the
-    covariance of the features times R: one product with R serves all resamples. Each then costs
-    O(N D^2 + D^3).
+    """Percentile interval of the metric whose value is `point`; it holds `point`.
 
     Args:
-        generated: `[N, D]` features of the generated images.
-        reference: Statistics of the reference images.
-        point: The distance of the full sample, from `frechet_distance`.
+        contributions: `[N]`, one a sample.
+        point: The metric's value.
         n_bootstrap: Number of resamples.
         seed: Seed of the resamples.
         level: Confidence level, between 0 and 1.
+        smallest: The least value the metric can take, where the low end stops.
+        labels: `[N]` integers: how many samples each label has is fixed by the protocol, not by
+            chance, and only the spread within labels counts. Labels of a single sample are
+            treated as one. None: samples are drawn from one distribution.
 
     Raises:
-        DimoError: Shapes do not fit, N < 2, a value is not finite, or a setting is out of range.
+        DimoError: Not `[N]`, empty or not finite; labels do not fit; or a setting is out of range.
     """
-    array = check_features(generated, name="generated features", dim=reference.mu.size, min_count=2)
-    _check_settings(n_bootstrap, level, point)
-    centered = array - reference.mu  # [N, D] float64
-    rotated = centered @ covariance_root(reference)  # [N, rank]
-    norms = np.einsum("nd,nd->n", centered, centered)  # [N]
-    reference_trace = float(np.trace(reference.sigma))
-    distances = np.array(
-        [
-            _frechet_of_resample(drawn, centered, rotated, norms) + reference_trace
-            for drawn in _resamples(len(array), n_bootstrap, seed)
-        ]
-    )
-    return _around(point, distances, level, smallest=0.0)
-
-
-def bootstrap_inception_score(
-    logits: Features,
-    *,
-    splits: int,
-    seed: int,
-    point: float,
-    n_bootstrap: int,
-    level: float = 0.95,
-) -> Interval:
-    """Interval of the Inception Score (mean over splits) around its value `point`.
-
-    Rows are drawn in random order and cut into splits, which stands in for the shuffle. A
-    resample is biased, so its quantiles are moved as in `bootstrap_frechet`; the low end stops at
-    1, the score of images without a class.
-
-    Args:
-        logits: `[N, C]` class scores, before the softmax.
-        splits: Number of splits, 1 to N.
-        seed: Seed of the resamples.
-        point: The score of the full sample, from `inception_score`.
-        n_bootstrap: Number of resamples.
-        level: Confidence level, between 0 and 1.
-
-    Raises:
-        DimoError: Not `[N, C]`, N < 2, a value is not finite, or a setting is out of range.
-    """
-    array = check_features(logits, name="logits", min_count=2)
-    _check_settings(n_bootstrap, level, point)
-    bounds = split_bounds(len(array), splits)
-    log_p = log_softmax(array)
-    p = np.exp(log_p)  # [N, C]
-    log_p *= p
-    negative_entropy = log_p.sum(axis=1)  # [N]
-    scores = np.array(
-        [
-            _score_of_resample(drawn, bounds, p, negative_entropy)
-            for drawn in _resamples(len(array), n_bootstrap, seed)
-        ]
-    )
-    return _around(point, scores, level, smallest=1.0)
-
-
-def _frechet_of_resample(
-    drawn: npt.NDArray[np.int64], centered: _Floats, rotated: _Floats, norms: _Floats
-) -> float:
-    """Distance to the reference less the trace of its sigma.
-
-    Args:
-        drawn: Rows of the resample, `[N]`.
-        centered: Features minus the reference mean, `[N, D]`.
-        rotated: `centered` times the root of the reference covariance, `[N, rank]`.
-        norms: Squared row norms of `centered`, `[N]`.
-    """
-    count = drawn.size
-    times = np.bincount(drawn, minlength=count).astype(np.float64)
-    shift = times @ centered / count  # [D]
-    rows = np.flatnonzero(times)  # About 63 % of all rows, each once.
-    weights = times[rows]
-    chosen = rotated[rows]  # [n, rank]
-    chosen -= weights @ chosen / count
-    chosen *= np.sqrt(weights)[:, None]
-    values = np.linalg.eigvalsh(chosen.T @ chosen / (count - 1))
-    trace_root = np.sqrt(np.maximum(values, 0.0)).sum()
-    shift_norm = float(shift @ shift)
-    trace = (float(times @ norms) - count * shift_norm) / (count - 1)
-    return shift_norm + trace - 2.0 * float(trace_root)
-
-
-def _score_of_resample(
-    drawn: npt.NDArray[np.int64],
-    bounds: npt.NDArray[np.int64],
-    p: _Floats,
-    negative_entropy: _Floats,
-) -> float:
-    """Mean Inception Score of the splits `drawn[bounds[s]:bounds[s + 1]]`.
-
-    The mean divergence of a split is its mean `sum_c p log p` minus `sum_c q log q` of its
-    marginal q, and a product with the matrix of counts gives every marginal at once.
-    """
-    count, splits = drawn.size, bounds.size - 1
-    sizes = np.diff(bounds)  # [S]
-    cell = np.repeat(np.arange(splits), sizes) * count + drawn
-    weights = np.bincount(cell, minlength=splits * count).reshape(splits, count) / sizes[:, None]
-    marginal = weights @ p  # [S, C]
-    log_marginal = np.log(np.where(marginal > 0, marginal, 1.0))  # 0 log 0 = 0
-    divergence = weights @ negative_entropy - (marginal * log_marginal).sum(axis=1)
-    return float(np.exp(divergence).mean())
-
-
-def _resamples(count: int, n_bootstrap: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
-    rng = np.random.RandomState(seed)
-    for _ in range(n_bootstrap):
-        yield rng.randint(count, size=count, dtype=np.int64)
-
-
-def _around(point: float, replicates: _Floats, level: float, *, smallest: float) -> Interval:
-    """The quantiles of `replicates`, moved so that their median falls on `point`."""
-    low, high = np.quantile(replicates, _tails(level)) - np.median(replicates) + point
-    return Interval(max(float(low), min(smallest, point)), float(high))
-
-
-def _tails(level: float) -> tuple[float, float]:
-    return (1.0 - level) / 2.0, (1.0 + level) / 2.0
-
-
-def _check_settings(n_bootstrap: int, level: float, point: Any = 0.0) -> None:
     if n_bootstrap < 1 or not 0.0 < level < 1.0:
         raise DimoError(
             f"n_bootstrap is {n_bootstrap} and level {level}; allowed: 1 or more, and between 0 "
@@ -223,3 +85,215 @@ def _check_settings(n_bootstrap: int, level: float, point: Any = 0.0) -> None:
         )
     if not np.isfinite(point):
         raise DimoError(f"point is {point}; allowed: a finite number; compute the metric first")
+    array = _check_contributions(contributions)
+    deviations = array - array.mean() if labels is None else _within_labels(array, labels)
+    rng, count = np.random.RandomState(seed), len(array)
+    means = [deviations[rng.randint(count, size=count)].mean() for _ in range(n_bootstrap)]
+    low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    floor = -np.inf if smallest is None else min(smallest, point)
+    return Interval(max(point + min(float(low), 0.0), floor), point + max(float(high), 0.0))
+
+
+def paired_interval(
+    a: Features,
+    b: Features,
+    *,
+    difference: float,
+    n_bootstrap: int,
+    seed: int,
+    level: float = 0.95,
+    labels: Features | None = None,
+) -> Interval:
+    """Interval of the difference of one metric between two rows of a table.
+
+    Sample i of both rows has the same seed and label, or is the same reference image. What
+    happens to both at once then drops out.
+
+    Args:
+        a: `[N]` contributions to the first row's value.
+        b: `[N]` contributions to the second row's value, in the same order.
+        difference: First value less second.
+        n_bootstrap: Number of resamples.
+        seed: Seed of the resamples.
+        level: Confidence level, between 0 and 1.
+        labels: As in `bootstrap_interval`.
+
+    Raises:
+        DimoError: The rows have different numbers of samples, or as in `bootstrap_interval`.
+    """
+    first, second = _check_contributions(a), _check_contributions(b)
+    if len(first) != len(second):
+        raise DimoError(
+            f"the rows have {len(first)} and {len(second)} samples; allowed: equal numbers, "
+            "paired one by one; compare rows of one protocol"
+        )
+    return bootstrap_interval(
+        first - second,
+        point=difference,
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+        level=level,
+        labels=labels,
+    )
+
+
+def frechet_contributions(*, generated: Features, reference: FeatureStats) -> _Floats:
+    """Contributions to the Frechet distance: `N - 1` times its loss when image i is left out.
+
+    With `S_r = R R^T`, `Tr (S_g S_r)^(1/2)` is `Tr M^(1/2)` with `M = R^T S_g R`. Leaving out
+    image i, at `c_i` from the mean, takes a multiple of `z_i z_i^T`, `z_i = R^T c_i`, from M. By
+    `sqrt(x) = 1/(2 pi) int_0^inf s^(-1/2) log(1 + x / s) ds` the trace falls by
+
+        Tr M^(1/2) - Tr (M - a z z^T)^(1/2)
+            = 1/(2 pi) int_0^inf -log(1 - a z^T (M + s I)^(-1) z) s^(-1/2) ds,
+
+    which the trapezoidal rule in log s gives to 1e-6 for all images by one product with D x 74
+    numbers. As N grows this tends to the influence function `2 (mu_g - mu_r).c + c^T (I - A) c`,
+    A the optimal map between the Gaussians, which at N of the order of D is up to 40 % too
+    narrow, while a bootstrap that resamples the images is up to three times too wide.
+
+    Measured against the spread of fresh samples, the interval's width is right to about 10 % for
+    clearly different distributions, down to N = D / 2. Where the distance is no more than its
+    bias of order D / N, the linear term vanishes, and intervals are too wide by up to a factor
+    sqrt(2): on the safe side, and nearer than resampled images with sqrt(3). Where N <= D, images
+    move the distance only within the span of the others.
+
+    Args:
+        generated: `[N, D]` features of the generated images, N >= 3.
+        reference: Statistics of the reference images.
+
+    Returns:
+        `[N]` float64.
+
+    Raises:
+        DimoError: Shapes do not fit, N < 3, or a value is not finite.
+    """
+    array = check_features(generated, name="generated features", dim=reference.mu.size, min_count=3)
+    count, stats = len(array), compute_stats(array, extractor=reference.extractor)
+    root = covariance_root(reference)  # [D, rank]
+    values, vectors = np.linalg.eigh(root.T @ stats.sigma @ root)  # M, ascending
+    largest = float(values.max(initial=0.0))
+    values[values <= largest * values.size * np.finfo(np.float64).eps] = 0.0
+    root = root @ vectors
+    nodes = np.exp(np.arange(-np.log(_RANGE), np.log(_RANGE), _STEP)) * largest  # [Q]
+    poles = (count / (count - 1) ** 2) / np.add.outer(values, nodes) if largest else None
+    weights = np.sqrt(nodes) * (_STEP / (2.0 * np.pi))
+
+    shift = stats.mu - reference.mu
+    shrink = np.sqrt((count - 1) / (count - 2))  # Fewer images: another divisor.
+    spread = float(np.trace(stats.sigma)) * (count - 1)
+    constant = (shrink - 1.0) * float(np.sqrt(values).sum())
+    contributions = np.empty(count)
+    for rows in _blocks(count):
+        centered = array[rows] - stats.mu  # [B, D]
+        norms = np.einsum("nd,nd->n", centered, centered)
+        lost = np.zeros(len(norms))  # Tr M^(1/2) less that without the image, but for divisors
+        if poles is not None:
+            share = np.square(centered @ root) @ poles  # [B, Q], a z^T (M + s I)^(-1) z < 1
+            np.minimum(share, 1.0 - np.finfo(np.float64).epsneg, out=share)
+            lost -= np.log1p(-share) @ weights
+        contributions[rows] = (
+            2.0 * (centered @ shift)
+            - norms / (count - 1)
+            + (count * norms - spread) / (count - 2)
+            - 2.0 * (count - 1) * (shrink * lost - constant)
+        )
+    return contributions
+
+
+def inception_score_contributions(logits: Features, *, splits: int, seed: int) -> _Floats:
+    """Contributions to the Inception Score (mean over splits).
+
+    Image x of split s, one of S with n_s of the N images, contributes
+    `N / (S n_s) IS_s KL(p(c|x) || q_s)`, q_s the split's mean. Measured against fresh samples the
+    width is right to about 10 % from 1 image a class and split on, and 30 % too narrow at 0.3.
+
+    Args:
+        logits: `[N, C]` class scores, before the softmax.
+        splits: Number of splits, 1 to N.
+        seed: Seed of the metric's own shuffle.
+
+    Returns:
+        `[N]` float64, each image in its own place.
+
+    Raises:
+        DimoError: Not `[N, C]`, N < 2, a value is not finite, or `splits` outside 1 to N.
+    """
+    array = check_features(logits, name="logits", min_count=2)
+    contributions = np.empty(len(array))
+    for rows in split_rows(len(array), splits, seed):
+        marginal = probability_sums(array, rows)[0] / len(rows)  # [C]
+        log_marginal = np.log(np.where(marginal > 0, marginal, 1.0))  # p is 0 there as well.
+        divergence = np.empty(len(rows))
+        for block in _blocks(len(rows)):
+            log_p = log_softmax(array[rows[block]])  # [B, C]
+            divergence[block] = (np.exp(log_p) * (log_p - log_marginal)).sum(axis=1)
+        score = np.exp(divergence.mean())
+        contributions[rows] = len(array) / (splits * len(rows)) * score * divergence
+    return contributions
+
+
+_WITNESSES: dict[str, Callable[..., _Floats]] = {
+    "polynomial": kernel_distance_witness,
+    "rbf": cmmd_witness,
+}
+
+
+def kernel_contributions(
+    *,
+    generated: Features,
+    reference: Features,
+    kind: Literal["polynomial", "rbf"],
+    **settings: Any,
+) -> _Floats:
+    """Contributions to KID (`"polynomial"`) or CMMD (`"rbf"`): the witness of the kernel.
+
+    Measured against fresh samples, the width is right to about 10 % for clearly different
+    distributions; for nearly equal ones it is too wide, by up to 20 % for KID and up to a factor
+    sqrt(2) for CMMD. KID's subsets mix labels at random, so `labels` of `bootstrap_interval` takes
+    hardly anything from its width, which is then up to three times too wide.
+
+    Args:
+        generated: `[N, D]` features of the generated images.
+        reference: `[M, D]` features of the reference images.
+        kind: Which kernel.
+        settings: The same as given to `kernel_distance` or `cmmd`; KID's subsets and their seed
+            belong to them, since its interval is that of these very subsets.
+
+    Returns:
+        `[N]` float64.
+
+    Raises:
+        DimoError: As `kernel_distance` and `cmmd` do.
+    """
+    return _WITNESSES[kind](generated=generated, reference=reference, **settings)
+
+
+def _check_contributions(values: Features) -> _Floats:
+    array = as_numpy(values)
+    if array.ndim != 1:
+        raise DimoError(
+            f"contributions have shape {list(array.shape)}; allowed: [N]; pass one a sample"
+        )
+    return check_features(array[:, None], name="contributions")[:, 0].astype(np.float64)
+
+
+def _within_labels(array: _Floats, labels: Features) -> _Floats:
+    """Deviations from the mean of the label, scaled to the unbiased variance in each label."""
+    given = as_numpy(labels)
+    if given.shape != array.shape or given.dtype.kind not in "iu":
+        raise DimoError(
+            f"labels have shape {list(given.shape)} and dtype {given.dtype} for {len(array)} "
+            f"samples; allowed: [{len(array)}] integers; give one label a sample"
+        )
+    _, group, sizes = np.unique(given, return_inverse=True, return_counts=True)
+    group[sizes[group] == 1] = len(sizes)  # Labels of one sample become one group.
+    sizes = np.bincount(group)
+    means = np.bincount(group, weights=array) / np.maximum(sizes, 1)
+    deviations: _Floats = (array - means[group]) * np.sqrt(sizes / np.maximum(sizes - 1, 1))[group]
+    return deviations
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    for start in range(0, count, _BLOCK_ROWS):
+        yield slice(start, min(start + _BLOCK_ROWS, count))

@@ -1,3 +1,3 @@
 """dimo: one-step distillation of masked diffusion models, and the benchmark around it."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,25 +1,111 @@
-"""Where things run: the one place that chooses a device and reads its name and memory."""
+"""Where things run: device, its name and memory, and the ranks of `torchrun`."""
 
-__all__ = ["choose_device", "device_name", "peak_memory_bytes"]
+__all__ = ["ALONE", "Ranks", "choose_device", "device_name", "peak_memory_bytes", "ranks"]
 
+import os
 import platform
 import resource
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 
 from dimo.errors import DimoError
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that share one job; the only one by default."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return self.index == 0
+
+    def share(self, total: int, multiple: int = 1) -> range:
+        """The rows of `range(total)` that are this rank's: contiguous, cut at multiples."""
+        blocks = -(-total // multiple)
+        low, high = (blocks * i // self.count * multiple for i in (self.index, self.index + 1))
+        return range(min(low, total), min(high, total))
+
+    def alike(self, function: Callable[[], T]) -> T:
+        """Runs `function` on every rank and returns this rank's own result.
+
+        Raises:
+            DimoError: `function` raised one on any rank; then every rank raises the same.
+        """
+        found: list[T] = []
+        self.together(lambda: found.append(function()))
+        return found[0]
+
+    def together(self, function: Callable[[], T], *, first_only: bool = False) -> list[T]:
+        """Runs `function` on every rank and returns the results of all, in order of rank.
+
+        Args:
+            function: Called on each rank at the same time.
+            first_only: Send the results to the first rank alone; the others get an empty list.
+
+        Raises:
+            DimoError: `function` raised one on any rank; then every rank raises the same.
+        """
+        if self.count == 1:
+            return [function()]
+        result: T | None = None
+        problem: str | None = None
+        try:
+            result = function()
+        except DimoError as error:
+            problem = str(error)
+        problems: list[str | None] = [None] * self.count
+        dist.all_gather_object(problems, problem)
+        found = next((text for text in problems if text is not None), None)
+        if found is not None:
+            raise DimoError(found)
+        results: list[Any] = [None] * self.count
+        if not first_only:
+            dist.all_gather_object(results, result)
+            return results
+        dist.gather_object(result, results if self.is_first else None, dst=0)
+        return results if self.is_first else []
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def ranks() -> Iterator[Ranks]:
+    """The ranks that `torchrun` started, connected for the duration; otherwise this one alone."""
+    count = int(os.environ.get("WORLD_SIZE", "1")) if dist.is_torchelastic_launched() else 1
+    if count == 1:
+        yield ALONE
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), count)
+    finally:
+        dist.destroy_process_group()
+
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device called `name`; "auto" takes a GPU when there is one.
+    """The device called `name`; "auto" takes a GPU when there is one, each rank its own.
 
     Raises:
         DimoError: Unknown device, or one this machine does not have.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -1,6 +1,6 @@
 """What people see while they wait: progress bars, notes and errors, all on stderr."""
 
-__all__ = ["error", "image_bar", "say", "training_bar"]
+__all__ = ["error", "say", "training_bar", "work_bar"]
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ def say(text: str, style: str = "cyan") -> None:
 
 
 @contextmanager
-def _bar(unit: str) -> "Iterator[Progress]":
+def _bar() -> "Iterator[Progress]":
     """A progress display that appears with its first task, so that an early error stands alone."""
     from rich.console import Console
     from rich.progress import (
@@ -33,7 +33,7 @@ def _bar(unit: str) -> "Iterator[Progress]":
     layout = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
-        TextColumn("{task.completed}/{task.total} " + unit),
+        TextColumn("{task.completed}/{task.total} {task.fields[unit]}"),
         TextColumn("{task.fields[state]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -51,13 +51,13 @@ def _bar(unit: str) -> "Iterator[Progress]":
 def training_bar(title: str, steps: int, batch_size: int) -> Iterator[Callable[..., None]]:
     """Shows steps, losses, images/s and ETA; yields the `on_step` of a training."""
     values = ""
-    with _bar("steps") as progress:
+    with _bar() as progress:
 
         def on_step(step: int, scalars: dict[str, float]) -> None:
             nonlocal values
             if not progress.tasks:
                 progress.start()
-                progress.add_task(title, total=steps, completed=step, state="")
+                progress.add_task(title, total=steps, completed=step, state="", unit="steps")
             if scalars:
                 values = " ".join(f"{key} {value:.3f}" for key, value in scalars.items())
             speed = (progress.tasks[0].speed or 0.0) * batch_size
@@ -68,19 +68,20 @@ def training_bar(title: str, steps: int, batch_size: int) -> Iterator[Callable[.
 
 
 @contextmanager
-def image_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """Shows images done and images/s of each row; yields the `progress` of a workbench."""
-    with _bar("images") as progress:
-        rows: dict[str, TaskID] = {}
+def work_bar() -> Iterator[Callable[[str, int, int, str], None]]:
+    """A line for each thing under way, with rate and ETA; yields the `progress` of a workbench."""
+    with _bar() as progress:
+        lines: dict[str, TaskID] = {}
 
-        def on_batch(what: str, done: int, total: int) -> None:
-            if what not in rows:
+        def on_progress(what: str, done: int, total: int, unit: str) -> None:
+            if what not in lines:
                 progress.start()
-                rows[what] = progress.add_task(what, total=total, state="")
-            speed = progress.tasks[rows[what]].speed or 0.0
-            progress.update(rows[what], completed=done, total=total, state=f"{speed:,.0f} images/s")
+                lines[what] = progress.add_task(what, total=total, state="", unit=unit)
+            speed = progress.tasks[lines[what]].speed
+            state = f"{speed:,.0f} {unit}/s" if speed and unit == "images" else ""
+            progress.update(lines[what], completed=done, total=total, state=state)
 
-        yield on_batch
+        yield on_progress
 
 
 def error(text: str) -> None:

@@ -5,8 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch_fidelity import FeatureExtractorInceptionV3
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_this_session(tmp_path_factory):
+    """No test reads or fills the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIMO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +50,49 @@ def tiny_network():
         "dropout": 0.0,
         "nclass": 5,
     }
+
+
+class _Untrained(FeatureExtractorInceptionV3):
+    """torch-fidelity's network as it is made, before any weights are loaded."""
+
+    def load_state_dict(self, state_dict):
+        assert not state_dict
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory):
+    """A state dict in a file: He's initialisation, batch normalisations that do something."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.save({}, folder / "empty.pth")
+    torch.manual_seed(0)
+    network = _Untrained("random", ["2048"], folder / "empty.pth")
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight)
+        if isinstance(part, nn.BatchNorm2d):
+            for values in (part.weight, part.running_var):
+                nn.init.uniform_(values, 0.8, 1.2)
+            for values in (part.bias, part.running_mean):
+                nn.init.normal_(values, std=0.1)
+    path = folder / "inception.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def _image(number, height, width):
+    """uint8 [3, H, W]: a gradient with its own direction and colours, and noise."""
+    rng = np.random.RandomState(number)
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    slopes = rng.uniform(-1, 1, (2, 3, 1, 1))
+    levels = 128 + 120 * (slopes[0] * x + slopes[1] * y) + rng.normal(0, 30, (3, height, width))
+    return np.clip(levels, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def make_images():
+    """`make_images(count, height, width)` -> uint8 [count, 3, H, W]."""
+
+    def make(count, height, width):
+        return torch.from_numpy(np.stack([_image(i, height, width) for i in range(count)]))
+
+    return make

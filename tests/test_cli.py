@@ -30,7 +30,7 @@ def world(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "distill", "bench", "report", "sample", "demo"]
+    ["train", "distill", "bench", "report", "sample", "demo", "eval", "compare", "reference"]
     + ["protocols list", "protocols show", "protocols validate"],
 )
 def test_every_command_has_help_with_an_example(command, tmp_path):
@@ -71,10 +71,10 @@ def test_report_shows_measured_rows_apart_from_quoted_ones(world):
 
 
 def test_results_are_append_only(world, tmp_path):
-    before = {p.name: p.read_bytes() for p in (world / "results").iterdir()}
+    before = {p.name: p.read_bytes() for p in (world / "results").glob("**/*.*")}
     run("bench", "--steps", "1", "--no-reference-rows", cwd=world)
-    after = {p.name: p.read_bytes() for p in (world / "results").iterdir()}
-    assert len(after) == len(before) + 1
+    after = {p.name: p.read_bytes() for p in (world / "results").glob("**/*.*")}
+    assert len(after) == len(before) + 2  # the record and its contributions
     assert all(after[name] == content for name, content in before.items())
 
 

@@ -1,72 +1,212 @@
-"""uint8 images -> features: the table of extractors, each pinned by the hash of its weights."""
+"""uint8 images -> features: loading extractors, each pinned by the hash of its weights.
 
-__all__ = ["Extractor", "Features", "extract", "load_extractor"]
+`bench.catalog` says what each extractor gives; importing this loads no extractor's library.
+"""
 
-from collections.abc import Iterable
+__all__ = [
+    "FORWARD_BATCH",
+    "Extractor",
+    "Features",
+    "extract",
+    "extract_batches",
+    "load_extractor",
+]
+
+import importlib
+import importlib.metadata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bench.features.digits import DigitsCNN
+from bench.catalog import ANY, EXTRACTORS
+from bench.features.extraction import (
+    FORWARD_BATCH,
+    Extractor,
+    Features,
+    extract,
+    extract_batches,
+)
+from bench.features.torchscript import is_torchscript
 from dimo.errors import DimoError, unknown_name
 from dimo.files import sha256_file
-from dimo.weights import ASSETS, load_state_dict
+from dimo.weights import ASSETS
 
-# name -> network and the weights file shipped for it
-_EXTRACTORS: dict[str, tuple[type[DigitsCNN], Path]] = {
-    "digits-cnn": (DigitsCNN, ASSETS / "digits-cnn.safetensors"),
+
+@dataclass(frozen=True)
+class _Loader:
+    """How an extractor of the catalog is loaded.
+
+    Attributes:
+        factory: "module:function" of `(weights: Path, resize: str) -> nn.Module`.
+        packages: Whose versions decide about the numbers, beside PyTorch.
+        image_size: The only height and width it takes, if there is one.
+        shipped: The weights file, where it comes with dimo.
+        archive_sha256: Of the official weights, where they are a TorchScript archive.
+    """
+
+    factory: str
+    packages: tuple[str, ...] = ()
+    image_size: tuple[int, int] | None = None
+    shipped: Path | None = None
+    archive_sha256: str = ""
+
+
+_LOADERS = {
+    "digits-cnn": _Loader(
+        "bench.features.digits:load_digits_cnn",
+        image_size=(8, 8),
+        shipped=ASSETS / "digits-cnn.safetensors",
+    ),
+    "inception": _Loader(
+        "bench.features.inception:load_inception", packages=("torch-fidelity", "pillow")
+    ),
+    "inception-torchscript": _Loader(
+        "bench.features.clean:load_inception_torchscript",
+        packages=("pillow",),
+        archive_sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+    ),
+    "dinov2-vit-l-14": _Loader("bench.features.dinov2:load_dinov2", packages=("timm", "pillow")),
+    "clip-vit-l-14-336": _Loader(
+        "bench.features.clip:load_clip",
+        packages=("open_clip_torch", "pillow"),
+        archive_sha256="3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+    ),
 }
 
 
-@dataclass(frozen=True)
-class Extractor:
-    """A network that maps uint8 images [B, 3, H, W] to features [B, D] and logits [B, C]."""
-
-    name: str
-    network: nn.Module
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Features:
-    """Of one set of images: features float32 [N, D], logits float32 [N, C], labels int64 [N]."""
-
-    features: np.ndarray
-    logits: np.ndarray
-    labels: np.ndarray
-
-
-def load_extractor(name: str, *, sha256: str, device: torch.device) -> Extractor:
+def load_extractor(
+    name: str,
+    *,
+    resize: str = "",
+    sha256: str,
+    weights: Path | None = None,
+    device: torch.device,
+    allow_code: bool = False,
+) -> Extractor:
     """Loads an extractor whose weights have the hash that the protocol names.
 
+    Args:
+        name: Of the catalog, or "package.module:attribute" for one's own: `attribute(weights:
+            Path | None) -> nn.Module` gives the network that `Extractor` describes; where that has
+            more outputs than "features" it lists them in its attribute `outputs`.
+        resize: How images reach the input size; empty for the extractor's first.
+        sha256: Of the weights file; "any" takes whatever is given and records its hash.
+        weights: The weights file, where dimo ships none.
+        device: Where the network shall be.
+        allow_code: Lets code run that is neither dimo's nor named by a hash that dimo knows.
+
     Raises:
-        DimoError: Unknown extractor; missing weights, or weights of another hash.
+        DimoError: Unknown extractor or resize; missing weights, or weights of another hash;
+            foreign code that was not allowed; a library that is not installed.
     """
-    if name not in _EXTRACTORS:
-        raise unknown_name("extractor", name, _EXTRACTORS)
-    network_type, path = _EXTRACTORS[name]
-    if not path.is_file():
-        raise DimoError(f"extractor {name!r} needs {path}; install dimo again")
-    found = sha256_file(path)
-    if found != sha256:
-        raise DimoError(
-            f"extractor {name!r} has sha256 {found[:12]}..., the protocol names {sha256[:12]}...; "
-            "use the weights that belong to the protocol's version"
+    if ":" in name:
+        return _load_foreign(name, resize, sha256, weights, device, allow_code)
+    if name not in _LOADERS:
+        raise unknown_name(
+            "extractor", name, _LOADERS, "or name your own as package.module:function"
         )
-    network = network_type()
-    load_state_dict(network, path)
-    return Extractor(name, network.to(device).eval(), found)
+    loader, kind = _LOADERS[name], EXTRACTORS[name]
+    resize = resize or (kind.resizes[0] if kind.resizes else "")
+    if resize and resize not in kind.resizes:
+        raise unknown_name(f"resize of extractor {name!r}", resize, kind.resizes or ("none",))
+    weights = weights or loader.shipped
+    if weights is None:
+        raise DimoError(
+            f"extractor {name!r} needs its weights file ({kind.weights}); fetch it and give it "
+            "with --weights FILE"
+        )
+    found = _checked_sha256(name, weights, sha256)
+    if found != loader.archive_sha256 and not allow_code and is_torchscript(weights):
+        raise DimoError(
+            f"{weights} is a TorchScript archive, which brings its own code, and none that dimo "
+            f"knows (sha256 {found[:12]}...); add --allow-code if you trust it"
+        )
+    try:
+        network: nn.Module = _resolve(loader.factory)(weights, resize)
+    except ModuleNotFoundError as error:
+        raise DimoError(
+            f"extractor {name!r} needs the package {error.name!r}; install it with: "
+            "pip install dimo"
+        ) from error
+    return Extractor(
+        name=name,
+        resize=resize,
+        network=network.to(device).eval(),
+        sha256=found,
+        packages=_versions(*loader.packages),
+        outputs=kind.outputs,
+        device=device,
+        image_size=loader.image_size,
+    )
 
 
-@torch.inference_mode()
-def extract(extractor: Extractor, batches: Iterable[tuple[Tensor, Tensor]]) -> Features:
-    """Features of all batches of (uint8 images [B, 3, H, W], labels [B]), in order."""
-    parts = [
-        (*(t.cpu().numpy() for t in extractor.network(images)), labels.cpu().numpy())
-        for images, labels in batches
-    ]
-    features, logits, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Features(features, logits, labels)
+def _load_foreign(
+    name: str,
+    resize: str,
+    sha256: str,
+    weights: Path | None,
+    device: torch.device,
+    allow_code: bool,
+) -> Extractor:
+    if not allow_code:
+        raise DimoError(
+            f"extractor {name!r} is code that is not dimo's; add --allow-code if you trust it"
+        )
+    if resize:
+        raise DimoError(f"extractor {name!r} resizes by itself, not {resize!r}; leave resize out")
+    if weights is None and sha256 != ANY:
+        raise DimoError(
+            f"extractor {name!r} has no weights file, the protocol names sha256 {sha256[:12]}...; "
+            "give it with --weights FILE"
+        )
+    found = "" if weights is None else _checked_sha256(name, weights, sha256)
+    try:
+        factory = _resolve(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise DimoError(
+            f"cannot load extractor {name!r}: {error}; name it as package.module:function and "
+            "install the package, or put its folder on PYTHONPATH"
+        ) from error
+    network = factory(weights)
+    if not isinstance(network, nn.Module):
+        raise DimoError(
+            f"extractor {name!r} gave a {type(network).__name__}; allowed: torch.nn.Module; "
+            "let the function return the network"
+        )
+    package = name.partition(":")[0].partition(".")[0]
+    distributions = importlib.metadata.packages_distributions().get(package, [])
+    return Extractor(
+        name=name,
+        resize="",
+        network=network.to(device).eval(),
+        sha256=found,
+        packages=_versions(*distributions),
+        outputs=tuple(getattr(network, "outputs", ("features",))),
+        device=device,
+    )
+
+
+def _checked_sha256(name: str, weights: Path, sha256: str) -> str:
+    if not weights.is_file():
+        raise DimoError(
+            f"extractor {name!r} finds no weights file at {weights}; give it with --weights FILE"
+        )
+    found = sha256_file(weights)
+    if sha256 not in (ANY, found):
+        raise DimoError(
+            f"weights {weights} of extractor {name!r} have sha256 {found[:12]}..., the protocol "
+            f"names {sha256[:12]}...; use the weights that belong to the protocol's version"
+        )
+    return found
+
+
+def _resolve(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    return {package: importlib.metadata.version(package) for package in ("torch", *packages)}

@@ -1,13 +1,16 @@
 """The feature extractor of the protocol `digits`: a small CNN trained on the same handwriting."""
 
-__all__ = ["DigitsCNN", "TrainingStep", "train_digits_cnn"]
+__all__ = ["DigitsCNN", "TrainingStep", "load_digits_cnn", "train_digits_cnn"]
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from dimo.weights import load_state_dict
 
 TrainingStep: TypeAlias = Callable[[int, float], None]
 
@@ -32,10 +35,21 @@ class DigitsCNN(nn.Module):
         self.features = nn.Linear(64 * 4 * 4, self.feature_dim)
         self.head = nn.Linear(self.feature_dim, self.num_classes)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
         x = images.float().div(255)
         features = F.gelu(self.features(self.convolutions(x).flatten(1)))
-        return features, self.head(features)
+        return {"features": features, "logits": self.head(features)}
+
+
+def load_digits_cnn(weights: Path, resize: str) -> DigitsCNN:
+    """The classifier with the weights of a file; images are never resized.
+
+    Raises:
+        DimoError: Unreadable file, or weights of another network.
+    """
+    network = DigitsCNN()
+    load_state_dict(network, weights)
+    return network
 
 
 def train_digits_cnn(
@@ -77,7 +91,8 @@ def train_digits_cnn(
         dx, dy = torch.randint(3, (2,), generator=generator).tolist() if shift else (1, 1)
         batch = F.pad(images[rows].float(), (1, 1, 1, 1))[:, :, dy : dy + 8, dx : dx + 8]
         batch = batch + pixel_noise * torch.randn(batch_size, 1, 8, 8, generator=generator)
-        loss = F.cross_entropy(model(batch)[1], labels[rows], label_smoothing=label_smoothing)
+        logits = model(batch)["logits"]
+        loss = F.cross_entropy(logits, labels[rows], label_smoothing=label_smoothing)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
         optimizer.zero_grad(set_to_none=True)

@@ -3,12 +3,15 @@
 __all__ = [
     "PRDC",
     "InceptionScore",
+    "KernelDistance",
     "ManifoldMembership",
     "class_accuracy",
     "class_hits",
+    "cmmd",
     "coverage_ceiling",
     "frechet_distance",
     "inception_score",
+    "kernel_distance",
     "manifold_membership",
     "prdc",
 ]
@@ -16,6 +19,7 @@ __all__ = [
 from bench.metrics.class_accuracy import class_accuracy, class_hits
 from bench.metrics.frechet import frechet_distance
 from bench.metrics.inception_score import InceptionScore, inception_score
+from bench.metrics.kernel import KernelDistance, cmmd, kernel_distance
 from bench.metrics.prdc import (
     PRDC,
     ManifoldMembership,

@@ -5,35 +5,36 @@ Kynkaanniemi et al. 2019 (arXiv 1904.06991) for precision and recall, Naeem et a
 
 - The radius of a sample is its distance to its k-th nearest neighbour in its own set, itself left
   out. A copy of a sample is a neighbour like any other, at distance 0.
-- A ball is open: a point exactly on the radius is outside (strict `<`; other tools use `<=`). So
-  a sample with k or more copies has radius 0 and an empty ball, and a set of one repeated image
-  scores 0, not 1.
+- A ball is open: a point exactly on the radius is outside (strict `<`). So a sample with k or
+  more copies has radius 0 and an empty ball, and a set of one repeated image scores 0, not 1.
+  `closed=True` counts the rim in (`<=`), as torch-fidelity and ADM do: such a ball then holds the
+  copies of its sample.
 
 Ties decide here, so every comparison is settled on one canonical squared distance, the float64
 sum of squared differences of the two rows. Matrix products only sort out the pairs that their
-error bound leaves in no doubt. The result depends neither on the chunk size nor on the order of
-the rows nor on the BLAS, and a row is at distance exactly 0 from its copies.
+error bound leaves in no doubt: first in bfloat16 where the CPU has fast instructions for it, else
+in float32, and, tile by tile, in the next wider type where too many pairs stay in doubt. The
+result depends neither on that nor on the device, the chunk size, the order of the rows or the
+BLAS, and a row is at distance exactly 0 from its copies.
 """
 
 __all__ = ["PRDC", "ManifoldMembership", "coverage_ceiling", "manifold_membership", "prdc"]
 
-import hashlib
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from bench.metrics.distances import Distinct, Pairs, Tile, Tiling, chunks, full_float32, in_range
 from bench.stats import Features, check_features
 from dimo.errors import DimoError
 
 _Floats = npt.NDArray[np.float64]
-_Ints = npt.NDArray[np.intp]
+_Ints = npt.NDArray[np.int64]
 
-_GATHER_ELEMENTS = 1 << 21  # Elements of one block of exact differences (16 MiB).
-_CROWDED = 8  # A row with more than this times k candidates gets a tighter threshold.
+_CROWDED = 4  # Pairs a row or column of a tile may leave in doubt before a wider type pays.
+_PENDING = 16  # Candidates a sample may have, times k, before the list is thinned.
 
 
 @dataclass(frozen=True)
@@ -67,22 +68,37 @@ class ManifoldMembership:
     coverage: _Floats
 
 
-def prdc(*, generated: Features, reference: Features, k: int, chunk_size: int = 2048) -> PRDC:
+def prdc(
+    *,
+    generated: Features,
+    reference: Features,
+    k: int,
+    chunk_size: int = 2048,
+    closed: bool = False,
+    device: torch.device | str = "cpu",
+) -> PRDC:
     """Precision, recall, density, coverage, and the expected coverage of a perfect generator.
 
     Args:
         generated: `[N, D]` features of the generated images.
         reference: `[M, D]` features of the reference images.
         k: Which nearest neighbour sets the radius, 1 or more.
-        chunk_size: Rows and columns of a tile of distances; memory grows with its square, not
-            with N or M. No effect on the result.
+        chunk_size: Rows and columns of a tile of distances; beside one rounded copy of the
+            features, memory grows with its square, not with N or M. No effect on the result.
+        closed: Whether a point on the rim of a ball is inside.
+        device: Where the tiles are computed. No effect on the result.
 
     Raises:
         DimoError: Shapes do not fit, a value is not finite, k or chunk_size is below 1, or a set
             has fewer than k + 1 samples.
     """
     membership = manifold_membership(
-        generated=generated, reference=reference, k=k, chunk_size=chunk_size
+        generated=generated,
+        reference=reference,
+        k=k,
+        chunk_size=chunk_size,
+        closed=closed,
+        device=device,
     )
     return PRDC(
         precision=float(membership.precision.mean()),
@@ -94,7 +110,13 @@ def prdc(*, generated: Features, reference: Features, k: int, chunk_size: int = 
 
 
 def manifold_membership(
-    *, generated: Features, reference: Features, k: int, chunk_size: int = 2048
+    *,
+    generated: Features,
+    reference: Features,
+    k: int,
+    chunk_size: int = 2048,
+    closed: bool = False,
+    device: torch.device | str = "cpu",
 ) -> ManifoldMembership:
     """The per-sample contributions that `prdc` averages; arguments and errors are the same."""
     if k < 1 or chunk_size < 1:
@@ -110,30 +132,18 @@ def manifold_membership(
                 f"{len(array)} {name} samples for k = {k}; allowed: at least k + 1 = {k + 1}; "
                 "score more images or lower k"
             )
-    ref_radii = _squared_radii(ref, k, chunk_size)  # [M]
-    gen_radii = _squared_radii(gen, k, chunk_size)  # [N]
-
-    balls_around = np.zeros(len(gen), dtype=np.int64)
-    covered = np.zeros(len(ref), dtype=bool)
-    recalled = np.zeros(len(ref), dtype=bool)
-    center = _center(ref)
-    slack = _relative_error(ref.shape[1])
-    for rows in _chunks(len(ref), chunk_size):
-        a, a_norms = _centered(ref[rows], center)
-        for cols in _chunks(len(gen), chunk_size):
-            b, b_norms = _centered(gen[cols], center)
-            approx = _approximate(a, a_norms, b, b_norms)
-            error = slack * (a_norms.max() + b_norms.max())
-            in_ref = _strictly_below(approx, ref_radii[rows, None], error, ref[rows], gen[cols])
-            in_gen = _strictly_below(approx, gen_radii[None, cols], error, ref[rows], gen[cols])
-            balls_around[cols] += in_ref.sum(axis=0)
-            covered[rows] |= in_ref.any(axis=1)
-            recalled[rows] |= in_gen.any(axis=1)
+    ref_set, gen_set = (Distinct(array) for array in in_range(ref, gen))
+    with full_float32():
+        tiling = Tiling(chunk_size, torch.device(device), len(ref) * gen.size)
+        ref_radii, gen_radii = (_squared_radii(each, k, tiling) for each in (ref_set, gen_set))
+        balls_around, covered, recalled = _cross(
+            ref_set, gen_set, ref_radii, gen_radii, closed, tiling
+        )
     return ManifoldMembership(
-        precision=(balls_around > 0).astype(np.float64),
-        recall=recalled.astype(np.float64),
-        density=balls_around / k,
-        coverage=covered.astype(np.float64),
+        precision=(balls_around[gen_set.of_row] > 0).astype(np.float64),
+        recall=recalled[ref_set.of_row].astype(np.float64),
+        density=balls_around[gen_set.of_row] / k,
+        coverage=covered[ref_set.of_row].astype(np.float64),
     )
 
 
@@ -148,141 +158,141 @@ def coverage_ceiling(num_generated: int, num_reference: int, k: int) -> float:
     return float(1.0 - missed.prod())
 
 
-def _squared_radii(features: npt.NDArray[Any], k: int, chunk_size: int) -> _Floats:
-    """Canonical squared distance of each row to its k-th nearest other row, `[N]`."""
-    nearest = np.full((len(features), k), np.inf)  # The k smallest so far, ascending.
-    nearest[_copies(features) > k] = 0.0  # Final already: spares all pairs of a collapsed set.
-    center = _center(features)
-    slack = _relative_error(features.shape[1])
-    chunks = list(_chunks(len(features), chunk_size))
-    for position, rows in enumerate(chunks):
-        a, a_norms = _centered(features[rows], center)
-        for cols in chunks[position:]:  # The matrix is symmetric: each tile serves both its sides.
-            b, b_norms = _centered(features[cols], center)
-            approx = _approximate(a, a_norms, b, b_norms)
-            error = slack * (a_norms.max() + b_norms.max())
-            if rows == cols:
-                np.fill_diagonal(approx, np.inf)
-            _keep_nearest(nearest[rows], approx, error, features[rows], features[cols])
+def _squared_radii(distinct: Distinct, k: int, tiling: Tiling) -> _Floats:
+    """Canonical squared distance of each distinct row to its k-th nearest other row, `[n]`."""
+    need = k + 1 - distinct.copies  # How many neighbours are not its own copies.
+    reach = np.where(need > 0, np.inf, -np.inf)  # No more than this is known to be needed.
+    if (need <= 0).all():
+        return np.zeros(len(distinct))
+    near = _Near(distinct, need, reach)
+    (points,) = tiling.points(distinct)
+    parts = list(chunks(len(distinct), tiling.chunk_size))
+    for position, rows in enumerate(parts):
+        for cols in parts[position:]:  # The matrix is symmetric: each tile serves both its sides.
+            if max(reach[rows].max(), reach[cols].max()) == -np.inf:
+                continue
+            crowd = _CROWDED * k * (rows.stop - rows.start + cols.stop - cols.start)
+            for precision in tiling.precisions:
+                tile = Tile(points, rows, points, cols, precision)
+                places = tile.within(reach[rows], reach[cols])
+                if places.size > crowd:
+                    reach[rows] = np.minimum(reach[rows], tile.reach(k))
+                    if rows != cols:
+                        reach[cols] = np.minimum(reach[cols], tile.reach(k, of_columns=True))
+                    places = tile.within(reach[rows], reach[cols])
+                if places.size <= crowd:
+                    break
+            pairs = tile.pairs(places)
+            near.add(pairs)
             if rows != cols:
-                _keep_nearest(nearest[cols], approx.T, error, features[cols], features[rows])
-    return nearest[:, -1]
+                near.add(pairs._replace(row=pairs.col, col=pairs.row))
+            if near.count > _PENDING * k * len(distinct):
+                near.thin()
+    return near.squared_radii()
 
 
-def _keep_nearest(
-    nearest: _Floats,
-    approx: _Floats,
-    error: float,
-    left: npt.NDArray[Any],
-    right: npt.NDArray[Any],
-) -> None:
-    """Merges the distances of one tile into `nearest` `[R, k]`, in place.
+class _Near:
+    """Candidates for the nearest neighbours of each row of a set.
 
     Args:
-        nearest: The k smallest canonical squared distances of each row so far, ascending.
-        approx: Approximate squared distances `[R, C]`, infinite where a pair is to be skipped.
-        error: Bound on their absolute error.
-        left: Features of the rows `[R, D]`.
-        right: Features of the columns `[C, D]`.
+        distinct: The set.
+        need: How many neighbours to find for each row, `[n]`; copies of a neighbour count.
+        reach: Squared distance within which they are, `[n]`; lowered in place.
     """
-    k = nearest.shape[1]
-    threshold = np.where(nearest[:, -1] > 0, nearest[:, -1] + error, -np.inf)
-    candidate = approx <= threshold[:, None]
-    crowded = np.flatnonzero(candidate.sum(axis=1) > _CROWDED * k)
-    if crowded.size:
-        tile_kth = np.partition(approx[crowded], k - 1, axis=1)[:, k - 1]
-        threshold[crowded] = np.minimum(threshold[crowded], tile_kth + 2 * error)
-        candidate[crowded] = approx[crowded] <= threshold[crowded, None]
-    candidate &= np.isfinite(approx)
-    row, col = np.nonzero(candidate)
-    if not row.size:
-        return
-    distance = _canonical(left, row, right, col)
-    order = np.lexsort((distance, row))
-    row, distance = row[order], distance[order]
-    place = np.arange(row.size) - np.searchsorted(row, row)  # 0, 1, ... within each row
-    best = place < k
-    found = np.full_like(nearest, np.inf)
-    found[row[best], place[best]] = distance[best]
-    nearest[:] = np.sort(np.concatenate([nearest, found], axis=1), axis=1)[:, :k]
+
+    def __init__(self, distinct: Distinct, need: _Ints, reach: _Floats) -> None:
+        self.count = 0
+        self._distinct, self._need, self._reach = distinct, need, reach
+        self._added: list[Pairs] = []
+
+    def add(self, pairs: Pairs) -> None:
+        self._added.append(pairs.where(pairs.lower <= self._reach[pairs.row]))
+        self.count += self._added[-1].row.size
+
+    def thin(self) -> None:
+        """Drops what the others rule out; if that leaves many, settles them to the few needed."""
+        before, pairs = self.count, self._pruned()
+        if pairs.row.size > before // 2:
+            pairs = pairs.settled(self._distinct, self._distinct, np.full(pairs.row.size, True))
+            kth, counted = self._kth(pairs, pairs.upper)
+            np.minimum(self._reach, kth, out=self._reach)
+            pairs = pairs.where(counted)
+        self._added, self.count = [pairs], pairs.row.size
+
+    def squared_radii(self) -> _Floats:
+        """The distances of the last neighbours needed, `[n]`; 0 where none is."""
+        pairs = self._pruned()
+        doubtful = pairs.upper >= self._kth(pairs, pairs.lower)[0][pairs.row]
+        pairs = pairs.settled(self._distinct, self._distinct, doubtful)
+        kth, _ = self._kth(pairs, pairs.lower)  # Exact, or of a pair that is nearer than the last.
+        return np.where(self._need > 0, kth, 0.0)
+
+    def _pruned(self) -> Pairs:
+        pairs = Pairs(*(np.concatenate(column) for column in zip(*self._added, strict=True)))
+        np.minimum(self._reach, self._kth(pairs, pairs.upper)[0], out=self._reach)
+        return pairs.where(pairs.lower <= self._reach[pairs.row])
+
+    def _kth(self, pairs: Pairs, values: _Floats) -> tuple[_Floats, npt.NDArray[np.bool_]]:
+        """The last value needed of each row `[n]`, inf if there are too few, and which count."""
+        order = np.lexsort((values, pairs.row))
+        row, weight = pairs.row[order], self._distinct.copies[pairs.col[order]]
+        total = np.cumsum(weight)
+        first = np.searchsorted(row, row)
+        nearer = total - weight - (total - weight)[first]  # Weight before each, in its row.
+        counts = nearer < self._need[row]
+        last = counts & (nearer + weight >= self._need[row])
+        kth = np.full(self._need.size, np.inf)
+        kth[row[last]] = values[order[last]]
+        counted = np.empty(row.size, dtype=bool)
+        counted[order] = counts
+        return kth, counted
 
 
-def _strictly_below(
-    approx: _Floats,
-    squared_radii: _Floats,
-    error: float,
-    left: npt.NDArray[Any],
-    right: npt.NDArray[Any],
-) -> npt.NDArray[np.bool_]:
-    """Where the canonical squared distance is `< squared_radii` (broadcast), `[R, C]`."""
-    margin = error + 1e-15 * squared_radii
-    inside = approx < squared_radii - margin
-    possible = approx < squared_radii + margin
-    possible &= squared_radii > 0
-    row, col = np.nonzero(inside != possible)
-    if row.size:
-        radii = np.broadcast_to(squared_radii, approx.shape)[row, col]
-        inside[row, col] = _canonical(left, row, right, col) < radii
-    return inside
+def _cross(
+    ref: Distinct,
+    gen: Distinct,
+    ref_radii: _Floats,
+    gen_radii: _Floats,
+    closed: bool,
+    tiling: Tiling,
+) -> tuple[_Floats, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """How many reference balls hold each generated row, which hold any, who is in a generated one.
 
-
-def _canonical(left: npt.NDArray[Any], row: _Ints, right: npt.NDArray[Any], col: _Ints) -> _Floats:
-    """Squared distances `[P]` of the pairs `left[row]`, `right[col]`, summed in float64.
-
-    Each depends on its two rows alone, and is the same when they change sides.
+    Args:
+        ref: Reference set of m distinct rows.
+        gen: Generated set of n distinct rows.
+        ref_radii: Squared radii `[m]`.
+        gen_radii: Squared radii `[n]`.
+        closed: Whether the rim belongs to a ball.
+        tiling: Tiles and types.
     """
-    distances = np.empty(row.size)
-    step = max(1, _GATHER_ELEMENTS // left.shape[1])
-    for start in range(0, row.size, step):
-        pairs = slice(start, start + step)
-        difference = left[row[pairs]].astype(np.float64)
-        difference -= right[col[pairs]]
-        np.square(difference, out=difference)
-        distances[pairs] = difference.sum(axis=1)
-    return distances
+    balls_around = np.zeros(len(gen))
+    covered, recalled = np.zeros(len(ref), dtype=bool), np.zeros(len(ref), dtype=bool)
+    ref_points, gen_points = tiling.points(ref, gen)
+    for rows in chunks(len(ref), tiling.chunk_size):
+        for cols in chunks(len(gen), tiling.chunk_size):
+            crowd = _CROWDED * (rows.stop - rows.start + cols.stop - cols.start)
+            for precision in tiling.precisions:
+                tile = Tile(ref_points, rows, gen_points, cols, precision)
+                pairs = tile.pairs(tile.within(ref_radii[rows], gen_radii[cols]))
+                radii = ref_radii[pairs.row], gen_radii[pairs.col]
+                doubtful = _undecided(pairs, radii[0]) | _undecided(pairs, radii[1])
+                if np.count_nonzero(doubtful) <= crowd:
+                    break
+            distance = pairs.settled(ref, gen, doubtful).upper
+            in_ref, in_gen = (
+                distance <= radius if closed else distance < radius for radius in radii
+            )
+            balls_around += np.bincount(
+                pairs.col[in_ref], ref.copies[pairs.row[in_ref]], minlength=len(gen)
+            )
+            covered[pairs.row[in_ref]] = True
+            recalled[pairs.row[in_gen]] = True
+    return balls_around, covered, recalled
 
 
-def _approximate(a: _Floats, a_norms: _Floats, b: _Floats, b_norms: _Floats) -> _Floats:
-    """Squared distances `[R, C]` by `|a|^2 + |b|^2 - 2 a.b`."""
-    tile = a @ b.T
-    tile *= -2.0
-    tile += a_norms[:, None]
-    tile += b_norms[None, :]
-    return tile
-
-
-def _relative_error(dim: int) -> float:
-    """c such that `_approximate` and `_canonical` differ by less than `c (|a|^2 + |b|^2)`.
-
-    With u = eps / 2, a sum of D products in any order errs by at most D u times the sum of their
-    sizes. The product form errs by (D + 2) u (|a| + |b|)^2, the centering before it by 2 u of the
-    same, the canonical sum by (D + 2) u |a - b|^2, and `(|a| + |b|)^2 <= 2 (|a|^2 + |b|^2)`:
-    together 2 (D + 3) eps. Doubled, to cover second-order terms and the comparisons themselves.
-    """
-    return float(4 * (dim + 3) * np.finfo(np.float64).eps)
-
-
-def _center(features: npt.NDArray[Any]) -> _Floats:
-    """A point amid the features, `[D]`: distances keep, norms and so the error bound shrink."""
-    center: _Floats = features.mean(axis=0, dtype=np.float64)
-    return center
-
-
-def _centered(features: npt.NDArray[Any], center: _Floats) -> tuple[_Floats, _Floats]:
-    """`features - center` `[R, D]` in float64 and its squared row norms `[R]`."""
-    centered = features - center
-    return centered, np.einsum("nd,nd->n", centered, centered)
-
-
-def _copies(features: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """How many rows equal each row, itself included, `[N]`."""
-    digests = [  # Adding 0.0 turns -0.0, which is equal to 0.0, into it.
-        hashlib.blake2b((row + 0.0).tobytes(), digest_size=16).digest() for row in features
-    ]
-    counts = Counter(digests)
-    return np.fromiter((counts[digest] for digest in digests), np.int64, len(digests))
-
-
-def _chunks(count: int, size: int) -> Iterator[slice]:
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
+def _undecided(pairs: Pairs, squared_radii: _Floats) -> npt.NDArray[np.bool_]:
+    """Which pairs may be on either side of their radius, `[P]`."""
+    open_ends = pairs.lower <= squared_radii * (1 + 1e-15)
+    open_ends &= pairs.upper >= squared_radii * (1 - 1e-15)
+    return open_ends

@@ -26,7 +26,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.protocol import METRICS
+from bench.catalog import METRICS
 
 MISSING = "\u2013"
 LONGEST_NOTE = 400

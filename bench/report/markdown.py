@@ -13,12 +13,19 @@ from typing import Any
 
 import pandas as pd
 
-from bench.protocol import METRICS, Protocol, protocol_sha256
+from bench.catalog import METRICS
+from bench.protocol import Protocol, protocol_sha256
 from bench.record import ResultRecord
 from bench.report import cells
 from bench.report.published import PublishedRow
 from bench.report.quoted import quoted_blocks
-from bench.report.table import best_and_second, latest, results_frame, under_protocol
+from bench.report.table import (
+    best_and_second,
+    comparable,
+    latest,
+    results_frame,
+    under_protocol,
+)
 
 _Row = dict[str, Any]
 
@@ -53,14 +60,29 @@ def report_markdown(
 def _measured(
     ours: list[ResultRecord], others: list[ResultRecord], protocol: Protocol
 ) -> list[str]:
-    if not ours:
+    groups, nonconforming = comparable(ours, protocol)
+    left_out = [*_nonconforming_note(nonconforming), *_others_note(others)]
+    if not groups:
         nothing = (
             f"No results under protocol {_protocol_name(protocol)} yet; "
             f"make them with {cells.code('dimo bench')}."
         )
-        return [nothing, *map(cells.bullets, [_others_note(others)] if others else [])]
+        return [nothing, *([cells.bullets(left_out)] if left_out else [])]
+    blocks: list[str] = []
+    for position, (hashes, records) in enumerate(groups.items()):
+        if len(groups) > 1:
+            shown = ", ".join(cells.code(digest[:12]) for digest in hashes)
+            blocks.append(f"### Measured with {shown}")
+        last = position == len(groups) - 1
+        blocks += _table_blocks(records, protocol, left_out if last else [])
+    return blocks
+
+
+def _table_blocks(
+    records: list[ResultRecord], protocol: Protocol, left_out: list[str]
+) -> list[str]:
     names = [metric.name for metric in protocol.metrics]
-    frame = results_frame(ours, names)
+    frame = results_frame(records, names)
     rows = cells.rows(frame)
     notes = [
         _uncertainty_note(protocol),
@@ -70,8 +92,8 @@ def _measured(
         *_selection_notes(rows),
         *_speed_notes(rows),
         *_revision_notes(rows),
-        *_replaced_notes(ours),
-        *_others_note(others),
+        *_replaced_notes(records),
+        *left_out,
     ]
     return [
         _results_table(frame, rows, names),
@@ -234,6 +256,16 @@ def _replaced_notes(ours: list[ResultRecord]) -> list[str]:
     if not older:
         return []
     return [f"Not shown: {_results(older)} replaced by a newer one of the same settings."]
+
+
+def _nonconforming_note(records: list[ResultRecord]) -> list[str]:
+    if not records:
+        return []
+    named = ", ".join(dict.fromkeys(cells.text(record.method.name) for record in records))
+    return [
+        f"Not shown: {_results(len(records))} of image sets that do not conform to the protocol: "
+        f"{named}."
+    ]
 
 
 def _others_note(others: list[ResultRecord]) -> list[str]:

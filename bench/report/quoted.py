@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.protocol import METRICS
+from bench.catalog import METRICS
 from bench.report import cells
 from bench.report.published import QUOTED_TITLES, PublishedRow, published_frame
 from bench.report.table import best_and_second

@@ -8,6 +8,7 @@ __all__ = [
     "ROW_COLUMNS",
     "SECTIONS",
     "best_and_second",
+    "comparable",
     "latest",
     "results_frame",
     "under_protocol",
@@ -18,10 +19,11 @@ from typing import Any
 
 import pandas as pd
 
+from bench.catalog import ANY
 from bench.protocol import Protocol, protocol_sha256
 from bench.record import MethodInfo, ResultRecord
 
-SECTIONS = ("Reference", "Teacher", "Sampler", "Distill.")
+SECTIONS = ("Reference", "Teacher", "Sampler", "Distill.", "Image sets")
 ROW_COLUMNS = (
     "section",
     "method",  # the name, with whatever tells it from another row of the same name and steps
@@ -70,6 +72,34 @@ def under_protocol(
     for record in records:
         (ours if record.protocol.sha256 == sha256 else others).append(record)
     return ours, others
+
+
+def comparable(
+    records: Iterable[ResultRecord], protocol: Protocol
+) -> tuple[dict[tuple[str, ...], list[ResultRecord]], list[ResultRecord]]:
+    """Groups records of one protocol into those that may share a table.
+
+    Where a protocol takes any reference or any weights of its extractor, only rows with the same
+    ones compare.
+
+    Returns:
+        Records by the hashes that the protocol leaves open (none: one group, key `()`), and those
+        of image sets that do not conform to it, which no table shows.
+    """
+    groups: dict[tuple[str, ...], list[ResultRecord]] = {}
+    nonconforming = []
+    for record in records:
+        found = record.evidence
+        if found is not None and found.nonconforming:
+            nonconforming.append(record)
+            continue
+        key: list[str] = []
+        if protocol.extractor.sha256 == ANY:
+            key.append(found.extractor_sha256 if found else "")
+        if protocol.reference.sha256 == ANY:
+            key.append(found.reference_sha256 if found else "")
+        groups.setdefault(tuple(key), []).append(record)
+    return groups, nonconforming
 
 
 def latest(records: Iterable[ResultRecord]) -> list[ResultRecord]:
@@ -159,7 +189,7 @@ def _table_order(record: ResultRecord) -> tuple[Any, ...]:
     if method.section == "Reference":
         return (section, time)
     steps, guidance = method.num_steps or 0, method.guidance_scale or 0.0
-    return (section, method.teacher, method.name, -steps, guidance, time)
+    return (section, method.teacher or "", method.name, -steps, guidance, time)
 
 
 def _distinct_names(records: Sequence[ResultRecord]) -> list[str]:

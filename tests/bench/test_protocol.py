@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.catalog import METRICS
 from bench.paths import data_dir
 from bench.protocol import (
-    METRICS,
     list_protocols,
     load_protocol,
     protocol_sha256,
@@ -219,7 +219,7 @@ def test_each_mistake_is_told_in_one_line(tmp_path: Path, old: str, new: str, sa
 
 def test_neighbour_metrics_share_one_k(tmp_path: Path) -> None:
     path = write(tmp_path, SMALL[::-1].replace("3 = k", "4 = k", 1)[::-1])
-    with pytest.raises(DimoError, match="'k' must be the same for every metric that has it"):
+    with pytest.raises(DimoError, match="must be the same for every metric with a 'k'"):
         validate_file(path)
 
 
@@ -268,7 +268,47 @@ def test_digits_fixes_what_it_should() -> None:
     assert (protocol.images.num_images, protocol.images.num_classes) == (5000, 10)
     assert (protocol.seeds.report, protocol.seeds.select) == (1000, 2000)
     assert protocol.reference.count == 1797
-    assert [metric.name for metric in protocol.metrics] == list(METRICS)
+    assert protocol_sha256(protocol).startswith("95932125e4f0")  # what its results are known by
+
+
+def test_the_papers_protocol_fixes_what_it_should() -> None:
+    protocol = load_protocol("imagenet256-adm")
+    assert (protocol.images.num_images, protocol.images.num_classes) == (50_000, 1000)
+    assert (protocol.extractor.name, protocol.extractor.resize) == ("inception", "tf1-bilinear")
+    assert (protocol.reference.count, protocol.reference.statistics_count) == (10_000, 1_281_167)
+    assert [metric.name for metric in protocol.metrics][:3] == ["fid", "sfid", "inception_score"]
+    assert {m.params["k"] for m in protocol.metrics if "k" in m.params} == {3}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"digits-cnn"', '"digits-cn"', "'extractor.name' 'digits-cn'; allowed: .*package.module"),
+        ('"digits-cnn"', '"digits-cnn"\nresize = "x"', "takes images as they are"),
+        ('"digits-cnn"', '"inception"', "unknown 'extractor.resize' ''; allowed: pil-bicubic"),
+        ('"digits-cnn"', '"a.b:C"\nresize = "x"', "resizes by itself"),
+        ('"fid"', '"sfid"', "'sfid', which needs spatial; the extractor 'digits-cnn' gives"),
+        ('"fid"', '"kid"', r"missing key 'metrics\[0\].subsets'"),
+        ("k = 3", "k = 3\nblocks = 2", r"missing key 'metrics\[2\].block_size'"),
+        ("k = 3", "k = 3\nblocks = 3\nblock_size = 7\nseed = 0", "uses 21 images of each side"),
+        ("count = 30", "count = 30\nstatistics_count = 1", "'reference.statistics_count' must be"),
+    ],
+)
+def test_extractors_and_metrics_must_fit(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(DimoError, match=message):
+        validate_file(write(tmp_path, SMALL.replace(old, new)))
+
+
+def test_new_keys_change_no_old_hash(tmp_path: Path) -> None:
+    """A key at its default is not part of the hashed text; any other value is."""
+    plain = validate_file(write(tmp_path, SMALL))
+    open_ended = SMALL.replace("count = 30", "count = 30\nstatistics_count = 40")
+    other = validate_file(write(tmp_path, open_ended))
+    assert protocol_sha256(plain) != protocol_sha256(other)
+    same = dataclasses.replace(
+        other, reference=dataclasses.replace(other.reference, statistics_count=None)
+    )
+    assert protocol_sha256(same) == protocol_sha256(plain)
 
 
 def test_text_is_the_file_itself() -> None:

@@ -14,6 +14,7 @@ import pytest
 from bench import record as record_module
 from bench.protocol import load_protocol, protocol_sha256
 from bench.record import (
+    Evidence,
     MetricValue,
     ResultRecord,
     load_record,
@@ -28,6 +29,21 @@ from dimo.files import sha256_bytes
 RecordMaker = Callable[..., ResultRecord]
 
 
+EVIDENCE = Evidence(
+    images=("samples",),
+    images_sha256="aa" * 32,
+    labels_sha256="",
+    extractor="digits-cnn",
+    extractor_sha256="bb" * 32,
+    reference="digits-all",
+    reference_sha256="cc" * 32,
+    copies=0,
+    notes=("labels unknown",),
+    nonconforming=(),
+    contributions_sha256="dd" * 32,
+)
+
+
 def new(template: ResultRecord, **changes: Any) -> ResultRecord:
     given: dict[str, Any] = {
         "protocol": load_protocol("digits"),
@@ -37,6 +53,7 @@ def new(template: ResultRecord, **changes: Any) -> ResultRecord:
         "seed": 1000,
         "command": "dimo bench",
         "seconds": 1.5,
+        "evidence": EVIDENCE,
     }
     return new_record(**(given | changes))
 

@@ -5,10 +5,12 @@ import dataclasses
 import pytest
 import torch
 
+from bench.features import extract
 from bench.jobs import load_jobs, reference_jobs
 from bench.protocol import load_protocol
-from bench.references import load_reference
+from bench.references import reference_images
 from bench.run import Workbench
+from bench.scores import score
 from bench.tuning import parse_grid, tune
 from dimo.errors import DimoError
 
@@ -31,7 +33,7 @@ def records(workbench, protocol):
     """Records by (name, steps): reference rows, teacher unguided at 1, 4, 16 steps, student."""
     jobs = load_jobs("digits", ["digits-dimo"], [1, 4, 16], device=CPU)
     jobs = reference_jobs(jobs[0].loaded, protocol) + jobs
-    found = [workbench.measure(job) for job in jobs]
+    found = [workbench.measure(job).record for job in jobs]
     return {(r.method.name, r.method.num_steps): r for r in found}
 
 
@@ -91,26 +93,23 @@ def test_every_metric_has_value_interval_and_count(records, protocol):
 def test_batch_size_changes_no_metric(records, protocol):
     small = Workbench(protocol, device=CPU, batch_size=77)
     job = load_jobs("digits", ["digits-dimo"], [], device=CPU)[0]
-    again, before = small.measure(job), records["Di[M]O (digits-dimo)", 1]
+    again, before = small.measure(job).record, records["Di[M]O (digits-dimo)", 1]
     for name in METRICS:
-        assert again.metrics[name].value == pytest.approx(_value(before, name), rel=1e-6)
+        assert again.metrics[name].value == pytest.approx(_value(before, name), rel=1e-9)
 
 
 def test_swapping_generated_and_reference_is_caught(workbench):
     """Few generated images against many real ones: precision stays, recall cannot."""
-    few = load_reference(workbench.protocol)[0][:100]
-    job = load_jobs("digits", [], [1], device=CPU)[0]
-    labels = load_reference(workbench.protocol)[1][:100]
-    features = workbench._features((few, labels))
-    assert job.settings is not None
-    scores = workbench.score(features)
+    images, labels = reference_images(workbench.protocol)
+    few = extract(workbench.extractor, [(images[:100], labels[:100])])
+    scores = score(workbench.protocol, few, workbench.reference, device=CPU)
     assert scores["precision"].value == 1
     assert scores["recall"].value < 1
     assert scores["coverage"].value < 0.5
 
 
 def test_another_extractor_or_reference_is_refused(protocol):
-    for part, words in (("extractor", "has sha256"), ("reference", "has sha256")):
+    for part, words in (("extractor", "have sha256"), ("reference", "has sha256")):
         changed = dataclasses.replace(getattr(protocol, part), sha256="0" * 64)
         with pytest.raises(DimoError, match=words):
             Workbench(dataclasses.replace(protocol, **{part: changed}), device=CPU)

@@ -167,10 +167,10 @@ def test_feature_stats_takes_float32():
 
 def test_file_round_trip(tmp_path):
     stats = compute_stats(draw(9), extractor="x")
-    save_stats(tmp_path / "a.npz", stats)
-    save_stats(tmp_path / "b.npz", stats)
+    save_stats(tmp_path / "a.npz", {"features": stats})
+    save_stats(tmp_path / "b.npz", {"features": stats})
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
-    loaded = load_stats(tmp_path / "a.npz", extractor="x")
+    loaded = load_stats(tmp_path / "a.npz", extractor="x")["features"]
     assert (loaded.extractor, loaded.count) == ("x", 1000)
     np.testing.assert_array_equal(loaded.mu, stats.mu)
     np.testing.assert_array_equal(loaded.sigma, stats.sigma)
@@ -180,7 +180,34 @@ def test_file_round_trip(tmp_path):
 
 def test_load_takes_a_file_that_names_no_extractor(tmp_path):
     np.savez(tmp_path / "a.npz", mu=np.zeros(2, "f4"), sigma=np.eye(2), n=7)
-    assert load_stats(tmp_path / "a.npz", extractor="x").count == 7
+    assert load_stats(tmp_path / "a.npz", extractor="x")["features"].count == 7
+
+
+def test_load_takes_the_keys_of_adm(tmp_path):
+    """No count, spatial statistics beside the others, and images that are not touched."""
+    np.savez(
+        tmp_path / "adm.npz",
+        arr_0=np.zeros((2, 4, 4, 3), "u1"),
+        mu=np.zeros(2, "f4"),
+        sigma=np.eye(2),
+        mu_s=np.ones(3),
+        sigma_s=np.eye(3, dtype="f4"),
+    )
+    found = load_stats(
+        tmp_path / "adm.npz", extractor="x", count=50, outputs=("features", "spatial")
+    )
+    assert [found[k].count for k in ("features", "spatial")] == [50, 50]
+    np.testing.assert_array_equal(found["spatial"].mu, np.ones(3))
+    assert found["spatial"].sigma.dtype == np.float64
+
+
+def test_file_with_features_and_provenance(tmp_path):
+    stats = compute_stats(draw(9), extractor="x")
+    path = tmp_path / "a.npz"
+    save_stats(path, {"features": stats, "spatial": stats}, features=draw(9), provenance="{}")
+    with np.load(path) as file:
+        assert {"mu_s", "sigma_s", "features", "provenance"} < set(file.files)
+    assert load_stats(path, extractor="x", outputs=("spatial",))["spatial"].count == 1000
 
 
 def test_load_refuses(tmp_path):
@@ -197,15 +224,17 @@ def test_load_refuses(tmp_path):
     with pytest.raises(DimoError, match="cannot read"):
         load_stats(tmp_path / "b.npy", extractor="x")
     np.savez(path, mu=np.zeros(2), sigma=np.eye(2))
-    with pytest.raises(DimoError, match=r"lacks n \(it has: mu, sigma\)"):
+    with pytest.raises(DimoError, match=r"does not say of how many images"):
         load_stats(path, extractor="x")
+    with pytest.raises(DimoError, match=r"lacks mu_s, sigma_s \(it has: mu, sigma\)"):
+        load_stats(path, extractor="x", outputs=("spatial",))
     np.savez(path, mu=np.zeros(2), sigma=np.eye(3), n=5)
     with pytest.raises(DimoError, match=r"a\.npz: .*mu \[2\] and sigma \[3, 3\]"):
         load_stats(path, extractor="x")
     np.savez(path, mu=np.array([{}], dtype=object), sigma=np.eye(1), n=5)  # a pickle
     with pytest.raises(DimoError, match="cannot read"):
         load_stats(path, extractor="x")
-    save_stats(path, compute_stats(draw(0), extractor="inception"))
+    save_stats(path, {"features": compute_stats(draw(0), extractor="inception")})
     with pytest.raises(DimoError, match="extractor 'inception'; the protocol needs 'x'"):
         load_stats(path, extractor="x")
     whole = path.read_bytes()

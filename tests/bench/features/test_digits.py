@@ -40,9 +40,9 @@ def test_training_learns_to_generalise(data):
         seed=0,
     )
     with torch.inference_mode():
-        features, logits = model(images[1500:])
-    assert features.shape == (297, DigitsCNN.feature_dim)
-    assert (logits.argmax(1) == labels[1500:]).float().mean() > 0.85
+        outputs = model(images[1500:])
+    assert outputs["features"].shape == (297, DigitsCNN.feature_dim)
+    assert (outputs["logits"].argmax(1) == labels[1500:]).float().mean() > 0.85
 
 
 def test_the_tokenizer_reconstructs(data):

@@ -130,6 +130,82 @@ def test_equals_clean_fid_and_torch_fidelity(dtype):
         assert value == pytest.approx(peer, abs=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # scipy.linalg.sqrtm(disp=)
+def test_full_rank_equals_clean_fid_to_eight_digits():
+    from cleanfid.fid import frechet_distance as clean_fid
+
+    for seed in range(3):
+        generated = compute_stats(draw(seed, 3000, 200, shift=0.05), extractor="x")
+        reference = compute_stats(draw(seed + 10, 2500, 200), extractor="x")
+        peer = clean_fid(generated.mu, generated.sigma, reference.mu, reference.sigma)
+        value = frechet_distance(generated=generated, reference=reference)
+        assert value == pytest.approx(peer, rel=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # scipy.linalg.sqrtm(disp=)
+@pytest.mark.filterwarnings("ignore::scipy.linalg.LinAlgWarning")
+def test_few_samples_are_exact_where_a_matrix_square_root_is_not():
+    from cleanfid.fid import frechet_distance as clean_fid
+
+    generated, reference = draw(1, 100, 256, shift=0.1), draw(2, 100, 256)
+    sides = [compute_stats(features, extractor="x") for features in (generated, reference)]
+    true = exact(generated, reference)
+    peer = clean_fid(sides[0].mu, sides[0].sigma, sides[1].mu, sides[1].sigma)
+    assert distance(generated, reference) == pytest.approx(true, rel=1e-12)
+    assert 1e-9 < abs(peer / true - 1) < 1e-3  # so the two routes can be told apart
+
+
+def with_spectrum(values, seed):
+    basis = np.linalg.qr(np.random.default_rng(seed).standard_normal((values.size, values.size)))[0]
+    sigma = basis * values @ basis.T
+    return gaussian(np.zeros(values.size), (sigma + sigma.T) / 2)
+
+
+@pytest.mark.parametrize(
+    "spreads", [(1e2, 1e2), (1e5, 1e5), (1e8, 1e8), (2, 1e11), (1e11, 2)], ids=str
+)
+def test_small_eigenvalues_keep_their_digits(spreads):
+    """Against singular values, which no squaring has touched."""
+    values = [np.geomspace(10, 10 / spread, 150) for spread in spreads]
+    one, other = with_spectrum(values[0], 1), with_spectrum(values[1], 2)
+    roots = [covariance_root(side) for side in (one, other)]
+    nuclear = np.linalg.svd(roots[0].T @ roots[1], compute_uv=False).sum()
+    expected = values[0].sum() + values[1].sum() - 2 * nuclear
+    for pair in ((one, other), (other, one)):
+        value = frechet_distance(generated=pair[0], reference=pair[1])
+        assert value == pytest.approx(expected, abs=1e-11)
+
+
+@pytest.mark.parametrize("shared", [0, 1, 10])
+def test_directions_that_only_one_side_varies_in(shared):
+    """The product of their roots has exact zeros, and no noise comes from them."""
+    rng = np.random.default_rng(3)
+    basis = np.linalg.qr(rng.standard_normal((40, 40)))[0]
+    ours, theirs = np.zeros(40), np.zeros(40)
+    ours[:20], theirs[20 - shared : 40 - shared] = rng.uniform(1, 2, 20), rng.uniform(1, 2, 20)
+    sigmas = [basis * values @ basis.T for values in (ours, theirs)]
+    value = frechet_distance(
+        generated=gaussian(np.zeros(40), (sigmas[0] + sigmas[0].T) / 2),
+        reference=gaussian(np.zeros(40), (sigmas[1] + sigmas[1].T) / 2),
+    )
+    assert value == pytest.approx(((ours**0.5 - theirs**0.5) ** 2).sum(), abs=1e-12)
+
+
+@pytest.mark.parametrize("count", [30, 500])
+def test_statistics_that_were_rounded_to_float32(count):
+    """Files of other tools: rounding gives a covariance of few samples eigenvalues below 0."""
+    generated, reference = draw(1, count, 60, shift=0.3), draw(2, 400, 60)
+    sides = [compute_stats(features, extractor="x") for features in (generated, reference)]
+    rounded = [
+        FeatureStats("x", side.count, side.mu.astype("f4"), side.sigma.astype("f4"))
+        for side in sides
+    ]
+    root = covariance_root(rounded[0])
+    np.testing.assert_allclose(root @ root.T, sides[0].sigma, atol=1e-7)
+    value = frechet_distance(generated=rounded[0], reference=rounded[1])
+    assert value == pytest.approx(exact(generated, reference), rel=1e-4)
+
+
 def test_root_drops_the_rank_that_samples_cannot_have():
     stats = compute_stats(draw(0, 10, 40), extractor="x")
     root = covariance_root(stats)
@@ -151,4 +227,8 @@ def test_refuses_a_matrix_that_is_no_covariance():
     with pytest.raises(DimoError, match=r"eigenvalue -1 \(largest 3\)"):
         frechet_distance(
             generated=gaussian([0, 0], [[1, 2], [2, 1]]), reference=gaussian([0, 0], np.eye(2))
+        )
+    with pytest.raises(DimoError, match=r"eigenvalue -1 \(largest 1\)"):  # and no variance to see
+        frechet_distance(
+            generated=gaussian([0, 0], [[0, 1], [1, 0]]), reference=gaussian([0, 0], np.eye(2))
         )

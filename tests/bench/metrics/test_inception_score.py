@@ -6,7 +6,7 @@ import torch
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from bench.metrics import class_accuracy, class_hits, inception_score
-from bench.metrics.inception_score import split_bounds
+from bench.metrics.inception_score import split_rows
 from dimo.errors import DimoError
 
 
@@ -27,7 +27,7 @@ def test_certain_and_balanced_gives_the_number_of_classes():
 def test_uninformative_gives_one():
     assert inception_score(np.zeros((50, 10)), splits=5, seed=0).mean == pytest.approx(1)
     same = inception_score(one_hot(np.full(50, 3), 10), splits=5, seed=0)
-    assert (same.mean, same.std) == (1.0, 0.0)
+    assert (same.mean, same.std, same.one_split) == (1.0, 0.0, 1.0)
 
 
 def test_sorted_images_keep_their_score():
@@ -74,7 +74,28 @@ def test_extreme_logits_stay_finite():
 
 
 def test_splits_cover_every_row_once():
-    np.testing.assert_array_equal(split_bounds(1003, 4), [0, 250, 501, 752, 1003])
+    rows = split_rows(1003, 4, seed=0)
+    assert [len(part) for part in rows] == [250, 251, 251, 251]
+    np.testing.assert_array_equal(np.sort(np.concatenate(rows)), np.arange(1003))
+    assert np.all(rows[0] == np.random.RandomState(0).permutation(1003)[:250])
+
+
+@pytest.mark.parametrize("splits", [2, 10, 1003])
+def test_one_split_is_the_score_of_all_rows_at_once(splits):
+    logits = draw()
+    found = inception_score(logits, splits=splits, seed=0)
+    whole = isc_features_to_metric(torch.from_numpy(logits), 1, True, 2020)
+    assert found.one_split == pytest.approx(whole["inception_score_mean"], rel=1e-12)
+    assert found.one_split > found.mean  # splits bias low
+    again = inception_score(logits[np.argsort(logits[:, 0])], splits=splits, seed=7)
+    assert again.one_split == pytest.approx(found.one_split, rel=1e-12)
+
+
+def test_sets_larger_than_a_block():
+    logits = draw(9001, 5)
+    peer = isc_features_to_metric(torch.from_numpy(logits), 2, True, 2020)
+    score = inception_score(logits, splits=2, seed=2020)
+    assert score.mean == pytest.approx(peer["inception_score_mean"], rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,17 @@
 """bench.metrics.prdc: the convention, ties, chunks, memory, agreement with two other packages."""
 
-import tracemalloc
+import contextlib
+import io
+import sys
+from pathlib import Path
 
 import numpy as np
 import prdc as peer
 import pytest
 import torch
-from torch_fidelity.metric_prc import calculate_precision_recall_full
+from torch_fidelity.metric_prc import prc_features_to_metric
 
-from bench.metrics import manifold_membership, prdc
+from bench.metrics import coverage_ceiling, distances, manifold_membership, prdc
 from dimo.errors import DimoError
 
 NAMES = ("precision", "recall", "density", "coverage")
@@ -29,19 +32,44 @@ def scores(result):
     return [getattr(result, name) for name in NAMES]
 
 
-def brute_force(generated, reference, k):
+def squared(a, b):
+    """Canonical squared distances, pair by pair."""
+    return np.array([((x - b) ** 2).sum(1) for x in a.astype("f8")])
+
+
+def brute_force(generated, reference, k, closed=False):
     """The definition, pair by pair, on the direct float64 differences."""
-
-    def squared(a, b):
-        return np.array([((x - b) ** 2).sum(1) for x in a])
-
     own = squared(reference, reference), squared(generated, generated)
     for matrix in own:
         np.fill_diagonal(matrix, np.inf)
     ref_radius, gen_radius = (np.sort(matrix, axis=1)[:, k - 1] for matrix in own)
     cross = squared(reference, generated)
-    in_ref, in_gen = cross < ref_radius[:, None], cross < gen_radius
+    inside = np.less_equal if closed else np.less
+    in_ref, in_gen = inside(cross, ref_radius[:, None]), inside(cross, gen_radius)
     return in_ref.any(0), in_gen.any(1), in_ref.sum(0) / k, in_ref.any(1)
+
+
+def assert_equals_brute_force(generated, reference, k, closed=False, **settings):
+    result = manifold_membership(
+        generated=generated, reference=reference, k=k, closed=closed, **settings
+    )
+    expected = brute_force(generated.astype("f8"), reference.astype("f8"), k, closed)
+    for name, values in zip(NAMES, expected, strict=True):
+        np.testing.assert_array_equal(getattr(result, name), values, err_msg=name)
+    return result
+
+
+@pytest.fixture(params=["float32", "bfloat16", "escalating", "thinned"])
+def precision(request, monkeypatch):
+    """Tiles in each type and every path, also where the sets are too small for it to pay."""
+    module = sys.modules[prdc.__module__]  # The package's attribute of this name is the function.
+    if request.param in ("bfloat16", "escalating"):
+        monkeypatch.setattr(distances, "_BIG_PRODUCT", 0)
+        monkeypatch.setattr(distances, "_bfloat16_pays", lambda: True)
+    if request.param == "escalating":
+        monkeypatch.setattr(module, "_CROWDED", 0)  # Any doubt calls for a wider type.
+    if request.param == "thinned":
+        monkeypatch.setattr(module, "_PENDING", 0)  # Candidates are settled after every tile.
 
 
 CASES = {
@@ -82,21 +110,23 @@ def test_equals_the_prdc_package(case, k):
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
 @pytest.mark.parametrize("k", [1, 3, 4])
-def test_equals_brute_force_sample_by_sample(case, k):
-    generated, reference = CASES[case]
-    result = manifold_membership(generated=generated, reference=reference, k=k, chunk_size=64)
-    expected = brute_force(generated.astype("f8"), reference.astype("f8"), k)
-    for name, values in zip(NAMES, expected, strict=True):
-        np.testing.assert_array_equal(getattr(result, name), values, err_msg=name)
+def test_equals_brute_force_sample_by_sample(case, k, closed):
+    assert_equals_brute_force(*CASES[case], k, closed, chunk_size=64)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
+def test_equals_brute_force_in_each_precision(case, closed, precision):
+    assert_equals_brute_force(*CASES[case], 3, closed, chunk_size=130)
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("chunk_size", [1, 7, 64, 10**6])
 def test_no_bit_depends_on_the_chunk_size(case, chunk_size):
-    generated, reference = (features[:250] for features in CASES[case])
-    if chunk_size < 7:
-        generated, reference = generated[:30], reference[:20]
+    count = {1: 12, 7: 60}.get(chunk_size, 250)
+    generated, reference = (features[:count] for features in CASES[case])
     expected = prdc(generated=generated, reference=reference, k=3, chunk_size=100)
     assert prdc(generated=generated, reference=reference, k=3, chunk_size=chunk_size) == expected
 
@@ -117,15 +147,58 @@ def test_order_of_rows_does_not_matter(case):
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e-7, 1e-10, 1e-13])
-def test_near_copies_are_told_apart(scale):
+def test_near_copies_are_told_apart(scale, precision):
     """A collapsed generator with noise far below what a matrix product resolves."""
     generated = with_copies(normal(5, 40), 30) + normal(150, 40, scale, seed=2)
     reference = normal(5, 40).repeat(30, axis=0) + normal(150, 40, scale, seed=3)
-    result = manifold_membership(generated=generated, reference=reference, k=3, chunk_size=64)
-    expected = brute_force(generated, reference, 3)
-    for name, values in zip(NAMES, expected, strict=True):
-        np.testing.assert_array_equal(getattr(result, name), values, err_msg=name)
+    result = assert_equals_brute_force(generated, reference, 3, chunk_size=64)
     assert 0.1 < result.precision.mean() < 1  # not the answer of a broken tie
+
+
+@pytest.mark.parametrize(
+    ("scale", "dtype"),
+    [(1e20, "f4"), (3e37, "f4"), (1e-20, "f4"), (1e-39, "f4"), (1e200, "f8"), (1e-200, "f8")],
+)
+def test_size_of_the_features_does_not_matter(scale, dtype, precision):
+    """Their squares are beyond float32 or float64, and the smallest features are subnormal."""
+    generated, reference = normal(120, 20), normal(90, 20, seed=1)
+    power = 2.0 ** np.round(np.log2(scale))  # exact, so the answer is the same
+    expected = prdc(
+        generated=(generated.astype(dtype) * power).astype(dtype) / power,
+        reference=(reference.astype(dtype) * power).astype(dtype) / power,
+        k=3,
+    )
+    scaled = [(side.astype(dtype) * power).astype(dtype) for side in (generated, reference)]
+    assert prdc(generated=scaled[0], reference=scaled[1], k=3) == expected
+    assert 0.1 < expected.precision < 0.99
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("dim", "scale", "shift"), [(3, 1, 0), (700, 1, 0), (2048, 1e-15, 0), (40, 1, 1e4)]
+)
+def test_tile_bounds_hold_and_are_tight(kind, dim, scale, shift, monkeypatch):
+    rng = np.random.default_rng(0)
+    left = (rng.standard_normal((60, dim)) * rng.lognormal(0, 2, (60, 1)) + shift) * scale
+    right = (rng.standard_normal((50, dim)) * rng.lognormal(0, 2, (50, 1)) + shift) * scale
+    right[:20] = left[:20] * (1 + 1e-6 * rng.standard_normal((20, dim)))  # close pairs
+    sides = [distances.Distinct(side.astype("f4")) for side in (left, right)]
+    tiling = distances.Tiling(64, torch.device("cpu"), 0)
+    tiling.precisions = [kind]
+    points = tiling.points(*sides)
+    tile = distances.Tile(points[0], slice(0, 60), points[1], slice(0, 50), kind)
+    everything = np.full(60, np.inf), np.full(50, np.inf)
+    pairs = tile.pairs(tile.within(*everything))
+    true = squared(*(side.features.astype("f8") for side in sides)).ravel()
+    assert pairs.row.size == true.size
+    assert (pairs.lower <= true).all()
+    assert (true <= pairs.upper).all()
+    center = (sides[0].features.mean(0, dtype="f8") + sides[1].features.mean(0, dtype="f8")) / 2
+    norms = [((side.features - center) ** 2).sum(1) for side in sides]
+    size = (norms[0][:, None] + norms[1]).ravel()
+    unit = {torch.bfloat16: 2.0**-8, torch.float32: 2.0**-23, torch.float64: 2.0**-52}[kind]
+    dim_unit = 2.0**-23 if kind != torch.float64 else 2.0**-52
+    assert ((pairs.upper - pairs.lower) <= (12 * unit + 12 * (dim + 10) * dim_unit) * size).all()
 
 
 def test_swapping_the_sides_fails():
@@ -172,13 +245,119 @@ def test_membership_averages_to_the_scores():
         assert values.mean() == getattr(result, name)
 
 
-def test_torch_fidelity_agrees_where_nothing_ties():
-    generated, reference = normal(300, 8, dtype="f4"), normal(200, 8, dtype="f4", seed=1)
-    result = prdc(generated=generated, reference=reference, k=3)
-    precision, recall = calculate_precision_recall_full(
-        torch.from_numpy(generated), torch.from_numpy(reference), neighborhood=3
+def test_a_closed_ball_holds_its_rim():
+    line = np.arange(4.0)[:, None]
+    far = prdc(generated=line + 4, reference=line, k=1, closed=True)  # 4 is on the rim of 3
+    assert scores(far) == [0.25, 0.25, 0.25, 0.25]
+    constant = np.full((60, 8), 0.3)
+    assert scores(prdc(generated=constant, reference=constant, k=3, closed=True)) == [1, 1, 20, 1]
+    apart = prdc(generated=constant + 1e-9, reference=constant, k=3, closed=True)
+    assert scores(apart) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("k", [3, 5])
+@pytest.mark.parametrize("kind", ["relu", "copies", "constant columns", "constant"])
+def test_equals_the_prdc_package_on_features(seed, k, kind):
+    generated, reference = normal(400, 96, 1.05, "f4", seed), normal(250, 96, 1, "f4", seed + 10)
+    generated, reference = np.maximum(generated, 0), np.maximum(reference, 0)  # like pooled ReLU
+    if kind == "copies":
+        generated = with_copies(generated[:150], 2)
+        reference = with_copies(reference[:60], k + 1)
+    elif kind == "constant columns":
+        generated[:, 40:], reference[:, 40:] = 0.25, 0.25
+    elif kind == "constant":
+        generated, reference = np.full_like(generated, 0.5), np.full_like(reference, 0.5)
+    result = prdc(generated=generated, reference=reference, k=k)
+    with contextlib.redirect_stdout(io.StringIO()):
+        expected = peer.compute_prdc(reference, generated, k)
+    assert scores(result) == pytest.approx([float(expected[name]) for name in NAMES], abs=1e-9)
+
+
+def torch_fidelity(generated, reference, *, neighbours=3):
+    """Precision and recall of that package's metric function."""
+    found = prc_features_to_metric(
+        torch.from_numpy(generated.astype("f4")),
+        torch.from_numpy(reference.astype("f4")),
+        prc_neighborhood=neighbours,
+        prc_batch_size=100,
+        save_cpu_ram=False,
+        verbose=False,
     )
-    assert (result.precision, result.recall) == pytest.approx((precision, recall), abs=1e-6)
+    return found["precision"], found["recall"]
+
+
+@pytest.mark.parametrize("case", ["float32", "plain", "high dimension"])
+def test_torch_fidelity_agrees_where_nothing_ties(case):
+    generated, reference = (features.astype("f4") for features in CASES[case])
+    for closed in (False, True):
+        result = prdc(generated=generated, reference=reference, k=3, closed=closed)
+        expected = torch_fidelity(generated, reference)
+        assert (result.precision, result.recall) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("case", ["lattice", "small integers", "both constant"])
+def test_torch_fidelity_is_the_closed_convention(case):
+    """Integers and copies, whose float32 distances are exact: every tie counts."""
+    generated, reference = (np.round(features) for features in CASES[case])
+    expected = pytest.approx(torch_fidelity(generated, reference), abs=1e-6)
+    closed = prdc(generated=generated, reference=reference, k=3, closed=True)
+    assert (closed.precision, closed.recall) == expected
+    opened = prdc(generated=generated, reference=reference, k=3)
+    assert (opened.precision, opened.recall) != expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
+def test_no_bit_depends_on_the_device(case, closed):
+    assert_equals_brute_force(*CASES[case], 3, closed, device="cuda")
+
+
+def test_near_copies_are_sorted_out_by_wider_products(monkeypatch):
+    """A mode collapse, in doubt throughout in bfloat16 and float32, is not settled pair by pair."""
+    settled, tiles = [], []
+    canonical, tile = distances._canonical, distances.Tile.__init__
+    monkeypatch.setattr(distances, "_BIG_PRODUCT", 0)
+    monkeypatch.setattr(distances, "_bfloat16_pays", lambda: True)
+    monkeypatch.setattr(
+        distances, "_canonical", lambda *pairs: settled.append(len(pairs[1])) or canonical(*pairs)
+    )
+    monkeypatch.setattr(
+        distances.Tile, "__init__", lambda *given: tiles.append(given[-1]) or tile(*given)
+    )
+    modes = normal(4, 64, dtype="f4").repeat(100, axis=0)
+    generated = modes + normal(400, 64, 1e-3, "f4", seed=1)
+    reference = modes + normal(400, 64, 1e-3, "f4", seed=2)
+    result = prdc(generated=generated, reference=reference, k=3, chunk_size=200)
+    assert 0.5 < result.precision < 1
+    assert set(tiles) == {torch.bfloat16, torch.float32, torch.float64}
+    assert sum(settled) < 6 * 400  # 80,000 pairs are of one mode
+
+
+def test_float32_products_stay_float32_where_less_is_allowed(monkeypatch):
+    seen = []
+    tile = distances.Tile.__init__
+    monkeypatch.setattr(
+        distances.Tile,
+        "__init__",
+        lambda *given: seen.append(torch.get_float32_matmul_precision()) or tile(*given),
+    )
+    torch.set_float32_matmul_precision("medium")
+    try:
+        prdc(generated=normal(9, 3), reference=normal(9, 3), k=1)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert set(seen) == {"highest"}
+
+
+def test_read_only_and_strided_features():
+    generated, reference = CASES["float32"]
+    expected = prdc(generated=generated, reference=reference, k=3)
+    generated = np.asfortranarray(generated)
+    generated.flags.writeable = False
+    assert prdc(generated=generated, reference=reference[::-1], k=3) == expected
 
 
 def test_takes_tensors():
@@ -192,13 +371,11 @@ def test_takes_tensors():
     ("n", "m", "k", "ceiling"),
     [(50_000, 10_000, 3, 0.9954), (10_000, 10_000, 3, 0.8750), (10_000, 10_000, 5, 0.9688)],
 )
-def testcoverage_ceiling_of_published_setups(n, m, k, ceiling):
-    from bench.metrics.prdc import coverage_ceiling
-
+def test_coverage_ceiling_of_published_setups(n, m, k, ceiling):
     assert coverage_ceiling(n, m, k) == pytest.approx(ceiling, abs=5e-5)
 
 
-def testcoverage_ceiling_is_what_one_distribution_gets():
+def test_coverage_ceiling_is_what_one_distribution_gets():
     results = [
         prdc(generated=normal(100, 3, seed=2 * i), reference=normal(150, 3, seed=2 * i + 1), k=2)
         for i in range(150)
@@ -207,13 +384,21 @@ def testcoverage_ceiling_is_what_one_distribution_gets():
     assert mean == pytest.approx(results[0].coverage_ceiling, abs=0.012)
 
 
+def _peak_bytes():
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no VmHWM in /proc/self/status")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_memory_does_not_grow_with_the_square_of_the_samples():
-    features = normal(6000, 4, dtype="f4")
-    tracemalloc.start()
-    prdc(generated=features[:4000], reference=features[4000:], k=3, chunk_size=256)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 8e6  # one 4000 x 4000 float64 matrix is 128e6
+    features = normal(16_000, 4, dtype="f4")
+    prdc(generated=features[:500], reference=features[500:1000], k=3, chunk_size=512)  # warm up
+    Path("/proc/self/clear_refs").write_text("5")  # The peak starts again from here.
+    before = _peak_bytes()
+    prdc(generated=features[:8000], reference=features[8000:], k=3, chunk_size=512)
+    assert _peak_bytes() - before < 64e6  # one 8000 x 8000 matrix is 256e6 in float32
 
 
 @pytest.mark.parametrize(

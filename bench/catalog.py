@@ -1,0 +1,88 @@
+"""What is known of metrics and feature extractors apart from any protocol; no heavy imports."""
+
+__all__ = ["ANY", "EXTRACTORS", "METRICS", "ExtractorKind", "MetricKind"]
+
+from dataclasses import dataclass
+
+ANY = "any"  # in place of a SHA-256: whatever file is given; its hash is recorded
+
+
+@dataclass(frozen=True)
+class MetricKind:
+    """What is known of a metric apart from any protocol.
+
+    Attributes:
+        label: Column heading in tables.
+        higher_is_better: Direction; a protocol must state the same.
+        needs: Output of the extractor it is computed from: "features", "logits" or "spatial".
+        params: Names of the integers that a protocol must give.
+        optional: Names of the integers that it may give, all of them or none.
+    """
+
+    label: str
+    higher_is_better: bool
+    needs: str = "features"
+    params: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+
+_BLOCKS = ("blocks", "block_size", "seed")
+
+METRICS: dict[str, MetricKind] = {
+    "fid": MetricKind("FID", higher_is_better=False),
+    "sfid": MetricKind("sFID", higher_is_better=False, needs="spatial"),
+    "fd_dinov2": MetricKind("FD-DINOv2", higher_is_better=False),
+    "inception_score": MetricKind(
+        "IS", higher_is_better=True, needs="logits", params=("splits", "seed")
+    ),
+    "precision": MetricKind("Prec.", higher_is_better=True, params=("k",), optional=_BLOCKS),
+    "recall": MetricKind("Rec.", higher_is_better=True, params=("k",), optional=_BLOCKS),
+    "density": MetricKind("Den.", higher_is_better=True, params=("k",), optional=_BLOCKS),
+    "coverage": MetricKind("Cov.", higher_is_better=True, params=("k",), optional=_BLOCKS),
+    "kid": MetricKind("KID", higher_is_better=False, params=("subsets", "subset_size", "seed")),
+    "cmmd": MetricKind("CMMD", higher_is_better=False),
+    "class_accuracy": MetricKind("Acc.", higher_is_better=True, needs="logits"),
+}
+
+
+@dataclass(frozen=True)
+class ExtractorKind:
+    """A feature extractor.
+
+    Attributes:
+        outputs: Of "features", "logits", "spatial": what one pass gives.
+        resizes: Ways to its input size that a protocol may name; empty: images as they are.
+        weights: The official file and where it is; empty: shipped with dimo.
+    """
+
+    outputs: tuple[str, ...]
+    resizes: tuple[str, ...] = ()
+    weights: str = ""
+
+
+EXTRACTORS: dict[str, ExtractorKind] = {
+    "digits-cnn": ExtractorKind(("features", "logits")),
+    "inception": ExtractorKind(
+        ("features", "logits", "spatial"),
+        ("tf1-bilinear", "pil-bicubic", "pil-bicubic-floor", "torch-bilinear"),
+        "weights-inception-2015-12-05-6726825d.pth, "
+        "https://github.com/toshas/torch-fidelity/releases/tag/v0.2.0",
+    ),
+    "inception-torchscript": ExtractorKind(
+        ("features",),
+        ("tf1-bilinear", "pil-bicubic"),
+        "inception-2015-12-05.pt, "
+        "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/",
+    ),
+    "dinov2-vit-l-14": ExtractorKind(
+        ("features",),
+        ("pil-bicubic",),
+        "dinov2_vitl14_pretrain.pth, https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/",
+    ),
+    "clip-vit-l-14-336": ExtractorKind(
+        ("features",),
+        ("pil-bicubic", "torch-bicubic"),
+        "ViT-L-14-336px.pt, https://openaipublic.azureedge.net/clip/models/"
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/",
+    ),
+}

@@ -1,0 +1,52 @@
+"""What a record says of the images themselves: hashes that name them, copies, conformity."""
+
+__all__ = ["Content", "Tally", "labels_sha256"]
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from bench.images import ImageInfo
+from bench.inputs import content_sha256
+from dimo.files import sha256_bytes
+
+
+def labels_sha256(labels: npt.NDArray[np.int64] | None) -> str:
+    """Hash of labels in order; empty where there are none."""
+    return "" if labels is None else sha256_bytes(labels.astype("<i8").tobytes())
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is said of the images themselves in a record."""
+
+    images_sha256: str
+    labels_sha256: str
+    copies: int
+    paths: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    nonconforming: tuple[str, ...] = ()
+
+
+class Tally:
+    """Names images made in process on their way to the extractor, as an npz of them is named."""
+
+    def __init__(self) -> None:
+        self._infos: list[ImageInfo] = []
+        self._labels: list[npt.NDArray[np.int64]] = []
+
+    def add(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        height, width = images.shape[2:]
+        for pixels in images.permute(0, 2, 3, 1).contiguous().cpu().numpy():
+            digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+            self._infos.append(ImageInfo(digest, height, width, "RGB", "array", None))
+        self._labels.append(labels.cpu().numpy())
+        return images, labels
+
+    def content(self) -> Content:
+        labels = np.concatenate(self._labels)
+        copies = len(self._infos) - len({info.sha256 for info in self._infos})
+        return Content(content_sha256(self._infos, labels), labels_sha256(labels), copies)

@@ -1,0 +1,218 @@
+"""From batches of images, however they come, to the features of a whole set."""
+
+__all__ = ["FORWARD_BATCH", "Extractor", "Features", "extract", "extract_batches"]
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from dimo.errors import DimoError
+
+FORWARD_BATCH = 32
+"""Images in each forward of a network: fixed, as the last digits of features depend on it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Extractor:
+    """A loaded extractor.
+
+    Attributes:
+        name: Its name in `EXTRACTORS`, or "package.module:attribute".
+        resize: How images reach its input size; empty where it takes them as they are.
+        network: uint8 images [B, 3, H, W] -> dict with each of `outputs`, float [B, *].
+        sha256: Of the weights file; empty without one.
+        packages: Name -> version of what computes the features.
+        outputs: "features", and "logits" or "spatial" if it has them.
+        device: Where the network is.
+        image_size: The only height and width it takes, if there is one.
+    """
+
+    name: str
+    resize: str
+    network: nn.Module
+    sha256: str
+    packages: dict[str, str]
+    outputs: tuple[str, ...]
+    device: torch.device
+    image_size: tuple[int, int] | None = None
+
+    @property
+    def identity(self) -> str:
+        """Name and resize in one text: features of two identities never mix."""
+        return f"{self.name}, {self.resize}" if self.resize else self.name
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Of one set of images, in its order.
+
+    Attributes:
+        features: float32 [N, D].
+        logits: float32 [N, C], if the extractor classifies.
+        spatial: float32 [N, 2023], if the extractor has sFID's features.
+        labels: int64 [N], if they are known.
+    """
+
+    features: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32] | None = None
+    spatial: npt.NDArray[np.float32] | None = None
+    labels: npt.NDArray[np.int64] | None = None
+
+
+@torch.inference_mode()
+def extract(
+    extractor: Extractor,
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    *,
+    count: int | None = None,
+) -> Features:
+    """Features of all images, in order, in float32 without shortcuts to lower precision.
+
+    Args:
+        extractor: What maps images to features.
+        batches: (uint8 images [B, 3, H, W], labels [B] or None), B as it comes.
+        count: How many images there will be, if known: saves a copy of all features.
+
+    Raises:
+        DimoError: No images, another number than `count`, images that the extractor does not take
+            or features that are not finite.
+    """
+    labels: list[Tensor | None] = []
+    columns = {output: _Column(count) for output in extractor.outputs}
+    done = 0
+    for outputs in extract_batches(extractor, batches, labels):
+        for output, values in outputs.items():
+            columns[output].append(values)
+        done += len(outputs["features"])
+    if done == 0 or (count is not None and done != count):
+        raise DimoError(
+            f"got {done} images for extractor {extractor.name!r}; allowed: "
+            f"{'at least 1' if count is None else count}; check the set of images"
+        )
+    known = [batch for batch in labels if batch is not None]
+    assert len(known) in (0, len(labels)), "only some batches have labels"
+    return Features(
+        **{output: column.join() for output, column in columns.items()},
+        labels=torch.cat(known).cpu().numpy() if known else None,
+    )
+
+
+@torch.inference_mode()
+def extract_batches(
+    extractor: Extractor,
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    labels: list[Tensor | None] | None = None,
+) -> Iterator[dict[str, Tensor]]:
+    """Outputs float32 [b, *] of all images in order, b at most `FORWARD_BATCH`.
+
+    Args:
+        extractor: What maps images to features.
+        batches: (uint8 images [B, 3, H, W], labels [B] or None), B as it comes.
+        labels: Gets the labels of each batch.
+
+    Raises:
+        DimoError: Images that the extractor does not take, or features that are not finite.
+    """
+    done = 0
+    for images in _rebatch(_images(batches, extractor, [] if labels is None else labels)):
+        yield _forward(extractor, images, done)
+        done += len(images)
+
+
+def _images(
+    batches: Iterable[tuple[Tensor, Tensor | None]],
+    extractor: Extractor,
+    labels: list[Tensor | None],
+) -> Iterator[Tensor]:
+    """The images of each batch, checked; its labels are put aside."""
+    size = extractor.image_size
+    for images, batch_labels in batches:
+        assert images.dtype == torch.uint8
+        assert images.shape[1:2] == (3,)
+        height, width = images.shape[2:]
+        size = size or (height, width)
+        if (height, width) != size:
+            raise DimoError(
+                f"extractor {extractor.name!r} got images of {height} x {width} pixels; allowed "
+                f"here: {size[0]} x {size[1]}; give images of that size"
+            )
+        labels.append(batch_labels)
+        yield images
+
+
+def _rebatch(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The same images in batches of `FORWARD_BATCH`; the last may be smaller."""
+    waiting: Tensor | None = None
+    for images in batches:
+        waiting = images if waiting is None else torch.cat([waiting, images])
+        while len(waiting) >= FORWARD_BATCH:
+            yield waiting[:FORWARD_BATCH]
+            waiting = waiting[FORWARD_BATCH:]
+    if waiting is not None and len(waiting):
+        yield waiting
+
+
+def _forward(extractor: Extractor, images: Tensor, done: int) -> dict[str, Tensor]:
+    """float32 outputs of up to `FORWARD_BATCH` images, of which `done` came before."""
+    count = len(images)
+    images = images.to(extractor.device)
+    if count < FORWARD_BATCH:
+        filler = images.new_zeros(FORWARD_BATCH - count, *images.shape[1:])
+        images = torch.cat([images, filler])
+    with _full_precision():
+        given = extractor.network(images)
+    outputs = {}
+    for output in extractor.outputs:
+        if output not in given:
+            raise DimoError(
+                f"extractor {extractor.name!r} gave no {output!r}, only {', '.join(given)}; "
+                "mend its network or its list of outputs"
+            )
+        values = given[output][:count].float()
+        finite = values.isfinite().flatten(1).all(1)
+        if not finite.all():
+            raise DimoError(
+                f"extractor {extractor.name!r} gave {output} that are not finite, first for image "
+                f"{done + int(finite.int().argmin())}; check the weights file"
+            )
+        outputs[output] = values
+    return outputs
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32 or bfloat16 in products and convolutions, and always the same algorithm."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class _Column:
+    """Rows of one output as they come: into their place if the number is known, else in a list."""
+
+    def __init__(self, count: int | None) -> None:
+        self.count, self.done = count, 0
+        self.parts: list[npt.NDArray[np.float32]] = []
+
+    def append(self, values: Tensor) -> None:
+        rows = values.cpu().numpy()
+        if self.count is None:
+            self.parts.append(rows)
+            return
+        if not self.parts:
+            self.parts.append(np.empty((self.count, *rows.shape[1:]), dtype=np.float32))
+        room = self.parts[0][self.done : self.done + len(rows)]
+        room[:] = rows[: len(room)]
+        self.done += len(rows)
+
+    def join(self) -> npt.NDArray[np.float32]:
+        return self.parts[0] if self.count is not None else np.concatenate(self.parts)

@@ -1,0 +1,24 @@
+"""The command line: parse, call one function, print. Heavy imports happen inside the commands."""
+
+__all__ = ["app", "main"]
+
+import os
+import sys
+
+from dimo import terminal
+from dimo.cli import benchmarks, measuring, reporting, training  # noqa: F401  (they register)
+from dimo.cli.app import app
+from dimo.errors import DimoError
+
+
+def main() -> None:
+    """Entry point: one red line and exit code 2 for bad input, no traceback."""
+    try:
+        app()
+    except DimoError as error:
+        if os.environ.get("RANK", "0") == "0":  # all ranks of a job fail alike
+            terminal.error(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        terminal.say("interrupted; continue a training with --resume", style="yellow")
+        sys.exit(130)

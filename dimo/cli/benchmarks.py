@@ -1,0 +1,209 @@
+"""`dimo bench`, `dimo sample`, `dimo demo`: networks in, images and numbers out."""
+
+__all__ = ["bench", "demo", "sample"]
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dimo import terminal
+from dimo.cli.app import app
+from dimo.cli.options import (
+    STEPS,
+    AllowCode,
+    Cache,
+    Device,
+    Reference,
+    Results,
+    Students,
+    Teacher,
+    Weights,
+    cache_folder,
+    parse_labels,
+    parse_steps,
+)
+from dimo.cli.reporting import measured_table, report_text
+from dimo.cli.training import run_distill
+from dimo.errors import DimoError
+
+if TYPE_CHECKING:
+    from bench.jobs import Job
+    from bench.protocol import Protocol
+    from bench.record import ResultRecord
+
+
+@app.command(
+    epilog="Examples: `dimo bench --teacher digits --student digits-dimo --steps 1,2,4,8,16` · "
+    "`dimo bench --student runs/mine --tune temperature=0.6,0.8,1`"
+)
+def bench(
+    teacher: Teacher = "digits",
+    students: Students = [],  # noqa: B006
+    steps: Annotated[
+        str, typer.Option(help="Teacher's step counts; empty: no teacher row.")
+    ] = STEPS,
+    protocol: Annotated[str, typer.Option(help="Protocol name or file.")] = "digits",
+    results: Results = Path("results"),
+    tune: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SETTING=V,V", help="Choose settings of every row on the selection seed."
+        ),
+    ] = [],  # noqa: B006
+    guidance_scale: Annotated[float | None, typer.Option(help="Teacher's s; 1 is off.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Divides logits, every row.")] = None,
+    reference_rows: Annotated[bool, typer.Option(help="Rows for real data and tokenizer.")] = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Changes speed, never a result.")] = 500,
+    device: Device = "auto",
+    weights: Weights = None,
+    reference: Reference = None,
+    extractor_weights: Annotated[
+        Path | None, typer.Option(help="Weights file of the extractor; default: shipped.")
+    ] = None,
+    cache: Cache = "",
+    allow_code: AllowCode = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Records on stdout, as JSON.")] = False,
+) -> None:
+    """Score a teacher at each step count, and students at one step, under one protocol."""
+    from bench.jobs import load_jobs, reference_jobs
+    from bench.protocol import load_protocol
+    from bench.tuning import parse_grid
+    from dimo.launch import choose_device
+
+    place, grid, fixed = choose_device(device), parse_grid(tune), load_protocol(protocol)
+    given = {"guidance_scale": guidance_scale, "temperature": temperature}
+    overrides = {key: value for key, value in given.items() if value is not None}
+    counts = parse_steps(steps)
+    jobs = load_jobs(teacher, students, counts, device=place, weights=weights, overrides=overrides)
+    if not jobs:
+        raise DimoError("there is nothing to score; name step counts with --steps or a --student")
+    if reference_rows and reference is None:
+        jobs = reference_jobs(jobs[0].loaded, fixed) + jobs
+    records = _bench(
+        jobs,
+        fixed,
+        results,
+        grid=grid,
+        batch_size=batch_size,
+        device=place,
+        reference=reference,
+        weights=extractor_weights,
+        cache=cache_folder(cache),
+        allow_code=allow_code,
+    )
+    if as_json:
+        from bench.record import record_to_json
+
+        print(json.dumps([json.loads(record_to_json(r)) for r in records], indent=2))
+    else:
+        print(measured_table(records, fixed))
+    terminal.say(f"{len(records)} records in {results}; tables: dimo report --results {results}")
+
+
+def _bench(
+    jobs: "list[Job]",
+    protocol: "Protocol",
+    results: Path,
+    *,
+    grid: dict[str, list[float]],
+    **settings: Any,
+) -> "list[ResultRecord]":
+    """Scores jobs on one workbench with `settings`, and appends a record for each."""
+    from bench.run import Workbench
+    from bench.store import append
+    from bench.tuning import tune
+
+    records = []
+    with terminal.work_bar() as progress:
+        workbench = Workbench(protocol, progress=progress, say=_warn, **settings)
+        for job in jobs:
+            measured = workbench.measure(tune(workbench, job, grid) if grid else job)
+            append(measured.record, results, measured.contributions)
+            records.append(measured.record)
+    return records
+
+
+def _warn(text: str) -> None:
+    terminal.say(text, style="yellow")
+
+
+@app.command(
+    epilog="Examples: `dimo sample --teacher digits --steps 1,4,16 --out grid.png` · "
+    "`dimo sample --student digits-dimo --labels 3,3,3,7 --seed 5 --out grid.png`"
+)
+def sample(
+    teacher: Teacher = "digits",
+    students: Students = [],  # noqa: B006
+    steps: Annotated[
+        str, typer.Option(help="Teacher's step counts; empty: no teacher row.")
+    ] = STEPS,
+    labels: Annotated[str, typer.Option(help="One column each; default: every class, twice.")] = "",
+    seed: Annotated[int, typer.Option(help="Column i is image i of this seed.")] = 0,
+    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
+    force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
+    device: Device = "auto",
+    weights: Weights = None,
+) -> None:
+    """Draw a grid: a row for each step count and student, the same labels and noise by column."""
+    if out.exists() and not force:
+        raise DimoError(f"output {out} exists; replace it with --force or choose another --out")
+    from bench.grid import draw_samples
+    from bench.jobs import load_jobs
+    from dimo.launch import choose_device
+    from dimo.teachers import get_teacher
+
+    counts, place = parse_steps(steps), choose_device(device)
+    wanted = parse_labels(labels, get_teacher(teacher).num_classes) if labels else []
+    jobs = load_jobs(teacher, students, counts, device=place, weights=weights)
+    draw_samples(jobs, wanted, seed=seed, out=out, device=place)
+    terminal.say(f"picture: {out}")
+
+
+@app.command(epilog="Example: `dimo demo --out runs/demo`")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for run, records, report and picture.")] = Path(
+        "runs/demo"
+    ),
+    recipe: Annotated[str, typer.Option(help="Distillation recipe.")] = "digits",
+    device: Device = "auto",
+) -> None:
+    """The main job in minutes, offline: distil, benchmark, report, draw - on real handwriting."""
+    if out.exists() and any(out.iterdir()):
+        raise DimoError(f"output {out} exists and is not empty; choose another --out, or remove it")
+    from bench.grid import draw_samples
+    from bench.jobs import load_jobs, reference_jobs
+    from bench.protocol import load_protocol
+    from dimo.files import write_atomic
+    from dimo.launch import choose_device
+
+    place, protocol, results = choose_device(device), load_protocol("digits"), out / "results"
+    terminal.say("1/3 distil the shipped teacher into a one-step student")
+    student = run_distill("digits", recipe, [], out / "student", False, device, None)
+    terminal.say("2/3 benchmark: real data, teacher at 1, 2, 4, 8, 16 steps, student at 1 step")
+    jobs = load_jobs("digits", [str(student)], parse_steps(STEPS), device=place)
+    rows = reference_jobs(jobs[0].loaded, protocol) + jobs
+    records = _bench(rows, protocol, results, grid={}, device=place)
+    terminal.say("3/3 report and picture")
+    picture, table = out / "samples.png", out / "report.md"
+    draw_samples(jobs, [], seed=0, out=picture, device=place)
+    write_atomic(table, report_text("digits", results))
+    print(measured_table(records, protocol))
+    print(_demo_summary(records))
+    print(f"pictures: {picture}\nreport: {table}\nrecords: {results}")
+
+
+def _demo_summary(records: "list[ResultRecord]") -> str:
+    rows = {(r.method.section, r.method.num_steps): r for r in records}
+    student, slow = rows["Distill.", 1], rows["Teacher", 16]
+    first, last = student.speed.images_per_second, slow.speed.images_per_second
+    assert first is not None
+    assert last is not None
+    good, bad = student.metrics["fid"].value, rows["Teacher", 1].metrics["fid"].value
+    return (
+        f"one-step student : 16-step teacher = {first / last:.1f} : 1 in images/s "
+        f"({first:,.0f} against {last:,.0f})\n"
+        f"one-step student : one-step teacher = {good / bad:.3f} : 1 in FID "
+        f"({good:.3f} against {bad:.3f})"
+    )

@@ -1,0 +1,197 @@
+"""`dimo eval`, `dimo compare`, `dimo reference`: any set of images under a protocol."""
+
+__all__ = ["compare", "evaluate", "reference"]
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dimo import terminal
+from dimo.cli.app import app
+from dimo.cli.options import (
+    AllowCode,
+    Cache,
+    Device,
+    ExtractorWeights,
+    Reference,
+    Results,
+    cache_folder,
+)
+from dimo.errors import DimoError, unknown_name
+
+if TYPE_CHECKING:
+    from bench.compare import Difference
+    from bench.record import ResultRecord
+
+Paths = Annotated[
+    list[Path],
+    typer.Argument(help="Folder, .zip, .tar or .npz of images; several are shards of one set."),
+]
+ProtocolName = Annotated[str, typer.Option(help="Protocol name or file.")]
+Recursive = Annotated[bool, typer.Option("--recursive", help="Read folders with subfolders.")]
+Labels = Annotated[
+    str,
+    typer.Option(
+        help="Where labels come from: filename (000123_207.png), cyclic:1000 (image i has label "
+        "i mod 1000), or a .csv or .json file; default: labels.csv or labels.json in the set."
+    ),
+]
+
+
+@app.command(
+    "eval",
+    epilog="Examples: `dimo eval samples/ --protocol imagenet256-adm --reference "
+    "VIRTUAL_imagenet256_labeled.npz --weights weights-inception-2015-12-05-6726825d.pth`"
+    " · `torchrun --nproc_per_node=8 -m dimo eval samples.npz --protocol imagenet256-adm ...`",
+)
+def evaluate(
+    paths: Paths,
+    protocol: ProtocolName,
+    reference: Reference = None,
+    weights: ExtractorWeights = None,
+    labels: Labels = "",
+    recursive: Recursive = False,
+    name: Annotated[str, typer.Option(help="Name of the row; default: the path's.")] = "",
+    section: Annotated[
+        str, typer.Option(help="Block of the table: Teacher, Sampler, Distill., Image sets.")
+    ] = "Image sets",
+    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps of the images.")] = None,
+    nonconforming: Annotated[
+        bool,
+        typer.Option(
+            "--nonconforming",
+            help="Score what is not as the protocol asks; such a record is in no table.",
+        ),
+    ] = False,
+    results: Results = Path("results"),
+    cache: Cache = "",
+    allow_code: AllowCode = False,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="The record on stdout, as JSON.")] = False,
+) -> None:
+    """Score a set of images under a protocol: every metric, with interval and provenance."""
+    sections = ("Teacher", "Sampler", "Distill.", "Image sets")
+    if section not in sections:
+        raise unknown_name("section", section, sections)
+    from bench.protocol import load_protocol
+    from bench.record import record_to_json
+    from bench.report import metric_table
+    from bench.run import Workbench
+    from bench.store import append
+    from dimo.launch import choose_device, ranks
+
+    fixed = load_protocol(protocol)
+    with ranks() as group, terminal.work_bar() as progress:
+        workbench = Workbench(
+            fixed,
+            device=choose_device(device),
+            weights=weights,
+            reference=reference,
+            cache=cache_folder(cache),
+            allow_code=allow_code,
+            nonconforming=nonconforming,
+            ranks=group,
+            progress=progress,
+            say=lambda text: terminal.say(text, style="yellow"),
+        )
+        measured = workbench.measure_paths(
+            paths,
+            name=name or paths[0].name,
+            section=section,  # type: ignore[arg-type]
+            num_steps=steps,
+            recursive=recursive,
+            labels=labels,
+        )
+    if measured is None:
+        return
+    record = measured.record
+    path = append(record, results, measured.contributions)
+    level = fixed.uncertainty.level
+    print(record_to_json(record) if as_json else metric_table(record, level=level), end="")
+    for note in _notes(record):
+        terminal.say(note, style="yellow")
+    terminal.say(f"record: {path}; tables: dimo report --protocol {protocol} --results {results}")
+
+
+def _notes(record: "ResultRecord") -> list[str]:
+    evidence = record.evidence
+    assert evidence is not None
+    notes = list(evidence.notes)
+    if evidence.nonconforming:
+        reasons = "; ".join(evidence.nonconforming)
+        notes.append(f"not under the protocol, and in no table: {reasons}")
+    return notes
+
+
+@app.command(
+    epilog="Example: `dimo compare results/A.json results/B.json` · `dimo compare 3ed6 f225`"
+)
+def compare(
+    first: Annotated[str, typer.Argument(help="A record's file, or the start of its run id.")],
+    second: Annotated[str, typer.Argument(help="The record to compare it with.")],
+    protocol: Annotated[
+        str, typer.Option(help="Protocol name or file; default: the records' own, by name.")
+    ] = "",
+    results: Results = Path("results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Differences as JSON.")] = False,
+) -> None:
+    """Paired differences of two rows on the same seeds: which is better, beyond chance."""
+    from bench.compare import compare as differences_of
+    from bench.protocol import load_protocol, protocol_sha256
+    from bench.report import difference_table
+    from bench.store import find_record, load_contributions
+    from dimo.strict import encode
+
+    (a, folder_a), (b, folder_b) = (find_record(name, results) for name in (first, second))
+    fixed = load_protocol(protocol or a.protocol.name)
+    if protocol_sha256(fixed) != a.protocol.sha256:
+        raise DimoError(
+            f"{a.method.name!r} was measured under {a.protocol.name} {a.protocol.sha256[:12]}, not "
+            f"{fixed.name} {protocol_sha256(fixed)[:12]}; name its protocol's file with --protocol"
+        )
+    contributions = (load_contributions(a, folder_a), load_contributions(b, folder_b))
+    differences: list[Difference] = differences_of(a, b, contributions, fixed.uncertainty)
+    if as_json:
+        print(json.dumps(encode(differences), indent=2))
+    else:
+        print(difference_table(a, b, differences, level=fixed.uncertainty.level), end="")
+
+
+@app.command(
+    epilog="Example: `dimo reference train256/ --protocol imagenet256-clean "
+    "--weights inception-2015-12-05.pt -o imagenet256-train.npz`"
+)
+def reference(
+    paths: Paths,
+    protocol: ProtocolName,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the .npz.")],
+    weights: ExtractorWeights = None,
+    recursive: Recursive = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
+    allow_code: AllowCode = False,
+    device: Device = "auto",
+) -> None:
+    """Make reference statistics (mu, sigma, n) and features from real images."""
+    if out.exists() and not force:
+        raise DimoError(f"output {out} exists; replace it with --force or choose another --out")
+    from bench.protocol import load_protocol
+    from bench.references import make_reference
+    from dimo.files import sha256_file
+    from dimo.launch import choose_device, ranks
+
+    with ranks() as group, terminal.work_bar() as progress:
+        stats = make_reference(
+            paths,
+            load_protocol(protocol),
+            out,
+            weights=weights,
+            allow_code=allow_code,
+            device=choose_device(device),
+            recursive=recursive,
+            ranks=group,
+            progress=progress,
+        )
+    if stats is not None:
+        print(f"{out}: {stats.count:,} images, sha256 {sha256_file(out)}")

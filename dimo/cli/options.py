@@ -1,0 +1,92 @@
+"""Options that several commands share, and how their texts are read."""
+
+__all__ = [
+    "STEPS",
+    "AllowCode",
+    "Cache",
+    "Device",
+    "ExtractorWeights",
+    "Reference",
+    "Results",
+    "Resume",
+    "Settings",
+    "Students",
+    "Teacher",
+    "Weights",
+    "cache_folder",
+    "parse_labels",
+    "parse_steps",
+]
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dimo.errors import DimoError
+
+STEPS = "1,2,4,8,16"
+Teacher = Annotated[str, typer.Option(help="Name of a teacher.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="Folder of the teacher's weights; default: those shipped.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
+Settings = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe.")
+]
+Results = Annotated[Path, typer.Option(help="Folder of the result records.")]
+Students = Annotated[
+    list[str],
+    typer.Option("--student", metavar="RUN", help="Run folder or shipped name; may be repeated."),
+]
+Cache = Annotated[
+    str,
+    typer.Option(
+        envvar="DIMO_CACHE",
+        help="Folder of cached features; none: no cache. Default: ~/.cache/dimo/features.",
+    ),
+]
+ExtractorWeights = Annotated[
+    Path | None,
+    typer.Option("--weights", help="Weights file of the feature extractor; default: shipped."),
+]
+Reference = Annotated[
+    Path | None, typer.Option(help="File or folder of the reference; default: the embedded one.")
+]
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="Let the protocol name an extractor of your own code."),
+]
+
+
+def cache_folder(given: str) -> Path | None:
+    """What `--cache` means: the default folder, no cache, or a folder."""
+    if given == "none":
+        return None
+    if given:
+        return Path(given)
+    from bench.cache import default_folder
+
+    return default_folder()
+
+
+def parse_steps(text: str) -> list[int]:
+    return _parse_integers("--steps", text, low=1, high=None) if text else []
+
+
+def parse_labels(text: str, num_classes: int) -> list[int]:
+    return _parse_integers("--labels", text, low=0, high=num_classes - 1)
+
+
+def _parse_integers(option: str, text: str, *, low: int, high: int | None) -> list[int]:
+    allowed = f"whole numbers from {low}" + (f" to {high}" if high is not None else "")
+    values = []
+    for part in text.split(","):
+        value = int(part) if part.strip().isdecimal() else None
+        if value is None or value < low or (high is not None and value > high):
+            raise DimoError(
+                f"{option} {part.strip()!r} is not allowed; give {allowed}, e.g. {option} 1,2,4"
+            )
+        values.append(value)
+    return values
