@@ -59,6 +59,15 @@ def assert_equals_brute_force(generated, reference, k, closed=False, **settings)
     return result
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The sets are so small that threads would wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(params=["float32", "bfloat16", "escalating", "thinned"])
 def precision(request, monkeypatch):
     """Tiles in each type and every path, also where the sets are too small for it to pay."""
@@ -312,6 +321,19 @@ def test_torch_fidelity_is_the_closed_convention(case):
 @pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
 def test_no_bit_depends_on_the_device(case, closed):
     assert_equals_brute_force(*CASES[case], 3, closed, device="cuda")
+
+
+def test_settling_in_parts_and_threads_changes_no_bit():
+    left, right = normal(200, 3000, dtype="f4"), normal(4, 3000, dtype="f4", seed=1)
+    row, col = np.divmod(np.arange(800), 4)
+    torch.set_num_threads(2)
+    try:
+        settled = distances._canonical(left, row, right, col)
+    finally:
+        torch.set_num_threads(1)
+    np.testing.assert_array_equal(settled, squared(left, right.astype("f8")).ravel())
+    swapped = distances._canonical(right, col[::-1], left, row[::-1])
+    np.testing.assert_array_equal(swapped[::-1], settled)
 
 
 def test_near_copies_are_sorted_out_by_wider_products(monkeypatch):
