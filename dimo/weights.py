@@ -1,13 +1,15 @@
 """Loading weights safely and strictly; saving them with their provenance.
 
-The one door to safetensors and to `torch.load`. Pickles load with `weights_only=True`; every key
-and shape must fit, else the error says which do not.
+The one door to safetensors and to `torch.load`. Pickles load with `weights_only=True`, and what
+official files carry beside tensors is replaced by an inert object; every key and shape must fit,
+else the error says which do not, or what the file looks like instead.
 """
 
 __all__ = [
     "ASSETS",
     "load_metadata",
     "load_state_dict",
+    "looks_like",
     "read_state_dict",
     "save_tensors",
     "state_sha256",
@@ -16,6 +18,9 @@ __all__ = [
 import hashlib
 import json
 import pickle
+import re
+import zipfile
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -32,55 +37,130 @@ ASSETS = Path(__file__).parent / "assets"  # the small weights that come with th
 
 # Where a trainer's checkpoint keeps the network: Maskgit-pytorch and di4c, VQGAN, LlamaGen.
 _CONTAINERS = ("model_state_dict", "state_dict", "model")
+# What torch.compile and DistributedDataParallel put before every key.
+_WRAPPERS = re.compile(r"(_orig_mod\.|module\.)+")
+
+# Classes that official files name beside their tensors. None of them is ever imported or called.
+_INERT_CLASSES = (
+    "argparse.Namespace",
+    "pathlib.PosixPath",
+    "numpy.dtype",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+)
+_INERT_MAPPINGS = ("pytorch_lightning.utilities.parsing.AttributeDict",)
+
+# A key that only this kind of network has; the first that is found names the file.
+_KINDS = (
+    ("latent_projection.0.weight", "di4c student"),
+    ("transformer.layers.0.0.fn.mha.in_proj_weight", "MaskGIT v1.0 transformer"),
+    ("transformer.layers.0.attn.wq.weight", "Halton-MaskGIT transformer"),
+    ("single_transformer_blocks.0.attn.to_q.weight", "Meissonic transformer"),
+    ("encoder.down.0.block.0.conv1.weight", "taming VQGAN"),
+    ("encoder.conv_blocks.0.res.0.conv1.weight", "LlamaGen VQ tokenizer"),
+    ("encoder.down_blocks.0.resnets.0.conv1.weight", "diffusers VQModel"),
+    ("codebook", "digits tokenizer"),
+    ("convolutions.0.weight", "digits feature extractor"),
+)
+
+
+class _Inert:
+    """Stands where a file has an object of `_INERT_CLASSES`; takes and keeps nothing."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __new__(cls, *_: object) -> "_Inert":
+        return super().__new__(cls)
+
+    def __setstate__(self, _: object) -> None: ...
 
 
 def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """Reads a `.safetensors`, or a pickle holding only tensors and plain containers, to CPU.
+    """Reads the network of a `.safetensors` or of an official checkpoint pickle to CPU.
 
     Raises:
-        DimoError: Missing, truncated or unreadable file, or one that holds other objects.
+        DimoError: Missing, truncated or unreadable file, or one that names classes that no
+            official file has.
     """
     path = Path(path)
     if not path.is_file():
         raise DimoError(f"no weights file at {path}; give the path of a checkpoint file")
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        safetensors.SafetensorError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-    ) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        content = _read(path)
+    except Exception as error:  # a damaged pickle raises anything from KeyError to struct.error
         raise DimoError(
-            f"cannot read weights {path}: {reason}; "
+            f"cannot read weights {path}: {_reason(error)}; "
             "fetch the file again, or convert it to safetensors"
         ) from error
     for key in _CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
         raise DimoError(f"{path} holds no state dict; give the checkpoint of a network")
+    if all(_WRAPPERS.match(key) for key in content):
+        content = {_WRAPPERS.sub("", key, count=1): value for key, value in content.items()}
     return content
 
 
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    stand_ins: list[Any] = [(_Inert, name) for name in _INERT_CLASSES]
+    stand_ins += [(dict, name) for name in _INERT_MAPPINGS]
+    with torch.serialization.safe_globals(stand_ins):
+        # Mapped, an optimizer's state beside the network is never read from disk.
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def _reason(error: Exception) -> str:
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and named:
+        return f"it holds objects of {named[1]}, which no official checkpoint has"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def looks_like(keys: Iterable[str]) -> str | None:
+    """The kind of network whose state dict has these keys; None if it is no known one."""
+    present = set(keys)
+    return next((kind for key, kind in _KINDS if key in present), None)
+
+
 def load_state_dict(
-    model: nn.Module, source: str | PathLike[str] | dict[str, Tensor], *, name: str | None = None
+    model: nn.Module,
+    source: str | PathLike[str] | dict[str, Tensor],
+    *,
+    name: str | None = None,
+    ignore: tuple[str, ...] = (),
 ) -> None:
     """Loads weights in place. Nothing is loaded unless every key and shape fits.
 
+    Args:
+        model: The network.
+        source: A weights file, or a state dict.
+        name: Of the state dict, for errors.
+        ignore: Keys of the source that start with one of these are left out.
+
     Raises:
-        DimoError: Says how many keys are missing, unexpected or of another shape, with examples.
+        DimoError: Says what kind of network the weights are of when it is another one, else how
+            many keys are missing, unexpected or of another shape, with examples.
     """
     if not isinstance(source, dict):
         name = name or str(source)
         source = read_state_dict(source)
     own = model.state_dict()
+    given, needed = looks_like(source), looks_like(own)
+    if given and needed and given != needed:
+        raise DimoError(
+            f"weights {name or 'given'} look like those of a {given}, but a {needed} is needed; "
+            "give the other file"
+        )
+    source = {key: value for key, value in source.items() if not key.startswith(ignore)}
     missing = sorted(own.keys() - source.keys())
     unexpected = sorted(source.keys() - own.keys())
     shapes = [k for k in own if k in source and own[k].shape != source[k].shape]
@@ -91,7 +171,21 @@ def load_state_dict(
             f"weights {name or 'given'} do not fit {type(model).__name__}: "
             f"keys {', '.join(parts)}; check that file and configuration belong together"
         )
+    for first, second in _tied(own):
+        if not torch.equal(source[first], source[second]):
+            raise DimoError(
+                f"weights {name or 'given'}: {first} and {second} are one tensor of "
+                f"{type(model).__name__}, but differ here; the file is damaged or of another code"
+            )
     model.load_state_dict(source, strict=True)
+
+
+def _tied(state: dict[str, Tensor]) -> list[tuple[str, str]]:
+    """Pairs of keys that are one tensor in memory: the first of its kind, and another."""
+    real = {k: v for k, v in state.items() if v.numel() and not v.is_meta}
+    first: dict[int, str] = {}
+    pairs = [(first.setdefault(value.data_ptr(), key), key) for key, value in real.items()]
+    return [(one, other) for one, other in pairs if one != other]
 
 
 def _example(keys: list[str], own: dict[str, Tensor], given: dict[str, Tensor]) -> str:
@@ -107,6 +201,8 @@ def save_tensors(
     """Writes a safetensors file atomically; `metadata` is stored as JSON under the key `dimo`."""
     header = {"dimo": json.dumps(metadata, sort_keys=True)} if metadata is not None else None
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    for _, key in _tied(contiguous):
+        contiguous[key] = contiguous[key].clone()  # the format has no shared tensors
     write_atomic(path, safetensors.torch.save(contiguous, metadata=header))
 
 

@@ -1,5 +1,7 @@
 """What several tests share."""
 
+import gzip
+import json
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +98,36 @@ def make_images():
         return torch.from_numpy(np.stack([_image(i, height, width) for i in range(count)]))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def golden_file(tmp_path_factory):
+    """Path of a golden file; a compressed one is unpacked first."""
+    folder = tmp_path_factory.mktemp("golden")
+
+    def unpack(name: str) -> Path:
+        if (GOLDEN / name).exists():
+            return GOLDEN / name
+        path = folder / name
+        path.write_bytes(gzip.decompress((GOLDEN / f"{name}.gz").read_bytes()))
+        return path
+
+    return unpack
+
+
+@pytest.fixture(scope="session")
+def golden_constructor():
+    """Constructor arguments of a golden case, as its manifest has them."""
+    cases = json.loads((GOLDEN / "manifest.json").read_text())["cases"]
+    return {case["case"]: case["constructor"] for case in cases}
+
+
+@pytest.fixture(scope="session")
+def assert_relative():
+    """Asserts equality to 1e-5 of the largest expected value."""
+
+    def check(actual: torch.Tensor, expected: torch.Tensor) -> None:
+        atol = 1e-5 * expected.abs().max().item()
+        torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+    return check

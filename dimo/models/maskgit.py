@@ -8,18 +8,16 @@ an official state dict loads without renaming.
 __all__ = ["MaskGIT"]
 
 from os import PathLike
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dimo.errors import DimoError
+from dimo.models.layers import attend, perturb
 from dimo.weights import load_state_dict
 
-_CPU_ATTENTION = [SDPBackend.MATH]
-_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 _PATCH = 16  # pixels a token side in the official configuration: img_size / 16 tokens a side
 
 
@@ -38,11 +36,7 @@ class _Attention(nn.Module):
         batch, length, dim = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.view(batch, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        dropout = self.dropout if self.training else 0.0
-        # On a CPU the fused kernel's bfloat16 backward is far slower than plain matrix products.
-        backends = _CPU_ATTENTION if x.device.type == "cpu" and length <= 64 else _ATTENTION
-        with sdpa_kernel(backends):
-            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # [B, heads, L, d]
+        y = attend(q, k, v, dropout=self.dropout if self.training else 0.0)  # [B, heads, L, d]
         out: Tensor = self.out_proj(y.transpose(1, 2).reshape(batch, length, dim))
         return out
 
@@ -168,17 +162,24 @@ class MaskGIT(nn.Module):
         return self.codebook_size
 
     @classmethod
-    def from_official(cls, path: str | PathLike[str], **config: Any) -> Self:
+    def from_official(
+        cls, path: str | PathLike[str], *, is_student: bool = False, **config: Any
+    ) -> Self:
         """Builds the network and loads an official checkpoint, every key accounted for.
 
         Args:
             path: Maskgit-pytorch `.pth`, Di[M]O `pytorch_model.bin`, or a `.safetensors` with the
                 official key names.
+            is_student: di4c's name for its own variant: builds a `Di4CStudent`.
             **config: The constructor's arguments; the defaults are the 174 M ImageNet-256 network.
 
         Raises:
             DimoError: Missing, truncated or foreign file, or keys or shapes that do not fit.
         """
+        if is_student:
+            from dimo.models.di4c import Di4CStudent
+
+            return cast(Self, Di4CStudent.from_official(path, **config))
         model = cls(**config)
         load_state_dict(model, path)
         return model.eval()
@@ -206,16 +207,27 @@ class MaskGIT(nn.Module):
                 paper), applied to the visual tokens before the positions are added.
             noise: [B, L, hidden_dim] standard normal.
         """
+        return self._predict(self._embed(tokens, labels, drop, embedding_noise, noise))
+
+    def _embed(
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        drop: Tensor | None,
+        embedding_noise: float,
+        noise: Tensor | None,
+    ) -> Tensor:
+        """The input sequence [B, L + 1, D]: visual tokens, then the class token."""
         class_ids = labels + self.codebook_size + 1
         if drop is not None:
             class_ids = class_ids.masked_fill(drop, self.tok_emb.num_embeddings - 1)
-        x = self.tok_emb(tokens)  # [B, L, D]
-        if embedding_noise > 0:
-            assert noise is not None, "embedding_noise > 0 needs its normal draw"
-            x = embedding_noise * noise + (1 - embedding_noise**2) ** 0.5 * x
-        x = torch.cat([x, self.tok_emb(class_ids)[:, None]], dim=1) + self.pos_emb
+        x = perturb(self.tok_emb(tokens), embedding_noise, noise)  # [B, L, D]
+        return torch.cat([x, self.tok_emb(class_ids)[:, None]], dim=1) + self.pos_emb
+
+    def _predict(self, x: Tensor) -> Tensor:
+        """Logits [B, L, V + 1] of the visual tokens, which come first in x [B, >= L, D]."""
         x = self.transformer(self.first_layer(x))
-        x = self.last_layer(x[:, : self.num_tokens])  # the class token has no output
+        x = self.last_layer(x[:, : self.num_tokens])  # the tokens after them have no output
         outputs = self.codebook_size + 1
         head, bias = self.tok_emb.weight[:outputs], self.bias[: self.num_tokens, :outputs]
         return F.linear(x, head) + bias

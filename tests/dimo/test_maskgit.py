@@ -76,6 +76,37 @@ def test_full_size_has_the_published_parameter_count():
     assert len(model.state_dict()) == 305
 
 
+def expected_shapes(tokens):
+    """Names and shapes of the official state dict, written out from the facts."""
+    shapes = {
+        "tok_emb.weight": (2026, 768),
+        "pos_emb": (1, tokens + 1, 768),
+        "bias": (tokens + 1, 2026),
+    }
+    norms, linears = ["first_layer.0", "first_layer.4", "last_layer.0", "last_layer.4"], {}
+    for layer in ("first_layer.2", "first_layer.6", "last_layer.2"):
+        linears[layer] = (768, 768)
+    for i in range(24):
+        attention, feed_forward = (f"transformer.layers.{i}.{branch}" for branch in (0, 1))
+        norms += [f"{attention}.norm", f"{feed_forward}.norm"]
+        linears[f"{attention}.fn.mha.out_proj"] = (768, 768)
+        linears[f"{feed_forward}.fn.net.0"] = (3072, 768)
+        linears[f"{feed_forward}.fn.net.3"] = (768, 3072)
+        shapes[f"{attention}.fn.mha.in_proj_weight"] = (2304, 768)
+        shapes[f"{attention}.fn.mha.in_proj_bias"] = (2304,)
+    for name, shape in (dict.fromkeys(norms, (768,)) | linears).items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    return shapes
+
+
+@pytest.mark.parametrize("img_size", [256, 512])
+def test_full_size_has_the_official_names_and_shapes(img_size):
+    with torch.device("meta"):
+        state = MaskGIT(img_size=img_size).state_dict()
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    assert shapes == expected_shapes((img_size // 16) ** 2)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

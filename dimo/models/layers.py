@@ -1,0 +1,35 @@
+"""What the transformers share: attention and the perturbation of token embeddings."""
+
+__all__ = ["attend", "perturb"]
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_SHORT_ON_CPU = [SDPBackend.MATH]
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for q, k, v [B, heads, L, d], without keeping the weights."""
+    # On a CPU the fused kernel's bfloat16 backward is far slower than plain matrix products.
+    short = q.device.type == "cpu" and q.shape[2] <= 64
+    with sdpa_kernel(_SHORT_ON_CPU if short else _ATTENTION):
+        out: Tensor = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    return out
+
+
+def perturb(embedding: Tensor, sigma: float, noise: Tensor | None) -> Tensor:
+    """sigma * noise + sqrt(1 - sigma^2) * embedding (sec. 3.3 of the Di[M]O paper).
+
+    Args:
+        embedding: [B, L, D] token embeddings, before the positions are added.
+        sigma: Share of noise, 0 = unchanged.
+        noise: [B, L, D] standard normal, needed when `sigma` > 0.
+    """
+    if sigma == 0:
+        return embedding
+    assert noise is not None, "sigma > 0 needs its normal draw"
+    return sigma * noise + math.sqrt(1 - sigma**2) * embedding
