@@ -4,7 +4,7 @@ A low-discrepancy sequence spreads the tokens of each step over the grid, so tha
 together are far apart and hence nearly independent.
 """
 
-__all__ = ["halton_order", "sample_halton"]
+__all__ = ["halton_order", "sample_halton", "temperature_between"]
 
 import math
 from functools import lru_cache
@@ -62,11 +62,6 @@ def sample_halton(
     last = temperature if final_temperature is None else final_temperature
     if min(temperature, last) <= 0:
         raise DimoError(f"temperature {min(temperature, last):g} is not positive; 1 is as trained")
-
-    def temperature_at(step_share: float) -> float:
-        share = step_share if num_steps > 1 else 0.0
-        return 1 / (1 / temperature + share * (1 / last - 1 / temperature))
-
     return sample_in_order(
         model,
         condition,
@@ -74,9 +69,14 @@ def sample_halton(
         ranks,
         counts=counts,
         guidance=lambda progress: guidance_scale,
-        temperature=temperature_at,
+        temperature=lambda progress: temperature_between(temperature, last, progress),
         callback=callback,
     )
+
+
+def temperature_between(first: float, last: float, progress: float) -> float:
+    """The temperature whose inverse is at `progress`, 0 to 1, of the way from first to last."""
+    return 1 / (1 / first + progress * (1 / last - 1 / first))
 
 
 @lru_cache(maxsize=8)
