@@ -1,5 +1,5 @@
-"""tau-leaping for absorbing-state discrete diffusion (Campbell et al., arXiv 2205.14987;
-for masked image models Ren et al., arXiv 2502.00234, sec. 3).
+"""tau-leaping for absorbing-state discrete diffusion (Campbell et al., arXiv 2205.14987; for masked
+image models Ren et al., arXiv 2502.00234).
 
 Time runs from t = 1 (all masked) to t = 0. A masked position d jumps to token v with intensity
 
@@ -46,8 +46,8 @@ def sample_tau_leaping(
     """First-order simulation of the reverse process on the grid t = 1, 1 - 1/n, ..., 1/n, 0.
 
     The rate diverges towards t = 0, where every token is out; so the last of the n predictions
-    draws all that is still masked. Guidance rises linearly in time, from off at t = 1 to
-    `guidance_scale` at the last prediction.
+    draws all that is still masked (taking the likeliest instead would bend the law). Guidance rises
+    linearly in time, from off at t = 1 to `guidance_scale` at the last prediction.
 
     Args:
         model: Masked model in eval mode.
