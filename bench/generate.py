@@ -9,6 +9,7 @@ import torch
 
 from bench.images import ImageBatch, to_uint8
 from dimo.errors import unknown_name
+from dimo.rng import ImageNoise
 from dimo.samplers.confidence import sample_confidence
 from dimo.samplers.one_step import sample_one_step
 from dimo.samplers.types import Samples
@@ -53,13 +54,13 @@ def sample_tokens(
     Raises:
         DimoError: Unknown sampler, or settings the sampler refuses.
     """
+    noise = ImageNoise(seed, index)
     if settings.sampler == "one_step":
         assert loaded.student is not None, "one_step samples a distilled student"
         return sample_one_step(
             loaded.model,
             labels,
-            seed=seed,
-            index=index,
+            noise,
             init_mask_ratio=loaded.student.init_mask_ratio,
             embedding_noise=loaded.student.embedding_noise,
             temperature=settings.temperature,
@@ -68,8 +69,7 @@ def sample_tokens(
         return sample_confidence(
             loaded.model,
             labels,
-            seed=seed,
-            index=index,
+            noise,
             num_steps=settings.num_steps,
             mask_schedule=settings.mask_schedule or "arccos",
             guidance_scale=1.0 if settings.guidance_scale is None else settings.guidance_scale,

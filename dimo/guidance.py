@@ -2,17 +2,19 @@
 
 __all__ = ["guided_logits"]
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from dimo.models import MaskedModel
 
-
-def guided_logits(model: MaskedModel, tokens: Tensor, labels: Tensor, scale: float) -> Tensor:
+def guided_logits(
+    model: Callable[..., Tensor], tokens: Tensor, labels: Tensor, scale: float
+) -> Tensor:
     """Guided logits [B, L, V'] (Ho & Salimans, arXiv 2207.12598; papers' w-form: s = 1 + w).
 
     Args:
-        model: A masked model in eval mode.
+        model: A masked model in eval mode: (tokens, labels, drop=) -> logits.
         tokens: [B, L] int64.
         labels: [B] int64.
         scale: Guidance scale s. Any other value than 1 runs both halves as one doubled batch.

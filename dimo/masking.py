@@ -1,16 +1,20 @@
 """Mask schedules, forward masking and token initialization: pure functions on token grids.
 
 One family of schedules gamma(u) serves training (how many tokens are re-masked), teacher training
-and decoding (how many are revealed at each step).
+and decoding (how many are revealed at each step, or at what rate).
 """
 
 __all__ = [
+    "DECODING_SCHEDULES",
     "MASK_SCHEDULES",
+    "UNMASKING_RATES",
+    "check_steps",
     "initialize_tokens",
     "mask_count",
     "mask_ratio",
     "random_mask",
     "tokens_per_step",
+    "unmasking_rate",
 ]
 
 import math
@@ -24,11 +28,22 @@ from dimo.errors import DimoError, unknown_name
 
 # gamma: u in [0, 1] -> share of masked tokens, float64. In the convention of Maskgit-pytorch v1.0
 # and Di[M]O; `linear` and `square` grow with u there, and fall in later code bases.
-MASK_SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
+Schedule = Callable[[Tensor], Tensor]
+MASK_SCHEDULES: dict[str, Schedule] = {
     "arccos": lambda u: torch.arccos(u) / (math.pi / 2),
     "cosine": lambda u: torch.cos(u * (math.pi / 2)),
     "linear": lambda u: u,
     "square": lambda u: u**2,
+}
+
+# How decoding turns a schedule into counts; see `tokens_per_step`.
+DECODING_SCHEDULES = ("arccos", "cosine", "arccos-halton", "arccos-v1", "cosine-v1")
+
+# Of absorbing-state diffusion; see `unmasking_rate`.
+UNMASKING_RATES: dict[str, Callable[[float], float]] = {
+    "log-linear": lambda t: 1 / t,
+    "cosine": lambda t: math.pi / 2 / math.tan(math.pi / 2 * t),
+    "arccos": lambda t: 1 / (math.acos(1 - t) * math.sqrt(t * (2 - t))),
 }
 
 
@@ -80,27 +95,86 @@ def initialize_tokens(
 def tokens_per_step(schedule: str, num_steps: int, num_tokens: int) -> list[int]:
     """How many tokens a decoder reveals at each step; sums to L, at least one a step.
 
-    Cumulative rule of di4c (arXiv 2410.08709): after step i, gamma(i / n) * L tokens are still
-    masked (arccos, two steps, 256 tokens: [85, 171]). A step that rounding would leave empty
-    takes one token, and the last step takes what remains.
+    A step that a schedule leaves empty takes one token, and the last step takes what remains.
+    One step takes all.
+
+    - "arccos", "cosine": after step i, round(gamma(i / n) * L) tokens are masked, the cumulative
+      rule of di4c (arXiv 2410.08709); arccos, two steps, 256 tokens: [85, 171].
+    - "arccos-halton": the same rule as Halton-MaskGIT rounds it: after step i,
+      floor((1 - arccos(i / n) / (pi / 2)) * L) tokens are revealed.
+    - "arccos-v1", "cosine-v1": Maskgit-pytorch v1.0 and Di[M]O: step i reveals a share of all
+      tokens proportional to gamma(1 - i / (n - 1)), i from 0; arccos, two steps: [1, 255].
+
+    Args:
+        schedule: One of `DECODING_SCHEDULES`.
+        num_steps: n, 1..L.
+        num_tokens: L.
 
     Raises:
-        DimoError: Steps outside 1..L, or a schedule that does not fall from 1 to 0.
+        DimoError: Steps outside 1..L, unknown schedule.
     """
-    if not 1 <= num_steps <= num_tokens:
-        raise DimoError(
-            f"steps {num_steps} is out of range; "
-            f"a grid of {num_tokens} tokens takes 1 to {num_tokens} steps"
-        )
-    u = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
-    ratio = mask_ratio(schedule, u)
-    if ratio[0] < 1 - 1e-9 or ratio[-1] > 1e-9:
-        raise DimoError(f"schedule {schedule!r} cannot decode; use arccos or cosine")
-    left = [round(float(x) * num_tokens) for x in ratio]
-    counts = [max(1, before - after) for before, after in pairwise(left)]
+    check_steps(num_steps, num_tokens)
+    if schedule not in DECODING_SCHEDULES:
+        raise unknown_name("decoding schedule", schedule, DECODING_SCHEDULES)
+    name, _, rule = schedule.partition("-")
+    counts = _COUNTING_RULES[rule](MASK_SCHEDULES[name], num_steps, num_tokens)
+    counts = [max(1, count) for count in counts]
     counts[-1] = num_tokens - sum(counts[:-1])
     for step in range(num_steps - 2, -1, -1):  # small grids, many steps: give back what is too much
         give_back = min(counts[step] - 1, max(0, 1 - counts[-1]))
         counts[step] -= give_back
         counts[-1] += give_back
     return counts
+
+
+def check_steps(num_steps: int, num_tokens: int) -> None:
+    """A sampler that reveals at least one token a step takes 1 to L steps.
+
+    Raises:
+        DimoError: Another number.
+    """
+    if not 1 <= num_steps <= num_tokens:
+        raise DimoError(
+            f"steps {num_steps} is out of range; "
+            f"a grid of {num_tokens} tokens takes 1 to {num_tokens} steps"
+        )
+
+
+def unmasking_rate(schedule: str) -> Callable[[float], float]:
+    """The rate at which a masked token is revealed at time t in (0, 1], -alpha'_t / (1 - alpha_t).
+
+    Absorbing-state diffusion masks each token with probability 1 - alpha_t, and time runs from
+    t = 1 (all masked) to t = 0, where the rate diverges: every token is out by then. The masked
+    share 1 - alpha_t is t for "log-linear" and gamma(1 - t) for "cosine" and "arccos".
+
+    Raises:
+        DimoError: Unknown schedule.
+    """
+    if schedule not in UNMASKING_RATES:
+        raise unknown_name("noise schedule", schedule, UNMASKING_RATES)
+    return UNMASKING_RATES[schedule]
+
+
+def _cumulative(gamma: Schedule, num_steps: int, num_tokens: int) -> list[int]:
+    u = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+    left = [round(float(x) * num_tokens) for x in gamma(u)]
+    return [before - after for before, after in pairwise(left)]
+
+
+def _floored(gamma: Schedule, num_steps: int, num_tokens: int) -> list[int]:
+    # float32, because a floor depends on the last digit: 24 x 24 tokens, two steps: [191, 385]
+    u = torch.tensor([(step + 1) / num_steps for step in range(num_steps)])
+    targets = ((1 - gamma(u)) * num_tokens).int().tolist()
+    revealed = [max(step + 1, target) for step, target in enumerate(targets)]
+    return [after - before for before, after in pairwise([0, *revealed])]
+
+
+def _proportional(gamma: Schedule, num_steps: int, num_tokens: int) -> list[int]:
+    if num_steps == 1:
+        return [num_tokens]
+    share = gamma(torch.linspace(1, 0, num_steps))
+    return (share / share.sum() * num_tokens).round().int().tolist()
+
+
+# suffix of a decoding schedule -> how it turns gamma into counts
+_COUNTING_RULES = {"": _cumulative, "halton": _floored, "v1": _proportional}

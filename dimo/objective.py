@@ -79,8 +79,7 @@ class DiMOObjective:
             labels=rng.integers(seed, index, f"{purpose}/label", (), model.num_classes),
             initial=initial_state(
                 model,
-                seed,
-                index,
+                rng.ImageNoise(seed, index),
                 purpose,
                 init_mask_ratio=self.init_mask_ratio,
                 embedding_noise=self.embedding_noise,

@@ -6,10 +6,19 @@ arithmetic only, so the numbers are the same on any device, and image i gets the
 whatever the batch size, the rank or what was drawn before.
 """
 
-__all__ = ["gumbel", "integers", "normal", "random_ranks", "stream_seed", "uniform"]
+__all__ = [
+    "ImageNoise",
+    "gumbel",
+    "integers",
+    "normal",
+    "random_ranks",
+    "stream_seed",
+    "uniform",
+]
 
 import hashlib
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -108,3 +117,36 @@ def integers(seed: int, index: Tensor, stream: str, shape: tuple[int, ...], high
 def random_ranks(seed: int, index: Tensor, stream: str, length: int) -> Tensor:
     """A uniform random permutation of 0..length-1 for each image, int64 [B, length]."""
     return uniform(seed, index, stream, (length,)).argsort(dim=1)
+
+
+@dataclass(frozen=True)
+class ImageNoise:
+    """The random numbers a sampler draws for one batch of images, by the name of the stream.
+
+    Attributes:
+        seed: The run's seed.
+        index: [B] image indices; image i is the same in any batch.
+    """
+
+    seed: int
+    index: Tensor
+
+    def uniform(self, stream: str, shape: tuple[int, ...]) -> Tensor:
+        """Uniform draws strictly inside (0, 1), float64 [B, *shape]."""
+        return uniform(self.seed, self.index, stream, shape)
+
+    def gumbel(self, stream: str, shape: tuple[int, ...]) -> Tensor:
+        """Standard Gumbel draws, float64 [B, *shape]."""
+        return gumbel(self.seed, self.index, stream, shape)
+
+    def normal(self, stream: str, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal draws, float32 [B, *shape]."""
+        return normal(self.seed, self.index, stream, shape)
+
+    def integers(self, stream: str, shape: tuple[int, ...], high: int) -> Tensor:
+        """Uniform integers in 0..high-1, int64 [B, *shape]."""
+        return integers(self.seed, self.index, stream, shape, high)
+
+    def random_ranks(self, stream: str, length: int) -> Tensor:
+        """A uniform random permutation of 0..length-1 for each image, int64 [B, length]."""
+        return random_ranks(self.seed, self.index, stream, length)

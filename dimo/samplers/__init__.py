@@ -1,0 +1,22 @@
+"""From a masked model to tokens: one function a method, all with the signature `types.Sampler`.
+
+A student is sampled by `one_step` and `few_step`, which also take its token initialization.
+"""
+
+__all__ = ["SAMPLERS"]
+
+from dimo.samplers.confidence import sample_confidence
+from dimo.samplers.halton import sample_halton
+from dimo.samplers.random_order import sample_random
+from dimo.samplers.tau_leaping import sample_tau_leaping
+from dimo.samplers.theta_trapezoidal import sample_theta_trapezoidal
+from dimo.samplers.types import Sampler
+
+# what a multi-step sampler is called on the command line
+SAMPLERS: dict[str, Sampler] = {
+    "confidence": sample_confidence,
+    "random": sample_random,
+    "halton": sample_halton,
+    "tau_leaping": sample_tau_leaping,
+    "theta_trapezoidal": sample_theta_trapezoidal,
+}

@@ -2,30 +2,28 @@
 
 __all__ = ["sample_confidence"]
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from dimo import rng
-from dimo.guidance import guided_logits
+from dimo.errors import DimoError
 from dimo.masking import tokens_per_step
 from dimo.models import MaskedModel
-from dimo.samplers.types import Samples
+from dimo.rng import ImageNoise
+from dimo.samplers.predictor import Predictor, draw_tokens, progress_of
+from dimo.samplers.types import Callback, Samples
 
 
 def sample_confidence(
     model: MaskedModel,
-    labels: Tensor,
+    condition: Tensor,
+    noise: ImageNoise,
     *,
-    seed: int,
-    index: Tensor,
     num_steps: int,
     mask_schedule: str = "arccos",
     guidance_scale: float = 1.0,
     temperature: float = 1.0,
     choice_temperature: float = 4.5,
-    callback: Callable[[int, Tensor], None] | None = None,
+    callback: Callback | None = None,
 ) -> Samples:
     """Samples every masked token, keeps the most confident, masks the rest again, and repeats.
 
@@ -35,37 +33,34 @@ def sample_confidence(
 
     Args:
         model: Masked model in eval mode.
-        labels: [B] int64.
-        seed: The run's seed.
-        index: [B] image indices; image i is the same in any batch.
+        condition: [B] int64 labels.
+        noise: The images' random numbers.
         num_steps: 1..L.
-        mask_schedule: "arccos" or "cosine": how many tokens each step reveals.
+        mask_schedule: One of `DECODING_SCHEDULES`: how many tokens each step reveals.
         guidance_scale: s at the last step; 1 = off.
         temperature: Divides the logits; 1 = as trained.
-        choice_temperature: Of the confidence noise.
+        choice_temperature: Of the confidence noise; 0 = none.
         callback: Called after each step with its number (from 0) and the tokens [B, L].
 
     Raises:
-        DimoError: Steps out of range, unknown schedule.
+        DimoError: A setting or label out of range, an unknown schedule.
     """
-    length, vocabulary = model.num_tokens, model.codebook_size
-    counts = tokens_per_step(mask_schedule, num_steps, length)
-    tokens = torch.full((len(labels), length), model.mask_token_id, device=labels.device)
-    nfe = 0
+    if choice_temperature < 0:
+        raise DimoError(f"choice temperature {choice_temperature:g} is negative; 0 is no noise")
+    counts = tokens_per_step(mask_schedule, num_steps, model.num_tokens)
+    predict = Predictor(model, condition, noise)
+    tokens = predict.all_masked()
     for step, count in enumerate(counts):
-        progress = step / (num_steps - 1) if num_steps > 1 else 1.0
+        progress = progress_of(step, num_steps)
         scale = 1 + (guidance_scale - 1) * progress
-        logits = guided_logits(model, tokens, labels, scale)[..., :vocabulary].double()
-        nfe += 1 if scale == 1 else 2
-        noise = rng.gumbel(seed, index, f"sample/tokens/{step}", (length, vocabulary))
-        log_p = (logits / temperature).log_softmax(-1)
-        proposal = (log_p + noise).argmax(-1)  # [B, L]
-        choice_noise = rng.gumbel(seed, index, f"sample/choice/{step}", (length,))
+        log_p = predict(tokens, step, guidance_scale=scale, temperature=temperature)
+        proposal = draw_tokens(log_p, noise, f"sample/tokens/{step}")  # [B, L]
         confidence = log_p.gather(-1, proposal[..., None])[..., 0]
+        choice_noise = noise.gumbel(f"sample/choice/{step}", (model.num_tokens,))
         confidence += choice_temperature * (1 - progress) * choice_noise
         confidence.masked_fill_(tokens != model.mask_token_id, -torch.inf)
         chosen = confidence.topk(count, dim=-1).indices
         tokens = tokens.scatter(-1, chosen, proposal.gather(-1, chosen))
         if callback is not None:
             callback(step, tokens)
-    return Samples(tokens=tokens, nfe=nfe, token_counts=counts)
+    return Samples(tokens=tokens, nfe=predict.nfe, token_counts=counts)

@@ -1,20 +1,29 @@
 """One-step sampling of a distilled student: x_init -> every token at once."""
 
-__all__ = ["TokenInitialization", "initial_state", "sample_one_step"]
+__all__ = [
+    "TokenInitialization",
+    "initial_state",
+    "restrict_logits",
+    "sample_one_step",
+    "student_logits",
+]
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from dimo import rng
+from dimo.errors import DimoError
 from dimo.masking import initialize_tokens
 from dimo.models import MaskedModel
-from dimo.samplers.types import Samples
+from dimo.rng import ImageNoise
+from dimo.samplers.predictor import check_labels, draw_tokens
+from dimo.samplers.types import Callback, Samples
 
 
 @dataclass(frozen=True)
 class TokenInitialization:
-    """x_init: tokens [B, L] int64, and the embedding noise float32 [B, L, D] or None."""
+    """A student's input: tokens [B, L] int64, and the embedding noise float32 [B, L, D] or None."""
 
     tokens: Tensor
     noise: Tensor | None
@@ -22,59 +31,102 @@ class TokenInitialization:
 
 def initial_state(
     model: MaskedModel,
-    seed: int,
-    index: Tensor,
+    noise: ImageNoise,
     purpose: str,
     *,
     init_mask_ratio: float,
     embedding_noise: float,
 ) -> TokenInitialization:
-    """Draws x_init for images `index` [B] (sec. 3.3): the same law in training and sampling."""
+    """Draws x_init (sec. 3.3): the same law in training and sampling."""
     length = model.num_tokens
     tokens = initialize_tokens(
-        rng.integers(seed, index, f"{purpose}/init_tokens", (length,), model.codebook_size),
-        rng.random_ranks(seed, index, f"{purpose}/init_mask", length),
+        noise.integers(f"{purpose}/init_tokens", (length,), model.codebook_size),
+        noise.random_ranks(f"{purpose}/init_mask", length),
         init_mask_ratio=init_mask_ratio,
         mask_token_id=model.mask_token_id,
     )
-    noise = None
+    perturbation = None
     if embedding_noise > 0:
-        noise = rng.normal(seed, index, f"{purpose}/init_noise", (length, model.hidden_dim))
-    return TokenInitialization(tokens, noise)
+        perturbation = noise.normal(f"{purpose}/init_noise", (length, model.hidden_dim))
+    return TokenInitialization(tokens, perturbation)
 
 
 def sample_one_step(
     student: MaskedModel,
-    labels: Tensor,
+    condition: Tensor,
+    noise: ImageNoise,
     *,
-    seed: int,
-    index: Tensor,
     init_mask_ratio: float,
     embedding_noise: float,
     temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    callback: Callback | None = None,
 ) -> Samples:
     """Tokens of a one-step student; one forward an image.
 
     Args:
         student: The generator.
-        labels: [B] int64.
-        seed: The run's seed.
-        index: [B] image indices; image i is the same in any batch.
+        condition: [B] int64 labels.
+        noise: The images' random numbers.
         init_mask_ratio: r of its training.
         embedding_noise: sigma of its training.
         temperature: Divides the logits; 1 = as trained.
+        top_k: Draws among the k likeliest tokens only; None = all.
+        top_p: Draws among the likeliest tokens that together reach probability p; None = all.
+        callback: Called with 0 and the tokens [B, L].
+
+    Raises:
+        DimoError: A setting or label out of range.
     """
+    check_labels(condition, student.num_classes)
     initial = initial_state(
         student,
-        seed,
-        index,
+        noise,
         "sample",
         init_mask_ratio=init_mask_ratio,
         embedding_noise=embedding_noise,
     )
-    logits = student(initial.tokens, labels, embedding_noise=embedding_noise, noise=initial.noise)[
-        ..., : student.codebook_size
-    ]
-    noise = rng.gumbel(seed, index, "sample/tokens", (student.num_tokens, student.codebook_size))
-    tokens = (logits.double() / temperature + noise).argmax(-1)
+    logits = student_logits(student, initial, condition, embedding_noise)
+    logits = restrict_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+    tokens = draw_tokens(logits, noise, "sample/tokens")
+    if callback is not None:
+        callback(0, tokens)
     return Samples(tokens=tokens, nfe=1, token_counts=[student.num_tokens])
+
+
+def student_logits(
+    student: MaskedModel, state: TokenInitialization, condition: Tensor, embedding_noise: float
+) -> Tensor:
+    """The student's logits of the codebook, float64 [B, L, V]."""
+    logits = student(state.tokens, condition, embedding_noise=embedding_noise, noise=state.noise)
+    return logits[..., : student.codebook_size].double()
+
+
+def restrict_logits(
+    logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None
+) -> Tensor:
+    """Logits [.., V] divided by the temperature, -inf where top-k or top-p rule a token out.
+
+    Top-p is applied to what top-k leaves. Of equal logits the one with the lower id comes first.
+
+    Raises:
+        DimoError: Temperature not positive, top-k outside 1..V, top-p outside (0, 1].
+    """
+    vocabulary = logits.shape[-1]
+    if temperature <= 0:
+        raise DimoError(f"temperature {temperature:g} is not positive; 1 is as trained")
+    if top_k is not None and not 1 <= top_k <= vocabulary:
+        raise DimoError(f"top-k {top_k} is out of range; it is 1 to {vocabulary}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise DimoError(f"top-p {top_p:g} is out of range; it is above 0 and at most 1")
+    logits = logits / temperature
+    if top_k is None and top_p is None:
+        return logits
+    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        ordered[..., top_k:] = -torch.inf
+    if top_p is not None:
+        p = ordered.softmax(-1)
+        ordered = ordered.masked_fill(p.cumsum(-1) - p >= top_p, -torch.inf)
+    return torch.empty_like(logits).scatter(-1, ids, ordered)

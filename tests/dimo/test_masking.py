@@ -7,6 +7,7 @@ import torch
 
 from dimo.errors import DimoError
 from dimo.masking import (
+    DECODING_SCHEDULES,
     initialize_tokens,
     mask_count,
     mask_ratio,
@@ -31,11 +32,15 @@ def test_ratio_and_count_equal_the_official_ones(schedules, schedule):
     assert counts.tolist() == expected["count"]
 
 
-@pytest.mark.parametrize("schedule", ["arccos", "cosine"])
-def test_tokens_per_step_equal_those_of_di4c(schedules, schedule):
+@pytest.mark.parametrize("schedule", ["arccos", "cosine", "arccos-v1", "cosine-v1"])
+def test_tokens_per_step_equal_the_official_ones(schedules, schedule):
+    """Wherever the official functions give every step a token."""
+    mode, _, rule = schedule.partition("-")
+    prefix = "adap_sche/v1.0 (" if rule == "v1" else "adap_sche/di4c"
+    (sides,) = [v for k, v in schedules.items() if k.startswith(prefix) and "patho" not in k]
     compared = 0
-    for side, modes in schedules["adap_sche/di4c"].items():
-        for steps, expected in modes[schedule].items():
+    for side, modes in sides.items():
+        for steps, expected in modes[mode].items():
             regular = expected is not None and min(expected) >= 1
             if regular and int(steps) <= int(side) ** 2:
                 assert tokens_per_step(schedule, int(steps), int(side) ** 2) == expected
@@ -43,15 +48,23 @@ def test_tokens_per_step_equal_those_of_di4c(schedules, schedule):
     assert compared > 40
 
 
+def test_tokens_per_step_equal_those_of_halton_maskgit(schedules):
+    for side, steps in schedules["halton_sampler_counts"].items():
+        for number, expected in steps.items():
+            assert tokens_per_step("arccos-halton", int(number), int(side) ** 2) == expected
+
+
 def test_tokens_per_step_always_reveals_every_token():
     for length in (16, 64, 256):
-        for schedule in ("arccos", "cosine"):
+        for schedule in DECODING_SCHEDULES:
             for steps in range(1, length + 1):
                 counts = tokens_per_step(schedule, steps, length)
                 assert sum(counts) == length
                 assert min(counts) >= 1
-    assert tokens_per_step("arccos", 1, 256) == [256]
+            assert tokens_per_step(schedule, 1, length) == [length]
     assert tokens_per_step("arccos", 2, 256) == [85, 171]
+    assert tokens_per_step("arccos-v1", 2, 256) == [1, 255]
+    assert tokens_per_step("cosine", 2, 256) == [75, 181]
 
 
 @pytest.mark.parametrize("steps", [0, -1, 17])
@@ -61,7 +74,7 @@ def test_steps_out_of_range_are_refused(steps):
 
 
 def test_schedules_that_cannot_decode_are_refused():
-    with pytest.raises(DimoError, match="cannot decode"):
+    with pytest.raises(DimoError, match="unknown decoding schedule 'square'; allowed: arccos, "):
         tokens_per_step("square", 4, 16)
     with pytest.raises(DimoError, match="did you mean 'arccos'"):
         mask_ratio("arcos", torch.rand(2))

@@ -28,6 +28,16 @@ def test_a_draw_depends_on_seed_index_and_stream_only():
         assert not (whole == other).any()
 
 
+def test_image_noise_draws_the_same_numbers():
+    index = torch.arange(5)
+    noise = rng.ImageNoise(7, index)
+    for kind in ("uniform", "gumbel", "normal"):
+        expected = getattr(rng, kind)(7, index, "x", (3, 2))
+        assert torch.equal(getattr(noise, kind)("x", (3, 2)), expected)
+    assert torch.equal(noise.integers("x", (3,), 9), rng.integers(7, index, "x", (3,), 9))
+    assert torch.equal(noise.random_ranks("x", 9), rng.random_ranks(7, index, "x", 9))
+
+
 def test_the_generator_is_splitmix64():
     """The published output function at the counters 1, 2, 3 from key 0 (Vigna's reference code)."""
     expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]

@@ -1,0 +1,147 @@
+"""tau-leaping for absorbing-state discrete diffusion (Campbell et al., arXiv 2205.14987; for masked
+image models Ren et al., arXiv 2502.00234).
+
+Time runs from t = 1 (all masked) to t = 0. A masked position d jumps to token v with intensity
+
+    mu_t(d, v) = r(t) p(x_d = v | x_t),    r(t) = -alpha'_t / (1 - alpha_t)    (1/t for log-linear)
+
+and a revealed position never jumps. A leap of length h holds the intensities of its start.
+"""
+
+__all__ = [
+    "check_predictions",
+    "expected_counts",
+    "leap",
+    "leap_law",
+    "reveal_rest",
+    "sample_tau_leaping",
+]
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from dimo.errors import DimoError
+from dimo.masking import unmasking_rate
+from dimo.models import MaskedModel
+from dimo.rng import ImageNoise
+from dimo.samplers.predictor import Predictor, draw_tokens, progress_of
+from dimo.samplers.types import Callback, Samples
+
+
+def sample_tau_leaping(
+    model: MaskedModel,
+    condition: Tensor,
+    noise: ImageNoise,
+    *,
+    num_steps: int,
+    mask_schedule: str = "log-linear",
+    guidance_scale: float = 1.0,
+    temperature: float = 1.0,
+    callback: Callback | None = None,
+) -> Samples:
+    """First-order simulation of the reverse process on the grid t = 1, 1 - 1/n, ..., 1/n, 0.
+
+    The rate diverges towards t = 0, where every token is out; so the last of the n predictions
+    draws all that is still masked (taking the likeliest instead would bend the law). Guidance rises
+    linearly in time, from off at t = 1 to `guidance_scale` at the last prediction.
+
+    Args:
+        model: Masked model in eval mode.
+        condition: [B] int64 labels.
+        noise: The images' random numbers.
+        num_steps: n, at least 1; may exceed L.
+        mask_schedule: A key of `UNMASKING_RATES`, alpha_t.
+        guidance_scale: s at the last prediction; 1 = off.
+        temperature: Divides the logits; 1 = as trained.
+        callback: Called after each step with its number (from 0) and the tokens [B, L].
+
+    Raises:
+        DimoError: A setting or label out of range, an unknown schedule.
+    """
+    check_predictions(num_steps)
+    rate = unmasking_rate(mask_schedule)
+    hazards = [rate(1 - step / num_steps) / num_steps for step in range(num_steps - 1)]
+    predict = Predictor(model, condition, noise)
+    tokens = predict.all_masked()
+    for step in range(num_steps):
+        scale = 1 + (guidance_scale - 1) * progress_of(step, num_steps)
+        log_p = predict(tokens, step, guidance_scale=scale, temperature=temperature)
+        if step < num_steps - 1:
+            tokens = leap(tokens, hazards[step] * log_p.exp(), model.mask_token_id, noise, step)
+        else:
+            tokens = reveal_rest(tokens, log_p, model.mask_token_id, noise, step)
+        if callback is not None:
+            callback(step, tokens)
+    counts = expected_counts(hazards, model.num_tokens)
+    return Samples(tokens=tokens, nfe=predict.nfe, token_counts=counts)
+
+
+def leap(
+    tokens: Tensor, intensity: Tensor, mask_token_id: int, noise: ImageNoise, step: int
+) -> Tensor:
+    """Lets every masked position jump or stay by `leap_law`; returns the new tokens [B, L].
+
+    Args:
+        tokens: [B, L].
+        intensity: [B, L, V] times the length of the leap.
+        mask_token_id: What a masked position holds.
+        noise: The images' random numbers.
+        step: Names the draw.
+    """
+    law = leap_law(intensity)
+    stays = law.shape[-1] - 1
+    outcome = draw_tokens(law, noise, f"sample/tokens/{step}")
+    jumps = (tokens == mask_token_id) & (outcome < stays)
+    return torch.where(jumps, outcome, tokens)
+
+
+def reveal_rest(
+    tokens: Tensor, log_p: Tensor, mask_token_id: int, noise: ImageNoise, step: int
+) -> Tensor:
+    """The last step: draws every token that is still masked from log p [B, L, V]."""
+    proposal = draw_tokens(log_p, noise, f"sample/tokens/{step}")
+    return torch.where(tokens == mask_token_id, proposal, tokens)
+
+
+def leap_law(intensity: Tensor) -> Tensor:
+    """Log-probabilities of where a masked position is after a leap: [.., V + 1], last = masked.
+
+    With constant intensities the first event comes within the leap with probability
+    1 - exp(-sum), and is v with probability intensity_v / sum. A revealed token never jumps again,
+    so that event decides. (Counting events in each class and rejecting positions with more than
+    one loses jumps to first order in the length of the leap.)
+
+    Args:
+        intensity: [.., V], non-negative, times the length of the leap.
+    """
+    total = intensity.sum(-1, keepdim=True)
+    possible = total > 0
+    log_jump = (-torch.expm1(-total)).log() - total.log()  # nan where nothing can jump
+    log_token = torch.where(possible, intensity.log() + log_jump, -torch.inf)
+    return torch.cat([log_token, -total], dim=-1)
+
+
+def expected_counts(hazards: Sequence[float], num_tokens: int) -> list[int]:
+    """Tokens expected to be revealed by leaps of these hazards and a last step that takes all.
+
+    Rounded so that they sum to L.
+    """
+    masked, hazard = [num_tokens], 0.0
+    for more in [*hazards, math.inf]:
+        hazard += more
+        masked.append(round(num_tokens * math.exp(-hazard)))
+    return [before - after for before, after in pairwise(masked)]
+
+
+def check_predictions(num_steps: int) -> None:
+    """A process in continuous time takes any positive number of predictions.
+
+    Raises:
+        DimoError: Fewer than one.
+    """
+    if num_steps < 1:
+        raise DimoError(f"steps {num_steps} is out of range; this sampler takes 1 or more")
