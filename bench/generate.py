@@ -1,21 +1,20 @@
 """(model, sampler settings, seed) -> image batches. Image i depends on the seed and i alone."""
 
-__all__ = ["SAMPLERS", "SamplerSettings", "generate", "sample_tokens"]
+__all__ = ["SamplerSettings", "generate", "sample_tokens"]
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from bench.images import ImageBatch, to_uint8
 from dimo.errors import unknown_name
 from dimo.rng import ImageNoise
-from dimo.samplers.confidence import sample_confidence
+from dimo.samplers import SAMPLERS
 from dimo.samplers.one_step import sample_one_step
 from dimo.samplers.types import Samples
 from dimo.teachers import Loaded
-
-SAMPLERS = ("confidence", "one_step")
 
 
 @dataclass(frozen=True)
@@ -23,12 +22,12 @@ class SamplerSettings:
     """What the model may choose, as opposed to what the protocol fixes.
 
     Attributes:
-        sampler: One of `SAMPLERS`.
+        sampler: A key of `dimo.samplers.SAMPLERS`, or "one_step" of a student.
         num_steps: Sampling steps.
         temperature: Divides the logits.
-        mask_schedule: How many tokens each step reveals (confidence).
-        guidance_scale: s at the last step, 1 = off (confidence).
-        choice_temperature: Of the confidence noise (confidence).
+        mask_schedule: How many tokens each step reveals; None: the sampler's own.
+        guidance_scale: s at the last step, 1 = off; None: the sampler has none.
+        choice_temperature: Of the confidence noise; None: the sampler has none.
         selected_by: How these values were chosen.
     """
 
@@ -65,18 +64,21 @@ def sample_tokens(
             embedding_noise=loaded.student.embedding_noise,
             temperature=settings.temperature,
         )
-    if settings.sampler == "confidence":
-        return sample_confidence(
-            loaded.model,
-            labels,
-            noise,
-            num_steps=settings.num_steps,
-            mask_schedule=settings.mask_schedule or "arccos",
-            guidance_scale=1.0 if settings.guidance_scale is None else settings.guidance_scale,
-            temperature=settings.temperature,
-            choice_temperature=settings.choice_temperature or 0.0,
-        )
-    raise unknown_name("sampler", settings.sampler, SAMPLERS)
+    if settings.sampler not in SAMPLERS:
+        raise unknown_name("sampler", settings.sampler, [*SAMPLERS, "one_step"])
+    given: dict[str, Any] = {
+        name: value
+        for name in ("mask_schedule", "guidance_scale", "choice_temperature")
+        if (value := getattr(settings, name)) is not None
+    }
+    return SAMPLERS[settings.sampler](
+        loaded.model,
+        labels,
+        noise,
+        num_steps=settings.num_steps,
+        temperature=settings.temperature,
+        **given,
+    )
 
 
 @torch.inference_mode()

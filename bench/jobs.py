@@ -23,7 +23,7 @@ from bench.images import to_uint8
 from bench.protocol import Protocol
 from bench.record import MethodInfo, Section
 from bench.references import reference_images
-from dimo.errors import DimoError
+from dimo.errors import DimoError, unknown_name
 from dimo.masking import tokens_per_step
 from dimo.teachers import Loaded, load_student, load_teacher
 
@@ -93,20 +93,48 @@ def method_info(job: Job, cost: Cost | None) -> MethodInfo:
     )
 
 
-def teacher_jobs(loaded: Loaded, steps: Sequence[int], overrides: Mapping[str, float]) -> list[Job]:
+# name in tables, mask schedule where it is not the teacher's; the rest is as for the teacher
+_SAMPLERS = {
+    "confidence": ("MaskGIT", None),
+    "random": ("Random order", None),
+    "halton": ("Halton order", "arccos-halton"),
+    "tau_leaping": ("τ-leaping", "log-linear"),
+    "theta_trapezoidal": ("θ-trapezoidal", "log-linear"),
+}
+
+
+def teacher_jobs(
+    loaded: Loaded,
+    steps: Sequence[int],
+    overrides: Mapping[str, float],
+    samplers: Sequence[str] = ("confidence",),
+) -> list[Job]:
     """The teacher at each number of steps, with its defaults unless `overrides` say otherwise.
 
+    Its own sampler makes the rows of the section "Teacher", others those of "Sampler"; these take
+    the teacher's guidance and temperature.
+
     Raises:
-        DimoError: A number of steps that the grid does not take.
+        DimoError: Unknown sampler, or a number of steps that the grid does not take.
     """
     defaults = dataclasses.asdict(loaded.teacher.defaults) | dict(overrides)
     if overrides:
         defaults["selected_by"] = "given on the command line"
     jobs = []
-    for num_steps in steps:
-        tokens_per_step(defaults["mask_schedule"], num_steps, loaded.model.num_tokens)
-        settings = SamplerSettings(sampler="confidence", num_steps=num_steps, **defaults)
-        jobs.append(Job("MaskGIT", "Teacher", loaded, settings))
+    for sampler in samplers:
+        if sampler not in _SAMPLERS:
+            raise unknown_name("sampler", sampler, _SAMPLERS)
+        name, schedule = _SAMPLERS[sampler]
+        chosen = dict(defaults)
+        if sampler != "confidence":
+            chosen["choice_temperature"] = None
+            chosen["mask_schedule"] = schedule or defaults["mask_schedule"]
+        section: Section = "Teacher" if sampler == "confidence" else "Sampler"
+        for num_steps in steps:
+            if schedule != "log-linear":  # the others reveal at least a token a step
+                tokens_per_step(chosen["mask_schedule"], num_steps, loaded.model.num_tokens)
+            settings = SamplerSettings(sampler=sampler, num_steps=num_steps, **chosen)
+            jobs.append(Job(name, section, loaded, settings))
     return jobs
 
 
@@ -140,6 +168,7 @@ def load_jobs(
     device: torch.device,
     weights: Path | None = None,
     overrides: Mapping[str, float] | None = None,
+    samplers: Sequence[str] = ("confidence",),
 ) -> list[Job]:
     """Loads the networks: the teacher at each number of steps, then each student.
 
@@ -150,6 +179,7 @@ def load_jobs(
         device: Where to put the networks.
         weights: Folder of the teacher's weights; the shipped ones by default.
         overrides: Sampler settings that replace the defaults of every row that has them.
+        samplers: How the teacher is sampled; keys of `dimo.samplers.SAMPLERS`.
 
     Raises:
         DimoError: Unknown or missing networks, a student of another teacher, bad settings.
@@ -159,7 +189,7 @@ def load_jobs(
         if value <= 0:
             raise DimoError(f"--{key.replace('_', '-')} {value:g} must be above 0; 1 is as trained")
     source = load_teacher(teacher, device=device, weights=weights)
-    jobs = teacher_jobs(source, steps, given)
+    jobs = teacher_jobs(source, steps, given, samplers)
     for name in students:
         loaded = load_student(name, device=device, weights=weights)
         if loaded.teacher.name != teacher:

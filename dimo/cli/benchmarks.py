@@ -44,6 +44,13 @@ def bench(
     steps: Annotated[
         str, typer.Option(help="Teacher's step counts; empty: no teacher row.")
     ] = STEPS,
+    samplers: Annotated[
+        str,
+        typer.Option(
+            help="How the teacher is sampled: confidence, random, halton, tau_leaping, "
+            "theta_trapezoidal."
+        ),
+    ] = "confidence",
     protocol: Annotated[str, typer.Option(help="Protocol name or file.")] = "digits",
     results: Results = Path("results"),
     tune: Annotated[
@@ -76,7 +83,15 @@ def bench(
     given = {"guidance_scale": guidance_scale, "temperature": temperature}
     overrides = {key: value for key, value in given.items() if value is not None}
     counts = parse_steps(steps)
-    jobs = load_jobs(teacher, students, counts, device=place, weights=weights, overrides=overrides)
+    jobs = load_jobs(
+        teacher,
+        students,
+        counts,
+        device=place,
+        weights=weights,
+        overrides=overrides,
+        samplers=[name.strip() for name in samplers.split(",")],
+    )
     if not jobs:
         raise DimoError("there is nothing to score; name step counts with --steps or a --student")
     if reference_rows and reference is None:

@@ -373,6 +373,32 @@ def test_each_fault_is_one_line_and_writes_nothing(dimo, samples, tmp_path, faul
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
+@pytest.mark.parametrize(
+    ("count", "words"), [(1, "fid: .*allowed: at least 2 samples"), (3, "k = 3")]
+)
+def test_too_few_images_are_one_error(dimo, samples, count, words):
+    for path in sorted(samples.iterdir())[count:]:
+        path.unlink()
+    arguments = ["eval", "samples", "--protocol", "tiny.toml", "--labels", "filename"]
+    _, err = dimo(*arguments, "--nonconforming", code=2)
+    assert re.search(words, err), err
+    assert err.count("error:") == 1
+
+
+def test_images_sorted_by_class_do_not_pass_for_cyclic_ones(dimo, samples):
+    """Labels by position fit images in cyclic order only; the order of images changes no IS."""
+    mixed = eval_json(dimo, "samples", "--labels", "cyclic:10")[1]
+    paths = sorted(samples.iterdir(), key=lambda path: path.stem[-1])
+    for i, path in enumerate(paths):
+        path.rename(samples / f"sorted_{i:06d}_{path.stem[-1]}.png")
+    by_position = eval_json(dimo, "samples", "--labels", "cyclic:10")[1]
+    by_name = eval_json(dimo, "samples", "--labels", "filename")[1]
+    assert by_position["class_accuracy"] < 0.5 < 0.95 < by_name["class_accuracy"]
+    for name in ("fid", "precision", "recall", "density", "coverage"):
+        assert by_name[name] == pytest.approx(mixed[name], rel=1e-9)
+    assert by_name["inception_score"] == pytest.approx(mixed["inception_score"], rel=0.15)
+
+
 def test_faults_of_references_and_options(dimo, samples, tmp_path):
     np.savez(tmp_path / "wrong.npz", mean=np.zeros(64))
     np.savez(tmp_path / "dims.npz", mu=np.zeros(3), sigma=np.eye(3), n=5)

@@ -120,3 +120,20 @@ def test_tuning_picks_the_better_setting(workbench):
     chosen = tune(workbench, job, parse_grid(["temperature=1,5", "guidance_scale=2"]))
     assert chosen.settings.temperature == 1
     assert "guidance" not in chosen.settings.selected_by  # a one-step student has none
+
+
+def test_other_samplers_are_rows_of_their_own(workbench):
+    names = ("confidence", "random", "halton", "tau_leaping", "theta_trapezoidal")
+    jobs = load_jobs("digits", [], [1, 3], device=CPU, samplers=names)
+    found = {
+        (job.settings.sampler, job.settings.num_steps): workbench.fid(
+            job, seed=2000, num_images=500
+        )
+        for job in jobs
+    }
+    assert [job.section for job in jobs] == ["Teacher"] * 2 + ["Sampler"] * 8
+    for name in names:
+        assert found[name, 1] == pytest.approx(found["confidence", 1], rel=1e-6)  # one prediction
+        assert found[name, 3] < 0.7 * found[name, 1]
+    with pytest.raises(DimoError, match=r"unknown sampler 'randm'.* did you mean 'random'"):
+        load_jobs("digits", [], [1], device=CPU, samplers=["randm"])
