@@ -199,7 +199,7 @@ def test_every_kind_of_input_gives_the_same_numbers(dimo, samples, tmp_path):
 def test_two_ranks_give_what_one_gives(dimo, samples, tmp_path):
     _, one = eval_json(dimo, "samples", "--labels", "filename", "--cache", "none")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--master_port=29711", "-m", "dimo", "eval", "samples", "--protocol", "tiny.toml"]
+    command += ["--standalone", "-m", "dimo", "eval", "samples", "--protocol", "tiny.toml"]
     command += ["--labels", "filename", "--cache", "none", "--results", "two"]
     done = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
