@@ -47,7 +47,7 @@ class FeatureCache:
     """A folder of feature files. Trouble with it costs time, never a result.
 
     An entry is `KEY.npz` and `KEY.json`, which holds the hash of the former: an entry that is
-    truncated, altered or half there is told from a good one, removed, and made again.
+    truncated, altered or half there is told from a good one, and made again.
 
     Args:
         folder: Where; None switches caching off.

@@ -15,6 +15,8 @@ class MetricKind:
         label: Column heading in tables.
         higher_is_better: Direction; a protocol must state the same.
         needs: Output of the extractor it is computed from: "features", "logits" or "spatial".
+        compares_with: Of the reference: its "statistics" (Frechet distances), its "samples", or
+            nothing.
         params: Names of the integers that a protocol must give.
         optional: Names of the integers that it may give, all of them or none.
     """
@@ -22,6 +24,7 @@ class MetricKind:
     label: str
     higher_is_better: bool
     needs: str = "features"
+    compares_with: str = ""
     params: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
@@ -29,18 +32,31 @@ class MetricKind:
 _BLOCKS = ("blocks", "block_size", "seed")
 
 METRICS: dict[str, MetricKind] = {
-    "fid": MetricKind("FID", higher_is_better=False),
-    "sfid": MetricKind("sFID", higher_is_better=False, needs="spatial"),
-    "fd_dinov2": MetricKind("FD-DINOv2", higher_is_better=False),
+    "fid": MetricKind("FID", higher_is_better=False, compares_with="statistics"),
+    "sfid": MetricKind("sFID", higher_is_better=False, needs="spatial", compares_with="statistics"),
+    "fd_dinov2": MetricKind("FD-DINOv2", higher_is_better=False, compares_with="statistics"),
     "inception_score": MetricKind(
         "IS", higher_is_better=True, needs="logits", params=("splits", "seed")
     ),
-    "precision": MetricKind("Prec.", higher_is_better=True, params=("k",), optional=_BLOCKS),
-    "recall": MetricKind("Rec.", higher_is_better=True, params=("k",), optional=_BLOCKS),
-    "density": MetricKind("Den.", higher_is_better=True, params=("k",), optional=_BLOCKS),
-    "coverage": MetricKind("Cov.", higher_is_better=True, params=("k",), optional=_BLOCKS),
-    "kid": MetricKind("KID", higher_is_better=False, params=("subsets", "subset_size", "seed")),
-    "cmmd": MetricKind("CMMD", higher_is_better=False),
+    "precision": MetricKind(
+        "Prec.", higher_is_better=True, compares_with="samples", params=("k",), optional=_BLOCKS
+    ),
+    "recall": MetricKind(
+        "Rec.", higher_is_better=True, compares_with="samples", params=("k",), optional=_BLOCKS
+    ),
+    "density": MetricKind(
+        "Den.", higher_is_better=True, compares_with="samples", params=("k",), optional=_BLOCKS
+    ),
+    "coverage": MetricKind(
+        "Cov.", higher_is_better=True, compares_with="samples", params=("k",), optional=_BLOCKS
+    ),
+    "kid": MetricKind(
+        "KID",
+        higher_is_better=False,
+        compares_with="samples",
+        params=("subsets", "subset_size", "seed"),
+    ),
+    "cmmd": MetricKind("CMMD", higher_is_better=False, compares_with="samples"),
     "class_accuracy": MetricKind("Acc.", higher_is_better=True, needs="logits"),
 }
 

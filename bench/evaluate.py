@@ -2,14 +2,14 @@
 
 __all__ = [
     "FeaturesOfSet",
+    "Progress",
     "features_of_file",
     "features_of_paths",
-    "labels_sha256",
     "statistics_of_paths",
 ]
 
 from collections.abc import Callable, Iterator, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,11 +174,11 @@ def statistics_of_paths(
     )
     if not ranks.is_first:
         return None
-    totals, rows = found[0]
-    for other, more in found[1:]:
-        for output, part in other.items():
-            totals[output].merge(part)
-        rows = [*rows, *more]
+    totals: dict[str, StreamingStats] = {}
+    for parts, _ in found:  # a rank without images has none
+        for output, part in parts.items():
+            totals.setdefault(output, StreamingStats(part.extractor, part.dim)).merge(part)
+    rows = [block for _, blocks in found for block in blocks]
     stats = {output: total.finalize() for output, total in totals.items()}
     return stats, np.concatenate(rows), content_sha256(infos, images.labels)
 
@@ -258,14 +258,16 @@ def _extract_share(
 def _read_ahead(images: ImageSet, share: range) -> Iterator[Tensor]:
     """Images of `share` in order; the next ones are decoded while the caller is at work."""
     starts = range(share.start, share.stop, _READ_AHEAD)
+    pending: Future[Tensor] | None = None
     with ThreadPoolExecutor(1) as reader:
-        rows = [range(start, min(start + _READ_AHEAD, share.stop)) for start in starts]
-        pending = reader.submit(images.load, rows[0])
-        for following in [*rows[1:], None]:
-            batch = pending.result()
-            if following is not None:
-                pending = reader.submit(images.load, following)
-            yield batch
+        for start in starts:
+            rows = range(start, min(start + _READ_AHEAD, share.stop))
+            ahead = reader.submit(images.load, rows)
+            if pending is not None:
+                yield pending.result()
+            pending = ahead
+        if pending is not None:
+            yield pending.result()
 
 
 def _joined(parts: Sequence[Features | None]) -> Features:

@@ -119,8 +119,9 @@ def load_reference(
         found = _from_path(protocol, extractor, path, extract_paths)
     stats = dict(found.stats)
     for metric in protocol.metrics:
-        output = METRICS[metric.name].needs
-        if metric.name in _FRECHET and output not in stats and found.features is not None:
+        kind = METRICS[metric.name]
+        output, frechet = kind.needs, kind.compares_with == "statistics"
+        if frechet and output not in stats and found.features is not None:
             stats[output] = compute_stats(
                 getattr(found.features, output), extractor=extractor.identity
             )
@@ -190,10 +191,6 @@ def make_reference(
     return stats["features"]
 
 
-_FRECHET = ("fid", "sfid", "fd_dinov2")
-_POINTWISE = ("precision", "recall", "density", "coverage", "kid", "cmmd")
-
-
 def _from_path(
     protocol: Protocol, extractor: Extractor, path: Path, extract_paths: ExtractPaths
 ) -> ReferenceSet:
@@ -202,7 +199,8 @@ def _from_path(
         raise DimoError(f"no reference at {path}; give a file or a folder that exists")
     keys = npz_keys(path)
     stats: dict[str, FeatureStats] = {}
-    outputs = [METRICS[m.name].needs for m in protocol.metrics if m.name in _FRECHET]
+    kinds = {metric.name: METRICS[metric.name] for metric in protocol.metrics}
+    outputs = [kind.needs for kind in kinds.values() if kind.compares_with == "statistics"]
     own_statistics = protocol.reference.statistics_count
     if "mu" in keys and ("arr_0" not in keys or own_statistics is not None):
         stats = load_stats(
@@ -212,7 +210,7 @@ def _from_path(
             outputs=outputs,
         )
     features: Features | None = None
-    needing = [m.name for m in protocol.metrics if m.name in _POINTWISE]
+    needing = [name for name, kind in kinds.items() if kind.compares_with == "samples"]
     missing_stats = [output for output in outputs if output not in stats]
     if not needing and not missing_stats:
         return ReferenceSet(name, sha256_file(path), stats, None, None)

@@ -20,7 +20,7 @@ from bench import metrics as m
 from bench.cache import FeatureCache
 from bench.compare import pack_contributions
 from bench.content import Content, Tally
-from bench.evaluate import FeaturesOfSet, features_of_file, features_of_paths
+from bench.evaluate import FeaturesOfSet, Progress, features_of_file, features_of_paths
 from bench.features import Features, extract, load_extractor
 from bench.generate import generate, sample_tokens
 from bench.inputs import Findings, npz_keys
@@ -33,8 +33,6 @@ from bench.stats import compute_stats
 from dimo.errors import DimoError
 from dimo.files import sha256_bytes
 from dimo.launch import ALONE, Ranks, device_name, peak_memory_bytes
-
-Progress = Callable[[str, int, int, str], None]  # what is being done, done, in all, unit
 
 
 @dataclass(frozen=True)

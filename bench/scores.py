@@ -2,7 +2,7 @@
 
 __all__ = ["Score", "metric_values", "score"]
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from bench import metrics as m
 from bench import uncertainty as u
 from bench.catalog import METRICS
+from bench.evaluate import Progress
 from bench.features import Features
 from bench.protocol import Metric, Protocol
 from bench.record import MetricValue
@@ -22,7 +23,6 @@ from bench.stats import compute_stats
 from dimo.errors import DimoError
 
 _Floats = npt.NDArray[np.float64]
-Progress = Callable[[str, int, int, str], None]  # what, done, total, unit
 
 
 _PER_REFERENCE = ("recall", "coverage")  # contributions of reference images, not generated ones
@@ -128,8 +128,9 @@ class _Scorer:
         self._memberships: dict[tuple[int, ...], m.ManifoldMembership] = {}
 
     def score(self, metric: Metric) -> Score:
-        if metric.name in ("fid", "sfid", "fd_dinov2"):
-            return self._frechet(METRICS[metric.name].needs)
+        kind = METRICS[metric.name]
+        if kind.compares_with == "statistics":
+            return self._frechet(kind.needs)
         if metric.name == "inception_score":
             return self._inception_score(**metric.params)
         if metric.name == "kid":

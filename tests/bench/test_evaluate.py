@@ -212,6 +212,24 @@ def test_two_ranks_give_what_one_gives(dimo, samples, tmp_path):
     assert failed.stderr.count("error: 1 of 40 images cannot be scored") == 1
 
 
+@pytest.mark.slow
+def test_a_rank_without_images_changes_no_reference(dimo, tmp_path):
+    """Twenty images are fewer than one forward of the network: one of two ranks has none."""
+    pixels, labels = real_digits(20)
+    write_folder(tmp_path / "real", pixels, labels)
+    text = ANY_REFERENCE.replace("count = 100", "count = 20")
+    (tmp_path / "few.toml").write_text(text.replace('"tiny"', '"few"').replace("30", "20"))
+    arguments = ["reference", "real", "--protocol", "few.toml", "-o"]
+    dimo(*arguments, "one.npz")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += ["--standalone", "-m", "dimo", *arguments, "two.npz"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "two.npz") as two:
+        for key in ("mu", "sigma", "n", "features"):
+            np.testing.assert_allclose(two[key], one[key], rtol=1e-9, atol=1e-12)
+
+
 # --- the cache -------------------------------------------------------------------------------
 
 
