@@ -3,6 +3,7 @@
 __all__ = [
     "Cost",
     "Job",
+    "jobs_of",
     "load_jobs",
     "method_info",
     "reference_jobs",
@@ -146,6 +147,18 @@ def student_job(loaded: Loaded, temperature: float | None) -> Job:
         chosen = (temperature, "given on the command line")
     settings = SamplerSettings(sampler="one_step", temperature=chosen[0], selected_by=chosen[1])
     return Job(loaded.name, "Distill.", loaded, settings)
+
+
+def jobs_of(
+    loaded: Loaded,
+    steps: Sequence[int],
+    overrides: Mapping[str, float],
+    samplers: Sequence[str] = ("confidence",),
+) -> list[Job]:
+    """The jobs of one network: a teacher at each number of steps, or a student at one."""
+    if loaded.student is None:
+        return teacher_jobs(loaded, steps, overrides, samplers)
+    return [student_job(loaded, overrides.get("temperature"))]
 
 
 def reference_jobs(loaded: Loaded, protocol: Protocol) -> list[Job]:

@@ -11,6 +11,7 @@ __all__ = [
     "StudentConfig",
     "Teacher",
     "get_teacher",
+    "load_model",
     "load_student",
     "load_teacher",
     "save_student",
@@ -183,6 +184,13 @@ def load_student(run: str | Path, *, device: torch.device, weights: Path | None 
     digest = sha256_file(weights_path)
     tokenizer = _tokenizer(teacher, device, weights)
     return Loaded(teacher, model, tokenizer, digest, f"Di[M]O ({folder.name})", config)
+
+
+def load_model(name: str, *, device: torch.device, weights: Path | None = None) -> Loaded:
+    """The teacher of that name, else the student of that name or in that folder."""
+    if name in TEACHERS:
+        return load_teacher(name, device=device, weights=weights)
+    return load_student(name, device=device, weights=weights)
 
 
 def save_student(folder: Path, model: MaskGIT, config: StudentConfig) -> None:
