@@ -1,6 +1,6 @@
 """Classifier-free guidance, written once: u + s (c - u), so s = 1 is off and costs one forward."""
 
-__all__ = ["guided_logits"]
+__all__ = ["guide", "guided_logits"]
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def guided_logits(
-    model: Callable[..., Tensor], tokens: Tensor, labels: Tensor, scale: float
+    model: Callable[..., Tensor], tokens: Tensor, labels: Tensor, scale: float, **inputs: Tensor
 ) -> Tensor:
     """Guided logits [B, L, V'] (Ho & Salimans, arXiv 2207.12598; papers' w-form: s = 1 + w).
 
@@ -18,10 +18,18 @@ def guided_logits(
         tokens: [B, L] int64.
         labels: [B] int64.
         scale: Guidance scale s. Any other value than 1 runs both halves as one doubled batch.
+        **inputs: Further inputs of the model, [B, ...]; both halves get the same.
     """
     if scale == 1:
-        return model(tokens, labels)
+        return model(tokens, labels, **inputs)
     drop = torch.arange(2 * len(labels), device=labels.device) >= len(labels)
-    both = model(tokens.repeat(2, 1), labels.repeat(2), drop=drop)
-    conditional, unconditional = both.float().chunk(2)
-    return unconditional + scale * (conditional - unconditional)
+    twice = {name: torch.cat([value, value]) for name, value in inputs.items()}
+    both = model(tokens.repeat(2, 1), labels.repeat(2), drop=drop, **twice)
+    conditional, unconditional = both.chunk(2)
+    return guide(conditional, unconditional, scale)
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """u + s (c - u) in float32."""
+    unconditional = unconditional.float()
+    return unconditional + scale * (conditional.float() - unconditional)

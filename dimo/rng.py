@@ -9,6 +9,7 @@ whatever the batch size, the rank or what was drawn before.
 __all__ = [
     "ImageNoise",
     "gumbel",
+    "gumbel_at",
     "integers",
     "normal",
     "random_ranks",
@@ -51,11 +52,10 @@ def stream_seed(seed: int, stream: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def _bits(seed: int, index: Tensor, stream: str, count: int) -> Tensor:
-    """64 random bits for each position: int64 [B, count]."""
+def _bits(seed: int, index: Tensor, stream: str, number: Tensor) -> Tensor:
+    """64 random bits for each number of a draw, [count] or [B, count]: int64 [B, count]."""
     key = _mix(index.to(torch.int64) * _signed(_GAMMA) + stream_seed(seed, stream))
-    counter = torch.arange(1, count + 1, device=index.device) * _signed(_GAMMA)
-    return _mix(key[:, None] + counter)
+    return _mix(key[:, None] + (number + 1) * _signed(_GAMMA))
 
 
 def uniform(seed: int, index: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:
@@ -67,15 +67,21 @@ def uniform(seed: int, index: Tensor, stream: str, shape: tuple[int, ...]) -> Te
         stream: Names what is drawn, e.g. `"tokens/3"`; other names give independent draws.
         shape: Shape of one image's draw.
     """
-    bits = _bits(seed, index, stream, math.prod(shape))
+    number = torch.arange(math.prod(shape), device=index.device)
+    return _uniform64(_bits(seed, index, stream, number)).view(len(index), *shape)
+
+
+def _uniform64(bits: Tensor) -> Tensor:
+    """float64 in (0, 1) from random bits, which are overwritten."""
     bits >>= 12
     bits &= (1 << 52) - 1
-    return bits.to(torch.float64).add_(0.5).mul_(2.0**-52).view(len(index), *shape)
+    return bits.to(torch.float64).add_(0.5).mul_(2.0**-52)
 
 
 def _uniform32(seed: int, index: Tensor, stream: str, count: int) -> Tensor:
     """Uniform draws in (0, 1), float32 [B, count]: 24 bits each, two from one hash."""
-    halves = _bits(seed, index, stream, (count + 1) // 2).view(torch.int32)[:, :count]
+    number = torch.arange((count + 1) // 2, device=index.device)
+    halves = _bits(seed, index, stream, number).view(torch.int32)[:, :count]
     return ((halves >> 8) & 0xFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-24)
 
 
@@ -95,6 +101,24 @@ def gumbel(
         u = uniform(seed, index, stream, shape)
     else:
         u = _uniform32(seed, index, stream, math.prod(shape)).view(len(index), *shape)
+    return u.log_().neg_().log_().neg_()
+
+
+def gumbel_at(seed: int, index: Tensor, stream: str, positions: Tensor, width: int) -> Tensor:
+    """The part of `gumbel(seed, index, stream, (L, width))` at some positions of each image.
+
+    Args:
+        seed: The run's seed.
+        index: [B].
+        stream: Names the draw.
+        positions: [B, K] in 0..L-1.
+        width: Numbers a position.
+
+    Returns:
+        float64 [B, K, width].
+    """
+    number = positions[:, :, None] * width + torch.arange(width, device=index.device)
+    u = _uniform64(_bits(seed, index, stream, number.flatten(1))).view(number.shape)
     return u.log_().neg_().log_().neg_()
 
 
@@ -138,6 +162,10 @@ class ImageNoise:
     def gumbel(self, stream: str, shape: tuple[int, ...]) -> Tensor:
         """Standard Gumbel draws, float64 [B, *shape]."""
         return gumbel(self.seed, self.index, stream, shape)
+
+    def gumbel_at(self, stream: str, positions: Tensor, width: int) -> Tensor:
+        """The draws of `gumbel(stream, (L, width))` at positions [B, K], float64 [B, K, width]."""
+        return gumbel_at(self.seed, self.index, stream, positions, width)
 
     def normal(self, stream: str, shape: tuple[int, ...]) -> Tensor:
         """Standard normal draws, float32 [B, *shape]."""

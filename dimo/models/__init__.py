@@ -12,7 +12,11 @@ from torch import Tensor
 
 
 class MaskedModel(Protocol):
-    """A network that predicts every token from a partly masked grid."""
+    """A network that predicts every token from a partly masked grid.
+
+    A network that can leave out the logits nobody asks for has a true `takes_positions` and takes
+    `positions` [B, K] int64 too; it returns logits [B, K, V'] at these positions of each image.
+    """
 
     codebook_size: int
     num_tokens: int

@@ -37,6 +37,7 @@ class Di4CStudent(MaskGIT):
         drop: Tensor | None = None,
         embedding_noise: float = 0.0,
         noise: Tensor | None = None,
+        positions: Tensor | None = None,
         z: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, L, V + 1]; arguments as in `MaskGIT.forward`, and the latent.
@@ -47,6 +48,7 @@ class Di4CStudent(MaskGIT):
             drop: [B] bool.
             embedding_noise: sigma of the embedding perturbation.
             noise: [B, L, hidden_dim] standard normal.
+            positions: [B, K] int64.
             z: [B] or [B, 1] latent in [0, 1), one a sample; conditional and unconditional forward
                 of a guided step share it. None = no latent token.
         """
@@ -54,7 +56,7 @@ class Di4CStudent(MaskGIT):
         if z is not None:
             latent = self.latent_projection(latent_features(z))
             x = torch.cat([x, latent[:, None]], dim=1)  # last, without a position
-        return self._predict(x)
+        return self._predict(x, positions)
 
 
 def latent_features(z: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dimo.errors import DimoError
-from dimo.models.layers import attend, perturb
+from dimo.models.layers import at_positions, attend, perturb
 from dimo.weights import load_state_dict
 
 _EPS = 1e-5
@@ -44,11 +44,12 @@ class _Attention(nn.Module):
         self.wo = nn.Linear(self.width, dim, bias=False)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q = F.rms_norm(self.wq(x), (self.width,), eps=_EPS)
+    def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        """x [B, L, D] -> [B, L, D], or [B, K, D] at positions [B, K]."""
+        q = F.rms_norm(self.wq(at_positions(x, positions)), (self.width,), eps=_EPS)
         k = F.rms_norm(self.wk(x), (self.width,), eps=_EPS)
         heads = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, self.wv(x)))
-        y = attend(*heads, dropout=self.dropout.p if self.training else 0.0)  # [B, heads, L, d]
+        y = attend(*heads, dropout=self.dropout.p if self.training else 0.0)  # [B, heads, K, d]
         out: Tensor = self.dropout(self.wo(y.transpose(1, 2).flatten(2)))
         return out
 
@@ -80,9 +81,10 @@ class _Block(nn.Module):
         self.ln2 = nn.RMSNorm(dim, eps=_EPS)
         self.ff = _FeedForward(dim, mlp_dim, dropout)
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, positions: Tensor | None) -> Tensor:
         shift, scale, gate, *feed_forward = _modulation(self.mlp, condition, x, parts=6)
-        x = x + gate * self.attn(torch.addcmul(shift, self.ln1(x), 1 + scale))
+        y = self.attn(torch.addcmul(shift, self.ln1(x), 1 + scale), positions)
+        x = at_positions(x, positions) + gate * y
         shift, scale, gate = feed_forward
         out: Tensor = x + gate * self.ff(torch.addcmul(shift, self.ln2(x), 1 + scale))
         return out
@@ -93,9 +95,10 @@ class _Layers(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(_Block(dim, heads, mlp_dim, dropout) for _ in range(depth))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = layer(x, condition)
+    def forward(self, x: Tensor, condition: Tensor, positions: Tensor | None) -> Tensor:
+        """x [B, L, D] -> [B, L, D]; the last layer only at positions [B, K] -> [B, K, D]."""
+        for number, layer in enumerate(self.layers, start=1):
+            x = layer(x, condition, positions if number == len(self.layers) else None)
         return x
 
 
@@ -139,6 +142,8 @@ class HaltonMaskGIT(nn.Module):
     Raises:
         DimoError: `proj` is not 1.
     """
+
+    takes_positions = True
 
     def __init__(
         self,
@@ -203,6 +208,7 @@ class HaltonMaskGIT(nn.Module):
         drop: Tensor | None = None,
         embedding_noise: float = 0.0,
         noise: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, L, V + 1]; the last class is the mask token, as in the official network.
 
@@ -212,6 +218,7 @@ class HaltonMaskGIT(nn.Module):
             drop: [B] bool, True = null condition; None = keep every label.
             embedding_noise: sigma of `dimo.models.layers.perturb`, applied to the visual tokens.
             noise: [B, L, hidden_dim] standard normal.
+            positions: [B, K] int64, where logits are wanted; the result is [B, K, V + 1] then.
         """
         if drop is not None:
             labels = labels.masked_fill(drop, self.num_classes)
@@ -221,7 +228,7 @@ class HaltonMaskGIT(nn.Module):
         if self.reg_tokens is not None:
             registers = self.reg_tokens.weight.expand(len(x), -1, -1)
             x = torch.cat([x, registers.to(x.dtype)], dim=1)
-        x = self.transformer(x, condition)[:, : self.num_tokens]
+        x = self.transformer(x, condition, positions)[:, : self.num_tokens]
         logits: Tensor = self.head(self.last_norm(x, condition))
         return logits
 

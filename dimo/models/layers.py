@@ -1,6 +1,6 @@
 """What the transformers share: attention and the perturbation of token embeddings."""
 
-__all__ = ["attend", "perturb"]
+__all__ = ["at_positions", "attend", "perturb"]
 
 import math
 
@@ -19,6 +19,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
     with sdpa_kernel(_SHORT_ON_CPU if short else _ATTENTION):
         out: Tensor = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     return out
+
+
+def at_positions(x: Tensor, positions: Tensor | None) -> Tensor:
+    """The rows of x [B, L, D] at positions [B, K], [B, K, D]; all rows for None."""
+    if positions is None:
+        return x
+    return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def perturb(embedding: Tensor, sigma: float, noise: Tensor | None) -> Tensor:

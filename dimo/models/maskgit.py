@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dimo.errors import DimoError
-from dimo.models.layers import attend, perturb
+from dimo.models.layers import at_positions, attend, perturb
 from dimo.weights import load_state_dict
 
 _PATCH = 16  # pixels a token side in the official configuration: img_size / 16 tokens a side
@@ -32,12 +32,16 @@ class _Attention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, dim = x.shape
+    def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        """x [B, L, D] -> [B, L, D], or [B, K, D] at positions [B, K]."""
+        batch, _, dim = x.shape
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = qkv.view(batch, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        y = attend(q, k, v, dropout=self.dropout if self.training else 0.0)  # [B, heads, L, d]
-        out: Tensor = self.out_proj(y.transpose(1, 2).reshape(batch, length, dim))
+        q, k, v = qkv.chunk(3, dim=-1)
+        q = at_positions(q, positions)
+        shape = (batch, -1, self.heads, dim // self.heads)
+        heads = (t.reshape(shape).transpose(1, 2) for t in (q, k, v))
+        y = attend(*heads, dropout=self.dropout if self.training else 0.0)  # [B, heads, K, d]
+        out: Tensor = self.out_proj(y.transpose(1, 2).flatten(2))
         return out
 
 
@@ -49,8 +53,8 @@ class _AttentionBranch(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.fn = nn.ModuleDict({"mha": _Attention(dim, heads, dropout)})
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.fn["mha"](self.norm(x))
+    def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        y: Tensor = self.fn["mha"](self.norm(x), positions)
         return y
 
 
@@ -84,11 +88,14 @@ class _Layers(nn.Module):
             for _ in range(depth)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
+    def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        """x [B, L, D] -> [B, L, D]; the last layer only at positions [B, K] -> [B, K, D]."""
+        for number, layer in enumerate(self.layers, start=1):
             assert isinstance(layer, nn.ModuleList)
-            for branch in layer:  # attention, then feed-forward
-                x = x + branch(x)
+            attention, feed_forward = layer
+            wanted = positions if number == len(self.layers) else None
+            x = at_positions(x, wanted) + attention(x, wanted)
+            x = x + feed_forward(x)
         return x
 
 
@@ -110,6 +117,8 @@ class MaskGIT(nn.Module):
     Raises:
         DimoError: The sizes do not fit together.
     """
+
+    takes_positions = True
 
     def __init__(
         self,
@@ -196,6 +205,7 @@ class MaskGIT(nn.Module):
         drop: Tensor | None = None,
         embedding_noise: float = 0.0,
         noise: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """Logits [B, L, V + 1]; the last class is the mask token, as in the official network.
 
@@ -206,8 +216,9 @@ class MaskGIT(nn.Module):
             embedding_noise: sigma of e <- sigma * noise + sqrt(1 - sigma^2) * e (sec. 3.3 of the
                 paper), applied to the visual tokens before the positions are added.
             noise: [B, L, hidden_dim] standard normal.
+            positions: [B, K] int64, where logits are wanted; the result is [B, K, V + 1] then.
         """
-        return self._predict(self._embed(tokens, labels, drop, embedding_noise, noise))
+        return self._predict(self._embed(tokens, labels, drop, embedding_noise, noise), positions)
 
     def _embed(
         self,
@@ -224,13 +235,15 @@ class MaskGIT(nn.Module):
         x = perturb(self.tok_emb(tokens), embedding_noise, noise)  # [B, L, D]
         return torch.cat([x, self.tok_emb(class_ids)[:, None]], dim=1) + self.pos_emb
 
-    def _predict(self, x: Tensor) -> Tensor:
-        """Logits [B, L, V + 1] of the visual tokens, which come first in x [B, >= L, D]."""
-        x = self.transformer(self.first_layer(x))
+    def _predict(self, x: Tensor, positions: Tensor | None) -> Tensor:
+        """Logits [B, L or K, V + 1] of the visual tokens, which come first in x [B, >= L, D]."""
+        x = self.transformer(self.first_layer(x), positions)
         x = self.last_layer(x[:, : self.num_tokens])  # the tokens after them have no output
         outputs = self.codebook_size + 1
-        head, bias = self.tok_emb.weight[:outputs], self.bias[: self.num_tokens, :outputs]
-        return F.linear(x, head) + bias
+        bias = self.bias[: self.num_tokens, :outputs]
+        if positions is not None:
+            bias = bias[positions]  # [B, K, V + 1]
+        return F.linear(x, self.tok_emb.weight[:outputs]) + bias
 
 
 def _initialize(module: nn.Module) -> None:

@@ -9,7 +9,7 @@ from dimo.errors import DimoError
 from dimo.masking import tokens_per_step
 from dimo.models import MaskedModel
 from dimo.rng import ImageNoise
-from dimo.samplers.predictor import Predictor, draw_tokens, progress_of
+from dimo.samplers.predictor import Predictor, draw_tokens, masked_positions, progress_of
 from dimo.samplers.types import Callback, Samples
 
 
@@ -49,18 +49,21 @@ def sample_confidence(
         raise DimoError(f"choice temperature {choice_temperature:g} is negative; 0 is no noise")
     counts = tokens_per_step(mask_schedule, num_steps, model.num_tokens)
     predict = Predictor(model, condition, noise)
-    tokens = predict.all_masked()
+    tokens, masked = predict.all_masked(), model.num_tokens
     for step, count in enumerate(counts):
         progress = progress_of(step, num_steps)
         scale = 1 + (guidance_scale - 1) * progress
-        log_p = predict(tokens, step, guidance_scale=scale, temperature=temperature)
-        proposal = draw_tokens(log_p, noise, f"sample/tokens/{step}")  # [B, L]
+        positions = masked_positions(tokens, model.mask_token_id, masked)  # [B, K]
+        log_p = predict(tokens, step, positions, guidance_scale=scale, temperature=temperature)
+        proposal = draw_tokens(log_p, noise, f"sample/tokens/{step}", positions)  # [B, K]
         confidence = log_p.gather(-1, proposal[..., None])[..., 0]
         choice_noise = noise.gumbel(f"sample/choice/{step}", (model.num_tokens,))
-        confidence += choice_temperature * (1 - progress) * choice_noise
-        confidence.masked_fill_(tokens != model.mask_token_id, -torch.inf)
+        confidence += choice_temperature * (1 - progress) * choice_noise.gather(1, positions)
+        revealed = tokens.gather(1, positions) != model.mask_token_id
+        confidence.masked_fill_(revealed, -torch.inf)
         chosen = confidence.topk(count, dim=-1).indices
-        tokens = tokens.scatter(-1, chosen, proposal.gather(-1, chosen))
+        tokens = tokens.scatter(1, positions.gather(1, chosen), proposal.gather(1, chosen))
+        masked -= count
         if callback is not None:
             callback(step, tokens)
     return Samples(tokens=tokens, nfe=predict.nfe, token_counts=counts)

@@ -56,9 +56,10 @@ def sample_halton(
     if side * side != length:
         raise DimoError(f"{length} tokens are no square grid; the Halton order needs one")
     counts = tokens_per_step(mask_schedule, num_steps, length)
-    ranks = halton_order(side).argsort().to(condition.device)[None]  # [1, L]
+    turn = torch.arange(length, device=condition.device).expand(len(condition), -1)  # [B, L]
     if random_start:
-        ranks = (ranks + noise.integers("sample/start", (1,), length)) % length  # [B, L]
+        turn = (turn - noise.integers("sample/start", (1,), length)) % length
+    order = halton_order(side).to(condition.device)[turn]
     last = temperature if final_temperature is None else final_temperature
     if min(temperature, last) <= 0:
         raise DimoError(f"temperature {min(temperature, last):g} is not positive; 1 is as trained")
@@ -66,7 +67,7 @@ def sample_halton(
         model,
         condition,
         noise,
-        ranks,
+        order,
         counts=counts,
         guidance=lambda progress: guidance_scale,
         temperature=lambda progress: temperature_between(temperature, last, progress),

@@ -1,23 +1,32 @@
 """How samplers ask the network: guided, at a temperature, for the codebook only, on account."""
 
-__all__ = ["Predictor", "check_labels", "draw_tokens", "progress_of"]
-
-from collections.abc import Callable
-from functools import partial
+__all__ = [
+    "Predictor",
+    "check_labels",
+    "draw_tokens",
+    "masked_positions",
+    "padded_count",
+    "progress_of",
+]
 
 import torch
 from torch import Tensor
 
 from dimo.errors import DimoError
-from dimo.guidance import guided_logits
+from dimo.guidance import guide, guided_logits
 from dimo.models import MaskedModel
+from dimo.models.layers import at_positions
 from dimo.rng import ImageNoise
+
+_ROWS = 16  # logits are asked for at a multiple of this many positions, see `padded_count`
 
 
 class Predictor:
     """log p(token | revealed tokens) of one batch; the only caller of a multi-step model.
 
-    A model with a latent (di4c) gets a new one for each image at each prediction.
+    Nothing is computed twice or for nobody: logits only at the positions asked for, and a grid that
+    is still all masked once for each label, without condition once in all. A model with a latent
+    (di4c) gets a new one for each image at each prediction, and so no shared grid.
 
     Args:
         model: Masked model in eval mode.
@@ -25,7 +34,7 @@ class Predictor:
         noise: The images' random numbers.
 
     Attributes:
-        nfe: Network forwards per image so far; a guided prediction counts two.
+        nfe: Network forwards per image so far, as papers count them: a guided prediction is two.
 
     Raises:
         DimoError: A label out of range.
@@ -42,30 +51,90 @@ class Predictor:
         return torch.full(shape, self.model.mask_token_id, device=self.condition.device)
 
     def __call__(
-        self, tokens: Tensor, step: int, *, guidance_scale: float = 1.0, temperature: float = 1.0
+        self,
+        tokens: Tensor,
+        step: int,
+        positions: Tensor | None = None,
+        *,
+        guidance_scale: float = 1.0,
+        temperature: float = 1.0,
     ) -> Tensor:
-        """Log-probabilities of the codebook at every position, float64 [B, L, V].
+        """Log-probabilities of the codebook, float64 [B, K, V].
 
         float64, so that Gumbel-max draws do not lose the distribution's tail (arXiv 2409.02908).
+
+        Args:
+            tokens: [B, L], the grid so far.
+            step: Number of the prediction.
+            positions: [B, K], where they are wanted; None: everywhere, K = L.
+            guidance_scale: s; 1 = off.
+            temperature: Divides the logits.
 
         Raises:
             DimoError: Temperature not positive.
         """
         if temperature <= 0:
             raise DimoError(f"temperature {temperature:g} is not positive; 1 is as trained")
-        network: Callable[..., Tensor] = self.model
-        if hasattr(network, "latent_projection"):
-            z = self.noise.uniform(f"sample/latent/{step}", ())  # [B]
-            halves = 1 if guidance_scale == 1 else 2  # both halves of a guided batch share it
-            network = partial(network, z=z.repeat(halves))
-        logits = guided_logits(network, tokens, self.condition, guidance_scale)
         self.nfe += 1 if guidance_scale == 1 else 2
+        latent = hasattr(self.model, "latent_projection")
+        if not latent and bool((tokens == self.model.mask_token_id).all()):
+            logits = at_positions(self._all_masked_logits(tokens, guidance_scale), positions)
+        else:
+            inputs = {}
+            if latent:
+                inputs["z"] = self.noise.uniform(f"sample/latent/{step}", ())  # [B]
+            at_once = positions is not None and getattr(self.model, "takes_positions", False)
+            if positions is not None and at_once:
+                inputs["positions"] = positions
+            logits = guided_logits(self.model, tokens, self.condition, guidance_scale, **inputs)
+            logits = logits if at_once else at_positions(logits, positions)
         return (logits[..., : self.model.codebook_size].double() / temperature).log_softmax(-1)
 
+    def _all_masked_logits(self, tokens: Tensor, guidance_scale: float) -> Tensor:
+        """Guided logits [B, L, V'] with nothing revealed: images of one label share them."""
+        labels, image = torch.unique(self.condition, return_inverse=True)
+        logits = self.model(tokens[: len(labels)], labels)
+        if guidance_scale != 1:
+            drop = torch.ones(1, dtype=torch.bool, device=tokens.device)
+            logits = guide(logits, self.model(tokens[:1], labels[:1], drop=drop), guidance_scale)
+        return logits[image]
 
-def draw_tokens(logits: Tensor, noise: ImageNoise, stream: str) -> Tensor:
-    """A class at each position from logits [B, L, V], by Gumbel-max: int64 [B, L]."""
-    return (logits + noise.gumbel(stream, tuple(logits.shape[1:]))).argmax(-1)
+
+def draw_tokens(
+    logits: Tensor, noise: ImageNoise, stream: str, positions: Tensor | None = None
+) -> Tensor:
+    """A class from each row of logits [B, K, V], by Gumbel-max: int64 [B, K].
+
+    Args:
+        logits: At positions [B, K] of the grid, or at all of them.
+        noise: The images' random numbers; each position has its own.
+        stream: Names the draw.
+        positions: [B, K]; None: all.
+    """
+    if positions is None:
+        return (logits + noise.gumbel(stream, tuple(logits.shape[1:]))).argmax(-1)
+    return (logits + noise.gumbel_at(stream, positions, logits.shape[-1])).argmax(-1)
+
+
+def masked_positions(tokens: Tensor, mask_token_id: int, count: int) -> Tensor:
+    """Where the masked tokens are: int64 [B, K], in order, then revealed ones up to K.
+
+    Args:
+        tokens: [B, L].
+        mask_token_id: What a masked position holds.
+        count: The largest number of masked tokens in an image; K is `padded_count` of it.
+    """
+    revealed = tokens != mask_token_id
+    return revealed.byte().argsort(dim=1, stable=True)[:, : padded_count(count, tokens.shape[1])]
+
+
+def padded_count(count: int, length: int) -> int:
+    """The number of positions, at most all, that logits are asked for when `count` are needed.
+
+    A multiple of 16: a matrix product of fewer rows has other last bits for another number of rows,
+    and an image would no longer be the same in any batch.
+    """
+    return min(length, -(-max(count, 1) // _ROWS) * _ROWS)
 
 
 def progress_of(step: int, num_steps: int) -> float:

@@ -4,13 +4,12 @@ __all__ = ["sample_in_order", "sample_random"]
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from dimo.masking import tokens_per_step
 from dimo.models import MaskedModel
 from dimo.rng import ImageNoise
-from dimo.samplers.predictor import Predictor, draw_tokens, progress_of
+from dimo.samplers.predictor import Predictor, draw_tokens, padded_count, progress_of
 from dimo.samplers.types import Callback, Samples
 
 
@@ -47,7 +46,7 @@ def sample_random(
         model,
         condition,
         noise,
-        noise.random_ranks("sample/order", model.num_tokens),
+        noise.random_ranks("sample/order", model.num_tokens).argsort(1),
         counts=tokens_per_step(mask_schedule, num_steps, model.num_tokens),
         guidance=lambda progress: 1 + (guidance_scale - 1) * progress,
         temperature=lambda progress: temperature,
@@ -59,20 +58,20 @@ def sample_in_order(
     model: MaskedModel,
     condition: Tensor,
     noise: ImageNoise,
-    ranks: Tensor,
+    order: Tensor,
     *,
     counts: Sequence[int],
     guidance: Callable[[float], float],
     temperature: Callable[[float], float],
     callback: Callback | None = None,
 ) -> Samples:
-    """Reveals positions by ascending rank, `counts[i]` of them at step i.
+    """Reveals the positions in the given order, `counts[i]` of them at step i.
 
     Args:
         model: Masked model in eval mode.
         condition: [B] int64 labels.
         noise: The images' random numbers.
-        ranks: [B, L] or [1, L]: when each position is revealed, a permutation of 0..L-1.
+        order: [B, L], the positions as they are revealed, each once.
         counts: Positive numbers that sum to L.
         guidance: Progress, from 0 at the first step to 1 at the last -> guidance scale.
         temperature: Progress -> temperature.
@@ -82,16 +81,22 @@ def sample_in_order(
         DimoError: A setting or label out of range.
     """
     predict = Predictor(model, condition, noise)
-    tokens = predict.all_masked()
-    done = 0
+    tokens, length, done = predict.all_masked(), model.num_tokens, 0
     for step, count in enumerate(counts):
         progress = progress_of(step, len(counts))
+        asked = padded_count(count, length)
+        start = min(done, length - asked)
+        positions = order[:, start : start + asked]  # [B, K]; this step reveals `now` of them
+        now = slice(done - start, done - start + count)
         log_p = predict(
-            tokens, step, guidance_scale=guidance(progress), temperature=temperature(progress)
-        )
-        now = (ranks >= done) & (ranks < done + count)
-        proposal = draw_tokens(log_p, noise, f"sample/tokens/{step}")
-        tokens = torch.where(now, proposal, tokens)
+            tokens,
+            step,
+            positions,
+            guidance_scale=guidance(progress),
+            temperature=temperature(progress),
+        )[:, now]
+        proposal = draw_tokens(log_p, noise, f"sample/tokens/{step}", positions[:, now])
+        tokens = tokens.scatter(1, positions[:, now], proposal)
         done += count
         if callback is not None:
             callback(step, tokens)

@@ -13,7 +13,7 @@ __all__ = [
     "expected_counts",
     "leap",
     "leap_law",
-    "reveal_rest",
+    "left_to_reveal",
     "sample_tau_leaping",
 ]
 
@@ -28,7 +28,7 @@ from dimo.errors import DimoError
 from dimo.masking import unmasking_rate
 from dimo.models import MaskedModel
 from dimo.rng import ImageNoise
-from dimo.samplers.predictor import Predictor, draw_tokens, progress_of
+from dimo.samplers.predictor import Predictor, draw_tokens, masked_positions, progress_of
 from dimo.samplers.types import Callback, Samples
 
 
@@ -69,42 +69,44 @@ def sample_tau_leaping(
     tokens = predict.all_masked()
     for step in range(num_steps):
         scale = 1 + (guidance_scale - 1) * progress_of(step, num_steps)
-        log_p = predict(tokens, step, guidance_scale=scale, temperature=temperature)
-        if step < num_steps - 1:
-            tokens = leap(tokens, hazards[step] * log_p.exp(), model.mask_token_id, noise, step)
-        else:
-            tokens = reveal_rest(tokens, log_p, model.mask_token_id, noise, step)
+        positions = left_to_reveal(tokens, model.mask_token_id)
+        log_p = predict(tokens, step, positions, guidance_scale=scale, temperature=temperature)
+        law = leap_law(hazards[step] * log_p.exp()) if step < num_steps - 1 else log_p
+        tokens = leap(tokens, law, positions, model, noise, step)
         if callback is not None:
             callback(step, tokens)
     counts = expected_counts(hazards, model.num_tokens)
     return Samples(tokens=tokens, nfe=predict.nfe, token_counts=counts)
 
 
+def left_to_reveal(tokens: Tensor, mask_token_id: int) -> Tensor:
+    """Positions [B, K] of what is still masked; see `masked_positions`."""
+    count = int((tokens == mask_token_id).sum(1).max())
+    return masked_positions(tokens, mask_token_id, count)
+
+
 def leap(
-    tokens: Tensor, intensity: Tensor, mask_token_id: int, noise: ImageNoise, step: int
+    tokens: Tensor,
+    law: Tensor,
+    positions: Tensor,
+    model: MaskedModel,
+    noise: ImageNoise,
+    step: int,
 ) -> Tensor:
-    """Lets every masked position jump or stay by `leap_law`; returns the new tokens [B, L].
+    """Draws where the masked tokens at `positions` are after a leap; returns the tokens [B, L].
 
     Args:
         tokens: [B, L].
-        intensity: [B, L, V] times the length of the leap.
-        mask_token_id: What a masked position holds.
+        law: Log-probabilities [B, K, V + 1] of `leap_law`; or [B, K, V], and nothing stays masked.
+        positions: [B, K].
+        model: Whose tokens they are.
         noise: The images' random numbers.
         step: Names the draw.
     """
-    law = leap_law(intensity)
-    stays = law.shape[-1] - 1
-    outcome = draw_tokens(law, noise, f"sample/tokens/{step}")
-    jumps = (tokens == mask_token_id) & (outcome < stays)
-    return torch.where(jumps, outcome, tokens)
-
-
-def reveal_rest(
-    tokens: Tensor, log_p: Tensor, mask_token_id: int, noise: ImageNoise, step: int
-) -> Tensor:
-    """The last step: draws every token that is still masked from log p [B, L, V]."""
-    proposal = draw_tokens(log_p, noise, f"sample/tokens/{step}")
-    return torch.where(tokens == mask_token_id, proposal, tokens)
+    before = tokens.gather(1, positions)
+    outcome = draw_tokens(law, noise, f"sample/tokens/{step}", positions)
+    jumps = (before == model.mask_token_id) & (outcome < model.codebook_size)
+    return tokens.scatter(1, positions, torch.where(jumps, outcome, before))
 
 
 def leap_law(intensity: Tensor) -> Tensor:

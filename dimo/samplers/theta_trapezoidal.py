@@ -19,7 +19,13 @@ from dimo.masking import unmasking_rate
 from dimo.models import MaskedModel
 from dimo.rng import ImageNoise
 from dimo.samplers.predictor import Predictor
-from dimo.samplers.tau_leaping import check_predictions, expected_counts, leap, reveal_rest
+from dimo.samplers.tau_leaping import (
+    check_predictions,
+    expected_counts,
+    leap,
+    leap_law,
+    left_to_reveal,
+)
 from dimo.samplers.types import Callback, Samples
 
 
@@ -64,15 +70,16 @@ def sample_theta_trapezoidal(
     tokens = predict.all_masked()
     hazards: list[float] = []  # of the leaps so far
 
-    def log_probabilities(t: float) -> Tensor:
+    def log_probabilities(t: float, positions: Tensor) -> Tensor:
         progress = (1 - t) / (1 - 1 / num_steps) if num_steps > 1 else 1.0
         scale = 1 + (guidance_scale - 1) * progress
-        return predict(tokens, len(hazards), guidance_scale=scale, temperature=temperature)
+        step = len(hazards)
+        return predict(tokens, step, positions, guidance_scale=scale, temperature=temperature)
 
-    def jump(length: float, intensity: Tensor, rate: float) -> Tensor:
+    def jump(length: float, intensity: Tensor, positions: Tensor, rate: float) -> Tensor:
         step = len(hazards)
         hazards.append(length * rate)
-        after = leap(tokens, length * intensity, model.mask_token_id, noise, step)
+        after = leap(tokens, leap_law(length * intensity), positions, model, noise, step)
         if callback is not None:
             callback(step, after)
         return after
@@ -80,19 +87,21 @@ def sample_theta_trapezoidal(
     while len(hazards) < num_steps - 1:
         t = 1 - len(hazards) / num_steps
         rate = rate_at(t)
-        intensity = rate * log_probabilities(t).exp()
+        positions = left_to_reveal(tokens, model.mask_token_id)
+        intensity = rate * log_probabilities(t, positions).exp()
         if (num_steps - 1 - len(hazards)) % 2 == 1:
-            tokens = jump(1 / num_steps, intensity, rate)
+            tokens = jump(1 / num_steps, intensity, positions, rate)
             continue
         h = 2 / num_steps
-        tokens = jump(theta * h, intensity, rate)
+        tokens = jump(theta * h, intensity, positions, rate)
         t -= theta * h
         middle_rate = rate_at(t)
-        middle_intensity = middle_rate * log_probabilities(t).exp()
+        middle_intensity = middle_rate * log_probabilities(t, positions).exp()
         intensity = (a1 * middle_intensity - a2 * intensity).clamp_min(0)
-        tokens = jump((1 - theta) * h, intensity, a1 * middle_rate - a2 * rate)
-    log_p = log_probabilities(1 / num_steps)
-    tokens = reveal_rest(tokens, log_p, model.mask_token_id, noise, num_steps - 1)
+        tokens = jump((1 - theta) * h, intensity, positions, a1 * middle_rate - a2 * rate)
+    positions = left_to_reveal(tokens, model.mask_token_id)
+    log_p = log_probabilities(1 / num_steps, positions)
+    tokens = leap(tokens, log_p, positions, model, noise, num_steps - 1)
     if callback is not None:
         callback(num_steps - 1, tokens)
     counts = expected_counts(hazards, model.num_tokens)

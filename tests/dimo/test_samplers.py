@@ -7,6 +7,7 @@ import torch
 
 from dimo.errors import DimoError
 from dimo.masking import DECODING_SCHEDULES
+from dimo.models.maskgit import MaskGIT
 from dimo.rng import ImageNoise
 from dimo.samplers import SAMPLERS
 from dimo.samplers.few_step import sample_few_step
@@ -182,10 +183,70 @@ def test_nfe_counts_the_forwards(teacher, sampler, guidance_scale, steps):
         found = SAMPLERS[sampler](
             Counting(), index, ImageNoise(0, index), num_steps=steps, guidance_scale=guidance_scale
         )
-    assert sum(calls) / 4 == found.nfe
     # guidance that rises from off costs nothing at the first of several steps
     free = 1 if steps > 1 and sampler != "halton" else 0
     assert found.nfe == (steps if guidance_scale == 1 else 2 * steps - free)
+    # without condition all images start from the same grid: one row instead of four
+    shared = 3 if guidance_scale != 1 and not free else 0
+    assert sum(calls) == 4 * found.nfe - shared
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_first_step_is_shared_by_the_images_of_a_label(teacher, sampler):
+    """And so are the tokens, which are those of images sampled alone."""
+    rows = []
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(teacher.model, name)
+
+        def __call__(self, tokens, labels, **arguments):
+            rows.append(len(tokens))
+            return teacher.model(tokens, labels, **arguments)
+
+    index, labels = torch.arange(6), torch.tensor([4, 2, 4, 4, 2, 4])
+    settings = {"num_steps": 3, "guidance_scale": 2.0}
+    with torch.inference_mode():
+        found = SAMPLERS[sampler](Counting(), labels, ImageNoise(0, index), **settings)
+        alone = [
+            SAMPLERS[sampler](teacher.model, labels[i, None], ImageNoise(0, i[None]), **settings)
+            for i in index
+        ]
+    assert rows == ([2, 1, 12, 12] if sampler == "halton" else [2, 12, 12])
+    assert torch.equal(found.tokens, torch.cat([samples.tokens for samples in alone]))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_logits_left_out_change_nothing(sampler):
+    """A grid large enough that some are left out, against a network that computes them all."""
+    torch.manual_seed(0)
+    sizes = {"hidden_dim": 32, "codebook_size": 40, "depth": 2, "heads": 4, "nclass": 5}
+    model = MaskGIT(img_size=128, mlp_dim=64, **sizes).eval()  # 64 tokens
+    asked = []
+
+    class Asked:
+        takes_positions = True
+
+        def __getattr__(self, name):
+            return getattr(model, name)
+
+        def __call__(self, tokens, labels, *, positions=None, **arguments):
+            asked.append(64 if positions is None else positions.shape[1])
+            return model(tokens, labels, positions=positions, **arguments)
+
+    class Everywhere(Asked):
+        takes_positions = False
+
+    index = torch.arange(8)
+    settings = {"num_steps": 6, "guidance_scale": 2.0}
+    with torch.inference_mode():
+        run = SAMPLERS[sampler]
+        some = run(Asked(), index % 5, ImageNoise(0, index), **settings).tokens
+        few, asked = asked, []
+        all_ = run(Everywhere(), index % 5, ImageNoise(0, index), **settings).tokens
+    assert torch.equal(some, all_)
+    assert set(asked) == {64}
+    assert sum(few) < (0.6 if sampler in ("random", "halton") else 0.9) * sum(asked)
 
 
 def test_the_latent_of_a_mixture_is_drawn_for_each_image_and_step(teacher):
@@ -193,7 +254,7 @@ def test_the_latent_of_a_mixture_is_drawn_for_each_image_and_step(teacher):
     seen = []
 
     class Mixture:
-        latent_projection = None
+        latent_projection, takes_positions = None, False
 
         def __getattr__(self, name):
             return getattr(teacher.model, name)

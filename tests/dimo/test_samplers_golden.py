@@ -39,6 +39,10 @@ class Recorded(ImageNoise):
             return self.choice[int(step)]
         return F.one_hot(self.proposals[int(step)], shape[-1]) * 1e9  # argmax takes the recorded
 
+    def gumbel_at(self, stream, positions, width):
+        draws = self.gumbel(stream, (self.proposals.shape[-1], width))
+        return draws.gather(1, positions[..., None].expand(-1, -1, width))
+
     def uniform(self, stream, shape):
         _, kind, step = stream.split("/")
         assert kind == "latent"
