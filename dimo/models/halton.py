@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dimo.errors import DimoError
-from dimo.models.layers import at_positions, attend, perturb
+from dimo.models.layers import Convert, at_positions, attend, perturb
 from dimo.weights import load_state_dict
 
 _EPS = 1e-5
@@ -38,10 +38,10 @@ class _Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.width = dim // heads * heads  # below `dim` where heads do not divide it ("small")
-        self.wq = nn.Linear(dim, self.width, bias=False)
-        self.wk = nn.Linear(dim, self.width, bias=False)
-        self.wv = nn.Linear(dim, self.width, bias=False)
-        self.wo = nn.Linear(self.width, dim, bias=False)
+        self.wq: nn.Module = nn.Linear(dim, self.width, bias=False)
+        self.wk: nn.Module = nn.Linear(dim, self.width, bias=False)
+        self.wv: nn.Module = nn.Linear(dim, self.width, bias=False)
+        self.wo: nn.Module = nn.Linear(self.width, dim, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
@@ -53,6 +53,11 @@ class _Attention(nn.Module):
         out: Tensor = self.dropout(self.wo(y.transpose(1, 2).flatten(2)))
         return out
 
+    def convert_products(self, convert: Convert) -> None:
+        """See `dimo.models.precision`."""
+        self.wq, self.wk = convert(self.wq.weight, None), convert(self.wk.weight, None)
+        self.wv, self.wo = convert(self.wv.weight, None), convert(self.wo.weight, None)
+
 
 class _FeedForward(nn.Module):
     """SwiGLU of about 2/3 `mlp_dim`."""
@@ -60,14 +65,19 @@ class _FeedForward(nn.Module):
     def __init__(self, dim: int, mlp_dim: int, dropout: float) -> None:
         super().__init__()
         hidden = -(-int(2 * mlp_dim / 3) // _MULTIPLE) * _MULTIPLE
-        self.w1 = nn.Linear(dim, hidden, bias=False)
-        self.w2 = nn.Linear(hidden, dim, bias=False)
-        self.w3 = nn.Linear(dim, hidden, bias=False)
+        self.w1: nn.Module = nn.Linear(dim, hidden, bias=False)
+        self.w2: nn.Module = nn.Linear(hidden, dim, bias=False)
+        self.w3: nn.Module = nn.Linear(dim, hidden, bias=False)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.w2(self.dropout(F.silu(self.w1(x)) * self.w3(x)))
         return out
+
+    def convert_products(self, convert: Convert) -> None:
+        """See `dimo.models.precision`."""
+        self.w1, self.w2 = convert(self.w1.weight, None), convert(self.w2.weight, None)
+        self.w3 = convert(self.w3.weight, None)
 
 
 class _Block(nn.Module):

@@ -1,12 +1,17 @@
 """What the transformers share: attention and the perturbation of token embeddings."""
 
-__all__ = ["at_positions", "attend", "perturb"]
+__all__ = ["Convert", "at_positions", "attend", "perturb"]
 
 import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# weight and bias of a linear layer -> the module that takes its place
+Convert: TypeAlias = Callable[[Any, Any], nn.Module]
 
 _SHORT_ON_CPU = [SDPBackend.MATH]
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

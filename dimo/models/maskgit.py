@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dimo.errors import DimoError
-from dimo.models.layers import at_positions, attend, perturb
+from dimo.models.layers import Convert, at_positions, attend, perturb
 from dimo.weights import load_state_dict
 
 _PATCH = 16  # pixels a token side in the official configuration: img_size / 16 tokens a side
@@ -29,13 +29,17 @@ class _Attention(nn.Module):
         self.heads, self.dropout = heads, dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
-        self.out_proj = nn.Linear(dim, dim)
+        self.out_proj: nn.Module = nn.Linear(dim, dim)
+        self.in_proj: nn.Module | None = None  # in place of the two, see `convert_products`
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
         """x [B, L, D] -> [B, L, D], or [B, K, D] at positions [B, K]."""
         batch, _, dim = x.shape
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        if self.in_proj is None:
+            qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        else:
+            qkv = self.in_proj(x)
         q, k, v = qkv.chunk(3, dim=-1)
         q = at_positions(q, positions)
         shape = (batch, -1, self.heads, dim // self.heads)
@@ -43,6 +47,12 @@ class _Attention(nn.Module):
         y = attend(*heads, dropout=self.dropout if self.training else 0.0)  # [B, heads, K, d]
         out: Tensor = self.out_proj(y.transpose(1, 2).flatten(2))
         return out
+
+    def convert_products(self, convert: Convert) -> None:
+        """See `dimo.models.precision`."""
+        self.in_proj = convert(self.in_proj_weight, self.in_proj_bias)
+        del self.in_proj_weight, self.in_proj_bias
+        self.out_proj = convert(self.out_proj.weight, self.out_proj.bias)
 
 
 class _AttentionBranch(nn.Module):
@@ -76,6 +86,13 @@ class _FeedForwardBranch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.fn["net"](self.norm(x))
         return y
+
+    def convert_products(self, convert: Convert) -> None:
+        """See `dimo.models.precision`."""
+        net = self.fn["net"]
+        assert isinstance(net, nn.Sequential)
+        for number in (0, 3):
+            net[number] = convert(net[number].weight, net[number].bias)
 
 
 class _Layers(nn.Module):
