@@ -8,6 +8,7 @@ __all__ = [
     "find",
     "get_official",
     "locate",
+    "name_of",
 ]
 
 import os
@@ -196,6 +197,16 @@ def destination(name: str, folder: Path) -> Path:
     """Where `dimo weights fetch` puts the file: flat, unless its name says too little."""
     official = get_official(name)
     return folder / (official.path if official.filename in _AMBIGUOUS else official.filename)
+
+
+def name_of(path: Path) -> str | None:
+    """The official name of a file, official or converted, by its path; None if it has none."""
+    for name, official in OFFICIAL.items():
+        parts = destination(name, Path()).parts
+        names = {official.filename, str(Path(official.filename).with_suffix(".safetensors"))}
+        if path.name in names and path.parts[-len(parts) : -1] == parts[:-1]:
+            return name
+    return None
 
 
 def find(name: str, folder: Path) -> Path | None:

@@ -7,6 +7,8 @@ else the error says which do not, or what the file looks like instead.
 
 __all__ = [
     "ASSETS",
+    "KINDS",
+    "VQGAN_KIND",
     "check_state",
     "load_metadata",
     "load_state_dict",
@@ -53,18 +55,20 @@ _INERT_CLASSES = (
 )
 _INERT_MAPPINGS = ("pytorch_lightning.utilities.parsing.AttributeDict",)
 
+VQGAN_KIND = "taming VQGAN"
 # A key that only this kind of network has; the first that is found names the file.
 _KINDS = (
     ("latent_projection.0.weight", "di4c student"),
     ("transformer.layers.0.0.fn.mha.in_proj_weight", "MaskGIT v1.0 transformer"),
     ("transformer.layers.0.attn.wq.weight", "Halton-MaskGIT transformer"),
     ("single_transformer_blocks.0.attn.to_q.weight", "Meissonic transformer"),
-    ("encoder.down.0.block.0.conv1.weight", "taming VQGAN"),
+    ("encoder.down.0.block.0.conv1.weight", VQGAN_KIND),
     ("encoder.conv_blocks.0.res.0.conv1.weight", "LlamaGen VQ tokenizer"),
     ("encoder.down_blocks.0.resnets.0.conv1.weight", "diffusers VQModel"),
     ("codebook", "digits tokenizer"),
     ("convolutions.0.weight", "digits feature extractor"),
 )
+KINDS = tuple(kind for _, kind in _KINDS)
 
 
 class _Inert:
@@ -261,5 +265,7 @@ def state_sha256(state: dict[str, Tensor]) -> str:
     for key in sorted(state):
         value = state[key].detach().cpu().contiguous()
         digest.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        digest.update(
+            value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+        )
     return digest.hexdigest()
