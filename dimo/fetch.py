@@ -253,7 +253,11 @@ def _open(remote: _Remote, start: int = 0) -> http.client.HTTPResponse:
     request = urllib.request.Request(remote.url, headers=headers)
     if remote.token:  # not for the storage that the hub redirects to
         request.add_unredirected_header("Authorization", f"Bearer {remote.token}")
-    answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    try:
+        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
     return answer
 
 

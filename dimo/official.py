@@ -203,7 +203,7 @@ def name_of(path: Path) -> str | None:
     """The official name of a file, official or converted, by its path; None if it has none."""
     for name, official in OFFICIAL.items():
         parts = destination(name, Path()).parts
-        names = {official.filename, str(Path(official.filename).with_suffix(".safetensors"))}
+        names = [form.name for form in _forms(Path(official.filename))]
         if path.name in names and path.parts[-len(parts) : -1] == parts[:-1]:
             return name
     return None
@@ -213,12 +213,16 @@ def find(name: str, folder: Path) -> Path | None:
     """The file in `folder`, or None; the places are those of `locate`."""
     parts = Path(get_official(name).path).parts
     for start in reversed(range(len(parts))):
-        official = folder.joinpath(*parts[start:])
-        converted = [] if official.suffix == ".yaml" else [official.with_suffix(".safetensors")]
-        for path in (*converted, official):
+        for path in _forms(folder.joinpath(*parts[start:])):
             if path.is_file():
                 return path
     return None
+
+
+def _forms(official: Path) -> list[Path]:
+    """The file converted, if it is one of weights, and as it is."""
+    converted = [] if official.suffix == ".yaml" else [official.with_suffix(".safetensors")]
+    return [*converted, official]
 
 
 def locate(name: str, folder: Path | None = None) -> Path:

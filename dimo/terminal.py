@@ -1,8 +1,8 @@
 """What people see while they wait: progress bars, notes and errors, all on stderr."""
 
-__all__ = ["download_bar", "error", "print_table", "say", "training_bar", "work_bar"]
+__all__ = ["download_bar", "error", "say", "training_bar", "work_bar"]
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -119,21 +119,6 @@ def download_bar() -> Iterator[Callable[[str, int, int | None], None]]:
     finally:
         if progress.live.is_started:
             progress.stop()
-
-
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on stdout, wrapped to a terminal, with one line a row elsewhere."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    if not console.is_terminal:
-        console.width = console.measure(table).maximum
-    console.print(table)
 
 
 def error(text: str) -> None:

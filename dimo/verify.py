@@ -105,11 +105,11 @@ def _verify(name: str, folder: Path) -> Finding:
 
 def _check(finding: Finding, official: str | None, path: Path) -> Finding:
     finding.size, finding.sha256 = path.stat().st_size, sha256_file(path)
-    for check in (_identity, _structure):
-        try:
-            check(finding, official, path)
-        except DimoError as error:
-            finding.problems.append(str(error))
+    try:
+        _identity(finding, official, path)
+        _structure(finding, official, path)
+    except DimoError as error:
+        finding.problems.append(str(error))
     return finding
 
 

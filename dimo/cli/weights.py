@@ -43,21 +43,12 @@ def weights_list(folder: Folder = None, as_json: AsJson = False) -> None:
         ]
         print(json.dumps(content, indent=2))
         return
-    terminal.print_table(
-        ["name", "contents", "source", "licence", "size", "sha256", "here"],
-        [
-            [
-                name,
-                file.contents,
-                file.source,
-                file.licence or "unknown",
-                "unknown" if file.size is None else f"{file.size / 1e6:,.0f} MB",
-                file.sha256[:12] or "unknown",
-                "no" if path is None else str(path.relative_to(place)),
-            ]
-            for name, (file, path) in rows.items()
-        ],
-    )
+    for name, (file, path) in rows.items():
+        size = "unknown" if file.size is None else f"{file.size / 1e6:,.0f} MB"
+        here = "not here" if path is None else f"here: {path.relative_to(place)}"
+        print(f"{name:21}  {file.contents}; {here}")
+        print(f"{'':21}  size {size}, licence {file.licence or 'unknown'}, {file.url}")
+        print(f"{'':21}  sha256 {file.sha256 or 'unknown'}")
     terminal.say(f"folder: {place}; fetch with: dimo weights fetch NAME")
 
 
@@ -70,10 +61,10 @@ def weights_fetch(
 ) -> None:
     """Fetch official files; an interrupted fetch continues, and checksums are compared."""
     from dimo.fetch import fetch
-    from dimo.official import default_folder, find, get_official
+    from dimo.official import default_folder, find
 
     place = folder or default_folder()
-    present = [name for name in names if get_official(name) and find(name, place)]
+    present = [name for name in names if find(name, place)]
     with terminal.download_bar() as progress:
         found = {name: fetch(name, place, progress) for name in names}
     for name, paths in found.items():
