@@ -54,7 +54,8 @@ class _Remote:
 def fetch(name: str, folder: Path, progress: Progress) -> list[Path]:
     """Brings an official file, and its companion, into a folder.
 
-    A file that is there already, also converted, is left as it is.
+    A file that is there already, also converted, is left as it is. Beside a fetched file its
+    SHA-256 is kept in a `.sha256` file; an unfinished one ends in `.part`.
 
     Args:
         name: A key of `OFFICIAL`.
@@ -177,7 +178,11 @@ def _sole_writer(part: Path) -> Iterator[None]:
         part.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
+            try:
+                yield
+            finally:
+                if part.exists() and not part.stat().st_size:
+                    part.unlink()
     except BlockingIOError as error:
         raise DimoError(
             f"{part} is being written by another dimo weights fetch; wait until it is done"
@@ -204,7 +209,6 @@ def _fill(
             if have and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 os.truncate(part, 0)  # longer than the file is: of another version
             elif error.code < 500 and error.code not in _BUSY:
-                _remove_if_empty(part)
                 raise DimoError(
                     f"{remote.url} answers {problem}: the file may have moved, or need a login; "
                     f"update dimo, {by_hand}"
@@ -215,7 +219,6 @@ def _fill(
         failures = 0 if now > have else failures + 1
         if failures == _TRIES:
             kept = f"{now:,} bytes are kept and the same command continues there" if now else ""
-            _remove_if_empty(part)
             raise DimoError(
                 f"cannot fetch {remote.url}: {problem}; "
                 f"{kept or 'check the connection and try again'}, {by_hand}"
@@ -294,11 +297,6 @@ def _checked(part: Path, remote: _Remote, by_hand: str) -> str:
             f"was removed; try again, {by_hand}"
         )
     return sha256
-
-
-def _remove_if_empty(part: Path) -> None:
-    if not part.stat().st_size:
-        part.unlink()
 
 
 def _reason(error: Exception) -> str:

@@ -26,7 +26,6 @@ def main() -> None:
             terminal.error(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        terminal.say(
-            "interrupted; a training continues with --resume, a fetch by itself", style="yellow"
-        )
+        note = "interrupted; a training continues with --resume, a fetch when it is run again"
+        terminal.say(note, style="yellow")
         sys.exit(130)

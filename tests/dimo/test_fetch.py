@@ -259,6 +259,7 @@ def test_a_disk_too_small_is_named_before_the_download(publish, world, tmp_path,
     usage = fetching.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
     refused("net", tmp_path, "5 MB are still to come", "1 MB free", "--folder")
+    assert not names(tmp_path)
 
 
 def test_two_fetches_do_not_write_one_file(publish, tmp_path):
