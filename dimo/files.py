@@ -1,10 +1,12 @@
 """Writing files whole or not at all, and naming them by content."""
 
-__all__ = ["sha256_bytes", "sha256_file", "write_atomic"]
+__all__ = ["replacing", "sha256_bytes", "sha256_file", "write_atomic"]
 
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dimo.errors import DimoError
@@ -21,29 +23,39 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary name beside `path`; the file written there is synced and takes its place.
+
+    Raises:
+        DimoError: The folder cannot be written; nothing is left behind.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise DimoError(
+            f"cannot write {path}: {error.strerror}; free space or choose another folder"
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Writes `data` to a temporary name beside `path`, syncs it and renames it.
 
     Raises:
         DimoError: The folder cannot be written; nothing is left behind.
     """
-    path = Path(path)
-    payload = data.encode() if isinstance(data, str) else data
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
-        )
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise DimoError(
-            f"cannot write {path}: {error.strerror}; free space or choose another folder"
-        ) from error
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)

@@ -1,6 +1,6 @@
 """What people see while they wait: progress bars, notes and errors, all on stderr."""
 
-__all__ = ["error", "say", "training_bar", "work_bar"]
+__all__ = ["download_bar", "error", "say", "training_bar", "work_bar"]
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -82,6 +82,43 @@ def work_bar() -> Iterator[Callable[[str, int, int, str], None]]:
             progress.update(lines[what], completed=done, total=total, state=state)
 
         yield on_progress
+
+
+@contextmanager
+def download_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A line for each file under way, with bytes, rate and ETA; yields `progress` of a fetch."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    layout = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    progress = Progress(*layout, console=Console(stderr=True))
+    lines: dict[str, TaskID] = {}
+
+    def on_progress(name: str, done: int, total: int | None) -> None:
+        if name not in lines:  # the display appears with the first byte
+            progress.start()
+            lines[name] = progress.add_task(name, total=total, completed=done)
+        progress.update(lines[name], completed=done, total=total)
+
+    try:
+        yield on_progress
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 def error(text: str) -> None:

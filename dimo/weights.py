@@ -7,6 +7,9 @@ else the error says which do not, or what the file looks like instead.
 
 __all__ = [
     "ASSETS",
+    "KINDS",
+    "VQGAN_KIND",
+    "check_state",
     "load_metadata",
     "load_state_dict",
     "looks_like",
@@ -31,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from dimo.errors import DimoError
-from dimo.files import write_atomic
+from dimo.files import replacing
 
 ASSETS = Path(__file__).parent / "assets"  # the small weights that come with the package
 
@@ -52,18 +55,20 @@ _INERT_CLASSES = (
 )
 _INERT_MAPPINGS = ("pytorch_lightning.utilities.parsing.AttributeDict",)
 
+VQGAN_KIND = "taming VQGAN"
 # A key that only this kind of network has; the first that is found names the file.
 _KINDS = (
     ("latent_projection.0.weight", "di4c student"),
     ("transformer.layers.0.0.fn.mha.in_proj_weight", "MaskGIT v1.0 transformer"),
     ("transformer.layers.0.attn.wq.weight", "Halton-MaskGIT transformer"),
     ("single_transformer_blocks.0.attn.to_q.weight", "Meissonic transformer"),
-    ("encoder.down.0.block.0.conv1.weight", "taming VQGAN"),
+    ("encoder.down.0.block.0.conv1.weight", VQGAN_KIND),
     ("encoder.conv_blocks.0.res.0.conv1.weight", "LlamaGen VQ tokenizer"),
     ("encoder.down_blocks.0.resnets.0.conv1.weight", "diffusers VQModel"),
     ("codebook", "digits tokenizer"),
     ("convolutions.0.weight", "digits feature extractor"),
 )
+KINDS = tuple(kind for _, kind in _KINDS)
 
 
 class _Inert:
@@ -147,44 +152,66 @@ def load_state_dict(
         ignore: Keys of the source that start with one of these are left out.
 
     Raises:
-        DimoError: Says what kind of network the weights are of when it is another one, else how
-            many keys are missing, unexpected or of another shape, with examples.
+        DimoError: As `check_state`, or the file cannot be read.
     """
     if not isinstance(source, dict):
         name = name or str(source)
         source = read_state_dict(source)
-    own = model.state_dict()
-    given, needed = looks_like(source), looks_like(own)
+    model.load_state_dict(check_state(model, source, name=name, ignore=ignore), strict=True)
+
+
+def check_state(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    *,
+    name: str | None = None,
+    ignore: tuple[str, ...] = (),
+) -> dict[str, Tensor]:
+    """The part of `state` that is not ignored, if every key and shape of it fits the network.
+
+    Args:
+        model: The network; it may be on the meta device.
+        state: A state dict.
+        name: Of the state dict, for errors.
+        ignore: Keys that start with one of these are left out.
+
+    Raises:
+        DimoError: Says what kind of network the weights are of when it is another one, else how
+            many keys are missing, unexpected or of another shape, with examples.
+    """
+    own = model.state_dict(keep_vars=True)
+    given, needed = looks_like(state), looks_like(own)
     if given and needed and given != needed:
         raise DimoError(
             f"weights {name or 'given'} look like those of a {given}, but a {needed} is needed; "
             "give the other file"
         )
-    source = {key: value for key, value in source.items() if not key.startswith(ignore)}
-    missing = sorted(own.keys() - source.keys())
-    unexpected = sorted(source.keys() - own.keys())
-    shapes = [k for k in own if k in source and own[k].shape != source[k].shape]
+    state = {key: value for key, value in state.items() if not key.startswith(ignore)}
+    missing = sorted(own.keys() - state.keys())
+    unexpected = sorted(state.keys() - own.keys())
+    shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
     wrong = (("missing", missing), ("unexpected", unexpected), ("of other shape", shapes))
-    parts = [f"{len(k)} {what} ({_example(k, own, source)})" for what, k in wrong if k]
+    parts = [f"{len(k)} {what} ({_example(k, own, state)})" for what, k in wrong if k]
     if parts:
         raise DimoError(
             f"weights {name or 'given'} do not fit {type(model).__name__}: "
             f"keys {', '.join(parts)}; check that file and configuration belong together"
         )
     for first, second in _tied(own):
-        if not torch.equal(source[first], source[second]):
+        if not torch.equal(state[first], state[second]):
             raise DimoError(
                 f"weights {name or 'given'}: {first} and {second} are one tensor of "
                 f"{type(model).__name__}, but differ here; the file is damaged or of another code"
             )
-    model.load_state_dict(source, strict=True)
+    return state
 
 
 def _tied(state: dict[str, Tensor]) -> list[tuple[str, str]]:
     """Pairs of keys that are one tensor in memory: the first of its kind, and another."""
-    real = {k: v for k, v in state.items() if v.numel() and not v.is_meta}
+    filled = {k: v for k, v in state.items() if v.numel()}
+    place = {k: id(v) if v.is_meta else v.data_ptr() for k, v in filled.items()}
     first: dict[int, str] = {}
-    pairs = [(first.setdefault(value.data_ptr(), key), key) for key, value in real.items()]
+    pairs = [(first.setdefault(place[key], key), key) for key in filled]
     return [(one, other) for one, other in pairs if one != other]
 
 
@@ -198,19 +225,38 @@ def _example(keys: list[str], own: dict[str, Tensor], given: dict[str, Tensor]) 
 def save_tensors(
     path: str | PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None
 ) -> None:
-    """Writes a safetensors file atomically; `metadata` is stored as JSON under the key `dimo`."""
+    """Writes a safetensors file atomically; `metadata` is stored as JSON under the key `dimo`.
+
+    Raises:
+        DimoError: The file cannot be written; nothing is left behind.
+    """
     header = {"dimo": json.dumps(metadata, sort_keys=True)} if metadata is not None else None
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     for _, key in _tied(contiguous):
         contiguous[key] = contiguous[key].clone()  # the format has no shared tensors
-    write_atomic(path, safetensors.torch.save(contiguous, metadata=header))
+    with replacing(path) as temporary:
+        try:  # straight to disk: mapped tensors are never all in memory
+            safetensors.torch.save_file(contiguous, temporary, metadata=header)
+        except safetensors.SafetensorError as error:
+            raise DimoError(
+                f"cannot write {path}: {error}; free space or choose another folder"
+            ) from error
 
 
 def load_metadata(path: str | PathLike[str]) -> dict[str, Any]:
-    """The JSON that `save_tensors` stored; empty when the file has none."""
-    with safetensors.safe_open(path, framework="pt") as file:
-        text = (file.metadata() or {}).get("dimo")
-    return {} if text is None else dict(json.loads(text))
+    """The JSON that `save_tensors` stored; empty when the file has none.
+
+    Raises:
+        DimoError: The file is missing, damaged or no safetensors file.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("dimo")
+        return {} if text is None else dict(json.loads(text))
+    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        raise DimoError(
+            f"cannot read weights {path}: {_reason(error)}; fetch or convert the file again"
+        ) from error
 
 
 def state_sha256(state: dict[str, Tensor]) -> str:
@@ -219,5 +265,7 @@ def state_sha256(state: dict[str, Tensor]) -> str:
     for key in sorted(state):
         value = state[key].detach().cpu().contiguous()
         digest.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(value.view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        digest.update(
+            value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+        )
     return digest.hexdigest()

@@ -32,6 +32,8 @@ DOORS = {
     "torch_fidelity": {"bench/features/inception.py"},
     "timm": {"bench/features/dinov2.py"},
     "open_clip": {"bench/features/clip.py"},
+    "huggingface_hub": {"dimo/fetch.py"},
+    "yaml": {"dimo/models/vqgan.py"},
     "scipy": {"bench/metrics/frechet.py"},
 }
 
@@ -86,7 +88,8 @@ def test_metrics_see_arrays_only():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["report", "--help"], ["report"], ["protocols", "list"]],
+    [["--help"], ["--version"], ["report", "--help"], ["report"], ["protocols", "list"]]
+    + [["weights", "--help"], ["weights", "list"], ["weights", "list", "--json"]],
     ids=" ".join,
 )
 def test_light_commands_do_not_load_torch(arguments, tmp_path):

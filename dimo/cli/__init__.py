@@ -6,7 +6,13 @@ import os
 import sys
 
 from dimo import terminal
-from dimo.cli import benchmarks, measuring, reporting, training  # noqa: F401  (they register)
+from dimo.cli import (  # noqa: F401  (they register)
+    benchmarks,
+    measuring,
+    reporting,
+    training,
+    weights,
+)
 from dimo.cli.app import app
 from dimo.errors import DimoError
 
@@ -20,5 +26,6 @@ def main() -> None:
             terminal.error(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        terminal.say("interrupted; continue a training with --resume", style="yellow")
+        note = "interrupted; a training continues with --resume, a fetch when it is run again"
+        terminal.say(note, style="yellow")
         sys.exit(130)

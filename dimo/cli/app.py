@@ -1,6 +1,6 @@
 """The Typer application that every command registers with."""
 
-__all__ = ["app", "protocols_app"]
+__all__ = ["app", "protocols_app", "weights_app"]
 
 from typing import Annotated
 
@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 protocols_app = typer.Typer(no_args_is_help=True, help="Benchmarks and what each of them fixes.")
 app.add_typer(protocols_app, name="protocols")
+weights_app = typer.Typer(no_args_is_help=True, help="Official weight files of the networks.")
+app.add_typer(weights_app, name="weights")
 
 
 def _version(value: bool) -> None:

@@ -1,14 +1,18 @@
 """The taming VQGAN tokenizer of MaskGIT v1.0 (CompVis/taming-transformers, f16, 1024 vectors)."""
 
-__all__ = ["VQGAN"]
+__all__ = ["TRAINING_KEYS", "VQGAN", "read_config"]
 
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any, Self
 
+import yaml
+
+from dimo.errors import DimoError
 from dimo.models.vq_layers import ConvTokenizer, Decoder, Encoder, Names
-from dimo.strict import Origin, decode
-from dimo.weights import load_state_dict
+from dimo.strict import Origin, decode, encode
+from dimo.weights import load_metadata, load_state_dict
 
 _NAMES = Names("down", "up", "block", ("block_1", "attn_1", "block_2"), up_reversed=True)
 # Of the training: present in `model.yaml` and in `last.ckpt`, of no use to a frozen tokenizer.
@@ -20,7 +24,7 @@ _TRAINING_CONFIG = (
     "colorize_nlabels",
     "monitor",
 )
-_TRAINING_KEYS = ("loss.", "model_ema.", "colorize")  # discriminator and LPIPS; averages; buffer
+TRAINING_KEYS = ("loss.", "model_ema.", "colorize")  # discriminator and LPIPS; averages; buffer
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,18 @@ class _Config:
     image_size: int | None = None
 
 
+@dataclass(frozen=True)
+class _Model:
+    params: dict[str, Any]
+    target: str = "taming.models.vqgan.VQModel"
+    base_learning_rate: Any = None
+
+
+@dataclass(frozen=True)
+class _File:
+    model: _Model
+
+
 class VQGAN(ConvTokenizer):
     """Images <-> tokens; the nearest codebook vector by Euclidean distance.
 
@@ -61,10 +77,8 @@ class VQGAN(ConvTokenizer):
 
     def __init__(self, **config: Any) -> None:
         origin = Origin("VQGAN configuration", "give the `params` of the model.yaml beside it")
-        parsed = decode(_Config, config, origin)
+        parsed = _parse(config, origin)
         networks = parsed.ddconfig
-        if networks.double_z:
-            raise origin.error("double_z must be false for a vector-quantized network")
         levels = range(len(networks.ch_mult))
         attention = [i for i in levels if networks.resolution >> i in networks.attn_resolutions]
         shared: dict[str, Any] = {
@@ -101,9 +115,70 @@ class VQGAN(ConvTokenizer):
                 or shapes that do not fit.
         """
         params = config.get("model", config)
-        params = dict(params.get("params", params))
-        for key in _TRAINING_CONFIG:
-            params.pop(key, None)
-        tokenizer = cls(**params)
-        load_state_dict(tokenizer, path, ignore=_TRAINING_KEYS)
+        tokenizer = cls(**_without_training(dict(params.get("params", params))))
+        load_state_dict(tokenizer, path, ignore=TRAINING_KEYS)
         return tokenizer.eval().requires_grad_(False)
+
+    @classmethod
+    def from_file(cls, path: str | PathLike[str], *, image_size: int | None = None) -> Self:
+        """Loads a checkpoint with its own configuration; see `read_config` and `from_official`.
+
+        Args:
+            path: A `last.ckpt` with its `model.yaml` beside it, or what `dimo weights convert`
+                made of it.
+            image_size: Side of the images it is used for when it is not the configuration's.
+
+        Raises:
+            DimoError: As `read_config` and `from_official`.
+        """
+        return cls.from_official(path, **read_config(path), image_size=image_size)
+
+
+def read_config(path: str | PathLike[str], config: Path | None = None) -> dict[str, Any]:
+    """The constructor arguments of the network in a checkpoint.
+
+    Args:
+        path: The checkpoint. A converted one holds its configuration.
+        config: The configuration file; None: `model.yaml` beside the checkpoint.
+
+    Raises:
+        DimoError: No configuration; no YAML, a wrong type or an unknown key in it, or the
+            configuration of another kind of network.
+    """
+    path = Path(path)
+    if config is None and path.suffix == ".safetensors":
+        stored = load_metadata(path).get("config")
+        if stored is not None:
+            return _arguments(stored, Origin(str(path), "convert the official file again"))
+    source = config or path.with_name("model.yaml")
+    if not source.is_file():
+        raise DimoError(
+            f"{path} needs its configuration, and there is no {source}; put the model.yaml of "
+            "its training there, or fetch the official one: dimo weights fetch maskgit-vqgan-config"
+        )
+    origin = Origin(str(source), "give the model.yaml of the checkpoint")
+    try:
+        content = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise origin.error(f"cannot be read as YAML: {' '.join(str(error).split())}") from error
+    model = decode(_File, content, origin).model
+    if model.target.rpartition(".")[2] != "VQModel":
+        raise origin.error(f"model.target is {model.target!r}, but a VQModel is needed")
+    return _arguments(_without_training(dict(model.params)), origin)
+
+
+def _arguments(params: dict[str, Any], origin: Origin) -> dict[str, Any]:
+    arguments: dict[str, Any] = encode(_parse(params, origin))
+    del arguments["image_size"]  # of the use, not of the network
+    return arguments
+
+
+def _parse(params: object, origin: Origin) -> _Config:
+    config = decode(_Config, params, origin)
+    if config.ddconfig.double_z:
+        raise origin.error("double_z must be false for a vector-quantized network")
+    return config
+
+
+def _without_training(params: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in params.items() if key not in _TRAINING_CONFIG}

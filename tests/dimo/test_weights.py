@@ -16,7 +16,7 @@ from dimo.models.halton import HaltonMaskGIT
 from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.models.maskgit import MaskGIT
 from dimo.models.vqgan import VQGAN
-from dimo.weights import ASSETS, looks_like, read_state_dict
+from dimo.weights import ASSETS, looks_like, read_state_dict, save_tensors, state_sha256
 
 OFFICIAL = [
     (MaskGIT, "maskgit_v1_transformer", "official.pth", "MaskGIT v1.0 transformer"),
@@ -142,3 +142,16 @@ def test_a_file_without_a_network_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(DimoError, match="holds no state dict"):
         read_state_dict(tmp_path / "x.pth")
+
+
+def test_saving_writes_whole_or_not_at_all(tmp_path):
+    tied = {"a": STATE["weight"], "b": STATE["weight"], "number": torch.tensor(3)}
+    save_tensors(tmp_path / "x.safetensors", tied)
+    again = read_state_dict(tmp_path / "x.safetensors")
+    assert state_sha256(again) == state_sha256(tied)
+    with pytest.raises(DimoError, match="cannot write"):
+        save_tensors(tmp_path / "x.safetensors" / "y.safetensors", STATE)
+    (tmp_path / "folder.safetensors").mkdir()
+    with pytest.raises(DimoError, match="cannot write"):
+        save_tensors(tmp_path / "folder.safetensors", STATE)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder.safetensors", "x.safetensors"]

@@ -1,0 +1,136 @@
+"""`dimo weights`: official files listed, fetched, converted and checked."""
+
+__all__ = ["weights_convert", "weights_fetch", "weights_list", "weights_verify"]
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dimo import terminal
+from dimo.cli.app import weights_app
+
+if TYPE_CHECKING:
+    from dimo.verify import Finding
+
+Folder = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the files; default: $DIMO_WEIGHTS or ~/.cache/dimo/weights."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+
+
+@weights_app.command("list", epilog="Example: `dimo weights list --folder weights`")
+def weights_list(folder: Folder = None, as_json: AsJson = False) -> None:
+    """List the official files: what, where from, licence, size, hash, and where they lie here."""
+    from dimo.official import OFFICIAL, default_folder, find
+
+    place = folder or default_folder()
+    rows = {name: (file, find(name, place)) for name, file in OFFICIAL.items()}
+    if as_json:
+        content = [
+            {
+                "name": name,
+                "contents": file.contents,
+                "url": file.url,
+                "licence": file.licence or None,
+                "size": file.size,
+                "sha256": file.sha256 or None,
+                "present": None if path is None else str(path),
+            }
+            for name, (file, path) in rows.items()
+        ]
+        print(json.dumps(content, indent=2))
+        return
+    for name, (file, path) in rows.items():
+        size = "unknown" if file.size is None else f"{file.size / 1e6:,.0f} MB"
+        here = "not here" if path is None else f"here: {path.relative_to(place)}"
+        print(f"{name:21}  {file.contents}; {here}")
+        print(f"{'':21}  size {size}, licence {file.licence or 'unknown'}, {file.url}")
+        print(f"{'':21}  sha256 {file.sha256 or 'unknown'}")
+    terminal.say(f"folder: {place}; fetch with: dimo weights fetch NAME")
+
+
+@weights_app.command(
+    "fetch", epilog="Example: `dimo weights fetch maskgit-256 maskgit-vqgan --folder weights`"
+)
+def weights_fetch(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Of `dimo weights list`.")],
+    folder: Folder = None,
+) -> None:
+    """Fetch official files; an interrupted fetch continues, and checksums are compared."""
+    from dimo.fetch import fetch
+    from dimo.official import default_folder, find
+
+    place = folder or default_folder()
+    present = [name for name in names if find(name, place)]
+    with terminal.download_bar() as progress:
+        found = {name: fetch(name, place, progress) for name in names}
+    for name, paths in found.items():
+        note = " (was there; check it with: dimo weights verify)" if name in present else ""
+        terminal.say(f"{name}: {', '.join(map(str, paths))}{note}")
+
+
+@weights_app.command(
+    "convert",
+    epilog="Example: `dimo weights convert last.ckpt -o weights --config model.yaml`",
+)
+def weights_convert(
+    file: Annotated[Path, typer.Argument(help="Official checkpoint.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the result.")],
+    config: Annotated[
+        Path | None, typer.Option(help="model.yaml of a VQGAN; default: the one beside it.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a result that exists.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Convert an official pickle to safetensors, the same bits under the same names."""
+    from dimo.convert import convert
+
+    result, metadata = convert(file, out, config=config, force=force)
+    if as_json:
+        print(json.dumps({"file": str(result), **metadata}, indent=2))
+        return
+    dropped = metadata["dropped"]
+    left_out = f", without {dropped} tensors of the training" if dropped else ""
+    terminal.say(f"{result}: {metadata['kind']}{left_out}")
+
+
+@weights_app.command(
+    "verify", epilog="Examples: `dimo weights verify` · `dimo weights verify maskgit-256 my.pth`"
+)
+def weights_verify(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME_OR_FILE]...", help="Default: what is in the folder."),
+    ] = None,
+    folder: Folder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check size, hash, keys and shapes of weights files; exit code 1 if anything is wrong."""
+    from dimo.official import default_folder
+    from dimo.verify import verify
+
+    findings = verify(names or [], folder or default_folder())
+    if as_json:
+        print(json.dumps([_as_json(finding) for finding in findings], indent=2))
+    else:
+        print("\n".join(map(_as_text, findings)))
+    if any(finding.problems for finding in findings):
+        raise typer.Exit(1)
+
+
+def _as_json(finding: "Finding") -> dict[str, object]:
+    path = None if finding.path is None else str(finding.path)
+    return {**vars(finding), "path": path, "ok": not finding.problems}
+
+
+def _as_text(finding: "Finding") -> str:
+    lines = [f"{'WRONG' if finding.problems else 'ok'}  {finding.name}"]
+    if finding.path is not None:
+        lines[0] += f": {finding.path}, {finding.size:,} bytes"
+        lines.append(f"sha256 {finding.origin}: {finding.sha256}")
+        lines.append(finding.structure)
+    lines += [f"wrong: {problem}" for problem in finding.problems]
+    return "\n    ".join(line for line in lines if line)
