@@ -2,6 +2,7 @@
 
 __all__ = ["PRECISIONS", "in_precision"]
 
+import platform
 from typing import TypeVar
 
 import torch
@@ -21,8 +22,8 @@ def in_precision(model: Network, precision: str) -> Network:
 
     They are nearly all of its arithmetic. In bfloat16 they and the attention between them multiply
     bfloat16 numbers, while the residual stream, norms, conditioning, embeddings and logits stay
-    float32. On a CPU weights are laid out once for oneDNN instead of at each product; results of a
-    row do not depend on the other rows.
+    float32. On an x86 CPU weights are laid out for oneDNN once instead of at each product. The
+    result of a row does not depend on the other rows.
 
     Args:
         model: In eval mode, on its device. Networks without blocks of that kind are left as they
@@ -42,6 +43,11 @@ def in_precision(model: Network, precision: str) -> Network:
     return model
 
 
+def _has_onednn() -> bool:
+    on_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return on_x86 and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+
+
 class _Product(nn.Module):
     """x [..., I] -> x W^T + b [..., O] in `dtype`, for weights that never change."""
 
@@ -50,8 +56,7 @@ class _Product(nn.Module):
         self.dtype = dtype
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.weight = weight.detach().to(dtype)
-        on_cpu = weight.device.type == "cpu"
-        self.packed = on_cpu and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        self.packed = weight.device.type == "cpu" and _has_onednn()
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, _PACKED_FOR_ROWS)
 
