@@ -31,7 +31,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 perf: $(READY)
-	$(BIN)/python -m pytest -q -s tests/perf --override-ini=python_files='perf_*.py'
+	$(BIN)/python -m pytest -q -s tests/perf --override-ini=python_files='perf_*.py' --override-ini=pythonpath=tests/perf
 
 clean:
 	rm -rf .venv runs dist .mypy_cache .ruff_cache .pytest_cache

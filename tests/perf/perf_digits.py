@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend
 from bench.generate import generate
 from bench.jobs import load_jobs
 from dimo.config import DistillRecipe, load_recipe
-from dimo.models import maskgit
+from dimo.models import layers
 from dimo.models.maskgit import MaskGIT
 from dimo.tasks import DistillTask
 from dimo.teachers import load_teacher
@@ -67,7 +67,8 @@ def _step_seconds(precision):
 def test_distillation_step_against_float32_with_fused_attention(monkeypatch):
     """The baseline is the plain choice: float32 and PyTorch's own pick of attention kernel."""
     ours = _step_seconds("bfloat16")
-    monkeypatch.setattr(maskgit, "_CPU_ATTENTION", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+    fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    monkeypatch.setattr(layers, "_SHORT_ON_CPU", fused)
 
     plain = _step_seconds("float32")
     print(
