@@ -67,6 +67,23 @@ OFFICIAL: dict[str, OfficialFile] = {
         1_000,
         "configuration of that VQGAN",
     ),
+    "llamagen-vq16": OfficialFile(
+        "FoundationVision/LlamaGen", "vq_ds16_c2i.pt", "MIT", 288 * _MB, "LlamaGen VQ-16 tokenizer"
+    ),
+    "dimo-maskgit": OfficialFile(
+        "Yuanzhi/DiMO", "maskgit/pytorch_model.bin", "MIT", 697 * _MB, "one-step student"
+    ),
+    **{
+        f"halton-{size}-{side}": OfficialFile(
+            _HALTON,
+            f"ImageNet_{side}_{size}.pth",
+            "MIT",
+            832 * _MB,
+            f"Halton-MaskGIT {size}, ImageNet {side} x {side}",
+        )
+        for size in ("tiny", "small", "base", "large")
+        for side in (256, 384)
+    },
 }
 
 

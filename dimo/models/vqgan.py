@@ -4,8 +4,10 @@ __all__ = ["VQGAN"]
 
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any, Self
 
+from dimo.errors import DimoError
 from dimo.models.vq_layers import ConvTokenizer, Decoder, Encoder, Names
 from dimo.strict import Origin, decode
 from dimo.weights import load_state_dict
@@ -107,3 +109,16 @@ class VQGAN(ConvTokenizer):
         tokenizer = cls(**params)
         load_state_dict(tokenizer, path, ignore=_TRAINING_KEYS)
         return tokenizer.eval().requires_grad_(False)
+
+    @classmethod
+    def from_file(cls, path: str | PathLike[str], *, image_size: int | None = None) -> Self:
+        """Loads an official checkpoint with the `model.yaml` beside it."""
+        import yaml  # type: ignore[import-untyped]
+
+        config_path = Path(path).with_name("model.yaml")
+        if not config_path.is_file():
+            raise DimoError(f"no {config_path}; it comes with the checkpoint, put it beside it")
+        params = dict(yaml.safe_load(config_path.read_text())["model"]["params"])
+        if image_size is not None:
+            params["image_size"] = image_size
+        return cls.from_official(path, **params)
