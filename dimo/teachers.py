@@ -5,45 +5,79 @@ was trained as far as distillation must know, and the sampler settings it is com
 """
 
 __all__ = [
+    "PRECISIONS",
+    "PUBLISHED_STUDENTS",
     "TEACHERS",
+    "FoundStudent",
     "Loaded",
+    "Network",
     "SamplerDefaults",
     "StudentConfig",
     "Teacher",
+    "check_precision",
+    "find_student",
     "get_teacher",
     "load_model",
+    "load_network",
     "load_student",
     "load_teacher",
     "save_student",
     "shipped_students",
+    "weights_file",
 ]
 
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 
+from dimo.datasets import imagenet
 from dimo.errors import DimoError, unknown_name
 from dimo.files import sha256_file, write_atomic
-from dimo.models import Tokenizer
+from dimo.models import MaskedModel, Tokenizer
 from dimo.models.digits import DigitsTokenizer
+from dimo.models.halton import SIZES, HaltonMaskGIT
+from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.models.maskgit import MaskGIT
+from dimo.models.vqgan import VQGAN
+from dimo.official import OFFICIAL, locate
+from dimo.strict import Origin, decode
 from dimo.weights import ASSETS, save_tensors
+
+Network: TypeAlias = MaskGIT | HaltonMaskGIT
+
+PRECISIONS = ("float32", "bfloat16")  # of sampling
 
 
 @dataclass(frozen=True)
 class SamplerDefaults:
-    """Settings of the multi-step sampler in comparisons, and how they were chosen."""
+    """Settings of the multi-step sampler in comparisons, and how they were chosen.
 
+    Attributes:
+        sampler: The teacher's own sampler, a key of `dimo.samplers.SAMPLERS`.
+        mask_schedule: Of that sampler; another one takes its own default.
+        guidance_scale: s, 1 = off.
+        temperature: Divides the logits.
+        selected_by: Where the values come from.
+        choice_temperature: Of the confidence noise; None: the sampler's default, if it has any.
+        final_temperature: Of the last step; None: `temperature` throughout.
+        random_start: Whether each image starts at a place of its own in the Halton order.
+    """
+
+    sampler: str
     mask_schedule: str
     guidance_scale: float
     temperature: float
-    choice_temperature: float
     selected_by: str
+    choice_temperature: float | None = None
+    final_temperature: float | None = None
+    random_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,30 +86,51 @@ class Teacher:
 
     Attributes:
         name: What `--teacher` takes.
-        network: Constructor arguments of `MaskGIT`.
+        title: Name in tables.
+        architecture: The class of the network.
+        network: Its constructor arguments.
         tokenizer: Builds the tokenizer from its weights file.
-        weights: Role ("transformer", "tokenizer") -> file name.
+        weights: Role ("transformer", "tokenizer") -> a name of `dimo.official.OFFICIAL`, or the
+            name of a file that comes with the package.
+        image_size: Side of its images in pixels.
+        num_tokens: L.
         num_classes: Size of the condition.
-        class_names: One name a class, for captions.
+        names: Returns one name a class, for captions.
         label_smoothing: Of the teacher's training; the auxiliary model uses the same.
         defaults: Sampler settings for comparisons.
-        recipe: The distillation recipe taken when none is named.
+        recipe: The distillation recipe taken when none is named; None: there is none yet.
     """
 
     name: str
+    title: str
+    architecture: type[MaskGIT] | type[HaltonMaskGIT]
     network: Mapping[str, Any]
     tokenizer: Callable[[Path], Tokenizer]
     weights: Mapping[str, str]
+    image_size: int
+    num_tokens: int
     num_classes: int
-    class_names: tuple[str, ...]
+    names: Callable[[], tuple[str, ...]]
     label_smoothing: float
     defaults: SamplerDefaults
-    recipe: str
+    recipe: str | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name a class."""
+        return self.names()
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether its weights come with the package, and its training data too."""
+        return not any(name in OFFICIAL for name in self.weights.values())
 
 
-TEACHERS: dict[str, Teacher] = {
-    "digits": Teacher(
+def _digits() -> Teacher:
+    return Teacher(
         name="digits",
+        title="MaskGIT",
+        architecture=MaskGIT,
         network={
             "img_size": 64,
             "hidden_dim": 128,
@@ -91,10 +146,13 @@ TEACHERS: dict[str, Teacher] = {
             "transformer": "digits-teacher.safetensors",
             "tokenizer": "digits-tokenizer.safetensors",
         },
+        image_size=8,
+        num_tokens=16,
         num_classes=10,
-        class_names=tuple("0123456789"),
+        names=lambda: tuple("0123456789"),
         label_smoothing=0.0,
         defaults=SamplerDefaults(
+            sampler="confidence",
             mask_schedule="arccos",
             guidance_scale=1.0,
             temperature=1.0,
@@ -102,37 +160,143 @@ TEACHERS: dict[str, Teacher] = {
             selected_by="as Maskgit-pytorch (choice temperature 4.5, temperature 1), no guidance",
         ),
         recipe="digits",
-    ),
+    )
+
+
+def _maskgit(name: str, side: int, *, w: float, choice_temperature: float, steps: int) -> Teacher:
+    """Maskgit-pytorch v1.0 at `side` pixels, with the settings its README gives for `steps`."""
+    return Teacher(
+        name=name,
+        title="MaskGIT",
+        architecture=MaskGIT,
+        network={"img_size": side},
+        tokenizer=partial(VQGAN.from_file, image_size=side),
+        weights={"transformer": f"maskgit-{side}", "tokenizer": "maskgit-vqgan"},
+        image_size=side,
+        num_tokens=(side // 16) ** 2,
+        num_classes=1000,
+        names=imagenet.class_names,
+        label_smoothing=0.1,
+        defaults=SamplerDefaults(
+            sampler="confidence",
+            mask_schedule="arccos",
+            guidance_scale=1 + w,
+            temperature=1.0,
+            choice_temperature=choice_temperature,
+            selected_by=f"README of Maskgit-pytorch for {side} x {side} and {steps} steps: w {w:g} "
+            f"(scale {1 + w:g}), r_temp {choice_temperature:g}, sm_temp 1; its token counts are "
+            "those of the schedule arccos-v1",
+        ),
+    )
+
+
+_FINAL_INVERSE_TEMPERATURE = 1.2  # sm_temp_max
+
+
+def _halton(size: str, *, w: float) -> Teacher:
+    """Halton-MaskGIT at 256 pixels; its CFG w is (1 + w) c - w u, so the scale is 1 + w."""
+    return Teacher(
+        name=f"halton-{size}",
+        title=f"Halton-MaskGIT-{size}",
+        architecture=HaltonMaskGIT,
+        network={**SIZES[size], "input_size": 16},
+        tokenizer=LlamaGenVQ.from_official,
+        weights={"transformer": f"halton-{size}-256", "tokenizer": "llamagen-vq16"},
+        image_size=256,
+        num_tokens=256,
+        num_classes=1000,
+        names=imagenet.class_names,
+        label_smoothing=0.0,
+        defaults=SamplerDefaults(
+            sampler="halton",
+            mask_schedule="arccos-halton",
+            guidance_scale=1 + w,
+            temperature=1.0,
+            final_temperature=1 / _FINAL_INVERSE_TEMPERATURE,
+            random_start=True,
+            selected_by=f"README of Halton-MaskGIT: CFG {w:g} (scale {1 + w:g}) of its table for "
+            "32 steps; inverse temperature 1 to 1.2 and random start of its example",
+        ),
+    )
+
+
+_HALTON_CFG = {"tiny": 1.5, "small": 1.0, "base": 0.7, "large": 0.5}  # w
+
+TEACHERS: dict[str, Teacher] = {
+    teacher.name: teacher
+    for teacher in (
+        _digits(),
+        _maskgit("maskgit", 256, w=3.0, choice_temperature=4.5, steps=8),
+        _maskgit("maskgit-512", 512, w=2.8, choice_temperature=7.0, steps=15),
+        *(_halton(size, w=w) for size, w in _HALTON_CFG.items()),
+    )
 }
 
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """What a distilled student needs to be sampled; `config.json` beside its weights."""
+    """What a distilled student needs to be sampled; `config.json` beside its weights.
+
+    Of the training, None is what its authors did not publish.
+    """
 
     teacher: str
     init_mask_ratio: float
     embedding_noise: float
     temperature: float
     temperature_selected_by: str
-    seed: int
     recipe: str
-    training_seconds: float
-    images_seen: int
-    teacher_sha256: str
+    seed: int | None = None
+    training_seconds: float | None = None
+    images_seen: int | None = None
+    teacher_sha256: str | None = None
     format: int = 1
+
+
+# name of a student published by others = name of its file in `dimo.official.OFFICIAL`
+PUBLISHED_STUDENTS: dict[str, StudentConfig] = {
+    "dimo-maskgit": StudentConfig(
+        teacher="maskgit",
+        init_mask_ratio=0.6,
+        embedding_noise=0.1,
+        temperature=7.0,
+        temperature_selected_by="Di[M]O paper, fig. 14b and app. D.2: lowest FID of 50,000 images "
+        "over 11 temperatures from 2 to 11",
+        recipe="of its authors",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FoundStudent:
+    """A student whose files are there: its settings, its weights, and its name in tables."""
+
+    config: StudentConfig
+    path: Path
+    title: str
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network ready to sample, with its tokenizer and the hash of its weights file."""
+    """A network ready to sample, with its tokenizer and the hash of its weights file.
+
+    Attributes:
+        teacher: Its row, or that of its teacher.
+        model: The network in eval mode.
+        tokenizer: Of the same row.
+        weights_sha256: Of the network's weights file.
+        name: Name in tables.
+        student: None for a teacher.
+        precision: What the network computes in, one of `PRECISIONS`.
+    """
 
     teacher: Teacher
-    model: MaskGIT
+    model: MaskedModel
     tokenizer: Tokenizer
     weights_sha256: str
     name: str
-    student: StudentConfig | None = None  # None for a teacher
+    student: StudentConfig | None = None
+    precision: str = "float32"
 
 
 def get_teacher(name: str) -> Teacher:
@@ -146,54 +310,105 @@ def get_teacher(name: str) -> Teacher:
     return TEACHERS[name]
 
 
-def load_teacher(name: str, *, device: torch.device, weights: Path | None = None) -> Loaded:
+def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Path:
+    """Where the weights of a row lie: a file that comes with the package, or an official one.
+
+    Args:
+        teacher: The row.
+        role: "transformer" or "tokenizer".
+        folder: Where to look; None: the package, or `dimo.official.default_folder()`.
+
+    Raises:
+        DimoError: No such file.
+    """
+    name = teacher.weights[role]
+    if name in OFFICIAL:
+        return locate(name, folder)
+    path = (folder or ASSETS) / name
+    if not path.is_file():
+        raise DimoError(f"teacher {teacher.name!r} needs {path}; give its folder with --weights")
+    return path
+
+
+def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStudent:
+    """Finds a student without loading it: a published or shipped name, or a finished run's folder.
+
+    Args:
+        run: The name or the folder.
+        weights: Folder of official files, where a published student is looked for.
+
+    Raises:
+        DimoError: No such student, an unfinished run, or a config that is none.
+    """
+    name = str(run)
+    if name in PUBLISHED_STUDENTS:
+        return FoundStudent(PUBLISHED_STUDENTS[name], locate(name, weights), f"Di[M]O ({name})")
+    folder = ASSETS / name if name in shipped_students() else Path(run)
+    config_path, weights_path = folder / "config.json", folder / "student.safetensors"
+    if not config_path.is_file() or not weights_path.is_file():
+        named = ", ".join([*shipped_students(), *PUBLISHED_STUDENTS])
+        state = "is not finished (no student.safetensors)" if folder.is_dir() else "does not exist"
+        raise DimoError(
+            f"student run {name!r} {state}; students with a name: {named}; "
+            "make or finish one with: dimo distill --teacher digits --out RUN --resume"
+        )
+    return FoundStudent(_read_student_config(config_path), weights_path, f"Di[M]O ({folder.name})")
+
+
+def load_network(teacher: Teacher, path: Path) -> Network:
+    """The row's network with the weights of a file, in eval mode on the CPU.
+
+    Raises:
+        DimoError: The file is not one of this network.
+    """
+    return teacher.architecture.from_official(path, **teacher.network)
+
+
+def load_teacher(
+    name: str, *, device: torch.device, weights: Path | None = None, precision: str = "float32"
+) -> Loaded:
     """Loads a teacher and its tokenizer in eval mode.
 
     Args:
         name: A key of `TEACHERS`.
         device: Where to put both.
-        weights: Folder with the row's weight files; the shipped ones by default.
+        weights: Folder with the row's weight files; None: those shipped, or those fetched.
+        precision: What the network computes in, one of `PRECISIONS`.
 
     Raises:
-        DimoError: Unknown teacher; a missing or foreign weights file.
+        DimoError: Unknown teacher or precision; a missing or foreign weights file.
     """
     teacher = get_teacher(name)
-    path = _weights_file(teacher, "transformer", weights)
-    model = MaskGIT.from_official(path, **teacher.network).to(device)
-    return Loaded(teacher, model, _tokenizer(teacher, device, weights), sha256_file(path), name)
+    path = weights_file(teacher, "transformer", weights)
+    return _load(teacher, path, teacher.title, device, weights, precision)
 
 
-def load_student(run: str | Path, *, device: torch.device, weights: Path | None = None) -> Loaded:
-    """Loads a distilled student: a shipped name, or the folder of a finished run.
+def load_student(
+    run: str | Path,
+    *,
+    device: torch.device,
+    weights: Path | None = None,
+    precision: str = "float32",
+) -> Loaded:
+    """Loads a distilled student, see `find_student`, with its teacher's tokenizer.
 
     Raises:
-        DimoError: No such run, an unfinished one, or weights that do not fit.
+        DimoError: As `find_student`; weights that do not fit; unknown precision.
     """
-    folder = ASSETS / str(run) if str(run) in shipped_students() else Path(run)
-    config_path, weights_path = folder / "config.json", folder / "student.safetensors"
-    if not config_path.is_file() or not weights_path.is_file():
-        shipped = ", ".join(shipped_students()) or "none"
-        state = "is not finished (no student.safetensors)" if folder.is_dir() else "does not exist"
-        raise DimoError(
-            f"student run {str(run)!r} {state}; shipped students: {shipped}; "
-            "make or finish one with: dimo distill --teacher digits --out RUN --resume"
-        )
-    config = _read_student_config(config_path)
-    teacher = get_teacher(config.teacher)
-    model = MaskGIT.from_official(weights_path, **teacher.network).to(device)
-    digest = sha256_file(weights_path)
-    tokenizer = _tokenizer(teacher, device, weights)
-    return Loaded(teacher, model, tokenizer, digest, f"Di[M]O ({folder.name})", config)
+    found = find_student(run, weights=weights)
+    teacher = get_teacher(found.config.teacher)
+    return _load(teacher, found.path, found.title, device, weights, precision, found.config)
 
 
-def load_model(name: str, *, device: torch.device, weights: Path | None = None) -> Loaded:
+def load_model(
+    name: str, *, device: torch.device, weights: Path | None = None, precision: str = "float32"
+) -> Loaded:
     """The teacher of that name, else the student of that name or in that folder."""
-    if name in TEACHERS:
-        return load_teacher(name, device=device, weights=weights)
-    return load_student(name, device=device, weights=weights)
+    load = load_teacher if name in TEACHERS else load_student
+    return load(name, device=device, weights=weights, precision=precision)
 
 
-def save_student(folder: Path, model: MaskGIT, config: StudentConfig) -> None:
+def save_student(folder: Path, model: nn.Module, config: StudentConfig) -> None:
     """Writes `student.safetensors` and then `config.json`, which marks the run as finished."""
     content = dataclasses.asdict(config)
     timeless = {key: value for key, value in content.items() if key != "training_seconds"}
@@ -206,25 +421,42 @@ def shipped_students() -> list[str]:
     return sorted(p.parent.name for p in ASSETS.glob("*/student.safetensors"))
 
 
+def check_precision(precision: str) -> None:
+    """
+    Raises:
+        DimoError: Not one of `PRECISIONS`.
+    """
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
+
+
+def _load(
+    teacher: Teacher,
+    path: Path,
+    title: str,
+    device: torch.device,
+    weights: Path | None,
+    precision: str,
+    student: StudentConfig | None = None,
+) -> Loaded:
+    check_precision(precision)
+    # the tokenizer first: what is missing or foreign shows before the larger file is read
+    tokenizer = teacher.tokenizer(weights_file(teacher, "tokenizer", weights)).to(device)
+    model: MaskedModel = load_network(teacher, path).to(device)
+    if precision != "float32":
+        from dimo.models.precision import in_precision
+
+        model = in_precision(model, precision)
+    return Loaded(teacher, model, tokenizer, sha256_file(path), title, student, precision)
+
+
 def _read_student_config(path: Path) -> StudentConfig:
+    origin = Origin(str(path), "distil the run again")
     try:
         content = json.loads(path.read_text())
-        config = StudentConfig(**content)
-    except (ValueError, TypeError) as error:
-        raise DimoError(
-            f"{path} is not a student's config: {error}; distil the run again"
-        ) from error
+    except ValueError as error:
+        raise origin.error(f"not valid JSON: {error}") from error
+    config = decode(StudentConfig, content, origin)
     if config.format != 1:
         raise DimoError(f"{path} has format {config.format}, this version reads 1; update dimo")
     return config
-
-
-def _weights_file(teacher: Teacher, role: str, folder: Path | None) -> Path:
-    path = (folder or ASSETS) / teacher.weights[role]
-    if not path.is_file():
-        raise DimoError(f"teacher {teacher.name!r} needs {path}; give its folder with --weights")
-    return path
-
-
-def _tokenizer(teacher: Teacher, device: torch.device, folder: Path | None) -> Tokenizer:
-    return teacher.tokenizer(_weights_file(teacher, "tokenizer", folder)).to(device)

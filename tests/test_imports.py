@@ -32,6 +32,7 @@ DOORS = {
     "torch_fidelity": {"bench/features/inception.py"},
     "timm": {"bench/features/dinov2.py"},
     "open_clip": {"bench/features/clip.py"},
+    "torchvision": {"dimo/datasets/imagenet.py"},
     "scipy": {"bench/metrics/frechet.py"},
 }
 
