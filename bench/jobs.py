@@ -25,10 +25,10 @@ from bench.protocol import Protocol
 from bench.record import MethodInfo, Section
 from bench.references import reference_images
 from dimo.errors import DimoError
-from dimo.teachers import Loaded, find_student, get_teacher, load_student, load_teacher
+from dimo.students import find_student
+from dimo.teachers import Loaded, get_teacher, load_student, load_teacher
 
-_RECORDED = ("sampler", "num_steps", "precision", *SETTINGS)  # of the settings, in a record
-_USUAL = {"precision": "float32", "random_start": False}  # what goes without saying there
+_RECORDED = ("sampler", "num_steps", *SETTINGS)  # of the settings, by the same name in a record
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,9 @@ def method_info(job: Job, cost: Cost | None) -> MethodInfo:
             "seed": student.seed,
         }
     chosen = {name: getattr(settings, name, None) for name in _RECORDED}
-    chosen |= {name: None for name, usual in _USUAL.items() if chosen[name] == usual}
+    # no random start and float32 go without saying, as in records from before there was a choice
+    chosen["random_start"] = chosen["random_start"] or None
+    precision = settings.precision if settings else "float32"
     return MethodInfo(
         name=job.name,
         section=job.section,
@@ -89,6 +91,7 @@ def method_info(job: Job, cost: Cost | None) -> MethodInfo:
         selected_by=settings.selected_by if settings else "nothing to select",
         weights_sha256=job.loaded.weights_sha256 if settings else None,
         training=training,
+        network_precision=None if precision == "float32" else precision,
         **chosen,
     )
 

@@ -18,7 +18,8 @@ from bench.protocol import Protocol, list_protocols
 from dimo.errors import DimoError, unknown_name
 from dimo.masking import DECODING_SCHEDULES, UNMASKING_RATES, check_steps
 from dimo.samplers import SAMPLERS
-from dimo.teachers import StudentConfig, Teacher, check_precision
+from dimo.students import StudentConfig
+from dimo.teachers import Teacher, check_precision
 
 # numeric settings -> whether a value is allowed, and the rule in words
 RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {

@@ -86,7 +86,7 @@ class MethodInfo:
         random_start: True if each image started at a place of its own in the Halton order.
         top_k: Tokens were drawn among the k likeliest.
         top_p: Tokens were drawn among the likeliest that together reach this probability.
-        precision: What the network computed in, if not float32.
+        network_precision: What the network computed in, if not float32.
 
     The fields with a default are in a file only where they are not None.
     """
@@ -110,7 +110,7 @@ class MethodInfo:
     random_start: bool | None = None
     top_k: int | None = None
     top_p: float | None = None
-    precision: str | None = None
+    network_precision: str | None = None
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from dimo import rng
 from dimo.config import DistillRecipe, TrainRecipe, to_toml
 from dimo.errors import DimoError
 from dimo.files import sha256_file, write_atomic
+from dimo.students import StudentConfig, save_student
 from dimo.tasks import DistillTask, TeacherTask
-from dimo.teachers import StudentConfig, get_teacher, load_network, save_student, weights_file
+from dimo.teachers import get_teacher, load_network, weights_file
 from dimo.train import OnStep, fit
 from dimo.weights import save_tensors
 

@@ -19,6 +19,7 @@ BENCH_MAY_IMPORT = {
     "models",
     "rng",
     "samplers",
+    "students",
     "teachers",
     "weights",
 }

@@ -294,7 +294,7 @@ def _settings_table(rows: list[_Row], protocol: Protocol) -> str:
         ("random_start", "Random start", lambda _: "yes"),
         ("top_k", "Top-k", cells.integer),
         ("top_p", "Top-p", "{:g}".format),
-        ("precision", "Precision", cells.text),
+        ("network_precision", "Network in", cells.text),
         ("seed", "Seed", cells.integer),
         ("weights_sha256", "Weights", lambda value: cells.text(value[:12])),
         ("run_id", "Run", lambda value: cells.text(value[:8])),
@@ -303,7 +303,7 @@ def _settings_table(rows: list[_Row], protocol: Protocol) -> str:
     kept = [column for column in columns if any(_has(row[column[0]]) for row in rows)]
     if all(row["seed"] == protocol.seeds.report for row in rows):
         kept = [column for column in kept if column[0] != "seed"]
-    texts = {"sampler", "mask_schedule", "token_counts", "random_start", "precision"}
+    texts = {"sampler", "mask_schedule", "token_counts", "random_start", "network_precision"}
     texts |= {"weights_sha256", "run_id", "training"}
     left = [0, *(2 + i for i, (name, _, _) in enumerate(kept) if name in texts)]
     body = [

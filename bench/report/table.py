@@ -41,7 +41,7 @@ ROW_COLUMNS = (
     "random_start",
     "top_k",
     "top_p",
-    "precision",
+    "network_precision",
     "selected_by",
     "weights_sha256",
     "training",
@@ -68,7 +68,7 @@ _SETTINGS = {
     "random_start": "random start",
     "top_k": "top-k",
     "top_p": "top-p",
-    "precision": "precision",
+    "network_precision": "network in",
     "seed": "seed",
     "weights_sha256": "weights",
 }
