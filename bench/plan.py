@@ -23,8 +23,8 @@ from dimo.teachers import Teacher, check_precision
 
 # numeric settings -> whether a value is allowed, and the rule in words
 RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
-    "guidance_scale": (lambda x: x > 0, "above 0; 1 is off"),
     "temperature": (lambda x: x > 0, "above 0; 1 is as trained"),
+    "guidance_scale": (lambda x: x > 0, "above 0; 1 is off"),
     "final_temperature": (lambda x: x > 0, "above 0; 1 is as trained"),
     "choice_temperature": (lambda x: x >= 0, "at least 0; 0 is no noise"),
     "theta": (lambda x: 0 < x < 1, "strictly between 0 and 1; e.g. 0.5"),
