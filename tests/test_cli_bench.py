@@ -38,7 +38,7 @@ def refused(dimo, *arguments):
 
 @pytest.fixture
 def protocol_file(tmp_path):
-    """`protocol_file(name, (old, new), ...)`: a file like `digits` with few images and resamples."""
+    """`protocol_file(name, (old, new), ...)`: `digits` with few images and resamples."""
 
     def write(name, *changes):
         text = protocol_text("digits")
