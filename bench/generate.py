@@ -1,6 +1,13 @@
 """(model, sampler settings, seed) -> image batches. Image i depends on the seed and i alone."""
 
-__all__ = ["SETTINGS", "SamplerSettings", "generate", "sample_tokens", "settings_of"]
+__all__ = [
+    "ALL_SAMPLERS",
+    "SETTINGS",
+    "SamplerSettings",
+    "generate",
+    "sample_tokens",
+    "settings_of",
+]
 
 import dataclasses
 import functools
@@ -24,7 +31,8 @@ _STUDENT_SAMPLERS: Mapping[str, Callable[..., Samples]] = {
     "one_step": sample_one_step,
     "few_step": sample_few_step,
 }
-_FUNCTIONS: Mapping[str, Callable[..., Samples]] = {**SAMPLERS, **_STUDENT_SAMPLERS}
+# of teachers, then of students
+ALL_SAMPLERS: Mapping[str, Callable[..., Samples]] = {**SAMPLERS, **_STUDENT_SAMPLERS}
 
 # what a sampler may have beside its number of steps; fields of `SamplerSettings`
 SETTINGS = (
@@ -83,7 +91,7 @@ class SamplerSettings:
         takes = settings_of(self.sampler)
         for name in SETTINGS:
             value = getattr(self, name)
-            if name not in takes and value not in (None, False):
+            if name not in takes and value is not None and value is not False:
                 known = ", ".join(sorted(takes))
                 raise DimoError(f"sampler {self.sampler!r} has no {name} ({value}); it has {known}")
 
@@ -101,9 +109,9 @@ def settings_of(sampler: str) -> Mapping[str, Any]:
     Raises:
         DimoError: Unknown sampler.
     """
-    if sampler not in _FUNCTIONS:
-        raise unknown_name("sampler", sampler, _FUNCTIONS)
-    parameters = inspect.signature(_FUNCTIONS[sampler]).parameters
+    if sampler not in ALL_SAMPLERS:
+        raise unknown_name("sampler", sampler, ALL_SAMPLERS)
+    parameters = inspect.signature(ALL_SAMPLERS[sampler]).parameters
     return {name: parameters[name].default for name in SETTINGS if name in parameters}
 
 
@@ -131,7 +139,7 @@ def sample_tokens(
         assert loaded.student is not None, "this sampler is for a distilled student"
         given["init_mask_ratio"] = loaded.student.init_mask_ratio
         given["embedding_noise"] = loaded.student.embedding_noise
-    sample = _FUNCTIONS[settings.sampler]
+    sample = ALL_SAMPLERS[settings.sampler]
     return sample(loaded.model, labels, ImageNoise(seed, index), **given)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.generate import SamplerSettings, settings_of
+from bench.generate import ALL_SAMPLERS, SamplerSettings, settings_of
 from bench.protocol import Protocol, list_protocols
 from dimo.errors import DimoError, unknown_name
 from dimo.masking import DECODING_SCHEDULES, UNMASKING_RATES, check_steps
@@ -89,7 +89,10 @@ def teacher_settings(
             value = getattr(own, name, None)
             if value is not None and (name != "mask_schedule" or sampler == own.sampler):
                 defaults[name] = value
-        rows += _rows(sampler, steps, defaults, own.selected_by, teacher.num_tokens, choice)
+        words = own.selected_by
+        if sampler != own.sampler:
+            words = f"guidance and temperature as for the teacher ({words}), else the sampler's own"
+        rows += _rows(sampler, steps, defaults, words, teacher.num_tokens, choice)
     return rows
 
 
@@ -123,11 +126,11 @@ def check_used(rows: Sequence[SamplerSettings], choice: Choice) -> None:
     used = sorted({row.sampler for row in rows})
     for name, value in choice.settings.items():
         if not any(name in settings_of(sampler) for sampler in used):
-            having = [s for s in (*SAMPLERS, "one_step", "few_step") if name in settings_of(s)]
+            having = [sampler for sampler in ALL_SAMPLERS if name in settings_of(sampler)]
             raise _unused(_option(name), f"{value:g}", used, having)
     for schedule in choice.schedules:
         if not any(row.mask_schedule == schedule for row in rows):
-            having = [s for s in (*SAMPLERS, "few_step") if schedule in _schedules_of(s)]
+            having = [sampler for sampler in ALL_SAMPLERS if schedule in _schedules_of(sampler)]
             raise _unused("--schedule", schedule, used, having)
 
 
@@ -164,7 +167,7 @@ def _rows(
 ) -> list[SamplerSettings]:
     given = {name: value for name, value in choice.settings.items() if name in defaults}
     known = [schedule for schedule in choice.schedules if schedule in _schedules_of(sampler)]
-    names = [name.replace("_", " ") for name in (*given, *["schedule"][: len(known)])]
+    names = [name.replace("_", " ") for name in given] + ["schedule"] * bool(known)
     if names:
         rest = f"; else {selected_by}" if selected_by else ""
         selected_by = f"{', '.join(names)} given on the command line{rest}"

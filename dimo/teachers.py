@@ -184,8 +184,14 @@ def _maskgit(name: str, side: int, *, w: float, choice_temperature: float, steps
 _FINAL_INVERSE_TEMPERATURE = 1.2  # sm_temp_max
 
 
-def _halton(size: str, *, w: float) -> Teacher:
-    """Halton-MaskGIT at 256 pixels; its CFG w is (1 + w) c - w u, so the scale is 1 + w."""
+def _halton(size: str, *, w: float, side_of_w: int) -> Teacher:
+    """Halton-MaskGIT at 256 pixels; its CFG w is (1 + w) c - w u, so the scale is 1 + w.
+
+    Args:
+        size: A key of `SIZES`.
+        w: The CFG of its README's table.
+        side_of_w: The image side of that row of the table.
+    """
     return Teacher(
         name=f"halton-{size}",
         title=f"Halton-MaskGIT-{size}",
@@ -205,13 +211,14 @@ def _halton(size: str, *, w: float) -> Teacher:
             temperature=1.0,
             final_temperature=1 / _FINAL_INVERSE_TEMPERATURE,
             random_start=True,
-            selected_by=f"README of Halton-MaskGIT: CFG {w:g} (scale {1 + w:g}) of its table for "
-            "32 steps; inverse temperature 1 to 1.2 and random start of its example",
+            selected_by=f"README of Halton-MaskGIT: CFG {w:g} (scale {1 + w:g}) of its table, "
+            f"{side_of_w} x {side_of_w} and 32 steps; inverse temperature 1 to 1.2 and random "
+            "start of its example",
         ),
     )
 
 
-_HALTON_CFG = {"tiny": 1.5, "small": 1.0, "base": 0.7, "large": 0.5}  # w
+_HALTON_CFG = {"tiny": (1.5, 256), "small": (1.0, 256), "base": (0.7, 256), "large": (0.5, 384)}
 
 TEACHERS: dict[str, Teacher] = {
     teacher.name: teacher
@@ -219,7 +226,7 @@ TEACHERS: dict[str, Teacher] = {
         _digits(),
         _maskgit("maskgit", 256, w=3.0, choice_temperature=4.5, steps=8),
         _maskgit("maskgit-512", 512, w=2.8, choice_temperature=7.0, steps=15),
-        *(_halton(size, w=w) for size, w in _HALTON_CFG.items()),
+        *(_halton(size, w=w, side_of_w=side) for size, (w, side) in _HALTON_CFG.items()),
     )
 }
 

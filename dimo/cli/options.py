@@ -42,7 +42,9 @@ Teacher = Annotated[str, typer.Option(help="Name of a teacher.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Weights = Annotated[
     Path | None,
-    typer.Option(help="Folder of the weights, as published or converted; default: those fetched."),
+    typer.Option(
+        help="Folder of the weights, as published or converted; default: shipped or fetched."
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Settings = Annotated[

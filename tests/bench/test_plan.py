@@ -78,8 +78,9 @@ def test_a_schedule_is_a_row_of_the_samplers_that_know_it():
     ]
     both = rows(samplers=("random", "tau_leaping"), schedules=("arccos-v1",))
     assert [row.mask_schedule for row in both] == ["arccos-v1", "log-linear"]
-    assert both[0].selected_by.startswith("schedule given on the command line; else as Maskgit")
-    assert both[1].selected_by.startswith("as Maskgit")
+    given = "schedule given on the command line; else "
+    assert both[0].selected_by == given + both[1].selected_by
+    assert both[1].selected_by.startswith("guidance and temperature as for the teacher (as Maskgit")
 
 
 def test_what_is_given_replaces_defaults_where_there_is_such_a_setting():
