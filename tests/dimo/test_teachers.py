@@ -1,14 +1,20 @@
 """The tables of teachers and published students, and how their files are found and loaded."""
 
+import dataclasses
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
-from bench.generate import SamplerSettings
+from bench.generate import SamplerSettings, sample_tokens
+from bench.jobs import jobs_of
+from dimo.config import DistillRecipe
 from dimo.errors import DimoError
+from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.official import OFFICIAL
+from dimo.runs import distill
 from dimo.students import PUBLISHED_STUDENTS, StudentConfig, find_student, save_student
 from dimo.teachers import TEACHERS, get_teacher, load_model, load_student, load_teacher
 from dimo.weights import ASSETS
@@ -127,3 +133,42 @@ def test_a_foreign_config_is_refused(tmp_path, text, said):
     with pytest.raises(DimoError, match="distil the run again") as caught:
         load_student(tmp_path, device=CPU)
     assert said in str(caught.value)
+
+
+def test_a_teacher_of_the_other_architecture_is_distilled_and_sampled(
+    golden, golden_file, golden_constructor, tmp_path, monkeypatch
+):
+    network = golden_constructor["halton_transformer"]
+    tokenizer = golden_constructor["halton_llamagen_vq"]
+    small = dataclasses.replace(
+        TEACHERS["halton-tiny"],
+        network=network,
+        tokenizer=partial(LlamaGenVQ.from_official, **tokenizer),
+        image_size=64,
+        num_tokens=network["input_size"] ** 2,
+        num_classes=network["nclass"],
+    )
+    monkeypatch.setitem(TEACHERS, "halton-tiny", small)
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    for name, source in (
+        ("ImageNet_256_tiny", golden / "halton_transformer.weights.safetensors"),
+        ("vq_ds16_c2i", golden_file("halton_llamagen_vq.weights.safetensors")),
+    ):
+        (weights / f"{name}.safetensors").write_bytes(source.read_bytes())
+    recipe = DistillRecipe(
+        teacher="halton-tiny",
+        steps=2,
+        batch_size=4,
+        learning_rate=1e-4,
+        auxiliary_learning_rate=1e-4,
+    )
+    distill(recipe, tmp_path / "run", recipe_name="mine", device=CPU, weights=weights)
+    teacher = load_model("halton-tiny", device=CPU, weights=weights)
+    student = load_model(str(tmp_path / "run"), device=CPU, weights=weights)
+    assert student.student.teacher_sha256 == teacher.weights_sha256
+    index = torch.arange(3)
+    for job in jobs_of(teacher, [4], {}) + jobs_of(student, [], {}, student_steps=[1, 4]):
+        found = sample_tokens(job.loaded, job.settings, labels=index, seed=0, index=index)
+        assert found.nfe == {"halton": 8, "one_step": 1, "few_step": 4}[job.settings.sampler]
+        assert found.tokens.max() < network["codebook_size"]
