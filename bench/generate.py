@@ -1,34 +1,76 @@
 """(model, sampler settings, seed) -> image batches. Image i depends on the seed and i alone."""
 
-__all__ = ["SamplerSettings", "generate", "sample_tokens"]
+__all__ = [
+    "ALL_SAMPLERS",
+    "SETTINGS",
+    "SamplerSettings",
+    "generate",
+    "sample_tokens",
+    "settings_of",
+]
 
-from collections.abc import Iterator
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 from bench.images import ImageBatch, to_uint8
-from dimo.errors import unknown_name
+from dimo.errors import DimoError, unknown_name
 from dimo.rng import ImageNoise
 from dimo.samplers import SAMPLERS
+from dimo.samplers.few_step import sample_few_step
 from dimo.samplers.one_step import sample_one_step
 from dimo.samplers.types import Samples
 from dimo.teachers import Loaded
+
+_STUDENT_SAMPLERS: Mapping[str, Callable[..., Samples]] = {
+    "one_step": sample_one_step,
+    "few_step": sample_few_step,
+}
+# of teachers, then of students
+ALL_SAMPLERS: Mapping[str, Callable[..., Samples]] = {**SAMPLERS, **_STUDENT_SAMPLERS}
+
+# what a sampler may have beside its number of steps; fields of `SamplerSettings`
+SETTINGS = (
+    "mask_schedule",
+    "guidance_scale",
+    "temperature",
+    "final_temperature",
+    "choice_temperature",
+    "theta",
+    "random_start",
+    "top_k",
+    "top_p",
+)
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
     """What the model may choose, as opposed to what the protocol fixes.
 
+    None (and no random start): the sampler's own default, or it has no such setting.
+
     Attributes:
-        sampler: A key of `dimo.samplers.SAMPLERS`, or "one_step" of a student.
+        sampler: A key of `dimo.samplers.SAMPLERS`, or "one_step" or "few_step" of a student.
         num_steps: Sampling steps.
         temperature: Divides the logits.
-        mask_schedule: How many tokens each step reveals; None: the sampler's own.
-        guidance_scale: s at the last step, 1 = off; None: the sampler has none.
-        choice_temperature: Of the confidence noise; None: the sampler has none.
+        mask_schedule: How many tokens each step reveals, or at what rate.
+        guidance_scale: Strongest s, 1 = off.
+        choice_temperature: Of the confidence noise.
+        theta: Where in a step of theta-trapezoidal the second prediction is.
+        final_temperature: Of the last step, for a temperature that changes on the way.
+        random_start: Whether each image starts at a place of its own in the Halton order.
+        top_k: Draws among the k likeliest tokens only.
+        top_p: Draws among the likeliest tokens that together reach this probability.
+        precision: What the network computes in; set when it is loaded.
         selected_by: How these values were chosen.
+
+    Raises:
+        DimoError: Unknown sampler, or a setting that this sampler does not have.
     """
 
     sampler: str
@@ -37,7 +79,40 @@ class SamplerSettings:
     mask_schedule: str | None = None
     guidance_scale: float | None = None
     choice_temperature: float | None = None
+    theta: float | None = None
+    final_temperature: float | None = None
+    random_start: bool = False
+    top_k: int | None = None
+    top_p: float | None = None
+    precision: str = "float32"
     selected_by: str = "default"
+
+    def __post_init__(self) -> None:
+        takes = settings_of(self.sampler)
+        for name in SETTINGS:
+            value = getattr(self, name)
+            if name not in takes and value is not None and value is not False:
+                known = ", ".join(sorted(takes))
+                raise DimoError(f"sampler {self.sampler!r} has no {name} ({value}); it has {known}")
+
+    def changed(self, **changes: Any) -> Self:
+        """A copy with changes; a new `temperature` alone holds at every step."""
+        if "temperature" in changes:
+            changes = {"final_temperature": None, **changes}
+        return dataclasses.replace(self, **changes)
+
+
+@functools.cache
+def settings_of(sampler: str) -> Mapping[str, Any]:
+    """The settings a sampler has beside its number of steps, with its own defaults.
+
+    Raises:
+        DimoError: Unknown sampler.
+    """
+    if sampler not in ALL_SAMPLERS:
+        raise unknown_name("sampler", sampler, ALL_SAMPLERS)
+    parameters = inspect.signature(ALL_SAMPLERS[sampler]).parameters
+    return {name: parameters[name].default for name in SETTINGS if name in parameters}
 
 
 def sample_tokens(
@@ -51,34 +126,21 @@ def sample_tokens(
     """Tokens of images `index` [B] under conditions `labels` [B].
 
     Raises:
-        DimoError: Unknown sampler, or settings the sampler refuses.
+        DimoError: Settings the sampler refuses.
     """
-    noise = ImageNoise(seed, index)
-    if settings.sampler == "one_step":
-        assert loaded.student is not None, "one_step samples a distilled student"
-        return sample_one_step(
-            loaded.model,
-            labels,
-            noise,
-            init_mask_ratio=loaded.student.init_mask_ratio,
-            embedding_noise=loaded.student.embedding_noise,
-            temperature=settings.temperature,
-        )
-    if settings.sampler not in SAMPLERS:
-        raise unknown_name("sampler", settings.sampler, [*SAMPLERS, "one_step"])
-    given: dict[str, Any] = {
+    given = {
         name: value
-        for name in ("mask_schedule", "guidance_scale", "choice_temperature")
+        for name in settings_of(settings.sampler)
         if (value := getattr(settings, name)) is not None
     }
-    return SAMPLERS[settings.sampler](
-        loaded.model,
-        labels,
-        noise,
-        num_steps=settings.num_steps,
-        temperature=settings.temperature,
-        **given,
-    )
+    if settings.sampler != "one_step":
+        given["num_steps"] = settings.num_steps
+    if settings.sampler in _STUDENT_SAMPLERS:
+        assert loaded.student is not None, "this sampler is for a distilled student"
+        given["init_mask_ratio"] = loaded.student.init_mask_ratio
+        given["embedding_noise"] = loaded.student.embedding_noise
+    sample = ALL_SAMPLERS[settings.sampler]
+    return sample(loaded.model, labels, ImageNoise(seed, index), **given)
 
 
 @torch.inference_mode()

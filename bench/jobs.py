@@ -7,26 +7,28 @@ __all__ = [
     "load_jobs",
     "method_info",
     "reference_jobs",
-    "student_job",
-    "teacher_jobs",
 ]
 
-import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.generate import SamplerSettings
+from bench.generate import SETTINGS, SamplerSettings
 from bench.images import to_uint8
+from bench.plan import Choice, check_used, student_settings, teacher_settings
 from bench.protocol import Protocol
 from bench.record import MethodInfo, Section
 from bench.references import reference_images
-from dimo.errors import DimoError, unknown_name
-from dimo.masking import tokens_per_step
-from dimo.teachers import Loaded, load_student, load_teacher
+from dimo.errors import DimoError
+from dimo.students import find_student
+from dimo.teachers import Loaded, get_teacher, load_student, load_teacher
+
+_RECORDED = ("sampler", "num_steps", *SETTINGS)  # of the settings, by the same name in a record
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Cost:
 def method_info(job: Job, cost: Cost | None) -> MethodInfo:
     """The part of a record that says what was scored; `cost` is None for a fixed set."""
     settings, student = job.settings, job.loaded.student
-    training = {}
+    training: dict[str, Any] = {}
     if student is not None and settings is not None:
         training = {
             "recipe": student.recipe,
@@ -76,89 +78,78 @@ def method_info(job: Job, cost: Cost | None) -> MethodInfo:
             "images_seen": student.images_seen,
             "seed": student.seed,
         }
+    chosen = {name: getattr(settings, name, None) for name in _RECORDED}
+    # no random start and float32 go without saying, as in records from before there was a choice
+    chosen["random_start"] = chosen["random_start"] or None
+    precision = settings.precision if settings else "float32"
     return MethodInfo(
         name=job.name,
         section=job.section,
         teacher=job.loaded.teacher.name,
-        sampler=settings.sampler if settings else None,
-        num_steps=settings.num_steps if settings else None,
         nfe=cost.nfe if cost else None,
-        mask_schedule=settings.mask_schedule if settings else None,
         token_counts=cost.token_counts if cost else None,
-        guidance_scale=settings.guidance_scale if settings else None,
-        temperature=settings.temperature if settings else None,
-        choice_temperature=settings.choice_temperature if settings else None,
         selected_by=settings.selected_by if settings else "nothing to select",
         weights_sha256=job.loaded.weights_sha256 if settings else None,
         training=training,
+        network_precision=None if precision == "float32" else precision,
+        **chosen,
     )
 
 
-# name in tables, mask schedule where it is not the teacher's; the rest is as for the teacher
-_SAMPLERS = {
-    "confidence": ("MaskGIT", None),
-    "random": ("Random order", None),
-    "halton": ("Halton order", "arccos-halton"),
-    "tau_leaping": ("τ-leaping", "log-linear"),
-    "theta_trapezoidal": ("θ-trapezoidal", "log-linear"),
+# rows of a sampler that is not the teacher's own
+_SAMPLER_NAMES = {
+    "confidence": "Confidence order",
+    "random": "Random order",
+    "halton": "Halton order",
+    "tau_leaping": "τ-leaping",
+    "theta_trapezoidal": "θ-trapezoidal",
 }
-
-
-def teacher_jobs(
-    loaded: Loaded,
-    steps: Sequence[int],
-    overrides: Mapping[str, float],
-    samplers: Sequence[str] = ("confidence",),
-) -> list[Job]:
-    """The teacher at each number of steps, with its defaults unless `overrides` say otherwise.
-
-    Its own sampler makes the rows of the section "Teacher", others those of "Sampler"; these take
-    the teacher's guidance and temperature.
-
-    Raises:
-        DimoError: Unknown sampler, or a number of steps that the grid does not take.
-    """
-    defaults = dataclasses.asdict(loaded.teacher.defaults) | dict(overrides)
-    if overrides:
-        defaults["selected_by"] = "given on the command line"
-    jobs = []
-    for sampler in samplers:
-        if sampler not in _SAMPLERS:
-            raise unknown_name("sampler", sampler, _SAMPLERS)
-        name, schedule = _SAMPLERS[sampler]
-        chosen = dict(defaults)
-        if sampler != "confidence":
-            chosen["choice_temperature"] = None
-            chosen["mask_schedule"] = schedule or defaults["mask_schedule"]
-        section: Section = "Teacher" if sampler == "confidence" else "Sampler"
-        for num_steps in steps:
-            if schedule != "log-linear":  # the others reveal at least a token a step
-                tokens_per_step(chosen["mask_schedule"], num_steps, loaded.model.num_tokens)
-            settings = SamplerSettings(sampler=sampler, num_steps=num_steps, **chosen)
-            jobs.append(Job(name, section, loaded, settings))
-    return jobs
-
-
-def student_job(loaded: Loaded, temperature: float | None) -> Job:
-    """A one-step student at the temperature its run chose, or at the given one."""
-    assert loaded.student is not None
-    chosen = (loaded.student.temperature, loaded.student.temperature_selected_by)
-    if temperature is not None:
-        chosen = (temperature, "given on the command line")
-    settings = SamplerSettings(sampler="one_step", temperature=chosen[0], selected_by=chosen[1])
-    return Job(loaded.name, "Distill.", loaded, settings)
 
 
 def jobs_of(
     loaded: Loaded,
     steps: Sequence[int],
-    overrides: Mapping[str, float],
-    samplers: Sequence[str] = ("confidence",),
+    overrides: Mapping[str, Any],
+    samplers: Sequence[str] = (),
+    *,
+    schedules: Sequence[str] = (),
+    student_steps: Sequence[int] = (1,),
 ) -> list[Job]:
-    """The jobs of one network: a teacher at each number of steps, or a student at one."""
+    """The jobs of one network: a teacher at `steps`, or a student at `student_steps`.
+
+    A teacher's own sampler makes rows of the section "Teacher", others those of "Sampler". What
+    a row does not have of `overrides` and `schedules` is left out, see `bench.plan.check_used`.
+
+    Args:
+        loaded: The network.
+        steps: Step counts of a teacher.
+        overrides: Settings that replace the defaults, keys of `bench.plan.RANGES`.
+        samplers: How a teacher is sampled; empty: by its own sampler.
+        schedules: A row for each; empty: the default of each sampler.
+        student_steps: Step counts of a student.
+
+    Raises:
+        DimoError: Unknown sampler or schedule, a setting or a number of steps out of range.
+    """
+    choice = Choice(tuple(samplers), tuple(schedules), overrides, loaded.precision)
     if loaded.student is None:
-        return teacher_jobs(loaded, steps, overrides, samplers)
-    return [student_job(loaded, overrides.get("temperature"))]
+        return _teacher_jobs(loaded, teacher_settings(loaded.teacher, steps, choice))
+    length = loaded.teacher.num_tokens
+    return _student_jobs(loaded, student_settings(loaded.student, length, student_steps, choice))
+
+
+def _teacher_jobs(loaded: Loaded, rows: Sequence[SamplerSettings]) -> list[Job]:
+    own = loaded.teacher.defaults.sampler
+    return [
+        Job(loaded.name, "Teacher", loaded, row)
+        if row.sampler == own
+        else Job(_SAMPLER_NAMES[row.sampler], "Sampler", loaded, row)
+        for row in rows
+    ]
+
+
+def _student_jobs(loaded: Loaded, rows: Sequence[SamplerSettings]) -> list[Job]:
+    return [Job(loaded.name, "Distill.", loaded, row) for row in rows]
 
 
 def reference_jobs(loaded: Loaded, protocol: Protocol) -> list[Job]:
@@ -180,35 +171,50 @@ def load_jobs(
     *,
     device: torch.device,
     weights: Path | None = None,
-    overrides: Mapping[str, float] | None = None,
-    samplers: Sequence[str] = ("confidence",),
+    overrides: Mapping[str, Any] | None = None,
+    samplers: Sequence[str] = (),
+    schedules: Sequence[str] = (),
+    student_steps: Sequence[int] = (1,),
+    precision: str = "float32",
 ) -> list[Job]:
     """Loads the networks: the teacher at each number of steps, then each student.
 
+    All names, settings and files are checked before the first network is loaded.
+
     Args:
         teacher: A name of `dimo.teachers`.
-        students: Run folders or shipped names.
+        students: Run folders, shipped or published names.
         steps: Step counts of the teacher; empty for no teacher row.
         device: Where to put the networks.
-        weights: Folder of the teacher's weights; the shipped ones by default.
-        overrides: Sampler settings that replace the defaults of every row that has them.
-        samplers: How the teacher is sampled; keys of `dimo.samplers.SAMPLERS`.
+        weights: Folder of the weights; None: those shipped, or those fetched.
+        overrides: Settings that replace the defaults of every row that has them, keys of
+            `bench.plan.RANGES`.
+        samplers: How the teacher is sampled; empty: by its own sampler.
+        schedules: A row for each; empty: the default of each sampler.
+        student_steps: Step counts of the students.
+        precision: What the networks compute in, one of `dimo.models.precision.PRECISIONS`.
 
     Raises:
         DimoError: Unknown or missing networks, a student of another teacher, bad settings.
     """
-    given = dict(overrides or {})
-    for key, value in given.items():
-        if value <= 0:
-            raise DimoError(f"--{key.replace('_', '-')} {value:g} must be above 0; 1 is as trained")
-    source = load_teacher(teacher, device=device, weights=weights)
-    jobs = teacher_jobs(source, steps, given, samplers)
+    row = get_teacher(teacher)
+    choice = Choice(tuple(samplers), tuple(schedules), overrides or {}, precision)
+    planned = teacher_settings(row, steps, choice)
+    of_students = []
     for name in students:
-        loaded = load_student(name, device=device, weights=weights)
-        if loaded.teacher.name != teacher:
+        found = find_student(name, weights=weights)
+        if found.config.teacher != teacher:
             raise DimoError(
-                f"student {name!r} was distilled from {loaded.teacher.name!r}, "
-                f"not from {teacher!r}; use --teacher {loaded.teacher.name}"
+                f"student {name!r} was distilled from {found.config.teacher!r}, "
+                f"not from {teacher!r}; use --teacher {found.config.teacher}"
             )
-        jobs.append(student_job(loaded, given.get("temperature")))
+        of_students.append(student_settings(found.config, row.num_tokens, student_steps, choice))
+    check_used([*planned, *itertools.chain(*of_students)], choice)
+    jobs = []
+    if planned:
+        loaded = load_teacher(teacher, device=device, weights=weights, precision=precision)
+        jobs += _teacher_jobs(loaded, planned)
+    for name, settings in zip(students, of_students, strict=True):
+        loaded = load_student(name, device=device, weights=weights, precision=precision)
+        jobs += _student_jobs(loaded, settings)
     return jobs

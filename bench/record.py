@@ -79,7 +79,16 @@ class MethodInfo:
         choice_temperature: Of the noise on confidences.
         selected_by: How the settings were chosen, in words.
         weights_sha256: Hash of the weights file.
-        training: What is known of the training (recipe, seconds, images_seen, ...); may be empty.
+        training: What is known of the training (recipe, seconds, images_seen, ...); may be empty,
+            and None is what its authors did not publish.
+        final_temperature: Temperature of the last step, where it changes on the way.
+        theta: Where in a step of theta-trapezoidal the second prediction is.
+        random_start: True if each image started at a place of its own in the Halton order.
+        top_k: Tokens were drawn among the k likeliest.
+        top_p: Tokens were drawn among the likeliest that together reach this probability.
+        network_precision: What the network computed in, if not float32.
+
+    The fields with a default are in a file only where they are not None.
     """
 
     name: str
@@ -96,6 +105,12 @@ class MethodInfo:
     selected_by: str
     weights_sha256: str | None
     training: dict[str, Any]
+    final_temperature: float | None = None
+    theta: float | None = None
+    random_start: bool | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    network_precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -344,9 +359,12 @@ def _checked(data: Any, origin: Origin) -> ResultRecord:
 
 
 def _encoded(record: ResultRecord) -> dict[str, Any]:
+    """What the file holds; keys that came later are left out at their default, None."""
     content: dict[str, Any] = encode(record)
-    if record.evidence is None:  # as the record was first written
-        del content["evidence"]
+    for value, table in ((record, content), (record.method, content["method"])):
+        for field in dataclasses.fields(value):
+            if field.default is None and table[field.name] is None:
+                del table[field.name]
     return content
 
 

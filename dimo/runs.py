@@ -9,10 +9,10 @@ import torch
 from dimo import rng
 from dimo.config import DistillRecipe, TrainRecipe, to_toml
 from dimo.errors import DimoError
-from dimo.files import write_atomic
-from dimo.models.maskgit import MaskGIT
+from dimo.files import sha256_file, write_atomic
+from dimo.students import StudentConfig, save_student
 from dimo.tasks import DistillTask, TeacherTask
-from dimo.teachers import StudentConfig, get_teacher, load_teacher, save_student
+from dimo.teachers import get_teacher, load_network, weights_file
 from dimo.train import OnStep, fit
 from dimo.weights import save_tensors
 
@@ -37,19 +37,21 @@ def distill(
         out: The run folder.
         recipe_name: Stored with the student.
         device: Where to train.
-        weights: Folder of the teacher's weights; the shipped ones by default.
+        weights: Folder of the teacher's weights; None: those shipped, or those fetched.
         resume: Go on from the newest checkpoint in `out`.
         on_step: As in `dimo.train.fit`.
 
     Raises:
-        DimoError: `out` holds a run (without `resume`), nothing to resume, or another run.
+        DimoError: No weights of the teacher; `out` holds a run (without `resume`), nothing to
+            resume, or another run.
     """
+    row = get_teacher(recipe.teacher)
+    path = weights_file(row, "transformer", weights)
     _open(out, to_toml(recipe), resume)
-    loaded = load_teacher(recipe.teacher, device=device, weights=weights)
-    network = {**loaded.teacher.network, "dropout": recipe.dropout}
-    student = MaskGIT(**network)
-    student.load_state_dict(loaded.model.state_dict())
-    task = DistillTask(recipe, loaded.model, student, loaded.teacher.label_smoothing, device)
+    teacher = load_network(row, path)
+    student = row.architecture(**{**row.network, "dropout": recipe.dropout})
+    student.load_state_dict(teacher.state_dict())
+    task = DistillTask(recipe, teacher, student, row.label_smoothing, device)
     seconds = fit(task, out, resume=resume, on_step=on_step)
     config = StudentConfig(
         teacher=recipe.teacher,
@@ -61,7 +63,7 @@ def distill(
         recipe=recipe_name,
         training_seconds=round(seconds, 1),
         images_seen=recipe.steps * recipe.batch_size,
-        teacher_sha256=loaded.weights_sha256,
+        teacher_sha256=sha256_file(path),
     )
     save_student(out, task.ema, config)
     return config
@@ -91,12 +93,17 @@ def train_teacher(
     from dimo.models.digits import DigitsTokenizer
 
     teacher = get_teacher(recipe.teacher)
+    if not teacher.is_embedded:
+        raise DimoError(
+            f"teacher {teacher.name!r} is not trained here, its weights are published; "
+            f"fetch them with: dimo weights fetch {teacher.weights['transformer']}"
+        )
     _open(out, to_toml(recipe), resume)
     images, labels = digits.load()
     size = teacher.network["codebook_size"]
     tokenizer = DigitsTokenizer.fit(images, codebook_size=size, seed=recipe.seed)
     torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
-    network = MaskGIT(**{**teacher.network, "dropout": recipe.dropout})
+    network = teacher.architecture(**{**teacher.network, "dropout": recipe.dropout})
     task = TeacherTask(recipe, network, tokenizer.encode(images), labels, device)
     fit(task, out, resume=resume, on_step=on_step)
     provenance = {"recipe": to_toml(recipe), "data": "scikit-learn digits, 1,797 images"}

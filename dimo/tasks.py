@@ -21,8 +21,8 @@ from dimo import rng
 from dimo.config import DistillRecipe, TrainRecipe
 from dimo.ema import update_ema
 from dimo.masking import mask_count, mask_ratio, random_mask
-from dimo.models.maskgit import MaskGIT
 from dimo.objective import DiMOObjective
+from dimo.teachers import Network
 from dimo.weights import state_sha256
 
 
@@ -32,7 +32,7 @@ class _Task:
     def __init__(self, recipe: DistillRecipe | TrainRecipe, device: torch.device) -> None:
         self.recipe, self.device = recipe, device
         self.steps, self.checkpoint_every = recipe.steps, recipe.checkpoint_every
-        self.networks: dict[str, MaskGIT] = {}
+        self.networks: dict[str, Network] = {}
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self.identity = ""
 
@@ -101,7 +101,7 @@ class TeacherTask(_Task):
     def __init__(
         self,
         recipe: TrainRecipe,
-        network: MaskGIT,
+        network: Network,
         tokens: Tensor,
         labels: Tensor,
         device: torch.device,
@@ -149,8 +149,8 @@ class DistillTask(_Task):
     def __init__(
         self,
         recipe: DistillRecipe,
-        teacher: MaskGIT,
-        student: MaskGIT,
+        teacher: Network,
+        student: Network,
         label_smoothing: float,
         device: torch.device,
     ) -> None:

@@ -7,43 +7,65 @@ was trained as far as distillation must know, and the sampler settings it is com
 __all__ = [
     "TEACHERS",
     "Loaded",
+    "Network",
     "SamplerDefaults",
-    "StudentConfig",
     "Teacher",
     "get_teacher",
     "load_model",
+    "load_network",
     "load_student",
     "load_teacher",
-    "save_student",
-    "shipped_students",
+    "weights_file",
 ]
 
-import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
+from dimo.datasets import imagenet
 from dimo.errors import DimoError, unknown_name
-from dimo.files import sha256_file, write_atomic
-from dimo.models import Tokenizer
+from dimo.files import sha256_file
+from dimo.models import MaskedModel, Tokenizer
 from dimo.models.digits import DigitsTokenizer
+from dimo.models.halton import SIZES, HaltonMaskGIT
+from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.models.maskgit import MaskGIT
-from dimo.weights import ASSETS, save_tensors
+from dimo.models.precision import in_precision
+from dimo.models.vqgan import VQGAN
+from dimo.official import OFFICIAL, locate
+from dimo.students import StudentConfig, find_student
+from dimo.weights import ASSETS
+
+Network: TypeAlias = MaskGIT | HaltonMaskGIT
 
 
 @dataclass(frozen=True)
 class SamplerDefaults:
-    """Settings of the multi-step sampler in comparisons, and how they were chosen."""
+    """Settings of the multi-step sampler in comparisons, and how they were chosen.
 
+    Attributes:
+        sampler: The teacher's own sampler, a key of `dimo.samplers.SAMPLERS`.
+        mask_schedule: Of that sampler; another one takes its own default.
+        guidance_scale: s, 1 = off.
+        temperature: Divides the logits.
+        selected_by: Where the values come from.
+        choice_temperature: Of the confidence noise; None: the sampler's default, if it has any.
+        final_temperature: Of the last step; None: `temperature` throughout.
+        random_start: Whether each image starts at a place of its own in the Halton order.
+    """
+
+    sampler: str
     mask_schedule: str
     guidance_scale: float
     temperature: float
-    choice_temperature: float
     selected_by: str
+    choice_temperature: float | None = None
+    final_temperature: float | None = None
+    random_start: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,30 +74,51 @@ class Teacher:
 
     Attributes:
         name: What `--teacher` takes.
-        network: Constructor arguments of `MaskGIT`.
+        title: Name in tables.
+        architecture: The class of the network.
+        network: Its constructor arguments.
         tokenizer: Builds the tokenizer from its weights file.
-        weights: Role ("transformer", "tokenizer") -> file name.
+        weights: Role ("transformer", "tokenizer") -> a name of `dimo.official.OFFICIAL`, or the
+            name of a file that comes with the package.
+        image_size: Side of its images in pixels.
+        num_tokens: L.
         num_classes: Size of the condition.
-        class_names: One name a class, for captions.
+        names: Returns one name a class, for captions.
         label_smoothing: Of the teacher's training; the auxiliary model uses the same.
         defaults: Sampler settings for comparisons.
-        recipe: The distillation recipe taken when none is named.
+        recipe: The distillation recipe taken when none is named; None: there is none yet.
     """
 
     name: str
+    title: str
+    architecture: type[MaskGIT] | type[HaltonMaskGIT]
     network: Mapping[str, Any]
     tokenizer: Callable[[Path], Tokenizer]
     weights: Mapping[str, str]
+    image_size: int
+    num_tokens: int
     num_classes: int
-    class_names: tuple[str, ...]
+    names: Callable[[], tuple[str, ...]]
     label_smoothing: float
     defaults: SamplerDefaults
-    recipe: str
+    recipe: str | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name a class."""
+        return self.names()
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether its weights come with the package, and its training data too."""
+        return not any(name in OFFICIAL for name in self.weights.values())
 
 
-TEACHERS: dict[str, Teacher] = {
-    "digits": Teacher(
+def _digits() -> Teacher:
+    return Teacher(
         name="digits",
+        title="MaskGIT",
+        architecture=MaskGIT,
         network={
             "img_size": 64,
             "hidden_dim": 128,
@@ -91,10 +134,13 @@ TEACHERS: dict[str, Teacher] = {
             "transformer": "digits-teacher.safetensors",
             "tokenizer": "digits-tokenizer.safetensors",
         },
+        image_size=8,
+        num_tokens=16,
         num_classes=10,
-        class_names=tuple("0123456789"),
+        names=lambda: tuple("0123456789"),
         label_smoothing=0.0,
         defaults=SamplerDefaults(
+            sampler="confidence",
             mask_schedule="arccos",
             guidance_scale=1.0,
             temperature=1.0,
@@ -102,37 +148,107 @@ TEACHERS: dict[str, Teacher] = {
             selected_by="as Maskgit-pytorch (choice temperature 4.5, temperature 1), no guidance",
         ),
         recipe="digits",
-    ),
+    )
+
+
+def _maskgit(name: str, side: int, *, w: float, choice_temperature: float, steps: int) -> Teacher:
+    """Maskgit-pytorch v1.0 at `side` pixels, with the settings its README gives for `steps`."""
+    return Teacher(
+        name=name,
+        title="MaskGIT",
+        architecture=MaskGIT,
+        network={"img_size": side},
+        tokenizer=partial(VQGAN.from_file, image_size=side),
+        weights={"transformer": f"maskgit-{side}", "tokenizer": "maskgit-vqgan"},
+        image_size=side,
+        num_tokens=(side // 16) ** 2,
+        num_classes=1000,
+        names=imagenet.class_names,
+        label_smoothing=0.1,
+        defaults=SamplerDefaults(
+            sampler="confidence",
+            mask_schedule="arccos",
+            guidance_scale=1 + w,
+            temperature=1.0,
+            choice_temperature=choice_temperature,
+            selected_by=f"README of Maskgit-pytorch for {side} x {side} and {steps} steps: w {w:g} "
+            f"(scale {1 + w:g}), r_temp {choice_temperature:g}, sm_temp 1; its token counts are "
+            "those of the schedule arccos-v1",
+        ),
+    )
+
+
+_FINAL_INVERSE_TEMPERATURE = 1.2  # sm_temp_max
+
+
+def _halton(size: str, side: int, *, w: float) -> Teacher:
+    """Halton-MaskGIT at `side` pixels; its CFG w is (1 + w) c - w u, so the scale is 1 + w.
+
+    Args:
+        size: A key of `SIZES`.
+        side: Of the images.
+        w: The CFG of its README's table.
+    """
+    return Teacher(
+        name=f"halton-{size}",
+        title=f"Halton-MaskGIT-{size}",
+        architecture=HaltonMaskGIT,
+        network={**SIZES[size], "input_size": side // 16},
+        tokenizer=partial(LlamaGenVQ.from_official, image_size=side),
+        weights={"transformer": f"halton-{size}-{side}", "tokenizer": "llamagen-vq16"},
+        image_size=side,
+        num_tokens=(side // 16) ** 2,
+        num_classes=1000,
+        names=imagenet.class_names,
+        label_smoothing=0.0,
+        defaults=SamplerDefaults(
+            sampler="halton",
+            mask_schedule="arccos-halton",
+            guidance_scale=1 + w,
+            temperature=1.0,
+            final_temperature=1 / _FINAL_INVERSE_TEMPERATURE,
+            random_start=True,
+            selected_by=f"README of Halton-MaskGIT for {side} x {side} and 32 steps: CFG {w:g} "
+            f"(scale {1 + w:g}); inverse temperature 1 to 1.2 and random start of its example",
+        ),
+    )
+
+
+TEACHERS: dict[str, Teacher] = {
+    teacher.name: teacher
+    for teacher in (
+        _digits(),
+        _maskgit("maskgit", 256, w=3.0, choice_temperature=4.5, steps=8),
+        _maskgit("maskgit-512", 512, w=2.8, choice_temperature=7.0, steps=15),
+        _halton("tiny", 256, w=1.5),
+        _halton("small", 256, w=1.0),
+        _halton("base", 256, w=0.7),
+        _halton("large", 384, w=0.5),  # published for 384 alone
+    )
 }
 
 
 @dataclass(frozen=True)
-class StudentConfig:
-    """What a distilled student needs to be sampled; `config.json` beside its weights."""
-
-    teacher: str
-    init_mask_ratio: float
-    embedding_noise: float
-    temperature: float
-    temperature_selected_by: str
-    seed: int
-    recipe: str
-    training_seconds: float
-    images_seen: int
-    teacher_sha256: str
-    format: int = 1
-
-
-@dataclass(frozen=True)
 class Loaded:
-    """A network ready to sample, with its tokenizer and the hash of its weights file."""
+    """A network ready to sample, with its tokenizer and the hash of its weights file.
+
+    Attributes:
+        teacher: Its row, or that of its teacher.
+        model: The network in eval mode.
+        tokenizer: Of the same row.
+        weights_sha256: Of the network's weights file.
+        name: Name in tables.
+        student: None for a teacher.
+        precision: What the network computes in, see `dimo.models.precision`.
+    """
 
     teacher: Teacher
-    model: MaskGIT
+    model: MaskedModel
     tokenizer: Tokenizer
     weights_sha256: str
     name: str
-    student: StudentConfig | None = None  # None for a teacher
+    student: StudentConfig | None = None
+    precision: str = "float32"
 
 
 def get_teacher(name: str) -> Teacher:
@@ -146,85 +262,93 @@ def get_teacher(name: str) -> Teacher:
     return TEACHERS[name]
 
 
-def load_teacher(name: str, *, device: torch.device, weights: Path | None = None) -> Loaded:
-    """Loads a teacher and its tokenizer in eval mode.
+def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Path:
+    """Where the weights of a row lie: a file that comes with the package, or an official one.
 
     Args:
-        name: A key of `TEACHERS`.
-        device: Where to put both.
-        weights: Folder with the row's weight files; the shipped ones by default.
+        teacher: The row.
+        role: "transformer" or "tokenizer".
+        folder: Where to look; None: the package, or `dimo.official.default_folder()`.
 
     Raises:
-        DimoError: Unknown teacher; a missing or foreign weights file.
+        DimoError: No such file.
     """
-    teacher = get_teacher(name)
-    path = _weights_file(teacher, "transformer", weights)
-    model = MaskGIT.from_official(path, **teacher.network).to(device)
-    return Loaded(teacher, model, _tokenizer(teacher, device, weights), sha256_file(path), name)
-
-
-def load_student(run: str | Path, *, device: torch.device, weights: Path | None = None) -> Loaded:
-    """Loads a distilled student: a shipped name, or the folder of a finished run.
-
-    Raises:
-        DimoError: No such run, an unfinished one, or weights that do not fit.
-    """
-    folder = ASSETS / str(run) if str(run) in shipped_students() else Path(run)
-    config_path, weights_path = folder / "config.json", folder / "student.safetensors"
-    if not config_path.is_file() or not weights_path.is_file():
-        shipped = ", ".join(shipped_students()) or "none"
-        state = "is not finished (no student.safetensors)" if folder.is_dir() else "does not exist"
-        raise DimoError(
-            f"student run {str(run)!r} {state}; shipped students: {shipped}; "
-            "make or finish one with: dimo distill --teacher digits --out RUN --resume"
-        )
-    config = _read_student_config(config_path)
-    teacher = get_teacher(config.teacher)
-    model = MaskGIT.from_official(weights_path, **teacher.network).to(device)
-    digest = sha256_file(weights_path)
-    tokenizer = _tokenizer(teacher, device, weights)
-    return Loaded(teacher, model, tokenizer, digest, f"Di[M]O ({folder.name})", config)
-
-
-def load_model(name: str, *, device: torch.device, weights: Path | None = None) -> Loaded:
-    """The teacher of that name, else the student of that name or in that folder."""
-    if name in TEACHERS:
-        return load_teacher(name, device=device, weights=weights)
-    return load_student(name, device=device, weights=weights)
-
-
-def save_student(folder: Path, model: MaskGIT, config: StudentConfig) -> None:
-    """Writes `student.safetensors` and then `config.json`, which marks the run as finished."""
-    content = dataclasses.asdict(config)
-    timeless = {key: value for key, value in content.items() if key != "training_seconds"}
-    save_tensors(folder / "student.safetensors", model.state_dict(), timeless)
-    write_atomic(folder / "config.json", json.dumps(content, indent=2) + "\n")
-
-
-def shipped_students() -> list[str]:
-    """Names of the students that come with the package."""
-    return sorted(p.parent.name for p in ASSETS.glob("*/student.safetensors"))
-
-
-def _read_student_config(path: Path) -> StudentConfig:
-    try:
-        content = json.loads(path.read_text())
-        config = StudentConfig(**content)
-    except (ValueError, TypeError) as error:
-        raise DimoError(
-            f"{path} is not a student's config: {error}; distil the run again"
-        ) from error
-    if config.format != 1:
-        raise DimoError(f"{path} has format {config.format}, this version reads 1; update dimo")
-    return config
-
-
-def _weights_file(teacher: Teacher, role: str, folder: Path | None) -> Path:
-    path = (folder or ASSETS) / teacher.weights[role]
+    name = teacher.weights[role]
+    if name in OFFICIAL:
+        return locate(name, folder)
+    path = (folder or ASSETS) / name
     if not path.is_file():
         raise DimoError(f"teacher {teacher.name!r} needs {path}; give its folder with --weights")
     return path
 
 
-def _tokenizer(teacher: Teacher, device: torch.device, folder: Path | None) -> Tokenizer:
-    return teacher.tokenizer(_weights_file(teacher, "tokenizer", folder)).to(device)
+def load_network(teacher: Teacher, path: Path) -> Network:
+    """The row's network with the weights of a file, in eval mode on the CPU.
+
+    Raises:
+        DimoError: The file is not one of this network.
+    """
+    return teacher.architecture.from_official(path, **teacher.network)
+
+
+def load_teacher(
+    name: str, *, device: torch.device, weights: Path | None = None, precision: str | None = None
+) -> Loaded:
+    """Loads a teacher and its tokenizer in eval mode.
+
+    Args:
+        name: A key of `TEACHERS`.
+        device: Where to put both.
+        weights: Folder with the row's weight files; None: those shipped, or those fetched.
+        precision: Makes the network ready for sampling in it, see `dimo.models.precision`; None:
+            leaves it as it is, to be trained too.
+
+    Raises:
+        DimoError: Unknown teacher or precision; a missing or foreign weights file.
+    """
+    teacher = get_teacher(name)
+    path = weights_file(teacher, "transformer", weights)
+    return _load(teacher, path, teacher.title, device, weights, precision)
+
+
+def load_student(
+    run: str | Path,
+    *,
+    device: torch.device,
+    weights: Path | None = None,
+    precision: str | None = None,
+) -> Loaded:
+    """Loads a distilled student, see `find_student`, with its teacher's tokenizer.
+
+    Raises:
+        DimoError: As `find_student`; weights that do not fit; unknown precision.
+    """
+    found = find_student(run, weights=weights)
+    teacher = get_teacher(found.config.teacher)
+    return _load(teacher, found.path, found.title, device, weights, precision, found.config)
+
+
+def load_model(
+    name: str, *, device: torch.device, weights: Path | None = None, precision: str | None = None
+) -> Loaded:
+    """The teacher of that name, else the student of that name or in that folder."""
+    load = load_teacher if name in TEACHERS else load_student
+    return load(name, device=device, weights=weights, precision=precision)
+
+
+def _load(
+    teacher: Teacher,
+    path: Path,
+    title: str,
+    device: torch.device,
+    weights: Path | None,
+    precision: str | None,
+    student: StudentConfig | None = None,
+) -> Loaded:
+    # the tokenizer first: what is missing or foreign shows before the larger file is read
+    tokenizer = teacher.tokenizer(weights_file(teacher, "tokenizer", weights)).to(device)
+    model = load_network(teacher, path).to(device)
+    if precision is not None:
+        model = in_precision(model, precision)
+    digest = sha256_file(path)
+    return Loaded(teacher, model, tokenizer, digest, title, student, precision or "float32")

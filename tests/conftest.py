@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 import torch
 from torch import nn
 from torch_fidelity import FeatureExtractorInceptionV3
+
+from dimo.models.vqgan import VQGAN
+from dimo.teachers import TEACHERS
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -113,6 +117,32 @@ def golden_file(tmp_path_factory):
         return path
 
     return unpack
+
+
+@pytest.fixture
+def small_maskgit(golden, golden_file, tiny_network, tmp_path, monkeypatch):
+    """A folder of official layouts in small; the row `maskgit` is made as small as they are."""
+    small = dataclasses.replace(
+        TEACHERS["maskgit"],
+        network=tiny_network,
+        tokenizer=VQGAN.from_file,
+        image_size=64,
+        num_tokens=16,
+        num_classes=5,
+        names=lambda: tuple("abcde"),
+    )
+    monkeypatch.setitem(TEACHERS, "maskgit", small)
+    sources = {
+        "MaskGIT_ImageNet_256.pth": golden / "maskgit_v1_transformer.official.pth",
+        "pytorch_model.bin": golden / "maskgit_v1_transformer.dimo_pytorch_model.bin",
+        "last.ckpt": golden_file("taming_vqgan_f16.last.ckpt"),
+        "model.yaml": golden / "taming_vqgan_f16.config.json",  # JSON is YAML
+    }
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for name, source in sources.items():
+        (folder / name).write_bytes(source.read_bytes())
+    return folder
 
 
 @pytest.fixture(scope="session")

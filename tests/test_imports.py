@@ -19,6 +19,7 @@ BENCH_MAY_IMPORT = {
     "models",
     "rng",
     "samplers",
+    "students",
     "teachers",
     "weights",
 }
@@ -34,6 +35,7 @@ DOORS = {
     "open_clip": {"bench/features/clip.py"},
     "huggingface_hub": {"dimo/fetch.py"},
     "yaml": {"dimo/models/vqgan.py"},
+    "torchvision": {"dimo/datasets/imagenet.py"},
     "scipy": {"bench/metrics/frechet.py"},
 }
 

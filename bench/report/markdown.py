@@ -28,6 +28,7 @@ from bench.report.table import (
 )
 
 _Row = dict[str, Any]
+_LONGEST_NAME = 90  # with the settings that tell a row from another one
 
 
 def report_markdown(
@@ -120,7 +121,7 @@ def _results_table(frame: pd.DataFrame, rows: list[_Row], metrics: list[str]) ->
     headings = map(cells.metric_heading, metrics)
     body = [
         [
-            cells.text(row["method"]),
+            cells.text(row["method"], _LONGEST_NAME),
             cells.integer(row["num_steps"]),
             cells.integer(row["nfe"]),
             *values,
@@ -288,6 +289,12 @@ def _settings_table(rows: list[_Row], protocol: Protocol) -> str:
         ("guidance_scale", "Guidance", "{:g}".format),
         ("temperature", "Temp.", "{:g}".format),
         ("choice_temperature", "Choice temp.", "{:g}".format),
+        ("final_temperature", "Final temp.", "{:g}".format),
+        ("theta", "Theta", "{:g}".format),
+        ("random_start", "Random start", lambda _: "yes"),
+        ("top_k", "Top-k", cells.integer),
+        ("top_p", "Top-p", "{:g}".format),
+        ("network_precision", "Network in", cells.text),
         ("seed", "Seed", cells.integer),
         ("weights_sha256", "Weights", lambda value: cells.text(value[:12])),
         ("run_id", "Run", lambda value: cells.text(value[:8])),
@@ -296,11 +303,12 @@ def _settings_table(rows: list[_Row], protocol: Protocol) -> str:
     kept = [column for column in columns if any(_has(row[column[0]]) for row in rows)]
     if all(row["seed"] == protocol.seeds.report for row in rows):
         kept = [column for column in kept if column[0] != "seed"]
-    numbers = {"guidance_scale", "temperature", "choice_temperature", "seed"}
-    left = [0, *(2 + i for i, (name, _, _) in enumerate(kept) if name not in numbers)]
+    texts = {"sampler", "mask_schedule", "token_counts", "random_start", "network_precision"}
+    texts |= {"weights_sha256", "run_id", "training"}
+    left = [0, *(2 + i for i, (name, _, _) in enumerate(kept) if name in texts)]
     body = [
         [
-            cells.text(row["method"]),
+            cells.text(row["method"], _LONGEST_NAME),
             cells.integer(row["num_steps"]),
             *(show(row[name]) if _has(row[name]) else cells.MISSING for name, _, show in kept),
         ]
@@ -317,13 +325,15 @@ def _token_counts(counts: Sequence[int]) -> str:
 
 
 def _training(facts: dict[str, Any]) -> str:
-    """`recipe digits, seconds 372.1, images_seen 76,800`: whatever is a number or text."""
+    """`recipe digits, seconds 372.1, images_seen 76,800`: whatever is a number, text or unknown."""
     shown = []
     for name, value in facts.items():
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             shown.append(f"{name} {value:,.6g}" if abs(value) < 1e6 else f"{name} {value:,.0f}")
         elif isinstance(value, str):
             shown.append(f"{name} {value}")
+        elif value is None:
+            shown.append(f"{name} unknown")
     return cells.text(", ".join(shown), 120)
 
 
@@ -331,7 +341,7 @@ def _who(rows: list[_Row]) -> str:
     """`MaskGIT (16, 8 steps), Di[M]O (1 step)`."""
     steps: dict[str, list[str]] = {}
     for row in rows:
-        listed = steps.setdefault(cells.text(row["method"]), [])
+        listed = steps.setdefault(cells.text(row["method"], _LONGEST_NAME), [])
         listed += [] if cells.is_missing(row["num_steps"]) else [cells.integer(row["num_steps"])]
     return ", ".join(
         f"{name} ({', '.join(numbers)} {'step' if numbers == ['1'] else 'steps'})"

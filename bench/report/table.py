@@ -36,6 +36,12 @@ ROW_COLUMNS = (
     "guidance_scale",
     "temperature",
     "choice_temperature",
+    "final_temperature",
+    "theta",
+    "random_start",
+    "top_k",
+    "top_p",
+    "network_precision",
     "selected_by",
     "weights_sha256",
     "training",
@@ -57,9 +63,17 @@ _SETTINGS = {
     "guidance_scale": "guidance",
     "temperature": "temperature",
     "choice_temperature": "choice temperature",
+    "final_temperature": "final temperature",
+    "theta": "theta",
+    "random_start": "random start",
+    "top_k": "top-k",
+    "top_p": "top-p",
+    "network_precision": "network in",
     "seed": "seed",
     "weights_sha256": "weights",
 }
+# What a record of this sampler used where it does not say: the only value there was at the time.
+_UNSAID = {("theta_trapezoidal", "theta"): 0.5}
 
 
 def under_protocol(
@@ -172,7 +186,10 @@ def _row(record: ResultRecord, metrics: Sequence[str]) -> dict[str, Any]:
 
 
 def _setting(record: ResultRecord, name: str) -> Any:
-    return record.seed if name == "seed" else getattr(record.method, name)
+    if name == "seed":
+        return record.seed
+    value = getattr(record.method, name)
+    return _UNSAID.get((record.method.sampler or "", name)) if value is None else value
 
 
 def _name_and_steps(record: ResultRecord) -> tuple[Any, ...]:
@@ -201,16 +218,26 @@ def _distinct_names(records: Sequence[ResultRecord]) -> list[str]:
     for record in records:
         group = groups[_name_and_steps(record)]
         varying = [s for s in _SETTINGS if len({_setting(other, s) for other in group}) > 1]
-        details = ", ".join(
-            f"{_SETTINGS[name]} {_short(_setting(record, name))}" for name in varying
-        )
+        details = ", ".join(_detail(record, name) for name in varying)
         names.append(f"{record.method.name} ({details})" if details else record.method.name)
     return names
+
+
+def _detail(record: ResultRecord, name: str) -> str:
+    """A setting in words; a schedule with the tokens of each step, of many steps the outer ones."""
+    words = f"{_SETTINGS[name]} {_short(_setting(record, name))}"
+    counts = [str(count) for count in record.method.token_counts or ()]
+    if name != "mask_schedule" or not counts:
+        return words
+    shown = counts if len(counts) <= 4 else [*counts[:2], "…", counts[-1]]
+    return f"{words}: {' + '.join(shown)} tokens"
 
 
 def _short(value: Any) -> str:
     if value is None:
         return "none"
+    if value is True:
+        return "on"
     if isinstance(value, float):
         return f"{value:g}"
     text = str(value)

@@ -14,15 +14,27 @@ from dimo.cli.options import (
     STEPS,
     AllowCode,
     Cache,
+    ChoiceTemperature,
     Device,
+    GuidanceScale,
+    Precision,
     Reference,
     Results,
+    Samplers,
+    Schedules,
     Students,
+    StudentSteps,
     Teacher,
+    Temperature,
+    Theta,
+    TopK,
+    TopP,
     Weights,
     cache_folder,
     parse_labels,
+    parse_names,
     parse_steps,
+    sampler_options,
 )
 from dimo.cli.reporting import measured_table, report_text
 from dimo.cli.training import run_distill
@@ -36,7 +48,9 @@ if TYPE_CHECKING:
 
 @app.command(
     epilog="Examples: `dimo bench --teacher digits --student digits-dimo --steps 1,2,4,8,16` · "
-    "`dimo bench --student runs/mine --tune temperature=0.6,0.8,1`"
+    "`dimo bench --student runs/mine --tune temperature=0.6,0.8,1` · "
+    "`dimo bench --teacher maskgit --protocol imagenet256-adm --reference "
+    "VIRTUAL_imagenet256_labeled.npz --schedule arccos,arccos-v1`"
 )
 def bench(
     teacher: Teacher = "digits",
@@ -44,13 +58,9 @@ def bench(
     steps: Annotated[
         str, typer.Option(help="Teacher's step counts; empty: no teacher row.")
     ] = STEPS,
-    samplers: Annotated[
-        str,
-        typer.Option(
-            help="How the teacher is sampled: confidence, random, halton, tau_leaping, "
-            "theta_trapezoidal."
-        ),
-    ] = "confidence",
+    student_steps: StudentSteps = "1",
+    samplers: Samplers = "",
+    schedules: Schedules = "",
     protocol: Annotated[str, typer.Option(help="Protocol name or file.")] = "digits",
     results: Results = Path("results"),
     tune: Annotated[
@@ -59,8 +69,13 @@ def bench(
             metavar="SETTING=V,V", help="Choose settings of every row on the selection seed."
         ),
     ] = [],  # noqa: B006
-    guidance_scale: Annotated[float | None, typer.Option(help="Teacher's s; 1 is off.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Divides logits, every row.")] = None,
+    guidance_scale: GuidanceScale = None,
+    temperature: Temperature = None,
+    choice_temperature: ChoiceTemperature = None,
+    theta: Theta = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    precision: Precision = "float32",
     reference_rows: Annotated[bool, typer.Option(help="Rows for real data and tokenizer.")] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Changes speed, never a result.")] = 500,
     device: Device = "auto",
@@ -73,27 +88,41 @@ def bench(
     allow_code: AllowCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Records on stdout, as JSON.")] = False,
 ) -> None:
-    """Score a teacher at each step count, and students at one step, under one protocol."""
+    """Score a teacher at each step count, and students, under one protocol."""
     from bench.jobs import load_jobs, reference_jobs
+    from bench.plan import check_protocol
     from bench.protocol import load_protocol
+    from bench.references import reference_images
     from bench.tuning import parse_grid
     from dimo.launch import choose_device
+    from dimo.teachers import get_teacher
 
     place, grid, fixed = choose_device(device), parse_grid(tune), load_protocol(protocol)
-    given = {"guidance_scale": guidance_scale, "temperature": temperature}
-    overrides = {key: value for key, value in given.items() if value is not None}
-    counts = parse_steps(steps)
+    counts, student_counts = parse_steps(steps), parse_steps(student_steps)
+    check_protocol(get_teacher(teacher), fixed)
+    if not counts and not (students and student_counts):
+        raise DimoError("there is nothing to score; name step counts with --steps or a --student")
+    if reference is None:
+        reference_images(fixed)  # complains before any network is loaded
     jobs = load_jobs(
         teacher,
         students,
         counts,
         device=place,
         weights=weights,
-        overrides=overrides,
-        samplers=[name.strip() for name in samplers.split(",")],
+        overrides=sampler_options(
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            choice_temperature=choice_temperature,
+            theta=theta,
+            top_k=top_k,
+            top_p=top_p,
+        ),
+        samplers=parse_names(samplers),
+        schedules=parse_names(schedules),
+        student_steps=student_counts,
+        precision=precision,
     )
-    if not jobs:
-        raise DimoError("there is nothing to score; name step counts with --steps or a --student")
     if reference_rows and reference is None:
         jobs = reference_jobs(jobs[0].loaded, fixed) + jobs
     records = _bench(

@@ -4,22 +4,34 @@ __all__ = [
     "STEPS",
     "AllowCode",
     "Cache",
+    "ChoiceTemperature",
     "Device",
     "ExtractorWeights",
+    "GuidanceScale",
+    "Precision",
     "Reference",
     "Results",
     "Resume",
+    "Samplers",
+    "Schedules",
     "Settings",
+    "StudentSteps",
     "Students",
     "Teacher",
+    "Temperature",
+    "Theta",
+    "TopK",
+    "TopP",
     "Weights",
     "cache_folder",
     "parse_labels",
+    "parse_names",
     "parse_steps",
+    "sampler_options",
 ]
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,7 +41,10 @@ STEPS = "1,2,4,8,16"
 Teacher = Annotated[str, typer.Option(help="Name of a teacher.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Weights = Annotated[
-    Path | None, typer.Option(help="Folder of the teacher's weights; default: those shipped.")
+    Path | None,
+    typer.Option(
+        help="Folder of the weights, as published or converted; default: shipped or fetched."
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Settings = Annotated[
@@ -38,8 +53,41 @@ Settings = Annotated[
 Results = Annotated[Path, typer.Option(help="Folder of the result records.")]
 Students = Annotated[
     list[str],
-    typer.Option("--student", metavar="RUN", help="Run folder or shipped name; may be repeated."),
+    typer.Option(
+        "--student",
+        metavar="RUN",
+        help="Run folder, or digits-dimo or dimo-maskgit; may be repeated.",
+    ),
 ]
+StudentSteps = Annotated[str, typer.Option(help="Students' step counts.")]
+Samplers = Annotated[
+    str,
+    typer.Option(
+        help="How the teacher is sampled: confidence, random, halton, tau_leaping, "
+        "theta_trapezoidal; default: its own."
+    ),
+]
+Schedules = Annotated[
+    str,
+    typer.Option(
+        "--schedule",
+        help="Tokens of each step: arccos, cosine, arccos-halton, arccos-v1, cosine-v1; rates of "
+        "tau_leaping and theta_trapezoidal: log-linear, cosine, arccos. Several: a row for each.",
+    ),
+]
+GuidanceScale = Annotated[float | None, typer.Option(help="s = 1 + w of a teacher; 1 is off.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="Divides logits; the same at every step, in every row.")
+]
+ChoiceTemperature = Annotated[
+    float | None, typer.Option(help="Noise on confidences of the sampler confidence; 0 is none.")
+]
+Theta = Annotated[float | None, typer.Option(help="Of theta_trapezoidal, between 0 and 1.")]
+TopK = Annotated[int | None, typer.Option(help="Students draw among the k likeliest tokens.")]
+TopP = Annotated[
+    float | None, typer.Option(help="Students draw among the likeliest tokens of total p.")
+]
+Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of every network.")]
 Cache = Annotated[
     str,
     typer.Option(
@@ -69,6 +117,15 @@ def cache_folder(given: str) -> Path | None:
     from bench.cache import default_folder
 
     return default_folder()
+
+
+def sampler_options(**options: Any) -> dict[str, Any]:
+    """The sampler settings that were given, for `overrides` of `bench.jobs`."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def parse_names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")] if text else []
 
 
 def parse_steps(text: str) -> list[int]:

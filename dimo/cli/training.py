@@ -114,6 +114,11 @@ def run_distill(
     from dimo.teachers import get_teacher
 
     name = recipe or get_teacher(teacher).recipe
+    if name is None:
+        raise DimoError(
+            f"there is no distillation recipe for teacher {teacher!r} yet; "
+            "name one with --recipe NAME or --recipe FILE.toml"
+        )
     loaded = load_recipe(DistillRecipe, name, [f'teacher="{teacher}"', *settings])
     folder = out or Path("runs") / Path(name).stem
     with terminal.training_bar(f"distil {teacher}", loaded.steps, loaded.batch_size) as on_step:

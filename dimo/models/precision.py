@@ -1,6 +1,6 @@
 """A network made ready for sampling alone: the precision of its large products, weights packed."""
 
-__all__ = ["PRECISIONS", "in_precision"]
+__all__ = ["PRECISIONS", "check_precision", "in_precision"]
 
 import platform
 from typing import TypeVar
@@ -33,14 +33,22 @@ def in_precision(model: Network, precision: str) -> Network:
     Raises:
         DimoError: Unknown precision.
     """
-    if precision not in PRECISIONS:
-        raise unknown_name("precision", precision, PRECISIONS)
+    check_precision(precision)
     dtype = PRECISIONS[precision]
     for module in list(model.modules()):
         convert = getattr(module, "convert_products", None)
         if convert is not None:
             convert(lambda weight, bias: _Product(weight, bias, dtype))
     return model
+
+
+def check_precision(precision: str) -> None:
+    """
+    Raises:
+        DimoError: Not a key of `PRECISIONS`.
+    """
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
 
 
 def _has_onednn() -> bool:

@@ -86,6 +86,25 @@ def test_the_hash_of_known_content_is_known(make_record: RecordMaker) -> None:
     assert found == "241a59af0c2bd7f7d112df9ab191122b6edabb259d5eda185bc1b43b4fd93594"
 
 
+def test_keys_that_came_later_are_written_only_where_they_say_something(
+    make_record: RecordMaker,
+) -> None:
+    later = {"final_temperature", "theta", "random_start", "top_k", "top_p", "network_precision"}
+    plain = record_to_json(make_record())
+    assert not later & json.loads(plain)["method"].keys()
+    record = make_record(theta=0.5, random_start=True, top_k=7)
+    text = record_to_json(record)
+    assert json.loads(text)["method"].keys() & later == {"theta", "random_start", "top_k"}
+    assert record_from_json(text, source="x") == record
+
+
+def test_the_results_of_this_repository_are_whole() -> None:
+    paths = sorted((Path(__file__).parents[2] / "results").glob("*.json"))
+    assert paths
+    for path in paths:
+        assert record_to_json(load_record(path)) == path.read_text(encoding="utf-8")
+
+
 def test_new_record_fills_in_where_and_when(make_record: RecordMaker) -> None:
     before = datetime.now(UTC)
     first, second = new(make_record()), new(make_record())

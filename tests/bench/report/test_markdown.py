@@ -247,6 +247,68 @@ def test_hostile_text_is_shown_and_does_nothing(
         assert len(bars) == 1
 
 
+def test_rows_are_told_apart_by_schedule_and_counts(
+    make_record: RecordMaker, protocol: Protocol
+) -> None:
+    records = [
+        make_record("A", num_steps=2, token_counts=(85, 171)),
+        make_record(
+            "A", number=2, num_steps=2, token_counts=(1, 255), mask_schedule="arccos-v1"
+        ),
+        make_record("B", number=3, num_steps=8, token_counts=(20, 21, 22, 22, 25, 28, 36, 82)),
+        make_record(
+            "B", number=4, num_steps=8, mask_schedule="arccos-v1",
+            token_counts=(1, 18, 26, 32, 38, 43, 48, 50),
+        ),
+    ]  # fmt: skip
+    assert list(results_frame(records, [])["method"]) == [
+        "A (schedule arccos: 85 + 171 tokens)",
+        "A (schedule arccos-v1: 1 + 255 tokens)",
+        "B (schedule arccos: 20 + 21 + … + 82 tokens)",
+        "B (schedule arccos-v1: 1 + 18 + … + 50 tokens)",
+    ]
+    report = report_markdown(records, [], [], protocol=protocol)
+    assert report.count("| A (schedule arccos-v1: 1 + 255 tokens) ") == 2
+
+
+def test_settings_that_no_row_has_get_no_column(
+    make_record: RecordMaker, protocol: Protocol
+) -> None:
+    columns = ("Final temp.", "Theta", "Random start", "Top-k", "Top-p", "Network in")
+    plain = report_markdown([make_record()], [], [], protocol=protocol)
+    assert not any(f"| {column} " in plain for column in columns)
+    every = make_record(
+        final_temperature=0.8, theta=0.4, random_start=True, top_k=7, top_p=0.9,
+        network_precision="bfloat16",
+    )  # fmt: skip
+    report = report_markdown([every, make_record(number=2)], [], [], protocol=protocol)
+    assert all(f" {column} " in report for column in columns)
+    line = next(line for line in report.splitlines() if "00000001" in line)
+    values = [part.strip() for part in line.split(" | ")]
+    assert values[8:14] == ["0.8", "0.4", "yes", "7", "0.9", "bfloat16"]
+
+
+def test_a_record_from_before_theta_was_named_is_replaced_by_one_that_names_it(
+    make_record: RecordMaker,
+) -> None:
+    old = make_record(sampler="theta_trapezoidal")
+    same = make_record(sampler="theta_trapezoidal", number=2, theta=0.5)
+    other = make_record(sampler="theta_trapezoidal", number=3, theta=0.3)
+    assert latest([old, same, other]) == [same, other]
+    assert list(results_frame([old, other], [])["method"]) == [
+        "MaskGIT (theta 0.5)",
+        "MaskGIT (theta 0.3)",
+    ]
+
+
+def test_what_is_unknown_of_a_training_is_said(
+    make_record: RecordMaker, protocol: Protocol
+) -> None:
+    record = make_record(training={"recipe": "of its authors", "seconds": None, "seed": None})
+    report = report_markdown([record], [], [], protocol=protocol)
+    assert "recipe of its authors, seconds unknown, seed unknown" in report
+
+
 def flattened(tokens: list[Any]) -> Any:
     for token in tokens:
         yield token

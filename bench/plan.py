@@ -1,0 +1,207 @@
+"""Which sampler settings make which rows: pure functions, checked before any weights are read."""
+
+__all__ = [
+    "RANGES",
+    "Choice",
+    "check_protocol",
+    "check_used",
+    "student_settings",
+    "teacher_settings",
+]
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.generate import ALL_SAMPLERS, SamplerSettings, settings_of
+from bench.protocol import Protocol, list_protocols
+from dimo.errors import DimoError, unknown_name
+from dimo.masking import DECODING_SCHEDULES, UNMASKING_RATES, check_steps
+from dimo.models.precision import check_precision
+from dimo.samplers import SAMPLERS
+from dimo.students import StudentConfig
+from dimo.teachers import Teacher
+
+# numeric settings -> whether a value is allowed, and the rule in words
+RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
+    "temperature": (lambda x: x > 0, "above 0; 1 is as trained"),
+    "guidance_scale": (lambda x: x > 0, "above 0; 1 is off"),
+    "final_temperature": (lambda x: x > 0, "above 0; 1 is as trained"),
+    "choice_temperature": (lambda x: x >= 0, "at least 0; 0 is no noise"),
+    "theta": (lambda x: 0 < x < 1, "strictly between 0 and 1; e.g. 0.5"),
+    "top_k": (lambda x: x >= 1, "at least 1; all tokens without this option"),
+    "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1; all tokens without this option"),
+}
+
+_CONTINUOUS = ("tau_leaping", "theta_trapezoidal")  # any number of predictions, rates
+_FEW_STEP_SCHEDULES = ("arccos", "cosine")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a user asks of the rows; nothing: the defaults of teacher, student and sampler.
+
+    Attributes:
+        samplers: How teachers are sampled; empty: by their own sampler.
+        schedules: A row for each, of the samplers that know it.
+        settings: Values that replace defaults in the rows that have the setting.
+        precision: What the networks compute in.
+
+    Raises:
+        DimoError: Unknown sampler, schedule or precision; a value out of range.
+    """
+
+    samplers: tuple[str, ...] = ()
+    schedules: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
+        for sampler in self.samplers:
+            if sampler not in SAMPLERS:
+                raise unknown_name("sampler", sampler, SAMPLERS)
+        for schedule in self.schedules:
+            if schedule not in (*DECODING_SCHEDULES, *UNMASKING_RATES):
+                allowed = {*DECODING_SCHEDULES, *UNMASKING_RATES}
+                raise unknown_name("schedule", schedule, allowed)
+        for name, value in self.settings.items():
+            is_allowed, words = RANGES[name]
+            if not is_allowed(value):
+                raise DimoError(f"{_option(name)} {value:g} must be {words}")
+
+
+def teacher_settings(
+    teacher: Teacher, steps: Sequence[int], choice: Choice
+) -> list[SamplerSettings]:
+    """A row for each sampler, schedule and number of steps.
+
+    A sampler has the teacher's defaults, its own where the teacher says nothing or is sampled by
+    another one (the schedule), and what `choice` says.
+
+    Raises:
+        DimoError: A number of steps that the grid does not take.
+    """
+    own = teacher.defaults
+    rows = []
+    for sampler in choice.samplers or (own.sampler,):
+        defaults = dict(settings_of(sampler))
+        for name in defaults:
+            value = getattr(own, name, None)
+            if value is not None and (name != "mask_schedule" or sampler == own.sampler):
+                defaults[name] = value
+        words = own.selected_by
+        if sampler != own.sampler:
+            words = f"guidance and temperature as for the teacher ({words}), else the sampler's own"
+        rows += _rows(sampler, steps, defaults, words, teacher.num_tokens, choice)
+    return rows
+
+
+def student_settings(
+    student: StudentConfig, num_tokens: int, steps: Sequence[int], choice: Choice
+) -> list[SamplerSettings]:
+    """A student at each number of steps, at the temperature that was chosen for it, or as given.
+
+    Raises:
+        DimoError: A number of steps that the grid does not take.
+    """
+    rows = []
+    for num_steps in steps:
+        sampler = "one_step" if num_steps == 1 else "few_step"
+        defaults = {**settings_of(sampler), "temperature": student.temperature}
+        words = student.temperature_selected_by
+        if num_steps > 1:
+            words = f"temperature as for one step: {words}"
+        if "temperature" in choice.settings:
+            words = ""
+        rows += _rows(sampler, [num_steps], defaults, words, num_tokens, choice)
+    return rows
+
+
+def check_used(rows: Sequence[SamplerSettings], choice: Choice) -> None:
+    """A setting that no row has would be ignored without a word.
+
+    Raises:
+        DimoError: Names the setting, and the samplers that have it.
+    """
+    used = sorted({row.sampler for row in rows})
+    for name, value in choice.settings.items():
+        if not any(name in settings_of(sampler) for sampler in used):
+            having = [sampler for sampler in ALL_SAMPLERS if name in settings_of(sampler)]
+            raise _unused(_option(name), f"{value:g}", used, having)
+    for schedule in choice.schedules:
+        if not any(row.mask_schedule == schedule for row in rows):
+            having = [sampler for sampler in ALL_SAMPLERS if schedule in _schedules_of(sampler)]
+            raise _unused("--schedule", schedule, used, having)
+
+
+def check_protocol(teacher: Teacher, protocol: Protocol) -> None:
+    """Images of another size or other classes have nothing to do with a protocol's reference.
+
+    Raises:
+        DimoError: Names the protocols that fit.
+    """
+    if _fits(teacher, protocol):
+        return
+    fitting = [found.name for found in list_protocols() if _fits(teacher, found)]
+    height, width = protocol.images.resolution
+    raise DimoError(
+        f"protocol {protocol.name!r} is for {height} x {width} images of "
+        f"{protocol.images.num_classes:,} classes, and teacher {teacher.name!r} makes "
+        f"{teacher.image_size} x {teacher.image_size} of {teacher.num_classes:,}; "
+        f"protocols that fit: {', '.join(fitting) or 'none'}"
+    )
+
+
+def _fits(teacher: Teacher, protocol: Protocol) -> bool:
+    images, side = protocol.images, teacher.image_size
+    return (images.resolution, images.num_classes) == ((side, side), teacher.num_classes)
+
+
+def _rows(
+    sampler: str,
+    steps: Sequence[int],
+    defaults: Mapping[str, Any],
+    selected_by: str,
+    num_tokens: int,
+    choice: Choice,
+) -> list[SamplerSettings]:
+    given = {name: value for name, value in choice.settings.items() if name in defaults}
+    known = [schedule for schedule in choice.schedules if schedule in _schedules_of(sampler)]
+    names = [name.replace("_", " ") for name in given] + ["schedule"] * bool(known)
+    if names:
+        rest = f"; else {selected_by}" if selected_by else ""
+        selected_by = f"{', '.join(names)} given on the command line{rest}"
+    rows = []
+    for changes in [{"mask_schedule": schedule} for schedule in known] or [{}]:
+        for num_steps in steps:
+            if sampler not in _CONTINUOUS:
+                check_steps(num_steps, num_tokens)
+            row = SamplerSettings(
+                sampler,
+                num_steps,
+                precision=choice.precision,
+                selected_by=selected_by,
+                **defaults,
+            )
+            rows.append(row.changed(**given, **changes))
+    return rows
+
+
+def _schedules_of(sampler: str) -> Collection[str]:
+    if sampler in _CONTINUOUS:
+        return UNMASKING_RATES
+    if sampler == "few_step":
+        return _FEW_STEP_SCHEDULES
+    return DECODING_SCHEDULES if "mask_schedule" in settings_of(sampler) else ()
+
+
+def _unused(option: str, value: str, used: Sequence[str], having: Sequence[str]) -> DimoError:
+    return DimoError(
+        f"{option} {value} is a setting of no row: samplers {', '.join(used) or 'none'}; "
+        f"it is one of {', '.join(having)}"
+    )
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,116 @@
+"""Distilled students: what is known of each, and where its weights lie."""
+
+__all__ = [
+    "PUBLISHED_STUDENTS",
+    "FoundStudent",
+    "StudentConfig",
+    "find_student",
+    "save_student",
+    "shipped_students",
+]
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from dimo.errors import DimoError
+from dimo.files import write_atomic
+from dimo.official import locate
+from dimo.strict import Origin, decode
+from dimo.weights import ASSETS, save_tensors
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """What a distilled student needs to be sampled; `config.json` beside its weights.
+
+    Of the training, None is what its authors did not publish.
+    """
+
+    teacher: str
+    init_mask_ratio: float
+    embedding_noise: float
+    temperature: float
+    temperature_selected_by: str
+    recipe: str
+    seed: int | None = None
+    training_seconds: float | None = None
+    images_seen: int | None = None
+    teacher_sha256: str | None = None
+    format: int = 1
+
+
+# name of a student published by others = name of its file in `dimo.official.OFFICIAL`
+PUBLISHED_STUDENTS: dict[str, StudentConfig] = {
+    "dimo-maskgit": StudentConfig(
+        teacher="maskgit",
+        init_mask_ratio=0.6,
+        embedding_noise=0.1,
+        temperature=7.0,
+        temperature_selected_by="Di[M]O paper, fig. 14b and app. D.2: lowest FID of 50,000 images "
+        "over 11 temperatures from 2 to 11",
+        recipe="of its authors",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class FoundStudent:
+    """A student whose files are there: its settings, its weights, and its name in tables."""
+
+    config: StudentConfig
+    path: Path
+    title: str
+
+
+def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStudent:
+    """Finds a student without loading it: a published or shipped name, or a finished run's folder.
+
+    Args:
+        run: The name or the folder.
+        weights: Folder of official files, where a published student is looked for.
+
+    Raises:
+        DimoError: No such student, an unfinished run, or a config that is none.
+    """
+    name = str(run)
+    if name in PUBLISHED_STUDENTS:
+        return FoundStudent(PUBLISHED_STUDENTS[name], locate(name, weights), f"Di[M]O ({name})")
+    folder = ASSETS / name if name in shipped_students() else Path(run)
+    config_path, weights_path = folder / "config.json", folder / "student.safetensors"
+    if not config_path.is_file() or not weights_path.is_file():
+        named = ", ".join([*shipped_students(), *PUBLISHED_STUDENTS])
+        state = "is not finished (no student.safetensors)" if folder.is_dir() else "does not exist"
+        raise DimoError(
+            f"student run {name!r} {state}; students with a name: {named}; "
+            "make or finish one with: dimo distill --teacher digits --out RUN --resume"
+        )
+    return FoundStudent(_read_student_config(config_path), weights_path, f"Di[M]O ({folder.name})")
+
+
+def save_student(folder: Path, model: nn.Module, config: StudentConfig) -> None:
+    """Writes `student.safetensors` and then `config.json`, which marks the run as finished."""
+    content = dataclasses.asdict(config)
+    timeless = {key: value for key, value in content.items() if key != "training_seconds"}
+    save_tensors(folder / "student.safetensors", model.state_dict(), timeless)
+    write_atomic(folder / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def shipped_students() -> list[str]:
+    """Names of the students that come with the package."""
+    return sorted(p.parent.name for p in ASSETS.glob("*/student.safetensors"))
+
+
+def _read_student_config(path: Path) -> StudentConfig:
+    origin = Origin(str(path), "distil the run again")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise origin.error(f"not valid JSON: {error}") from error
+    config = decode(StudentConfig, content, origin)
+    if config.format != 1:
+        raise DimoError(f"{path} has format {config.format}, this version reads 1; update dimo")
+    return config

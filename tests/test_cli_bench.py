@@ -1,0 +1,171 @@
+"""`dimo bench` of official files and with every setting, and one clear line for each mistake."""
+
+import json
+import sys
+
+import pytest
+
+from bench.protocol import protocol_text
+from dimo.cli import main
+
+
+@pytest.fixture
+def dimo(monkeypatch, capsys, tmp_path):
+    """`dimo("bench", ..., code=0)` -> (stdout, stderr), in an empty folder."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def run(*arguments, code=0):
+        monkeypatch.setattr(sys, "argv", ["dimo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        assert (stop.value.code or 0) == code, err
+        return out, err
+
+    return run
+
+
+def refused(dimo, *arguments):
+    """The one line of a refused command, which wrote nothing."""
+    out, err = dimo(*arguments, code=2)
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.fixture
+def protocol_file(tmp_path):
+    """`protocol_file(name, (old, new), ...)`: `digits` with few images and resamples."""
+
+    def write(name, *changes):
+        text = protocol_text("digits")
+        few = [("num_images = 5000", "num_images = 500"), ("n_bootstrap = 200", "n_bootstrap = 10")]
+        for old, new in [('name = "digits"', f'name = "{name}"'), *few, *changes]:
+            assert text.count(old) == 1
+            text = text.replace(old, new)
+        path = tmp_path / f"{name}.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def truncate(folder, name):
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def swap(folder, name):
+    (folder / name).write_bytes((folder / "last.ckpt").read_bytes())
+
+
+WEIGHTS = {
+    "missing transformer": (
+        lambda folder: (folder / "MaskGIT_ImageNet_256.pth").unlink(),
+        ["MaskGIT_ImageNet_256.pth", "--weights", "dimo weights fetch maskgit-256"],
+    ),
+    "missing tokenizer": (lambda folder: (folder / "last.ckpt").unlink(), ["last.ckpt"]),
+    "missing configuration": (lambda folder: (folder / "model.yaml").unlink(), ["model.yaml"]),
+    "truncated transformer": (
+        lambda folder: truncate(folder, "MaskGIT_ImageNet_256.pth"),
+        ["cannot read weights", "MaskGIT_ImageNet_256.pth"],
+    ),
+    "truncated tokenizer": (lambda folder: truncate(folder, "last.ckpt"), ["cannot read weights"]),
+    "tokenizer as transformer": (
+        lambda folder: swap(folder, "MaskGIT_ImageNet_256.pth"),
+        ["look like those of a taming VQGAN, but a MaskGIT v1.0 transformer is needed"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_bad_weights_are_one_line(dimo, small_maskgit, protocol_file, case):
+    change, words = WEIGHTS[case]
+    change(small_maskgit)
+    protocol = protocol_file("small", ("[8, 8]", "[64, 64]"), ("classes = 10", "classes = 5"))
+    err = refused(
+        dimo,
+        *("bench", "--teacher", "maskgit", "--protocol", protocol, "--steps", "2"),
+        *("--weights", small_maskgit),
+    )
+    for word in words:
+        assert word in err
+
+
+MISTAKES = {
+    "protocol of other images": (["--teacher", "maskgit"], "protocols that fit: imagenet256-adm"),
+    "no reference": (
+        ["--teacher", "halton-tiny", "--protocol", "imagenet256-adm"],
+        "give it with --reference FILE",
+    ),
+    "too many steps": (["--steps", "17"], "takes 1 to 16 steps"),
+    "no step": (["--steps", "0"], "--steps '0' is not allowed"),
+    "too many student steps": (
+        ["--student", "digits-dimo", "--student-steps", "17"],
+        "takes 1 to 16 steps",
+    ),
+    "nothing to score": (["--steps", ""], "there is nothing to score"),
+    "unknown schedule": (["--schedule", "arcos"], "did you mean 'arccos'"),
+    "unknown sampler": (["--samplers", "halten"], "did you mean 'halton'"),
+    "unknown precision": (["--precision", "fp16"], "allowed: bfloat16, float32"),
+    "setting of no row": (["--theta", "0.4"], "it is one of theta_trapezoidal"),
+    "theta": (["--samplers", "theta_trapezoidal", "--theta", "2"], "strictly between 0 and 1"),
+    "published student elsewhere": (["--student", "dimo-maskgit"], "pytorch_model.bin"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_are_one_line(dimo, case, monkeypatch, tmp_path):
+    monkeypatch.setenv("DIMO_WEIGHTS", str(tmp_path / "none"))
+    arguments, words = MISTAKES[case]
+    assert words in refused(dimo, "bench", *arguments)
+
+
+def test_a_student_of_another_teacher_is_refused(dimo, small_maskgit):
+    arguments = ("--student", "dimo-maskgit", "--weights", small_maskgit)
+    assert "use --teacher maskgit" in refused(dimo, "bench", *arguments)
+
+
+def test_a_teacher_without_recipe_or_data(dimo):
+    assert "no distillation recipe for teacher 'maskgit'" in refused(
+        dimo, "distill", "--teacher", "maskgit"
+    )
+    assert "dimo weights fetch maskgit-256" in refused(
+        dimo, "train", "--teacher", "maskgit", "--recipe", "digits-teacher"
+    )
+
+
+def test_rows_that_differ_in_the_schedule_alone_say_so(dimo, protocol_file):
+    protocol = protocol_file("quick")
+    arguments = ("bench", "--steps", "2", "--no-reference-rows", "--protocol", protocol)
+    out, _ = dimo(*arguments, "--schedule", "arccos,arccos-v1")
+    rows = ["MaskGIT (schedule arccos: 5 + 11 tokens)", "MaskGIT (schedule arccos-v1: 1 + 15 tok"]
+    assert all(row in out for row in rows)
+    report, _ = dimo("report", "--protocol", protocol)
+    assert all(row in report for row in rows)
+
+
+def test_students_at_several_steps_and_other_settings(dimo, protocol_file):
+    protocol = protocol_file("quick")
+    out, _ = dimo(
+        *("bench", "--student", "digits-dimo", "--student-steps", "1,4", "--steps", "2"),
+        *("--samplers", "theta_trapezoidal", "--theta", "0.4", "--top-k", "20"),
+        *("--precision", "bfloat16", "--no-reference-rows", "--json"),
+        *("--protocol", protocol),
+    )
+    methods = [record["method"] for record in json.loads(out)]
+    theta, one, four = methods
+    assert (theta["section"], theta["theta"]) == ("Sampler", 0.4)
+    assert (one["sampler"], one["num_steps"], one["top_k"]) == ("one_step", 1, 20)
+    assert (four["sampler"], four["num_steps"], four["nfe"]) == ("few_step", 4, 4)
+    assert all(method["network_precision"] == "bfloat16" for method in methods)
+    assert "theta" not in one  # what a sampler does not have is not in its record
+    report, _ = dimo("report", "--protocol", protocol)
+    header = report[report.index("### Settings") :].splitlines()[2]
+    for column in ("Theta", "Top-k", "Network in", "Schedule"):
+        assert f" {column} " in header
+    for column in ("Top-p", "Final temp.", "Random start", "Choice temp."):
+        assert f" {column} " not in header
