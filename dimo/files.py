@@ -1,11 +1,14 @@
 """Writing files whole or not at all, and naming them by content."""
 
-__all__ = ["sha256_bytes", "sha256_file", "write_atomic"]
+__all__ = ["open_atomic", "remove_temporaries", "sha256_bytes", "sha256_file", "write_atomic"]
 
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from dimo.errors import DimoError
 
@@ -21,14 +24,17 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Writes `data` to a temporary name beside `path`, syncs it and renames it.
+@contextmanager
+def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Opens a temporary file beside `path` to write; at the end syncs it and renames it to `path`.
+
+    Whatever is raised meanwhile, nothing is left behind; only a killed process leaves its temporary
+    file, see `remove_temporaries`.
 
     Raises:
-        DimoError: The folder cannot be written; nothing is left behind.
+        DimoError: The folder cannot be written.
     """
     path = Path(path)
-    payload = data.encode() if isinstance(data, str) else data
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,14 +42,38 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
             dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
         )
         with os.fdopen(handle, "wb") as file:
-            file.write(payload)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise DimoError(
             f"cannot write {path}: {error.strerror}; free space or choose another folder"
         ) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Writes `data` to a temporary name beside `path`, syncs it and renames it.
+
+    Raises:
+        DimoError: The folder cannot be written; nothing is left behind.
+    """
+    with open_atomic(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+def remove_temporaries(folder: Path, names: str) -> None:
+    """Removes what killed processes left of files in `folder` whose names match the glob `names`.
+
+    Raises:
+        DimoError: One cannot be removed.
+    """
+    try:
+        for path in folder.glob(f".{names}.*.tmp"):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise DimoError(f"cannot clean {folder}: {error.strerror}; check its rights") from error

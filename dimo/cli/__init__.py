@@ -6,7 +6,7 @@ import os
 import sys
 
 from dimo import terminal
-from dimo.cli import benchmarks, measuring, reporting, training  # noqa: F401  (they register)
+from dimo.cli import benchmarks, measuring, reporting, sampling, training  # noqa: F401 (register)
 from dimo.cli.app import app
 from dimo.errors import DimoError
 
