@@ -103,7 +103,7 @@ def export_images(
     classes = job.loaded.teacher.num_classes
     store: _Store = (_Npz if out.suffix.lower() == ".npz" else _Folder)(out, about, count, classes)
     missing = ranks.together(
-        lambda: store.prepare(batch_size, force=force) if ranks.is_first else []
+        lambda: _prepared(store, out, batch_size, force=force) if ranks.is_first else []
     )[0]
     mine = ranks.share(len(missing))
     batches = _work(job, missing[mine.start : mine.stop], store, seed, batch_size, device)
@@ -117,6 +117,15 @@ def export_images(
     ranks.together(lambda: store.finish() if ranks.is_first else None)
     peak = max(ranks.together(lambda: peak_memory_bytes(device)))
     return Exported(made, time.monotonic() - start, peak)
+
+
+def _prepared(store: _Store, out: Path, batch_size: int, *, force: bool) -> list[range]:
+    try:
+        return store.prepare(batch_size, force=force)
+    except OSError as error:
+        raise DimoError(
+            f"cannot use {error.filename or out}: {error.strerror}; choose another --out"
+        ) from error
 
 
 def _work(
@@ -219,7 +228,8 @@ class _Npz:
 
     def prepare(self, batch_size: int, *, force: bool) -> list[range]:
         if force:
-            _remove(self._out, self._beside)
+            self._out.unlink(missing_ok=True)
+            self._beside.unlink(missing_ok=True)
         elif self._out.exists() and not self._beside.is_file():
             raise DimoError(
                 f"output {self._out} exists; replace it with --force or choose another --out"
@@ -320,7 +330,9 @@ def _release(folder: Path, count: int) -> None:
     _sweep(folder)
     with os.scandir(folder) as entries:
         there = {entry.name for entry in entries}
-    _remove(*(folder / name for name in names if name in there))
+    for name in names:
+        if name in there:
+            (folder / name).unlink()
     if there <= set(names):
         folder.rmdir()
 
@@ -329,16 +341,6 @@ def _sweep(folder: Path) -> None:
     """Removes what killed exports were about to write."""
     for names in ("[0-9]*.png", "[0-9]*.npy", _ABOUT, _LABELS):
         remove_temporaries(folder, names)
-
-
-def _remove(*paths: Path) -> None:
-    for path in paths:
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise DimoError(
-                f"cannot remove {path}: {error.strerror}; choose another --out"
-            ) from error
 
 
 def _check_same(path: Path, about: dict[str, Any]) -> None:

@@ -70,10 +70,7 @@ def remove_temporaries(folder: Path, names: str) -> None:
     """Removes what killed processes left of files in `folder` whose names match the glob `names`.
 
     Raises:
-        DimoError: One cannot be removed.
+        OSError: One cannot be removed.
     """
-    try:
-        for path in folder.glob(f".{names}.*.tmp"):
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        raise DimoError(f"cannot clean {folder}: {error.strerror}; check its rights") from error
+    for path in folder.glob(f".{names}.*.tmp"):
+        path.unlink(missing_ok=True)
