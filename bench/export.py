@@ -9,6 +9,7 @@ __all__ = ["Exported", "export_images"]
 
 import csv
 import dataclasses
+import glob
 import importlib.metadata
 import io
 import json
@@ -227,21 +228,21 @@ class _Npz:
         self._beside = out.with_name(f"{out.name}.json")
 
     def prepare(self, batch_size: int, *, force: bool) -> list[range]:
-        if force:
-            self._out.unlink(missing_ok=True)
-            self._beside.unlink(missing_ok=True)
-        elif self._out.exists() and not self._beside.is_file():
+        if self._beside.is_file():
+            _check_mine(self._beside, self._about, force=force)
+        elif self._out.exists() and not force:
             raise DimoError(
                 f"output {self._out} exists; replace it with --force or choose another --out"
             )
-        elif self._beside.is_file():
-            _check_same(self._beside, self._about)
         if self._out.parent.is_dir():
-            remove_temporaries(self._out.parent, self._out.name)
-        if self._out.exists():
+            remove_temporaries(self._out.parent, glob.escape(self._out.name))
+        if self._out.exists() and not force:
             self._remove_parts()
             return []
         _claim(self._parts, self._about, force=force)
+        if force:
+            self._out.unlink(missing_ok=True)
+            self._beside.unlink(missing_ok=True)
         return [rows for rows in self._blocks() if not self._path(rows).is_file()]
 
     def save(self, rows: range, parts: Sequence[Pixels]) -> None:
@@ -305,10 +306,9 @@ def _claim(folder: Path, about: dict[str, Any], *, force: bool) -> None:
     """
     description = folder / _ABOUT
     if description.is_file():
+        found = _check_mine(description, about, force=force)
         if force:
-            _release(folder, _read_about(description)["count"])
-        else:
-            _check_same(description, about)
+            _release(folder, found["count"])
     elif folder.exists():
         if not folder.is_dir():
             raise DimoError(f"output {folder} is a file; choose a folder or an .npz as --out")
@@ -343,11 +343,21 @@ def _sweep(folder: Path) -> None:
         remove_temporaries(folder, names)
 
 
-def _check_same(path: Path, about: dict[str, Any]) -> None:
-    """Raises a DimoError that names what differs between a description on disk and this one."""
-    found, wanted = _flat(_read_about(path)), _flat(json.loads(_json(about)))
+def _check_mine(path: Path, about: dict[str, Any], *, force: bool) -> dict[str, Any]:
+    """A description on disk.
+
+    Raises:
+        DimoError: It is none, or without `force` it says something else than `about`.
+    """
+    try:
+        described = json.loads(path.read_bytes())
+        if not isinstance(described, dict) or not isinstance(described.get("count"), int):
+            raise ValueError("it does not describe an export")
+    except (OSError, ValueError) as error:
+        raise DimoError(f"cannot read {path}: {error}; choose another --out") from error
+    found, wanted = _flat(described), _flat(json.loads(_json(about)))
     keys = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
-    if keys:
+    if keys and not force:
         told = ", ".join(
             f"{key} {_shown(found.get(key))}, not {_shown(wanted.get(key))}" for key in keys[:3]
         )
@@ -356,16 +366,7 @@ def _check_same(path: Path, about: dict[str, Any]) -> None:
             f"{path} says that these images were made with {told}{more}; choose another --out, or "
             "make them anew with --force"
         )
-
-
-def _read_about(path: Path) -> dict[str, Any]:
-    try:
-        about = json.loads(path.read_bytes())
-        if not isinstance(about, dict) or not isinstance(about.get("count"), int):
-            raise ValueError("it does not describe an export")
-    except (OSError, ValueError) as error:
-        raise DimoError(f"cannot read {path}: {error}; choose another --out") from error
-    return about
+    return described
 
 
 def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 __all__ = ["sample"]
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -126,7 +127,8 @@ def sample(
                 progress=progress if group.is_first else _silent,
             )
     except KeyboardInterrupt:
-        terminal.say("interrupted; the same command goes on from here", style="yellow")
+        if os.environ.get("RANK", "0") == "0":
+            terminal.say("interrupted; the same command goes on from here", style="yellow")
         raise typer.Exit(130) from None
     if group.is_first:
         _report(done, count, out, as_json=as_json)
