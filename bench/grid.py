@@ -23,7 +23,7 @@ def shared_classes(jobs: Sequence[Job]) -> int:
     Raises:
         DimoError: They do not share it, so that one label means different things.
     """
-    sizes = {job.loaded.teacher.num_classes: job.loaded.name for job in jobs}
+    sizes = {job.loaded.teacher.num_classes: job.loaded.teacher.name for job in jobs}
     if len(sizes) > 1:
         told = ", ".join(f"{name} has {size}" for size, name in sizes.items())
         raise DimoError(
@@ -60,7 +60,7 @@ def draw_samples(
     classes = shared_classes(jobs)
     wanted = list(labels) or _default_labels(classes)
     names = jobs[0].loaded.teacher.class_names
-    several = len({job.loaded.name for job in jobs if job.loaded.student is None}) > 1
+    several = len({job.loaded.teacher.name for job in jobs}) > 1
     rows = []
     for number, job in enumerate(jobs, start=1):
         what = f"row {number}: {job.caption}"
@@ -69,7 +69,7 @@ def draw_samples(
             progress(what, done, len(wanted), "images")
 
         images, nfe = _row(job, wanted, seed, device, batch_size, on_done)
-        rows.append((_caption(job, nfe, name_model=several), images))
+        rows.append((_caption(job, nfe, name_teacher=several), images))
     save_grid(out, rows, columns=[names[label].partition(",")[0] for label in wanted])
 
 
@@ -107,10 +107,9 @@ def _row(
     return torch.cat(parts), nfe
 
 
-def _caption(job: Job, nfe: int, *, name_model: bool) -> str:
-    """Method, steps and NFE; with `name_model` also which teacher it is."""
+def _caption(job: Job, nfe: int, *, name_teacher: bool) -> str:
+    """Method, steps and NFE; with `name_teacher` also which teacher it is, or is of."""
     assert job.settings is not None
     steps = job.settings.num_steps
-    named = name_model and job.loaded.student is None
-    method = f"{job.name} ({job.loaded.name})" if named else job.name
+    method = f"{job.name} [{job.loaded.teacher.name}]" if name_teacher else job.name
     return f"{method}\n{steps} step{'s' if steps > 1 else ''}, NFE {nfe}"

@@ -12,7 +12,7 @@ import typer
 from dimo import terminal
 from dimo.cli.app import app
 from dimo.cli.options import STEPS, Device, Weights, parse_labels, parse_steps
-from dimo.errors import DimoError, unknown_name
+from dimo.errors import DimoError
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +42,8 @@ def sample(
     sampler: Annotated[
         str,
         typer.Option(
-            help="How teachers are sampled: confidence (default), random, halton, tau_leaping, "
-            "theta_trapezoidal."
+            help="How teachers are sampled: confidence, random, halton, tau_leaping, "
+            "theta_trapezoidal; default: as each was published."
         ),
     ] = "",
     labels: Annotated[
@@ -176,26 +176,26 @@ def _jobs(
 ) -> "list[Job]":
     """A job for each step count of each teacher, and one for each student."""
     from bench.jobs import jobs_of
-    from dimo.teachers import load_model
+    from dimo.teachers import TEACHERS, load_model
 
+    own = [[sampler]] if sampler else []
     jobs = []
     for name in models:
-        loaded = load_model(name, device=device, weights=weights)
-        jobs += jobs_of(loaded, counts, overrides, [sampler or "confidence"])
+        try:
+            loaded = load_model(name, device=device, weights=weights)
+        except DimoError as error:
+            if name in TEACHERS:
+                raise
+            known = ", ".join(TEACHERS)
+            raise DimoError(f"--model {name} is no teacher ({known}), and {error}") from error
+        jobs += jobs_of(loaded, counts, overrides, *own)
     return jobs
 
 
 def _checked_steps(models: list[str], steps: str, sampler: str) -> list[int]:
-    """Step counts, empty where none are given; complains about names that nothing has."""
-    from dimo.samplers import SAMPLERS
-    from dimo.teachers import TEACHERS, shipped_students
+    """Step counts, empty where none are given; complains about options that no model takes."""
+    from dimo.teachers import TEACHERS
 
-    for name in models:
-        if not (name in TEACHERS or name in shipped_students() or Path(name).is_dir()):
-            known = [*TEACHERS, *shipped_students()]
-            raise unknown_name("model", name, known, "or give the folder of a run")
-    if sampler and sampler not in SAMPLERS:
-        raise unknown_name("sampler", sampler, SAMPLERS)
     counts = parse_steps(steps)
     if not any(name in TEACHERS for name in models):
         for option, given in (("--sampler", sampler), ("--steps", "" if counts == [1] else steps)):

@@ -379,7 +379,10 @@ MISTAKES = {
         "folder holds files and no sampling.json",
     ),
     "file as folder": (["--steps", "1", "--count", "5", "--out", "file"], "file is a file"),
-    "unknown model": (["--model", "digts", "--out", "n.png"], "did you mean 'digits'"),
+    "unknown model": (
+        ["--model", "digts", "--out", "n.png"],
+        "--model digts is no teacher (digits), and student run 'digts' does not exist",
+    ),
     "unknown sampler": (["--sampler", "hilton", "--out", "n.png"], "did you mean 'halton'"),
     "steps 0": (["--steps", "0", "--out", "n.png"], "--steps '0' is not allowed"),
     "steps 17": (["--steps", "17", "--count", "5", "--out", "n"], "takes 1 to 16 steps"),

@@ -29,6 +29,11 @@ def jobs():
     return [*jobs_of(teacher, [1, 2], {}), *jobs_of(student, [1], {})]
 
 
+def read(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
 def noise(side):
     return torch.randint(0, 255, (len(LONG), 3, side, side), dtype=torch.uint8)
 
@@ -47,7 +52,7 @@ def test_captions_stay_over_their_column(side, tmp_path):
     """The strip above the gap between two columns is empty, whatever the names."""
     images = noise(side)
     save_grid(tmp_path / "x.png", [("one\n1 step, NFE 1", images), ("two", images)], columns=LONG)
-    picture = np.asarray(Image.open(tmp_path / "x.png"))
+    picture = read(tmp_path / "x.png")
     scale = max(1, 40 // side)
     tiles = images.permute(0, 2, 3, 1).numpy().repeat(scale, 1).repeat(scale, 2)
     upper = picture[: picture.shape[0] * 2 // 3]  # the second row shows the same tiles
@@ -62,7 +67,7 @@ def test_captions_stay_over_their_column(side, tmp_path):
 def test_rows_of_other_sizes_share_a_grid(tmp_path):
     rows = [("large", noise(64)), ("small", noise(16))]
     save_grid(tmp_path / "x.png", rows, columns=LONG)
-    picture = np.asarray(Image.open(tmp_path / "x.png"))
+    picture = read(tmp_path / "x.png")
     for (_, images), scale in zip(rows, (1, 2), strict=True):
         for image in images:
             tile = image.permute(1, 2, 0).numpy().repeat(scale, 0).repeat(scale, 1)
@@ -95,9 +100,21 @@ def test_the_batch_size_changes_no_picture_and_progress_is_told(jobs, tmp_path):
 
 
 def test_models_of_other_classes_do_not_share_columns(jobs):
-    teacher = dataclasses.replace(jobs[0].loaded.teacher, num_classes=5)
-    loaded = dataclasses.replace(jobs[0].loaded, teacher=teacher, name="five")
+    teacher = dataclasses.replace(jobs[0].loaded.teacher, name="five", num_classes=5)
+    loaded = dataclasses.replace(jobs[0].loaded, teacher=teacher)
     other = dataclasses.replace(jobs[0], loaded=loaded)
     assert shared_classes(jobs) == 10
-    with pytest.raises(DimoError, match=r"digits.* has 10, five has 5.*one picture for each"):
+    with pytest.raises(DimoError, match=r"digits has 10, five has 5.*one picture for each"):
         shared_classes([*jobs, other])
+
+
+def test_rows_of_two_teachers_name_them(jobs, tmp_path):
+    teacher = dataclasses.replace(jobs[0].loaded.teacher, name="a-teacher-with-a-long-name")
+    other = dataclasses.replace(
+        jobs[0], loaded=dataclasses.replace(jobs[0].loaded, teacher=teacher)
+    )
+    widths = []
+    for name, rows in (("one", jobs), ("two", [*jobs, other])):
+        draw_samples(rows, [3], seed=3, out=tmp_path / f"{name}.png", device=CPU)
+        widths.append(read(tmp_path / f"{name}.png").shape[1])
+    assert widths[1] > widths[0] + 100
