@@ -381,7 +381,7 @@ MISTAKES = {
     "file as folder": (["--steps", "1", "--count", "5", "--out", "file"], "file is a file"),
     "unknown model": (
         ["--model", "digts", "--out", "n.png"],
-        "--model digts is no teacher (digits), and student run 'digts' does not exist",
+        "--model digts is no teacher (digits",
     ),
     "unknown sampler": (["--sampler", "hilton", "--out", "n.png"], "did you mean 'halton'"),
     "steps 0": (["--steps", "0", "--out", "n.png"], "--steps '0' is not allowed"),
