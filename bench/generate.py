@@ -5,6 +5,7 @@ __all__ = [
     "SETTINGS",
     "SamplerSettings",
     "generate",
+    "sample_images",
     "sample_tokens",
     "settings_of",
 ]
@@ -144,6 +145,26 @@ def sample_tokens(
 
 
 @torch.inference_mode()
+def sample_images(
+    loaded: Loaded,
+    settings: SamplerSettings,
+    *,
+    labels: torch.Tensor,
+    seed: int,
+    index: torch.Tensor,
+    uint8: str,
+) -> ImageBatch:
+    """Images `index` [B] under conditions `labels` [B], rounded by the rule `uint8`.
+
+    Raises:
+        DimoError: As `sample_tokens`.
+    """
+    samples = sample_tokens(loaded, settings, labels=labels, seed=seed, index=index)
+    images = to_uint8(loaded.tokenizer.decode(samples.tokens), uint8)
+    return ImageBatch(images, index, labels, samples.nfe)
+
+
+@torch.inference_mode()
 def generate(
     loaded: Loaded,
     settings: SamplerSettings,
@@ -168,6 +189,4 @@ def generate(
     for start in range(0, num_images, batch_size):
         index = torch.arange(start, min(start + batch_size, num_images), device=device)
         labels = index % loaded.teacher.num_classes
-        samples = sample_tokens(loaded, settings, labels=labels, seed=seed, index=index)
-        images = to_uint8(loaded.tokenizer.decode(samples.tokens), uint8)
-        yield ImageBatch(images, index, labels, samples.nfe)
+        yield sample_images(loaded, settings, labels=labels, seed=seed, index=index, uint8=uint8)

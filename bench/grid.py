@@ -1,48 +1,115 @@
 """A picture of what jobs make: one row a job, the same labels and noise down each column."""
 
-__all__ = ["draw_samples"]
+__all__ = ["draw_samples", "shared_classes"]
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from bench.generate import sample_tokens
-from bench.images import save_grid, to_uint8
+from bench.generate import sample_images
+from bench.images import save_grid
 from bench.jobs import Job
 from dimo.errors import DimoError
 
-_SIDE = 40  # pixels of one image in the grid, at least
+_FEW_CLASSES = 20  # of that many, each is drawn twice
+_COLUMNS = 10  # of more classes, so many
 
 
-@torch.inference_mode()
+def shared_classes(jobs: Sequence[Job]) -> int:
+    """The number of classes that all jobs have.
+
+    Raises:
+        DimoError: They do not share it, so that one label means different things.
+    """
+    sizes = {job.loaded.teacher.num_classes: job.loaded.teacher.name for job in jobs}
+    if len(sizes) > 1:
+        told = ", ".join(f"{name} has {size}" for size, name in sizes.items())
+        raise DimoError(
+            f"models of different classes cannot share the columns of a picture ({told}); draw "
+            "one picture for each number of classes"
+        )
+    return next(iter(sizes))
+
+
 def draw_samples(
-    jobs: Sequence[Job], labels: Sequence[int], *, seed: int, out: Path, device: torch.device
+    jobs: Sequence[Job],
+    labels: Sequence[int],
+    *,
+    seed: int,
+    out: Path,
+    device: torch.device,
+    batch_size: int = 50,
+    progress: Callable[[str, int, int, str], None] = lambda what, done, total, unit: None,
 ) -> None:
     """Writes a captioned PNG.
 
     Args:
         jobs: Networks with their settings; column i is image i of `seed` in each row.
-        labels: One class a column; every class, twice, when empty.
+        labels: One class a column; when empty every class, twice, or 10 spread over many classes.
         seed: Of the images.
         out: File to write, atomically.
         device: Where the networks are.
+        batch_size: Images made at a time; has no influence on any image.
+        progress: Told how far each row is.
 
     Raises:
-        DimoError: Nothing to draw.
+        DimoError: The jobs do not share their classes.
     """
-    if not jobs:
-        raise DimoError("there is nothing to draw; name step counts with --steps or a --student")
-    teacher = jobs[0].loaded.teacher
-    wanted = list(labels) or [i % teacher.num_classes for i in range(2 * teacher.num_classes)]
-    condition = torch.tensor(wanted, device=device)
-    index = torch.arange(len(wanted), device=device)
+    classes = shared_classes(jobs)
+    wanted = list(labels) or _default_labels(classes)
+    names = jobs[0].loaded.teacher.class_names
+    several = len({job.loaded.teacher.name for job in jobs}) > 1
     rows = []
-    for job in jobs:
-        assert job.settings is not None
-        found = sample_tokens(job.loaded, job.settings, labels=condition, seed=seed, index=index)
-        images = to_uint8(job.loaded.tokenizer.decode(found.tokens), "round")
-        count = job.settings.num_steps
-        rows.append((f"{job.name}, {count} step{'s' if count > 1 else ''}", images))
-    scale = max(1, _SIDE // rows[0][1].shape[-1])
-    save_grid(out, rows, columns=[teacher.class_names[label] for label in wanted], scale=scale)
+    for number, job in enumerate(jobs, start=1):
+        what = f"row {number}: {job.caption}"
+
+        def on_done(done: int, what: str = what) -> None:
+            progress(what, done, len(wanted), "images")
+
+        images, nfe = _row(job, wanted, seed, device, batch_size, on_done)
+        rows.append((_caption(job, nfe, name_teacher=several), images))
+    save_grid(out, rows, columns=[names[label].partition(",")[0] for label in wanted])
+
+
+def _default_labels(classes: int) -> list[int]:
+    if classes <= _FEW_CLASSES:
+        return 2 * list(range(classes))
+    return [(2 * i + 1) * classes // (2 * _COLUMNS) for i in range(_COLUMNS)]
+
+
+def _row(
+    job: Job,
+    labels: Sequence[int],
+    seed: int,
+    device: torch.device,
+    batch_size: int,
+    on_done: Callable[[int], None],
+) -> tuple[Tensor, int]:
+    """Images 0..C-1 under `labels`, uint8 [C, 3, H, W] on the CPU, and their NFE."""
+    assert job.settings is not None
+    condition, index = torch.tensor(labels, device=device), torch.arange(len(labels), device=device)
+    parts, nfe = [], 0
+    for start in range(0, len(labels), batch_size):
+        rows = slice(start, start + batch_size)
+        batch = sample_images(
+            job.loaded,
+            job.settings,
+            labels=condition[rows],
+            seed=seed,
+            index=index[rows],
+            uint8="round",
+        )
+        parts.append(batch.images.cpu())
+        nfe = batch.nfe
+        on_done(min(start + batch_size, len(labels)))
+    return torch.cat(parts), nfe
+
+
+def _caption(job: Job, nfe: int, *, name_teacher: bool) -> str:
+    """Method, steps and NFE; with `name_teacher` also which teacher it is, or is of."""
+    assert job.settings is not None
+    steps = job.settings.num_steps
+    method = f"{job.name} [{job.loaded.teacher.name}]" if name_teacher else job.name
+    return f"{method}\n{steps} step{'s' if steps > 1 else ''}, NFE {nfe}"

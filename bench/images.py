@@ -11,17 +11,23 @@ __all__ = [
     "ImageBatch",
     "ImageInfo",
     "decode_image",
+    "encode_png",
     "inspect_image",
+    "is_whole_png",
     "save_grid",
     "to_uint8",
 ]
 
+import functools
 import hashlib
 import io
+import os
 import struct
+import unicodedata
 import zlib
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +43,13 @@ LOSSY_CODECS = ("jpeg", "webp", "tiff-jpeg", "tiff-webp")  # lossless WebP is "w
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _MODES = ("RGB", "L", "1", "P", "RGBA", "LA")  # what is converted without loss
+
+_SIDE = 40  # pixels of one image in a grid, at least
+_GAP = 5  # pixels between images
+_LETTERS = 15  # size of the captions in pixels, at least; a twelfth of an image if that is more
+_HEAD_LINES = 2
 
 
 @dataclass(frozen=True)
@@ -213,38 +225,98 @@ def _checked_png_sha256(data: bytes) -> str:
     return digest.hexdigest()
 
 
+def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """One image, uint8 [H, W, 3], as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def is_whole_png(path: Path) -> bool:
+    """Whether a file begins and ends as a PNG does; reads a few bytes of it."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_PNG_SIGNATURE))
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            return start == _PNG_SIGNATURE and file.read() == _PNG_END
+    except OSError:  # not there, no file, or too short to have such an end
+        return False
+
+
 def save_grid(
-    path: str | PathLike[str],
-    rows: list[tuple[str, Tensor]],
-    *,
-    columns: list[str],
-    scale: int,
+    path: str | PathLike[str], rows: list[tuple[str, Tensor]], *, columns: list[str]
 ) -> None:
     """Writes a captioned PNG: one row of images each, the same condition down each column.
 
+    Small images are enlarged by a whole factor, others keep their size. Captions are wrapped to the
+    width of their column, and what does not fit ends in an ellipsis.
+
     Args:
         path: Where to write, atomically.
-        rows: Caption and uint8 [C, 3, H, W] of each row.
+        rows: Caption, of one line or more, and uint8 [C, 3, H, W] of each row.
         columns: C captions, above.
-        scale: Each pixel becomes scale x scale.
     """
-    side, gap = rows[0][1].shape[-1] * scale, max(2, scale)
-    font = ImageFont.load_default(size=15)
-    margin = 12 + max(int(font.getlength(caption)) for caption, _ in rows)
-    head = 26
-    width = margin + len(columns) * (side + gap) + gap
-    canvas = Image.new("RGB", (width, head + len(rows) * (side + gap) + gap), "white")
-    draw = ImageDraw.Draw(canvas)
-    for c, caption in enumerate(columns):
-        x = margin + c * (side + gap) + side // 2
-        draw.text((x, head // 2), caption, fill="black", font=font, anchor="mm")
-    for r, (caption, images) in enumerate(rows):
-        y = head + r * (side + gap)
-        draw.text((margin - 8, y + side // 2), caption, fill="black", font=font, anchor="rm")
-        for c, image in enumerate(images):
-            pixels = np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
-            tile = Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)
-            canvas.paste(tile, (margin + c * (side + gap), y))
-    buffer = io.BytesIO()
-    canvas.save(buffer, "PNG")
-    write_atomic(path, buffer.getvalue())
+    tiles = [[_tile(image) for image in images] for _, images in rows]
+    width = max(tile.width for row in tiles for tile in row)
+    height = max(tile.height for row in tiles for tile in row)
+    font = _font(max(_LETTERS, width // 12))
+    line = int(font.size * 1.25)
+    heads = [_wrapped(_plain(caption), width, font) for caption in columns]
+    sides = [_plain(caption) for caption, _ in rows]
+    left = 12 + max(int(font.getlength(text)) for side in sides for text in side.split("\n"))
+    top = 8 + line * max(head.count("\n") + 1 for head in heads)
+    height = max(height, line * max(side.count("\n") + 1 for side in sides))
+    size = (left + len(columns) * (width + _GAP) + _GAP, top + len(rows) * (height + _GAP) + _GAP)
+    canvas = Image.new("RGB", size, "white")
+    write = functools.partial(ImageDraw.Draw(canvas).multiline_text, fill="black", font=font)
+    for c, head in enumerate(heads):
+        middle = left + c * (width + _GAP) + width // 2
+        write((middle, top - 4), head, anchor="md", align="center", spacing=2)
+    for r, (side, row) in enumerate(zip(sides, tiles, strict=True)):
+        y = top + r * (height + _GAP)
+        write((left - 8, y + height // 2), side, anchor="rm", align="right", spacing=2)
+        for c, tile in enumerate(row):
+            x = left + c * (width + _GAP) + (width - tile.width) // 2
+            canvas.paste(tile, (x, y + (height - tile.height) // 2))
+    write_atomic(path, encode_png(np.asarray(canvas)))
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)
+    return font
+
+
+def _tile(image: Tensor) -> Image.Image:
+    """uint8 [3, H, W] as a picture of at least `_SIDE` pixels, where a whole factor allows."""
+    picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))
+    scale = max(1, _SIDE // picture.width)
+    return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
+
+
+def _plain(text: str) -> str:
+    """Without letters that the font of captions does not have."""
+    for letter, name in (("τ", "tau"), ("θ", "theta")):
+        text = text.replace(letter, name)
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+
+
+def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+    """At most `_HEAD_LINES` lines that are no wider than `width` pixels."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width and len(lines) < _HEAD_LINES:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(_elided(line, width, font) for line in lines)
+
+
+def _elided(line: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(f"{line}…") > width:
+        line = line[:-1]
+    return f"{line.rstrip()}…"

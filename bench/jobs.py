@@ -5,11 +5,11 @@ __all__ = [
     "Job",
     "jobs_of",
     "load_jobs",
+    "load_models",
     "method_info",
     "reference_jobs",
 ]
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,8 @@ from bench.protocol import Protocol
 from bench.record import MethodInfo, Section
 from bench.references import reference_images
 from dimo.errors import DimoError
-from dimo.students import find_student
-from dimo.teachers import Loaded, get_teacher, load_student, load_teacher
+from dimo.students import PUBLISHED_STUDENTS, StudentConfig, find_student
+from dimo.teachers import TEACHERS, Loaded, get_teacher, load_model
 
 _RECORDED = ("sampler", "num_steps", *SETTINGS)  # of the settings, by the same name in a record
 
@@ -197,10 +197,8 @@ def load_jobs(
     Raises:
         DimoError: Unknown or missing networks, a student of another teacher, bad settings.
     """
-    row = get_teacher(teacher)
-    choice = Choice(tuple(samplers), tuple(schedules), overrides or {}, precision)
-    planned = teacher_settings(row, steps, choice)
-    of_students = []
+    get_teacher(teacher)
+    named = [teacher] if steps else []
     for name in students:
         found = find_student(name, weights=weights)
         if found.config.teacher != teacher:
@@ -208,13 +206,58 @@ def load_jobs(
                 f"student {name!r} was distilled from {found.config.teacher!r}, "
                 f"not from {teacher!r}; use --teacher {found.config.teacher}"
             )
-        of_students.append(student_settings(found.config, row.num_tokens, student_steps, choice))
-    check_used([*planned, *itertools.chain(*of_students)], choice)
-    jobs = []
-    if planned:
-        loaded = load_teacher(teacher, device=device, weights=weights, precision=precision)
-        jobs += _teacher_jobs(loaded, planned)
-    for name, settings in zip(students, of_students, strict=True):
-        loaded = load_student(name, device=device, weights=weights, precision=precision)
-        jobs += _student_jobs(loaded, settings)
-    return jobs
+        named.append(f"./{name}" if name in TEACHERS else name)  # a folder called like a teacher
+    return load_models(
+        named,
+        steps,
+        device=device,
+        weights=weights,
+        overrides=overrides,
+        samplers=samplers,
+        schedules=schedules,
+        student_steps=student_steps,
+        precision=precision,
+    )
+
+
+def load_models(
+    names: Sequence[str],
+    steps: Sequence[int],
+    *,
+    device: torch.device,
+    weights: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    samplers: Sequence[str] = (),
+    schedules: Sequence[str] = (),
+    student_steps: Sequence[int] = (1,),
+    precision: str = "float32",
+) -> list[Job]:
+    """As `load_jobs`, for any teachers and students in the order they are named."""
+    overrides = overrides or {}
+    choice = Choice(tuple(samplers), tuple(schedules), overrides, precision)
+    planned: list[SamplerSettings] = []
+    for name in names:
+        if name in TEACHERS:
+            planned += teacher_settings(TEACHERS[name], steps, choice)
+            continue
+        student = _find_student(name, weights)
+        length = get_teacher(student.teacher).num_tokens
+        planned += student_settings(student, length, student_steps, choice)
+    check_used(planned, choice)
+
+    def rows(name: str) -> list[Job]:
+        loaded = load_model(name, device=device, weights=weights, precision=precision)
+        return jobs_of(
+            loaded, steps, overrides, samplers, schedules=schedules, student_steps=student_steps
+        )
+
+    return [job for name in names for job in rows(name)]
+
+
+def _find_student(name: str, weights: Path | None) -> StudentConfig:
+    try:
+        return find_student(name, weights=weights).config
+    except DimoError as error:
+        if name in PUBLISHED_STUDENTS:
+            raise
+        raise DimoError(f"{name} is no teacher ({', '.join(TEACHERS)}), and {error}") from error

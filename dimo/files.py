@@ -1,6 +1,6 @@
 """Writing files whole or not at all, and naming them by content."""
 
-__all__ = ["replacing", "sha256_bytes", "sha256_file", "write_atomic"]
+__all__ = ["remove_temporaries", "replacing", "sha256_bytes", "sha256_file", "write_atomic"]
 
 import hashlib
 import os
@@ -27,8 +27,11 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary name beside `path`; the file written there is synced and takes its place.
 
+    Whatever is raised meanwhile, nothing is left behind; only a killed process leaves its temporary
+    file, see `remove_temporaries`.
+
     Raises:
-        DimoError: The folder cannot be written; nothing is left behind.
+        DimoError: The folder cannot be written.
     """
     path = Path(path)
     temporary = None
@@ -59,3 +62,13 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def remove_temporaries(folder: Path, names: str) -> None:
+    """Removes what killed processes left of files in `folder` whose names match the glob `names`.
+
+    Raises:
+        OSError: One cannot be removed.
+    """
+    for path in folder.glob(f".{names}.*.tmp"):
+        path.unlink(missing_ok=True)

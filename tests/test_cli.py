@@ -104,7 +104,8 @@ def test_tuning_looks_at_the_selection_seed_only(world, tmp_path):
 
 
 def test_sample_draws_a_grid(world):
-    run("sample", "--student", "tiny", "--steps", "1,4", "--labels", "3,7", cwd=world)
+    models = ("--model", "digits", "--model", "tiny")
+    run("sample", *models, "--steps", "1,4", "--labels", "3,7", cwd=world)
     with Image.open(world / "samples.png") as picture:
         assert picture.format == "PNG"
         assert len(picture.convert("L").getcolors(4096)) > 10

@@ -10,6 +10,7 @@ from dimo.cli import (  # noqa: F401  (they register)
     benchmarks,
     measuring,
     reporting,
+    sampling,
     training,
     weights,
 )

@@ -1,6 +1,6 @@
-"""`dimo bench`, `dimo sample`, `dimo demo`: networks in, images and numbers out."""
+"""`dimo bench`, `dimo demo`: networks in, images and numbers out."""
 
-__all__ = ["bench", "demo", "sample"]
+__all__ = ["bench", "demo"]
 
 import json
 from pathlib import Path
@@ -31,7 +31,6 @@ from dimo.cli.options import (
     TopP,
     Weights,
     cache_folder,
-    parse_labels,
     parse_names,
     parse_steps,
     sampler_options,
@@ -171,38 +170,6 @@ def _bench(
 
 def _warn(text: str) -> None:
     terminal.say(text, style="yellow")
-
-
-@app.command(
-    epilog="Examples: `dimo sample --teacher digits --steps 1,4,16 --out grid.png` · "
-    "`dimo sample --student digits-dimo --labels 3,3,3,7 --seed 5 --out grid.png`"
-)
-def sample(
-    teacher: Teacher = "digits",
-    students: Students = [],  # noqa: B006
-    steps: Annotated[
-        str, typer.Option(help="Teacher's step counts; empty: no teacher row.")
-    ] = STEPS,
-    labels: Annotated[str, typer.Option(help="One column each; default: every class, twice.")] = "",
-    seed: Annotated[int, typer.Option(help="Column i is image i of this seed.")] = 0,
-    out: Annotated[Path, typer.Option(help="PNG to write.")] = Path("samples.png"),
-    force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
-    device: Device = "auto",
-    weights: Weights = None,
-) -> None:
-    """Draw a grid: a row for each step count and student, the same labels and noise by column."""
-    if out.exists() and not force:
-        raise DimoError(f"output {out} exists; replace it with --force or choose another --out")
-    from bench.grid import draw_samples
-    from bench.jobs import load_jobs
-    from dimo.launch import choose_device
-    from dimo.teachers import get_teacher
-
-    counts, place = parse_steps(steps), choose_device(device)
-    wanted = parse_labels(labels, get_teacher(teacher).num_classes) if labels else []
-    jobs = load_jobs(teacher, students, counts, device=place, weights=weights)
-    draw_samples(jobs, wanted, seed=seed, out=out, device=place)
-    terminal.say(f"picture: {out}")
 
 
 @app.command(epilog="Example: `dimo demo --out runs/demo`")

@@ -63,8 +63,10 @@ StudentSteps = Annotated[str, typer.Option(help="Students' step counts.")]
 Samplers = Annotated[
     str,
     typer.Option(
-        help="How the teacher is sampled: confidence, random, halton, tau_leaping, "
-        "theta_trapezoidal; default: its own."
+        "--sampler",
+        "--samplers",
+        help="How teachers are sampled: confidence, random, halton, tau_leaping, "
+        "theta_trapezoidal; several: a row for each. Default: as published.",
     ),
 ]
 Schedules = Annotated[

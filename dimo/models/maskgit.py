@@ -91,8 +91,9 @@ class _FeedForwardBranch(nn.Module):
         """See `dimo.models.precision`."""
         net = self.fn["net"]
         assert isinstance(net, nn.Sequential)
-        for number in (0, 3):
-            net[number] = convert(net[number].weight, net[number].bias)
+        net[0] = convert(net[0].weight, net[0].bias, gelu=True)
+        net[1] = nn.Identity()
+        net[3] = convert(net[3].weight, net[3].bias)
 
 
 class _Layers(nn.Module):

