@@ -24,7 +24,7 @@ from dimo.strict import Origin, decode
 
 _RECIPES = Path(__file__).parent / "recipes"
 _LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
-_PRECISIONS = ("float32", "bfloat16")
+_PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def _check(ok: bool, key: str, value: object, allowed: str) -> None:
@@ -39,25 +39,38 @@ def _known(kind: str, value: str, allowed: Iterable[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Optimization:
-    """What every training has."""
+    """What every training has.
+
+    `batch_size` counts the images of one step, over all ranks and all `accumulate` parts of it.
+    `gradient_checkpointing` recomputes activations in the backward pass instead of keeping them.
+    `ema_on_cpu` keeps the average out of the GPU's memory, for one transfer of the weights a step.
+    A training stops after `max_skipped` updates in a row that were not finite. The two newest
+    checkpoints are kept, and those at multiples of `keep_every` (0: no others).
+    """
 
     seed: int = 0
     steps: int
     batch_size: int = 256
+    accumulate: int = 1
+    gradient_checkpointing: bool = False
     learning_rate: float
     lr_schedule: str = "constant"
     lr_warmup_steps: int = 100
     weight_decay: float = 0.0
     adam_betas: tuple[float, float] = (0.9, 0.999)
     grad_clip: float = 1.0
+    max_skipped: int = 20
     ema_decay: float = 0.999
+    ema_on_cpu: bool = False
     precision: str = "bfloat16"
     checkpoint_every: int = 500
+    keep_every: int = 0
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "checkpoint_every"):
+        for key in ("steps", "batch_size", "accumulate", "max_skipped", "checkpoint_every"):
             _check(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
-        _check(self.lr_warmup_steps >= 0, "lr_warmup_steps", self.lr_warmup_steps, ">= 0")
+        for key in ("lr_warmup_steps", "keep_every"):
+            _check(getattr(self, key) >= 0, key, getattr(self, key), ">= 0")
         _check(0 < self.learning_rate < 1, "learning_rate", self.learning_rate, "0 < x < 1")
         _check(self.grad_clip > 0, "grad_clip", self.grad_clip, "> 0")
         _check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 <= x < 1")

@@ -1,6 +1,17 @@
-"""Where things run: device, its name and memory, and the ranks of `torchrun`."""
+"""Where things run: device, its name and memory, and the ranks of `torchrun`.
 
-__all__ = ["ALONE", "Ranks", "choose_device", "device_name", "peak_memory_bytes", "ranks"]
+The one door to accelerate, which only trainings of several ranks load.
+"""
+
+__all__ = [
+    "ALONE",
+    "Ranks",
+    "choose_device",
+    "data_parallel",
+    "device_name",
+    "peak_memory_bytes",
+    "ranks",
+]
 
 import os
 import platform
@@ -14,6 +25,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from dimo.errors import DimoError
 
@@ -37,6 +49,12 @@ class Ranks:
         blocks = -(-total // multiple)
         low, high = (blocks * i // self.count * multiple for i in (self.index, self.index + 1))
         return range(min(low, total), min(high, total))
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """Adds up `values` of all ranks in place; nothing waits for the result on a GPU."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
 
     def alike(self, function: Callable[[], T]) -> T:
         """Runs `function` on every rank and returns this rank's own result.
@@ -84,7 +102,13 @@ ALONE = Ranks()
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """The ranks that `torchrun` started, connected for the duration; otherwise this one alone."""
+    """The ranks that `torchrun` started, connected for the duration; otherwise this one alone.
+
+    `accelerate launch` starts them alike. Inside another `ranks()` it is the same ranks.
+    """
+    if dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+        return
     count = int(os.environ.get("WORLD_SIZE", "1")) if dist.is_torchelastic_launched() else 1
     if count == 1:
         yield ALONE
@@ -96,16 +120,53 @@ def ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def data_parallel(network: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
+    """The network with gradients that are averaged over the ranks (accelerate, which wraps DDP).
+
+    Precision, accumulation and clipping stay with `dimo.update`: accelerate's loss scaler waits
+    for the GPU at every step, and its settings hold for the whole process.
+
+    Args:
+        network: On `device`; frozen parameters have `requires_grad` off.
+        ranks: Who takes part; alone, the network is returned as it is.
+        device: A CPU, or this rank's own GPU.
+
+    Raises:
+        DimoError: `accelerate launch` was told to shard the model.
+    """
+    if ranks.count == 1:
+        return network
+    for method in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{method}", "false").lower() == "true":
+            raise DimoError(
+                f"accelerate is set to {method}, which is not supported; "
+                "start with torchrun, or: accelerate launch --multi_gpu"
+            )
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.utils import GradientAccumulationPlugin
+
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        ],
+    )
+    wrapped: nn.Module = accelerator.prepare_model(network, device_placement=False)
+    return wrapped
+
+
 def choose_device(name: str = "auto") -> torch.device:
-    """The device called `name`; "auto" takes a GPU when there is one, each rank its own.
+    """The device called `name`; "auto" and "cuda" take a GPU, each rank its own, "auto" if any.
 
     Raises:
         DimoError: Unknown device, or one this machine does not have.
     """
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if name == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    if name in ("auto", "cuda"):
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

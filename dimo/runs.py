@@ -2,18 +2,24 @@
 
 __all__ = ["distill", "train_teacher"]
 
+import dataclasses
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from dimo import rng
-from dimo.config import DistillRecipe, TrainRecipe, to_toml
+from dimo.config import DistillRecipe, TrainRecipe, load_recipe, to_toml
 from dimo.errors import DimoError
-from dimo.files import sha256_file, write_atomic
+from dimo.files import remove_temporaries, sha256_file, write_atomic
+from dimo.launch import Ranks, ranks
 from dimo.students import StudentConfig, save_student
 from dimo.tasks import DistillTask, TeacherTask
 from dimo.teachers import get_teacher, load_network, weights_file
-from dimo.train import OnStep, fit
+from dimo.train import OnStep, Watcher, fit
 from dimo.weights import save_tensors
 
 
@@ -26,11 +32,13 @@ def distill(
     weights: Path | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> StudentConfig:
     """Distils a teacher into a one-step student and writes the run folder.
 
     The folder holds `recipe.toml`, `metrics.jsonl`, `checkpoints/` and, once finished,
-    `student.safetensors` (the EMA) and `config.json`.
+    `student.safetensors` (the EMA) and `config.json`. The ranks that `torchrun` started share
+    each batch. An unfinished run of the same recipe goes on, with `resume` or without.
 
     Args:
         recipe: What to do.
@@ -38,34 +46,36 @@ def distill(
         recipe_name: Stored with the student.
         device: Where to train.
         weights: Folder of the teacher's weights; None: those shipped, or those fetched.
-        resume: Go on from the newest checkpoint in `out`.
+        resume: There must be an unfinished run in `out`.
         on_step: As in `dimo.train.fit`.
+        watchers: As in `dimo.train.fit`.
 
     Raises:
-        DimoError: No weights of the teacher; `out` holds a run (without `resume`), nothing to
-            resume, or another run.
+        DimoError: No weights of the teacher, or some that are not finite; a batch that does not
+            split; `out` holds something else, a finished run, a run of another recipe or one
+            that is running; nothing to resume; or as `dimo.train.fit`.
     """
     row = get_teacher(recipe.teacher)
     path = weights_file(row, "transformer", weights)
-    _open(out, to_toml(recipe), resume)
-    teacher = load_network(row, path)
-    student = row.architecture(**{**row.network, "dropout": recipe.dropout})
-    student.load_state_dict(teacher.state_dict())
-    task = DistillTask(recipe, teacher, student, row.label_smoothing, device)
-    seconds = fit(task, out, resume=resume, on_step=on_step)
-    config = StudentConfig(
-        teacher=recipe.teacher,
-        init_mask_ratio=recipe.init_mask_ratio,
-        embedding_noise=recipe.embedding_noise,
-        temperature=recipe.temperature,
-        temperature_selected_by=recipe.temperature_selected_by,
-        seed=recipe.seed,
-        recipe=recipe_name,
-        training_seconds=round(seconds, 1),
-        images_seen=recipe.steps * recipe.batch_size,
-        teacher_sha256=sha256_file(path),
-    )
-    save_student(out, task.ema, config)
+    with ranks() as group, _opened(out, recipe, out / "config.json", resume, group):
+        teacher = load_network(row, path)
+        student = row.architecture(**{**row.network, "dropout": recipe.dropout})
+        student.load_state_dict(teacher.state_dict())
+        task = DistillTask(recipe, teacher, student, row.label_smoothing, device, group)
+        seconds = fit(task, out, resume=True, on_step=on_step, watchers=watchers)
+        config = StudentConfig(
+            teacher=recipe.teacher,
+            init_mask_ratio=recipe.init_mask_ratio,
+            embedding_noise=recipe.embedding_noise,
+            temperature=recipe.temperature,
+            temperature_selected_by=recipe.temperature_selected_by,
+            seed=recipe.seed,
+            recipe=recipe_name,
+            training_seconds=round(seconds, 1),
+            images_seen=recipe.steps * recipe.batch_size,
+            teacher_sha256=sha256_file(path),
+        )
+        group.alike(lambda: save_student(out, task.ema, config) if group.is_first else None)
     return config
 
 
@@ -76,6 +86,7 @@ def train_teacher(
     device: torch.device,
     resume: bool = False,
     on_step: OnStep | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> None:
     """Trains an embedded teacher from its data; `out` then works as `--weights`.
 
@@ -83,8 +94,9 @@ def train_teacher(
         recipe: What to do.
         out: The run folder; gets the tokenizer's and the transformer's weights.
         device: Where to train.
-        resume: Go on from the newest checkpoint in `out`.
+        resume: There must be an unfinished run in `out`.
         on_step: As in `dimo.train.fit`.
+        watchers: As in `dimo.train.fit`.
 
     Raises:
         DimoError: The teacher has no embedded data; or as `distill`.
@@ -98,27 +110,94 @@ def train_teacher(
             f"teacher {teacher.name!r} is not trained here, its weights are published; "
             f"fetch them with: dimo weights fetch {teacher.weights['transformer']}"
         )
-    _open(out, to_toml(recipe), resume)
-    images, labels = digits.load()
-    size = teacher.network["codebook_size"]
-    tokenizer = DigitsTokenizer.fit(images, codebook_size=size, seed=recipe.seed)
-    torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
-    network = teacher.architecture(**{**teacher.network, "dropout": recipe.dropout})
-    task = TeacherTask(recipe, network, tokenizer.encode(images), labels, device)
-    fit(task, out, resume=resume, on_step=on_step)
-    provenance = {"recipe": to_toml(recipe), "data": "scikit-learn digits, 1,797 images"}
-    save_tensors(out / teacher.weights["tokenizer"], tokenizer.state_dict(), provenance)
-    save_tensors(out / teacher.weights["transformer"], task.ema.state_dict(), provenance)
+    finished = out / teacher.weights["transformer"]
+    with ranks() as group, _opened(out, recipe, finished, resume, group):
+        images, labels = digits.load()
+        size = teacher.network["codebook_size"]
+        tokenizer = DigitsTokenizer.fit(images, codebook_size=size, seed=recipe.seed)
+        torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
+        network = teacher.architecture(**{**teacher.network, "dropout": recipe.dropout})
+        task = TeacherTask(recipe, network, tokenizer.encode(images), labels, device, group)
+        fit(task, out, resume=True, on_step=on_step, watchers=watchers)
+        provenance = {"recipe": to_toml(recipe), "data": "scikit-learn digits, 1,797 images"}
+
+        def save() -> None:
+            if group.is_first:
+                codebook = out / teacher.weights["tokenizer"]
+                save_tensors(codebook, tokenizer.state_dict(), provenance)
+                save_tensors(finished, task.ema.state_dict(), provenance)
+
+        group.alike(save)
 
 
-def _open(out: Path, recipe: str, resume: bool) -> None:
+@contextmanager
+def _opened(
+    out: Path, recipe: DistillRecipe | TrainRecipe, finished: Path, resume: bool, group: Ranks
+) -> Iterator[None]:
+    """The run folder, made or found fit to go on, and locked against a second process."""
+    locks: list[int] = []
+
+    def claim() -> None:
+        if group.is_first:
+            _check(out, recipe, finished, resume)
+            locks.append(_lock(out))
+            remove_temporaries(out, "*")
+            write_atomic(out / "recipe.toml", to_toml(recipe))
+
+    group.alike(claim)
+    try:
+        yield
+    finally:
+        for handle in locks:
+            os.close(handle)
+
+
+def _check(out: Path, recipe: DistillRecipe | TrainRecipe, finished: Path, resume: bool) -> None:
+    """
+    Raises:
+        DimoError: The folder is no place for this run, or no run to go on with.
+    """
     path = out / "recipe.toml"
-    if resume and not path.is_file():
-        raise DimoError(f"no run to resume at {out}; start it without --resume")
-    if not resume and out.exists() and any(out.iterdir()):
+    if not path.is_file():
+        if resume:
+            raise DimoError(f"no run to resume at {out}; start it without --resume")
+        if out.exists() and any(not p.name.endswith(".tmp") for p in out.iterdir()):
+            raise DimoError(f"output {out} exists and is not empty; choose another --out")
+        return
+    found = load_recipe(type(recipe), str(path))  # type: ignore[type-var]
+    there = dataclasses.asdict(found)
+    here = dataclasses.asdict(recipe)
+    told = [f"{k} = {there[k]!r} there, {here[k]!r} here" for k in here if here[k] != there[k]]
+    if told:
         raise DimoError(
-            f"output {out} exists and is not empty; "
-            "continue it with --resume or choose another --out"
+            f"output {out} is not empty, it holds a run of another recipe ({', '.join(told)}); "
+            "go on with the same, or choose another --out"
         )
-    if not resume:
-        write_atomic(path, recipe)
+    if finished.is_file():
+        raise DimoError(
+            f"output {out} is not empty, it holds the finished run of this recipe "
+            f"({recipe.steps} steps); use it, or choose another --out"
+        )
+
+
+def _lock(out: Path) -> int:
+    """Locks the folder as long as the returned handle is open; a killed process lets go.
+
+    Raises:
+        DimoError: Another process has it, or it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = os.open(out, os.O_RDONLY)
+    except OSError as error:
+        raise DimoError(
+            f"cannot use output {out}: {error.strerror}; choose another --out"
+        ) from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise DimoError(f"the run in {out} is going on in another process; wait for it") from None
+    except OSError:
+        pass  # a file system without locks
+    return handle

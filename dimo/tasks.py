@@ -1,90 +1,115 @@
 """The two trainings the loop can drive: a teacher from data, and a Di[M]O distillation.
 
 Each step is a function of (state, seed, step): row b of step s draws its random numbers as image
-s * B + b, and dropout's generator is seeded from (seed, step).
+s * B + b, whatever rank has it and whatever part of the step it is in. Dropout alone, whose numbers
+belong to a whole forward, is seeded from (seed, purpose, first image of the part): the same again
+on as many ranks and parts, others on another number.
 """
 
 __all__ = ["DistillTask", "TeacherTask"]
 
 import copy
-import dataclasses
-import hashlib
-import json
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch import Tensor
 
 from dimo import rng
 from dimo.config import DistillRecipe, TrainRecipe
 from dimo.ema import update_ema
+from dimo.errors import DimoError
+from dimo.launch import ALONE, Ranks
 from dimo.masking import mask_count, mask_ratio, random_mask
+from dimo.models.layers import recompute_activations
+from dimo.models.precision import in_precision
 from dimo.objective import DiMOObjective
 from dimo.teachers import Network
+from dimo.update import Update
 from dimo.weights import state_sha256
+
+_AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class _Task:
-    """Common parts: identity, device, precision, optimizers."""
+    """Common parts: how a batch is split, precision, updates, state.
 
-    def __init__(self, recipe: DistillRecipe | TrainRecipe, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
-        self.steps, self.checkpoint_every = recipe.steps, recipe.checkpoint_every
+    Attributes:
+        recipe: What to do.
+        inputs: Hash of the weights or the data that the training begins with.
+        ranks: Who shares each batch.
+        networks: By name, as they are saved; never wrapped.
+    """
+
+    def __init__(
+        self, recipe: DistillRecipe | TrainRecipe, device: torch.device, ranks: Ranks
+    ) -> None:
+        parts = ranks.count * recipe.accumulate
+        if recipe.batch_size % parts:
+            raise DimoError(
+                f"batch_size {recipe.batch_size} does not split into {ranks.count} ranks x "
+                f"accumulate {recipe.accumulate} = {parts} equal parts; change one of them"
+            )
+        self.recipe, self.device, self.ranks, self.inputs = recipe, device, ranks, ""
         self.networks: dict[str, Network] = {}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
-        self.identity = ""
+        self.updates: dict[str, Update] = {}
 
-    def _identify(self, *inputs: str) -> None:
-        content = json.dumps([dataclasses.asdict(self.recipe), self.recipe.kind, *inputs])
-        self.identity = hashlib.sha256(content.encode()).hexdigest()
+    def counts(self) -> Tensor:
+        """Updates skipped so far, and the most in a row of one network: int64 [2]."""
+        counts = torch.stack([update.counts for update in self.updates.values()])
+        return torch.stack([counts[:, 0].sum(), counts[:, 1].max()])
 
-    def _optimizer(self, network: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    def _update_of(self, network: Network) -> Update:
         recipe = self.recipe
-        return torch.optim.AdamW(
-            [p for p in network.parameters() if p.requires_grad],
-            lr=learning_rate,
+        if recipe.gradient_checkpointing:
+            recompute_activations(network)
+        return Update(
+            network,
+            device=self.device,
+            ranks=self.ranks,
+            grad_clip=recipe.grad_clip,
+            scaled=recipe.precision == "float16",
             betas=recipe.adam_betas,
             weight_decay=recipe.weight_decay,
-            foreach=True,
         )
+
+    def _average_of(self, network: Network) -> Network:
+        ema = copy.deepcopy(network).requires_grad_(False).eval()
+        return ema.cpu() if self.recipe.ema_on_cpu else ema
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"
-        )
+        dtype = _AUTOCAST.get(self.recipe.precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
-    def _index(self, step: int) -> Tensor:
-        size = self.recipe.batch_size
-        return torch.arange(step * size, (step + 1) * size, device=self.device)
-
-    def _begin(self, step: int) -> None:
-        torch.manual_seed(rng.stream_seed(self.recipe.seed, f"dropout/{step}"))
-
-    def _update(self, name: str, loss: Tensor, learning_rate: float) -> Tensor:
-        """Backward, clip, step; returns the gradient norm before clipping."""
-        optimizer = self.optimizers[name]
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = clip_grad_norm_(parameters, self.recipe.grad_clip, foreach=True)
-        optimizer.step()
-        return norm
+    def _parts(self, step: int, update: Update, purpose: str) -> Iterator[Tensor]:
+        """The image indices [b] of each part of this rank's share; run a part where it is given."""
+        size, parts = self.recipe.batch_size, self.recipe.accumulate
+        share = self.ranks.share(size)
+        first, rows = step * size + share.start, len(share) // parts
+        for part in range(parts):
+            low = first + part * rows
+            torch.manual_seed(rng.stream_seed(self.recipe.seed, f"{purpose}/dropout/{low}"))
+            with update.part(is_last=part == parts - 1):
+                yield torch.arange(low, low + rows, device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "networks": {k: v.state_dict() for k, v in self.networks.items()},
-            "optimizers": {k: v.state_dict() for k, v in self.optimizers.items()},
+            "updates": {k: v.state_dict() for k, v in self.updates.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, network in self.networks.items():
             network.load_state_dict(state["networks"][name])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+        for name, update in self.updates.items():
+            update.load_state_dict(state["updates"][name])
+
+
+def _summed(values: dict[str, Tensor], key: str, mean: Tensor, weight: Tensor | float) -> None:
+    """Adds one part's mean to the sums of `Task.step`."""
+    entry = torch.stack([mean.detach().double() * weight, torch.ones_like(mean).double() * weight])
+    values[key] = values[key] + entry if key in values else entry
 
 
 class TeacherTask(_Task):
@@ -96,7 +121,13 @@ class TeacherTask(_Task):
         tokens: [N, L] int64, the encoded data.
         labels: [N] int64.
         device: Where to train.
+        ranks: Who shares each batch.
+
+    Raises:
+        DimoError: The batch does not split into equal parts.
     """
+
+    recipe: TrainRecipe
 
     def __init__(
         self,
@@ -105,34 +136,45 @@ class TeacherTask(_Task):
         tokens: Tensor,
         labels: Tensor,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(recipe, device)
+        super().__init__(recipe, device, ranks)
+        self.inputs = state_sha256({"tokens": tokens, "labels": labels})
         self.model = network.to(device).train()
-        self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.ema = self._average_of(self.model)
         self.tokens, self.labels = tokens.to(device), labels.to(device)
         self.networks = {"model": self.model, "ema": self.ema}
-        self.optimizers = {"model": self._optimizer(self.model, recipe.learning_rate)}
-        self._identify(state_sha256({"tokens": tokens, "labels": labels}))
+        self.updates = {"model": self._update_of(self.model)}
 
     def step(self, step: int) -> dict[str, Tensor]:
-        recipe: TrainRecipe = self.recipe  # type: ignore[assignment]
-        self._begin(step)
-        seed, index = recipe.seed, self._index(step)
+        recipe, update = self.recipe, self.updates["model"]
+        values: dict[str, Tensor] = {}
+        for index in self._parts(step, update, "model"):
+            with self._autocast():
+                loss, weight = self._loss(update.model, index)
+            update.backward(loss, weight)
+            _summed(values, "loss", loss, weight)
+        norm, good = update.step(recipe.learning_rate_at(step))
+        update_ema(self.ema, self.model, decay=recipe.ema_decay, step=step, good=good)
+        _summed(values, "grad_norm", norm, 1)
+        return values
+
+    def _loss(self, model: Any, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy of the masked tokens of images `index` [b], and their share."""
+        recipe, seed = self.recipe, self.recipe.seed
         rows = rng.integers(seed, index, "row", (), len(self.tokens))
         tokens, labels = self.tokens[rows], self.labels[rows]
         ratio = mask_ratio(recipe.mask_schedule, rng.uniform(seed, index, "mask_ratio", ()))
         ranks = rng.random_ranks(seed, index, "mask", tokens.shape[1])
         mask = random_mask(ranks, mask_count(ratio, tokens.shape[1]))
         drop = rng.uniform(seed, index, "drop", ()) < recipe.label_dropout
-        with self._autocast():
-            logits = self.model(
-                tokens.masked_fill(mask, self.model.mask_token_id), labels, drop=drop
-            )
-        visible = logits[..., : self.model.codebook_size].float()
-        loss = F.cross_entropy(visible[mask], tokens[mask], label_smoothing=recipe.label_smoothing)
-        norm = self._update("model", loss, recipe.learning_rate_at(step))
-        update_ema(self.ema, self.model, decay=recipe.ema_decay, step=step)
-        return {"loss": loss.detach(), "grad_norm": norm}
+        logits = model(tokens.masked_fill(mask, model.mask_token_id), labels, drop=drop)
+        visible = logits[..., : model.codebook_size].float()
+        wanted = tokens.masked_fill(~mask, -100)  # not indexed by the mask, which waits for a GPU
+        loss = F.cross_entropy(
+            visible.flatten(0, 1), wanted.flatten(), label_smoothing=recipe.label_smoothing
+        )
+        return loss, mask.float().mean()
 
 
 class DistillTask(_Task):
@@ -140,11 +182,18 @@ class DistillTask(_Task):
 
     Args:
         recipe: What to do.
-        teacher: Frozen; kept in eval mode.
+        teacher: Frozen; it is made ready for inference, in place.
         student: A network with the teacher's weights (its own dropout rate); trained in place.
         label_smoothing: That of the teacher's own training.
         device: Where to train.
+        ranks: Who shares each batch.
+
+    Raises:
+        DimoError: The batch does not split into equal parts, or the teacher's weights are not
+            finite.
     """
+
+    recipe: DistillRecipe
 
     def __init__(
         self,
@@ -153,18 +202,25 @@ class DistillTask(_Task):
         student: Network,
         label_smoothing: float,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(recipe, device)
+        super().__init__(recipe, device, ranks)
+        check_finite(teacher)
+        self.inputs = state_sha256(teacher.state_dict())
         self.teacher = teacher.to(device).requires_grad_(False).eval()
+        if recipe.precision == "bfloat16" and device.type == "cuda":
+            # Casts the weights once, to the numbers that autocast gives the auxiliary model at each
+            # forward. A CPU's packed products round otherwise: p = q would not be exact at first.
+            in_precision(self.teacher, "bfloat16")
         self.student = student.to(device).train()
         for parameter in self.student.embedding_parameters():
             parameter.requires_grad_(False)
         self.auxiliary = copy.deepcopy(self.student)
-        self.ema = copy.deepcopy(self.student).eval()
+        self.ema = self._average_of(self.student)
         self.networks = {"student": self.student, "auxiliary": self.auxiliary, "ema": self.ema}
-        self.optimizers = {
-            "student": self._optimizer(self.student, recipe.learning_rate),
-            "auxiliary": self._optimizer(self.auxiliary, recipe.auxiliary_learning_rate),
+        self.updates = {
+            "student": self._update_of(self.student),
+            "auxiliary": self._update_of(self.auxiliary),
         }
         self.objective = DiMOObjective(
             divergence=recipe.divergence,
@@ -176,40 +232,58 @@ class DistillTask(_Task):
             label_smoothing=label_smoothing,
             keep_mask_class=recipe.keep_mask_class,
         )
-        self._identify(state_sha256(teacher.state_dict()))
 
     def step(self, step: int) -> dict[str, Tensor]:
-        recipe: DistillRecipe = self.recipe  # type: ignore[assignment]
-        self._begin(step)
-        objective, seed, index = self.objective, recipe.seed, self._index(step)
-        factor = recipe.learning_rate_factor(step)
+        values: dict[str, Tensor] = {}
+        self._update_student(step, values)
+        for turn in range(self.recipe.auxiliary_steps):
+            self._update_auxiliary(step, turn, values)
+        return values
 
-        draws = objective.draw(self.student, seed, index, "student")
-        with self._autocast():
-            logits, tokens = objective.generate(self.student, draws)
-            student = objective.student_loss(
-                logits,
-                tokens,
-                draws.mask,
-                draws.labels,
-                teacher=self.teacher,
-                auxiliary=self.auxiliary,
-            )
-        norm = self._update("student", student.loss, recipe.learning_rate * factor)
-        update_ema(self.ema, self.student, decay=recipe.ema_decay, step=step)
+    def _update_student(self, step: int, values: dict[str, Tensor]) -> None:
+        recipe, objective, update = self.recipe, self.objective, self.updates["student"]
+        for index in self._parts(step, update, "student"):
+            draws = objective.draw(self.student, recipe.seed, index, "student")
+            with self._autocast():
+                logits, tokens = objective.generate(update.model, draws)
+                student = objective.student_loss(
+                    logits,
+                    tokens,
+                    draws.mask,
+                    draws.labels,
+                    teacher=self.teacher,
+                    auxiliary=self.auxiliary,
+                )
+            update.backward(student.loss)
+            masked = draws.mask.sum()
+            _summed(values, "gradient", student.logit_gradient.abs().sum() / masked, masked)
+        norm, good = update.step(recipe.learning_rate * recipe.learning_rate_factor(step))
+        update_ema(self.ema, self.student, decay=recipe.ema_decay, step=step, good=good)
+        _summed(values, "grad_norm", norm, 1)
 
-        for turn in range(recipe.auxiliary_steps):
-            draws = objective.draw(self.student, seed, index, f"auxiliary/{turn}")
+    def _update_auxiliary(self, step: int, turn: int, values: dict[str, Tensor]) -> None:
+        recipe, objective, update = self.recipe, self.objective, self.updates["auxiliary"]
+        purpose = f"auxiliary/{turn}"
+        for index in self._parts(step, update, purpose):
+            draws = objective.draw(self.student, recipe.seed, index, purpose)
             with self._autocast():
                 with torch.no_grad():
                     _, tokens = objective.generate(self.student, draws)
-                auxiliary = objective.auxiliary_loss(
-                    self.auxiliary, tokens, draws.mask, draws.labels
-                )
-            rate = recipe.auxiliary_learning_rate * factor
-            self._update("auxiliary", auxiliary.loss, rate)
-        return {
-            "gradient": student.logit_gradient.abs().sum(-1).sum() / draws.mask.sum(),
-            "auxiliary_loss": auxiliary.loss.detach(),
-            "grad_norm": norm,
-        }
+                auxiliary = objective.auxiliary_loss(update.model, tokens, draws.mask, draws.labels)
+            weight = draws.mask.float().mean()  # its loss is a mean over masked tokens
+            update.backward(auxiliary.loss, weight)
+            _summed(values, "auxiliary_loss", auxiliary.loss, weight)
+        update.step(recipe.auxiliary_learning_rate * recipe.learning_rate_factor(step))
+
+
+def check_finite(teacher: Network) -> None:
+    """
+    Raises:
+        DimoError: Weights of the teacher are NaN or infinite.
+    """
+    bad = [k for k, v in teacher.state_dict().items() if not bool(v.isfinite().all())]
+    if bad:
+        raise DimoError(
+            f"the teacher's weights hold values that are not finite, in {', '.join(bad[:3])}; "
+            "fetch or convert them again"
+        )

@@ -25,6 +25,7 @@ BENCH_MAY_IMPORT = {
 }
 # each third-party package has one door, or a few that are named here
 DOORS = {
+    "accelerate": {"dimo/launch.py"},
     "typer": {"dimo/cli/"},
     "rich": {"dimo/terminal.py"},
     "safetensors": {"dimo/weights.py"},

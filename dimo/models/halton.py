@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dimo.errors import DimoError
-from dimo.models.layers import Convert, at_positions, attend, perturb
+from dimo.models.layers import Convert, at_positions, attend, perturb, run_block
 from dimo.weights import load_state_dict
 
 _EPS = 1e-5
@@ -104,11 +104,13 @@ class _Layers(nn.Module):
     def __init__(self, dim: int, depth: int, heads: int, mlp_dim: int, dropout: float) -> None:
         super().__init__()
         self.layers = nn.ModuleList(_Block(dim, heads, mlp_dim, dropout) for _ in range(depth))
+        self.recomputes = False
 
     def forward(self, x: Tensor, condition: Tensor, positions: Tensor | None) -> Tensor:
         """x [B, L, D] -> [B, L, D]; the last layer only at positions [B, K] -> [B, K, D]."""
         for number, layer in enumerate(self.layers, start=1):
-            x = layer(x, condition, positions if number == len(self.layers) else None)
+            wanted = positions if number == len(self.layers) else None
+            x = run_block(layer, x, condition, wanted, recomputes=self.recomputes)
         return x
 
 

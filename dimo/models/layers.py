@@ -1,6 +1,6 @@
 """What the transformers share: attention and the perturbation of token embeddings."""
 
-__all__ = ["Convert", "at_positions", "attend", "perturb"]
+__all__ = ["Convert", "at_positions", "attend", "perturb", "recompute_activations", "run_block"]
 
 import math
 from collections.abc import Callable
@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from dimo.errors import DimoError
 
 # weight and bias of a linear layer, and whether GELU follows -> the module that takes its place
 Convert: TypeAlias = Callable[..., nn.Module]
@@ -20,11 +23,11 @@ _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBac
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for q, k, v [B, heads, L, d], without keeping the weights."""
-    on_cpu = q.device.type == "cpu"
-    if on_cpu and q.dtype == torch.bfloat16 and not torch.is_grad_enabled():
+    on_cpu, is_short = q.device.type == "cpu", k.shape[2] <= 64
+    if on_cpu and q.dtype == torch.bfloat16 and not torch.is_grad_enabled() and not is_short:
         return _attend_by_image(q, k, v)
     # On a CPU the fused kernel's bfloat16 backward is far slower than plain matrix products.
-    with sdpa_kernel(_SHORT_ON_CPU if on_cpu and q.shape[2] <= 64 else _ATTENTION):
+    with sdpa_kernel(_SHORT_ON_CPU if on_cpu and is_short else _ATTENTION):
         out: Tensor = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     return out
 
@@ -61,3 +64,29 @@ def perturb(embedding: Tensor, sigma: float, noise: Tensor | None) -> Tensor:
         return embedding
     assert noise is not None, "sigma > 0 needs its normal draw"
     return sigma * noise + math.sqrt(1 - sigma**2) * embedding
+
+
+def recompute_activations(network: nn.Module) -> None:
+    """Makes the network's blocks keep their inputs alone until the backward pass.
+
+    Raises:
+        DimoError: A network without blocks that can.
+    """
+    found = [module for module in network.modules() if hasattr(module, "recomputes")]
+    if not found:
+        raise DimoError(
+            f"{type(network).__name__} has no gradient checkpointing; set gradient_checkpointing "
+            "to false"
+        )
+    for module in found:
+        module.recomputes = True  # type: ignore[assignment]
+
+
+def run_block(
+    block: Callable[..., Tensor], *inputs: Tensor | None, recomputes: bool = False
+) -> Tensor:
+    """block(*inputs), whose inside is computed again in the backward pass if `recomputes`."""
+    if not (recomputes and torch.is_grad_enabled()):
+        return block(*inputs)
+    out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
+    return out

@@ -7,6 +7,7 @@ an official state dict loads without renaming.
 
 __all__ = ["MaskGIT"]
 
+from functools import partial
 from os import PathLike
 from typing import Any, Self, cast
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dimo.errors import DimoError
-from dimo.models.layers import Convert, at_positions, attend, perturb
+from dimo.models.layers import Convert, at_positions, attend, perturb, run_block
 from dimo.weights import load_state_dict
 
 _PATCH = 16  # pixels a token side in the official configuration: img_size / 16 tokens a side
@@ -105,16 +106,24 @@ class _Layers(nn.Module):
             )
             for _ in range(depth)
         )
+        self.recomputes = False
 
     def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
         """x [B, L, D] -> [B, L, D]; the last layer only at positions [B, K] -> [B, K, D]."""
         for number, layer in enumerate(self.layers, start=1):
-            assert isinstance(layer, nn.ModuleList)
-            attention, feed_forward = layer
             wanted = positions if number == len(self.layers) else None
-            x = at_positions(x, wanted) + attention(x, wanted)
-            x = x + feed_forward(x)
+            block = partial(_block, layer)
+            x = run_block(block, x, wanted, recomputes=self.recomputes)
         return x
+
+
+def _block(layer: nn.Module, x: Tensor, positions: Tensor | None) -> Tensor:
+    """One layer of x [B, L, D]: [B, L, D], or [B, K, D] at positions [B, K]."""
+    assert isinstance(layer, nn.ModuleList)
+    attention, feed_forward = layer
+    x = at_positions(x, positions) + attention(x, positions)
+    out: Tensor = x + feed_forward(x)
+    return out
 
 
 class MaskGIT(nn.Module):
