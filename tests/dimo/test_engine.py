@@ -1,0 +1,264 @@
+"""How a batch is split changes nothing, and what is not finite changes nothing either."""
+
+import copy
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dimo.config import DistillRecipe
+from dimo.ema import update_ema
+from dimo.errors import DimoError
+from dimo.launch import Ranks
+from dimo.models.halton import HaltonMaskGIT
+from dimo.models.layers import recompute_activations
+from dimo.models.maskgit import MaskGIT
+from dimo.runs import distill
+from dimo.tasks import DistillTask
+from dimo.teachers import get_teacher, load_network, weights_file
+
+CPU = torch.device("cpu")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+RECIPE = DistillRecipe(
+    teacher="digits",
+    steps=50,
+    batch_size=8,
+    learning_rate=1e-4,
+    auxiliary_learning_rate=3e-4,
+    lr_warmup_steps=5,
+    teacher_guidance_scale=1.5,
+    precision="float32",
+)
+
+
+def make_task(ranks=None, **changes):
+    recipe = dataclasses.replace(RECIPE, **changes)
+    row = get_teacher("digits")
+    teacher = load_network(row, weights_file(row, "transformer"))
+    student = row.architecture(**{**row.network, "dropout": recipe.dropout})
+    student.load_state_dict(teacher.state_dict())
+    return DistillTask(recipe, teacher, student, 0.0, CPU, ranks or Ranks())
+
+
+def run_task(task, steps):
+    """The means of each step, over all ranks."""
+    curve = []
+    for step in range(steps):
+        sums = {k: task.ranks.sum_(v) for k, v in task.step(step).items()}
+        curve.append({k: float(v[0] / v[1]) for k, v in sums.items()})
+    return curve
+
+
+def weights(task):
+    return {
+        f"{name}/{key}": value.clone()
+        for name, network in task.networks.items()
+        for key, value in network.state_dict().items()
+    }
+
+
+def assert_same_curve(found, wanted, tolerance):
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert one == pytest.approx(other, rel=tolerance, abs=tolerance)
+
+
+def assert_untouched(found, wanted, names=("",)):
+    for key, value in wanted.items():
+        if key.startswith(tuple(names)):
+            assert torch.equal(found[key], value), key
+
+
+# --- one batch, however it is split ----------------------------------------------------------
+
+
+def test_accumulation_changes_nothing_but_rounding():
+    whole, parts = make_task(batch_size=12), make_task(batch_size=12, accumulate=3)
+    assert_same_curve(run_task(parts, 8), run_task(whole, 8), 1e-6)
+
+
+RANKS = """
+import json, sys
+sys.path.insert(0, {here!r})
+from test_engine import make_task, run_task
+from dimo.launch import ranks
+with ranks() as group:
+    curve = run_task(make_task(group, **{changes!r}), 50)
+    if group.is_first:
+        print(json.dumps(curve))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}], ids=["whole", "accumulated"])
+def test_two_ranks_give_the_curve_of_one(changes, tmp_path, request):
+    script = tmp_path / "script.py"
+    script.write_text(RANKS.format(here=str(request.path.parent), changes=changes))
+    done = subprocess.run([*TORCHRUN, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    wanted = run_task(make_task(), 50)
+    assert wanted[-1]["gradient"] > 2 * wanted[5]["gradient"]  # something was learned from
+    assert_same_curve(json.loads(done.stdout), wanted, 1e-5)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_batch_that_does_not_split_is_one_error(ranks):
+    with pytest.raises(DimoError, match=rf"batch_size 8 .* {ranks} ranks x accumulate 3"):
+        make_task(Ranks(0, ranks), accumulate=3)
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["maskgit", "halton"])
+def test_recomputed_activations_give_the_same_gradients(
+    architecture, tiny_network, golden_constructor
+):
+    torch.manual_seed(0)
+    if architecture == "maskgit":
+        network = MaskGIT(**{**tiny_network, "dropout": 0.2})
+    else:
+        config = golden_constructor["halton_transformer"]
+        network = HaltonMaskGIT(**{**config, "dropout": 0.2})
+        for parameter in network.parameters():  # adaLN-zero would hide the blocks
+            torch.nn.init.normal_(parameter, std=0.1)
+    other = copy.deepcopy(network)
+    recompute_activations(other)
+    tokens = torch.randint(network.codebook_size, (3, network.num_tokens))
+    found, saved = [], []
+    for model in (network, other):
+        kept = []
+
+        def keep(tensor, kept=kept):
+            kept.append(tensor.numel())
+            return tensor
+
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            model.train()(tokens, torch.arange(3)).logsumexp(-1).sum().backward()
+        found.append([p.grad for p in model.parameters()])
+        saved.append(sum(kept))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+    assert saved[1] < saved[0] / 2
+
+
+def test_a_distillation_with_recomputed_activations_is_the_same():
+    wanted = run_task(make_task(dropout=0.1), 4)
+    assert_same_curve(run_task(make_task(dropout=0.1, gradient_checkpointing=True), 4), wanted, 1e-6)
+
+
+def test_networks_without_blocks_say_so():
+    with pytest.raises(DimoError, match="Linear has no gradient checkpointing"):
+        recompute_activations(torch.nn.Linear(1, 1))
+
+
+def test_the_average_on_the_cpu_is_that_on_the_device():
+    here, there = make_task(), make_task(ema_on_cpu=True)
+    for task in (here, there):
+        run_task(task, 5)
+        assert not any(p.requires_grad for p in task.ema.parameters())
+    assert_untouched(weights(there), weights(here))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_on_a_gpu_no_step_waits_for_it(precision):
+    device = torch.device("cuda")
+    row = get_teacher("digits")
+    for on_cpu in (False, True):
+        teacher = load_network(row, weights_file(row, "transformer"))
+        recipe = dataclasses.replace(RECIPE, precision=precision, ema_on_cpu=on_cpu)
+        task = DistillTask(recipe, teacher, copy.deepcopy(teacher), 0.0, device)
+        task.step(0)
+        torch.cuda.set_sync_debug_mode("default" if on_cpu else "error")
+        try:
+            task.step(1)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        averages = [p.cpu() for p in task.ema.parameters()]
+        if on_cpu:
+            for a, b in zip(averages, wanted, strict=True):
+                torch.testing.assert_close(a, b)
+        wanted = averages
+
+
+def test_the_average_forgets_the_first_steps_and_leaves_out_bad_ones():
+    ema, model = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    before = copy.deepcopy(ema)
+    update_ema(ema, model, decay=0.999, step=8, good=torch.tensor(False))
+    assert torch.equal(ema.weight, before.weight)
+    update_ema(ema, model, decay=0.999, step=8, good=torch.tensor(True))
+    torch.testing.assert_close(ema.weight, 0.5 * before.weight + 0.5 * model.weight)
+
+
+# --- what is not finite ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_an_update_that_is_not_finite_changes_nothing_and_is_counted(precision):
+    task = make_task(precision=precision)
+    run_task(task, 2)
+    first = task.counts()[0]  # float16 may have skipped to find its scale
+    before, state = weights(task), copy.deepcopy(task.updates["student"].state_dict())
+    bias = task.teacher.last_layer[4].bias
+    kept = bias.clone()
+    bias.fill_(torch.nan)
+    task.step(2)
+    bias.copy_(kept)
+    assert task.counts()[0] == first + 1
+    assert_untouched(weights(task), before, ("student", "ema"))
+    for found, wanted in zip(
+        task.updates["student"].state_dict()["optimizer"]["state"].values(),
+        state["optimizer"]["state"].values(),
+        strict=True,
+    ):
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert not torch.equal(
+        weights(task)["auxiliary/last_layer.2.weight"], before["auxiliary/last_layer.2.weight"]
+    )
+    curve = run_task(task, 5)  # goes on
+    assert task.counts()[0] == first + 1
+    assert all(torch.isfinite(v).all() for v in weights(task).values())
+    assert curve[-1]["grad_norm"] > 0
+
+
+def test_a_skipped_update_is_left_out_of_the_log(tmp_path):
+    def disturb(step, scalars, task):
+        task.teacher.requires_grad_(False).last_layer[4].bias.fill_(torch.nan if step == 7 else 0)
+
+    distill(RECIPE, tmp_path / "run", recipe_name="test", device=CPU, watchers=[disturb])
+    (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    found = json.loads(line)
+    assert found["skipped"] == 1
+    assert found["gradient"] > 0
+    assert found["grad_norm"] > 0
+
+
+def test_a_diverged_training_stops_with_one_error(tmp_path):
+    recipe = dataclasses.replace(RECIPE, steps=100, teacher_guidance_scale=1e39, max_skipped=10)
+    with pytest.raises(DimoError, match="diverged before step 50: 50 updates in a row"):
+        distill(recipe, tmp_path / "run", recipe_name="test", device=CPU)
+    assert not (tmp_path / "run" / "student.safetensors").exists()
+
+
+def test_watchers_see_every_step_and_the_plain_networks(tmp_path):
+    seen = []
+
+    def watch(step, scalars, task):
+        seen.append((step, set(scalars), {k: type(v) for k, v in task.networks.items()}))
+
+    recipe = dataclasses.replace(RECIPE, steps=3)
+    distill(recipe, tmp_path / "run", recipe_name="test", device=CPU, watchers=[watch])
+    keys = {"gradient", "grad_norm", "auxiliary_loss", "skipped"}
+    assert [(step, scalars) for step, scalars, _ in seen] == [
+        (0, set()),
+        (1, set()),
+        (2, set()),
+        (3, keys),
+    ]
+    plain = {"student": MaskGIT, "auxiliary": MaskGIT, "ema": MaskGIT}
+    assert all(networks == plain for _, _, networks in seen)
