@@ -67,19 +67,16 @@ def latest_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
     """
     paths = _checkpoints(folder)
     for path in reversed(paths):
-        try:
-            meta = json.loads((path / _META).read_text())
-            if meta.get("format") != _FORMAT:
-                raise DimoError(
-                    f"checkpoint {path} has format {meta.get('format', 1)}, this version reads "
-                    f"{_FORMAT}; finish the run with the version that began it, or start again"
-                )
-            if meta["sha256"] != sha256_file(path / _STATE):
-                continue
-            state = torch.load(path / _STATE, map_location="cpu", weights_only=True, mmap=True)
-            return int(meta["step"]), dict(state)
-        except (OSError, ValueError, KeyError, AttributeError):
-            continue
+        meta = _read_meta(path)
+        if meta.get("format") != _FORMAT and meta:
+            raise DimoError(
+                f"checkpoint {path} has format {meta.get('format', 1)}, this version reads "
+                f"{_FORMAT}; finish the run with the version that began it, or start again"
+            )
+        state = path / _STATE
+        if meta and state.is_file() and meta.get("sha256") == sha256_file(state):
+            content = torch.load(state, map_location="cpu", weights_only=True, mmap=True)
+            return int(meta["step"]), dict(content)
     if paths:
         raise DimoError(f"no checkpoint in {folder} is whole; remove the run and start it again")
     return None
@@ -120,6 +117,14 @@ def _stream(state: dict[str, Any], path: Path) -> str:
         file.flush()
         os.fsync(file.fileno())
     return hashed.digest.hexdigest()
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; empty if that is damaged."""
+    try:
+        return dict(json.loads((path / _META).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _sync(folder: Path) -> None:

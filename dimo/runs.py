@@ -57,25 +57,26 @@ def distill(
     """
     row = get_teacher(recipe.teacher)
     path = weights_file(row, "transformer", weights)
-    with ranks() as group, _opened(out, recipe, out / "config.json", resume, group):
+    with ranks() as group:
         teacher = load_network(row, path)
         student = row.architecture(**{**row.network, "dropout": recipe.dropout})
         student.load_state_dict(teacher.state_dict())
         task = DistillTask(recipe, teacher, student, row.label_smoothing, device, group)
-        seconds = fit(task, out, resume=True, on_step=on_step, watchers=watchers)
-        config = StudentConfig(
-            teacher=recipe.teacher,
-            init_mask_ratio=recipe.init_mask_ratio,
-            embedding_noise=recipe.embedding_noise,
-            temperature=recipe.temperature,
-            temperature_selected_by=recipe.temperature_selected_by,
-            seed=recipe.seed,
-            recipe=recipe_name,
-            training_seconds=round(seconds, 1),
-            images_seen=recipe.steps * recipe.batch_size,
-            teacher_sha256=sha256_file(path),
-        )
-        group.alike(lambda: save_student(out, task.ema, config) if group.is_first else None)
+        with _opened(out, recipe, out / "config.json", resume, group):
+            seconds = fit(task, out, resume=True, on_step=on_step, watchers=watchers)
+            config = StudentConfig(
+                teacher=recipe.teacher,
+                init_mask_ratio=recipe.init_mask_ratio,
+                embedding_noise=recipe.embedding_noise,
+                temperature=recipe.temperature,
+                temperature_selected_by=recipe.temperature_selected_by,
+                seed=recipe.seed,
+                recipe=recipe_name,
+                training_seconds=round(seconds, 1),
+                images_seen=recipe.steps * recipe.batch_size,
+                teacher_sha256=sha256_file(path),
+            )
+            group.alike(lambda: save_student(out, task.ema, config) if group.is_first else None)
     return config
 
 
@@ -111,14 +112,13 @@ def train_teacher(
             f"fetch them with: dimo weights fetch {teacher.weights['transformer']}"
         )
     finished = out / teacher.weights["transformer"]
-    with ranks() as group, _opened(out, recipe, finished, resume, group):
+    with ranks() as group:
         images, labels = digits.load()
         size = teacher.network["codebook_size"]
         tokenizer = DigitsTokenizer.fit(images, codebook_size=size, seed=recipe.seed)
         torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
         network = teacher.architecture(**{**teacher.network, "dropout": recipe.dropout})
         task = TeacherTask(recipe, network, tokenizer.encode(images), labels, device, group)
-        fit(task, out, resume=True, on_step=on_step, watchers=watchers)
         provenance = {"recipe": to_toml(recipe), "data": "scikit-learn digits, 1,797 images"}
 
         def save() -> None:
@@ -127,7 +127,9 @@ def train_teacher(
                 save_tensors(codebook, tokenizer.state_dict(), provenance)
                 save_tensors(finished, task.ema.state_dict(), provenance)
 
-        group.alike(save)
+        with _opened(out, recipe, finished, resume, group):
+            fit(task, out, resume=True, on_step=on_step, watchers=watchers)
+            group.alike(save)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from dimo.models.maskgit import MaskGIT
 from dimo.runs import distill
 from dimo.tasks import DistillTask
 from dimo.teachers import get_teacher, load_network, weights_file
+from dimo.update import Update
 
 CPU = torch.device("cpu")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
@@ -148,7 +149,9 @@ def test_recomputed_activations_give_the_same_gradients(
 
 def test_a_distillation_with_recomputed_activations_is_the_same():
     wanted = run_task(make_task(dropout=0.1), 4)
-    assert_same_curve(run_task(make_task(dropout=0.1, gradient_checkpointing=True), 4), wanted, 1e-6)
+    assert_same_curve(
+        run_task(make_task(dropout=0.1, gradient_checkpointing=True), 4), wanted, 1e-6
+    )
 
 
 def test_networks_without_blocks_say_so():
@@ -164,26 +167,40 @@ def test_the_average_on_the_cpu_is_that_on_the_device():
     assert_untouched(weights(there), weights(here))
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_on_a_gpu_no_step_waits_for_it(precision):
-    device = torch.device("cuda")
+def task_on_gpu(**changes):
     row = get_teacher("digits")
-    for on_cpu in (False, True):
-        teacher = load_network(row, weights_file(row, "transformer"))
-        recipe = dataclasses.replace(RECIPE, precision=precision, ema_on_cpu=on_cpu)
-        task = DistillTask(recipe, teacher, copy.deepcopy(teacher), 0.0, device)
-        task.step(0)
-        torch.cuda.set_sync_debug_mode("default" if on_cpu else "error")
+    teacher = load_network(row, weights_file(row, "transformer"))
+    recipe = dataclasses.replace(RECIPE, **changes)
+    return DistillTask(recipe, teacher, copy.deepcopy(teacher), 0.0, torch.device("cuda"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scaled", [False, True])
+def test_no_update_waits_for_the_gpu(scaled):
+    device = torch.device("cuda")
+    network, x = torch.nn.Linear(8, 8, device=device), torch.randn(4, 8, device=device)
+    ema = copy.deepcopy(network)
+    update = Update(network, device=device, ranks=Ranks(), grad_clip=1.0, scaled=scaled)
+    for mode in ("default", "error"):
+        torch.cuda.set_sync_debug_mode(mode)
         try:
-            task.step(1)
+            for is_last in (False, True):
+                with update.part(is_last=is_last):
+                    update.backward(network(x).square().mean(), x.square().mean())
+            _, good = update.step(1e-3)
+            update_ema(ema, network, decay=0.9, step=0, good=good)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        averages = [p.cpu() for p in task.ema.parameters()]
-        if on_cpu:
-            for a, b in zip(averages, wanted, strict=True):
-                torch.testing.assert_close(a, b)
-        wanted = averages
+
+
+@pytest.mark.gpu
+def test_the_average_on_the_cpu_is_that_on_the_gpu():
+    here, there = task_on_gpu(), task_on_gpu(ema_on_cpu=True)
+    for step in range(5):
+        here.step(step)
+        there.step(step)
+    for a, b in zip(here.ema.parameters(), there.ema.parameters(), strict=True):
+        torch.testing.assert_close(a.cpu(), b)
 
 
 def test_the_average_forgets_the_first_steps_and_leaves_out_bad_ones():

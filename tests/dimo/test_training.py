@@ -1,6 +1,9 @@
 """Distillation and teacher training: resumed equals uninterrupted, bit for bit; frozen stays so."""
 
+import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -95,17 +98,59 @@ def test_the_run_folder_is_complete(tmp_path):
     assert (config.images_seen, config.seed, config.recipe) == (480, 0, "test")
 
 
+def contents(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 def test_a_folder_in_use_a_missing_run_and_another_run_are_refused(tmp_path):
     out = tmp_path / "run"
-    _run(_recipe(steps=5, checkpoint_every=5), out)
-    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    with pytest.raises(DimoError, match="not empty"):
-        _run(_recipe(steps=5, checkpoint_every=5), out)
-    with pytest.raises(DimoError, match="another recipe or teacher"):
-        _run(_recipe(steps=6, checkpoint_every=5), out, resume=True)
+    recipe = _recipe(steps=5, checkpoint_every=5)
+    _run(recipe, out)
+    before = contents(out)
+    for resume in (False, True):
+        with pytest.raises(DimoError, match=r"finished run of this recipe \(5 steps\)"):
+            _run(recipe, out, resume=resume)
+        changed = dataclasses.replace(recipe, steps=6, beta=0.5)
+        words = r"another recipe \(steps = 5 there, 6 here, beta = 0.3 there, 0.5 here\)"
+        with pytest.raises(DimoError, match=words):
+            _run(changed, out, resume=resume)
     with pytest.raises(DimoError, match="no run to resume"):
         _run(_recipe(), tmp_path / "nowhere", resume=True)
-    assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert before == contents(out)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(DimoError, match="not empty; choose another --out"):
+        _run(recipe, tmp_path / "other")
+
+
+def test_the_same_command_goes_on_where_it_stopped(tmp_path):
+    recipe = _recipe(steps=12, checkpoint_every=4)
+    with pytest.raises(InterruptedTrainingError):
+        _run(recipe, tmp_path / "run", on_step=_stop_at(10))
+    seen = []
+    _run(recipe, tmp_path / "run", on_step=lambda step, _: seen.append(step))
+    assert seen == [8, 9, 10, 11, 12]
+
+
+def test_a_run_of_other_weights_is_refused(tmp_path):
+    recipe = _recipe(steps=12, checkpoint_every=4)
+    with pytest.raises(InterruptedTrainingError):
+        _run(recipe, tmp_path / "run", on_step=_stop_at(10))
+    other = _teacher_weights(tmp_path, lambda weight: weight.add_(0.01))
+    before = contents(tmp_path / "run" / "checkpoints")
+    with pytest.raises(DimoError, match="began with other weights"):
+        _run(recipe, tmp_path / "run", weights=other)
+    assert before == contents(tmp_path / "run" / "checkpoints")
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    recipe, out = _recipe(steps=4, checkpoint_every=4), tmp_path / "run"
+
+    def second(step, scalars):
+        with pytest.raises(DimoError, match="going on in another process"):
+            _run(recipe, out)
+
+    _run(recipe, out, on_step=second)
 
 
 def test_the_newest_whole_checkpoint_counts(tmp_path):
@@ -117,20 +162,74 @@ def test_the_newest_whole_checkpoint_counts(tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-10])
     step, state = latest_checkpoint(tmp_path)
     assert (step, int(state["value"])) == (20, 20)
+    (tmp_path / "step-0000020" / "checkpoint.json").write_text("{")
+    with pytest.raises(DimoError, match=r"no checkpoint in .* is whole"):
+        latest_checkpoint(tmp_path)
 
 
-def test_nan_is_reported_and_no_student_is_saved(tmp_path):
+def test_milestones_remain(tmp_path):
+    for step in range(10, 80, 10):
+        save_checkpoint(tmp_path, step, {}, keep_every=30)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"step-{step:07d}" for step in (30, 60, 70)
+    ]
+
+
+def test_a_checkpoint_of_another_version_is_one_error(tmp_path):
+    save_checkpoint(tmp_path, 10, {})
+    (tmp_path / "step-0000010" / "checkpoint.json").write_text('{"step": 10, "sha256": "0"}')
+    with pytest.raises(DimoError, match="has format 1, this version reads 2"):
+        latest_checkpoint(tmp_path)
+
+
+def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path):
+    """No file of this process may grow beyond a limit that the second checkpoint passes."""
+    code = f"""
+import resource, signal, torch
+from pathlib import Path
+from dimo.checkpoint import latest_checkpoint, save_checkpoint
+from dimo.errors import DimoError
+folder = Path({str(tmp_path)!r})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+save_checkpoint(folder, 1, {{"value": torch.zeros(10_000)}})
+try:
+    save_checkpoint(folder, 2, {{"value": [torch.zeros(10_000) for _ in range(20)]}})
+except DimoError as error:
+    print(error)
+assert [p.name for p in folder.iterdir()] == ["step-0000001"]
+assert latest_checkpoint(folder)[0] == 1
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "step-0000002: File too large; earlier ones are whole" in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
+def test_an_output_that_cannot_be_made_is_one_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DimoError, match=r"cannot use output .*Not a directory"):
+        _run(_recipe(), tmp_path / "file" / "run")
+
+
+def _teacher_weights(tmp_path, change):
+    """A folder with the teacher's files, one weight of it changed."""
     weights = tmp_path / "weights"
     weights.mkdir()
     teacher = load_teacher("digits", device=CPU)
     for role, name in teacher.teacher.weights.items():
         state = load_file(ASSETS / name)
         if role == "transformer":
-            state["last_layer.2.weight"][0, 0] = torch.nan
+            change(state["last_layer.2.weight"][0, 0])
         save_file(state, weights / name)
-    with pytest.raises(DimoError, match="diverged before step 50"):
+    return weights
+
+
+def test_a_teacher_that_is_not_finite_is_refused_at_the_start(tmp_path):
+    weights = _teacher_weights(tmp_path, lambda weight: weight.fill_(torch.nan))
+    with pytest.raises(DimoError, match=r"not finite, in last_layer\.2\.weight"):
         _run(_recipe(), tmp_path / "run", weights=weights)
-    assert not (tmp_path / "run" / "student.safetensors").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unfinished_run_is_not_a_student(tmp_path):
