@@ -136,6 +136,11 @@ def data_parallel(network: nn.Module, ranks: Ranks, device: torch.device) -> nn.
     """
     if ranks.count == 1:
         return network
+    local = os.environ.get("LOCAL_RANK", "0")
+    if device.type == "cuda" and str(device.index) != local:
+        raise DimoError(
+            f"rank {local} of this machine needs its own GPU, not {device}; leave --device at auto"
+        )
     for method in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{method}", "false").lower() == "true":
             raise DimoError(
@@ -149,9 +154,7 @@ def data_parallel(network: nn.Module, ranks: Ranks, device: torch.device) -> nn.
         cpu=device.type == "cpu",
         mixed_precision="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        ],
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     wrapped: nn.Module = accelerator.prepare_model(network, device_placement=False)
     return wrapped
@@ -165,14 +168,14 @@ def choose_device(name: str = "auto") -> torch.device:
     """
     if name == "auto" and not torch.cuda.is_available():
         return torch.device("cpu")
-    if name in ("auto", "cuda"):
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name in ("auto", "cuda") else name
     try:
-        device = torch.device(name)
+        device = torch.device(own)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
+        wanted = repr(name) if own == name else f"{name!r} ({own})"
         raise DimoError(
-            f"device {name!r} is not available here; allowed: auto, cpu, cuda, cuda:N"
+            f"device {wanted} is not available here; allowed: auto, cpu, cuda, cuda:N"
         ) from None
     return device
 

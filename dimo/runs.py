@@ -143,8 +143,8 @@ def _opened(
         if group.is_first:
             _check(out, recipe, finished, resume)
             locks.append(_lock(out))
-            remove_temporaries(out, "*")
             write_atomic(out / "recipe.toml", to_toml(recipe))
+            remove_temporaries(out, "*")
 
     group.alike(claim)
     try:

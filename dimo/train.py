@@ -153,9 +153,10 @@ class _Run:
         try:
             self.task.load_state_dict(state["task"])
         except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
             raise DimoError(
-                f"the checkpoint of step {self.done} in {self.checkpoints} does not fit: {error}; "
-                "start the run again with another --out".replace("\n", " ")
+                f"the checkpoint of step {self.done} in {self.checkpoints} does not fit: {reason}; "
+                "start the run again with another --out"
             ) from error
         self.lines, self.start = list(state["log"]), self.start - float(state["seconds"])
         self.sums = {k: v.clone().to(self.task.device) for k, v in state["sums"].items()}

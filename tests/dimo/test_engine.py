@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from dimo.config import DistillRecipe
+from dimo.config import DistillRecipe, TrainRecipe
 from dimo.ema import update_ema
 from dimo.errors import DimoError
 from dimo.launch import Ranks
@@ -17,7 +17,7 @@ from dimo.models.halton import HaltonMaskGIT
 from dimo.models.layers import recompute_activations
 from dimo.models.maskgit import MaskGIT
 from dimo.runs import distill
-from dimo.tasks import DistillTask
+from dimo.tasks import DistillTask, TeacherTask
 from dimo.teachers import get_teacher, load_network, weights_file
 from dimo.update import Update
 
@@ -79,6 +79,25 @@ def assert_untouched(found, wanted, names=("",)):
 def test_accumulation_changes_nothing_but_rounding():
     whole, parts = make_task(batch_size=12), make_task(batch_size=12, accumulate=3)
     assert_same_curve(run_task(parts, 8), run_task(whole, 8), 1e-6)
+
+
+def test_accumulation_in_the_training_of_a_teacher(tiny_network):
+    curves = []
+    for parts in (1, 3):
+        torch.manual_seed(0)
+        recipe = TrainRecipe(
+            teacher="digits",
+            steps=5,
+            batch_size=12,
+            learning_rate=1e-3,
+            precision="float32",
+            dropout=0.0,
+            accumulate=parts,
+        )
+        tokens, labels = torch.randint(20, (30, 16)), torch.arange(30) % 5
+        task = TeacherTask(recipe, MaskGIT(**tiny_network), tokens, labels, CPU)
+        curves.append(run_task(task, 5))
+    assert_same_curve(curves[1], curves[0], 1e-6)
 
 
 RANKS = """
