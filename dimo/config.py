@@ -49,6 +49,7 @@ class _Optimization:
     lr_warmup_steps: int = 100
     weight_decay: float = 0.0
     adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = 1e-8
     grad_clip: float = 1.0
     ema_decay: float = 0.999
     precision: str = "bfloat16"
@@ -59,6 +60,7 @@ class _Optimization:
             _check(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
         _check(self.lr_warmup_steps >= 0, "lr_warmup_steps", self.lr_warmup_steps, ">= 0")
         _check(0 < self.learning_rate < 1, "learning_rate", self.learning_rate, "0 < x < 1")
+        _check(self.adam_eps > 0, "adam_eps", self.adam_eps, "> 0")
         _check(self.grad_clip > 0, "grad_clip", self.grad_clip, "> 0")
         _check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 <= x < 1")
         _check(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")

@@ -46,6 +46,7 @@ class _Task:
             [p for p in network.parameters() if p.requires_grad],
             lr=learning_rate,
             betas=recipe.adam_betas,
+            eps=recipe.adam_eps,
             weight_decay=recipe.weight_decay,
             foreach=True,
         )
