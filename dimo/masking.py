@@ -35,7 +35,8 @@ def _truncated_normal(u: Tensor) -> Tensor:
     bounds = torch.tensor([_LOWEST, _HIGHEST], dtype=torch.float64, device=u.device)
     below, above = torch.special.ndtr((bounds - _MEAN) / _DEVIATION)
     z = torch.special.ndtri(below + u.double() * (above - below))
-    return (_MEAN + _DEVIATION * z).clamp(_LOWEST, _HIGHEST).to(u.dtype)
+    share: Tensor = (_MEAN + _DEVIATION * z).clamp(_LOWEST, _HIGHEST)
+    return share.to(u.dtype)
 
 
 # gamma: u in [0, 1] -> share of masked tokens, float64. In the convention of Maskgit-pytorch v1.0

@@ -10,6 +10,7 @@ __all__ = ["AuxiliaryLoss", "DiMOObjective", "Draws", "StudentLoss", "objective_
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -289,11 +290,10 @@ def objective_of(recipe: DistillRecipe, *, label_smoothing: float) -> DiMOObject
         recipe: What to do.
         label_smoothing: That of the teacher's own training; the recipe's own value goes first.
     """
-    renamed = {
+    smoothing = recipe.label_smoothing
+    renamed: dict[str, Any] = {
         "guidance_scale": recipe.teacher_guidance_scale,
-        "label_smoothing": label_smoothing
-        if recipe.label_smoothing is None
-        else recipe.label_smoothing,
+        "label_smoothing": label_smoothing if smoothing is None else smoothing,
     }
     names = {field.name for field in dataclasses.fields(DiMOObjective)} - renamed.keys()
     return DiMOObjective(**{name: getattr(recipe, name) for name in names}, **renamed)
