@@ -116,7 +116,7 @@ class DistillRecipe(_Optimization):
         embedding_noise_warmup: none, linear, cos or exp, from 0 to sigma; the official ramps go to
             1, which embedding_noise = 1 restores.
         embedding_noise_warmup_steps: Length of that, in steps since the start of the training.
-        mask_schedule: Law of the re-masked share: arccos, cosine, linear, square, truncated_normal.
+        mask_schedule: Law of the re-masked share: arccos, cosine, linear, square, mage.
         auxiliary_mask_schedule: That of the auxiliary update, the same unless given.
         mask_ratio_range: Bounds the re-masked share is clamped to, (0.02, 0.98) for Meissonic.
         teacher_guidance_scale: s of the teacher, 1 = off.
@@ -168,6 +168,7 @@ class DistillRecipe(_Optimization):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_names()
         rate = self.auxiliary_learning_rate
         _check(0 < rate < 1, "auxiliary_learning_rate", rate, "0 < x < 1")
         _check(self.auxiliary_steps >= 1, "auxiliary_steps", self.auxiliary_steps, ">= 1")
@@ -187,7 +188,6 @@ class DistillRecipe(_Optimization):
         least = 0 if self.embedding_noise_warmup == "none" else 1
         steps = self.embedding_noise_warmup_steps
         _check(steps >= least, "embedding_noise_warmup_steps", steps, f">= {least}")
-        self._check_names()
 
     def _check_names(self) -> None:
         _known("divergence", self.divergence, DIVERGENCES)

@@ -47,7 +47,7 @@ MASK_SCHEDULES: dict[str, Schedule] = {
     "cosine": lambda u: torch.cos(u * (math.pi / 2)),
     "linear": lambda u: u,
     "square": lambda u: u**2,
-    "truncated_normal": _truncated_normal,
+    "mage": _truncated_normal,
 }
 
 # How decoding turns a schedule into counts; see `tokens_per_step`.

@@ -342,7 +342,7 @@ def test_the_settings_of_a_draw(networks):
         embedding_noise_warmup="linear",
         embedding_noise_warmup_steps=10,
         mask_schedule="linear",
-        auxiliary_mask_schedule="truncated_normal",
+        auxiliary_mask_schedule="mage",
         mask_ratio_range=(0.1, 0.7),
     )
     draws = {
