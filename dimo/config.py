@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
-from dimo.divergence import DIVERGENCES, WEIGHTINGS
+from dimo.divergence import DIVERGENCES, REDUCTIONS, WEIGHTINGS
 from dimo.errors import DimoError, unknown_name
 from dimo.guidance import GUIDANCE_RULES
 from dimo.initialization import EMBEDDING_NOISE_WARMUPS, TOKEN_INITIALIZATIONS
@@ -27,7 +27,6 @@ from dimo.strict import Origin, decode
 _RECIPES = Path(__file__).parent / "recipes"
 _LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
 _PRECISIONS = ("float32", "bfloat16")
-_REDUCTIONS = ("sum", "mean")
 _TEMPERATURES = (
     "temperature",
     "student_temperature",
@@ -129,7 +128,8 @@ class DistillRecipe(_Optimization):
         soft_target_reduction: Of its KL over the classes: sum, or the official mean, V times less.
         label_smoothing: Of the auxiliary cross-entropy, that of the teacher's row unless given.
         dropout: Of student and auxiliary model while they train; the teacher has none.
-        keep_mask_class: The student may emit the mask token, as the official one may.
+        keep_mask_class: The student may emit the mask token, as the official one may; else that
+            token's logit is left out everywhere.
         temperature: Divides the student's logits when it is sampled.
         temperature_selected_by: How that was chosen.
     """
@@ -195,8 +195,8 @@ class DistillRecipe(_Optimization):
         _known("token initialization", self.token_initialization, TOKEN_INITIALIZATIONS)
         _known("embedding noise warm-up", self.embedding_noise_warmup, EMBEDDING_NOISE_WARMUPS)
         _known("guidance rule", self.teacher_guidance, GUIDANCE_RULES)
-        _known("loss reduction", self.loss_reduction, _REDUCTIONS)
-        _known("soft target reduction", self.soft_target_reduction, _REDUCTIONS)
+        _known("loss reduction", self.loss_reduction, REDUCTIONS)
+        _known("soft target reduction", self.soft_target_reduction, REDUCTIONS)
         _known("mask schedule", self.mask_schedule, MASK_SCHEDULES)
         if self.auxiliary_mask_schedule is not None:
             _known("mask schedule", self.auxiliary_mask_schedule, MASK_SCHEDULES)

@@ -7,6 +7,7 @@ logits (arXiv 2503.15457, Eq. 4); `divergence` is its antiderivative, for tests 
 __all__ = [
     "DIVERGENCES",
     "F_DIVERGENCES",
+    "REDUCTIONS",
     "WEIGHTINGS",
     "FDivergence",
     "divergence",
@@ -73,6 +74,9 @@ F_DIVERGENCES: dict[str, FDivergence] = {
 }
 
 DIVERGENCES = (*_KULLBACK_LEIBLER, *F_DIVERGENCES)
+
+# Of a loss over classes, and over tokens where it says so.
+REDUCTIONS = ("sum", "mean")
 
 # How the gradients of several images are weighted; see `gradient_divisor`.
 WEIGHTINGS = ("constant", "dmd")

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from dimo import rng
 from dimo.config import DistillRecipe
-from dimo.divergence import gradient_divisor, logit_gradient
+from dimo.divergence import REDUCTIONS, gradient_divisor, logit_gradient
+from dimo.errors import unknown_name
 from dimo.guidance import guidance_scales, guided_logits
 from dimo.initialization import (
     TokenInitialization,
@@ -61,31 +62,12 @@ class AuxiliaryLoss:
 class DiMOObjective:
     """What is fixed during one distillation.
 
-    Attributes:
-        divergence: A name of `dimo.divergence.DIVERGENCES`.
-        beta: Share of the reverse KL in "jeffreys"; may be negative.
-        weighting: Of the images' gradients, see `dimo.divergence.gradient_divisor`.
-        loss_reduction: "sum" over an image's tokens and classes; "mean" divides by L V.
-        token_initialization: What x_init is made of, see `dimo.initialization.initial_state`.
-        init_mask_ratio: r, the share of masked tokens in x_init.
-        init_mask_ratio_range: Bounds of an r that is drawn anew for each step; None: `r` is fixed.
-        embedding_noise: sigma, the perturbation of x_init's embeddings.
-        embedding_noise_warmup: How sigma gets there, see `dimo.initialization.embedding_noise_at`.
-        embedding_noise_warmup_steps: In how many steps.
-        mask_schedule: gamma, how much of the student's output is re-masked.
-        auxiliary_mask_schedule: That of the auxiliary update; None: the same.
-        mask_ratio_range: Bounds the re-masked share is clamped to.
-        guidance_scale: s of the teacher; the auxiliary model is never guided.
-        teacher_guidance: "constant" or "adaptive", see `dimo.guidance.guidance_scales`.
-        student_temperature: Divides the logits that x is drawn from, not those of the loss.
-        teacher_temperature: Divides the teacher's logits.
-        auxiliary_temperature: Divides the auxiliary model's logits where it is compared.
-        label_smoothing: That of the teacher's own training, so that it cancels in p = q.
-        soft_targets: alpha, share of the student's own distribution in the auxiliary targets.
-        soft_target_temperature: T of both distributions there; the term is multiplied by T^2.
-        soft_target_reduction: Of that KL over the classes: "sum", or the official "mean".
-        keep_mask_class: True compares the mask class too, as the official code does; by default
-            the student cannot emit the mask token, so its logit is left out everywhere.
+    The fields are keys of a recipe and explained in `dimo.config.DistillRecipe`. Two differ:
+    `guidance_scale` is its `teacher_guidance_scale`, and `label_smoothing` is resolved: that of the
+    teacher's own training, so that it cancels in p = q, unless the recipe has one.
+
+    Raises:
+        DimoError: Unknown reduction; other names are refused where they are used.
     """
 
     divergence: str = "jeffreys"
@@ -93,24 +75,29 @@ class DiMOObjective:
     weighting: str = "constant"
     loss_reduction: str = "sum"
     token_initialization: str = "mixed"
-    init_mask_ratio: float = 0.6
+    init_mask_ratio: float = 0.6  # r
     init_mask_ratio_range: tuple[float, float] | None = None
-    embedding_noise: float = 0.1
+    embedding_noise: float = 0.1  # sigma
     embedding_noise_warmup: str = "none"
     embedding_noise_warmup_steps: int = 0
-    mask_schedule: str = "arccos"
+    mask_schedule: str = "arccos"  # gamma
     auxiliary_mask_schedule: str | None = None
     mask_ratio_range: tuple[float, float] = (0.0, 1.0)
-    guidance_scale: float = 1.0
+    guidance_scale: float = 1.0  # s of the teacher; the auxiliary model is never guided
     teacher_guidance: str = "constant"
     student_temperature: float = 1.0
     teacher_temperature: float = 1.0
     auxiliary_temperature: float = 1.0
     label_smoothing: float = 0.0
-    soft_targets: float = 0.0
-    soft_target_temperature: float = 1.0
+    soft_targets: float = 0.0  # alpha
+    soft_target_temperature: float = 1.0  # T
     soft_target_reduction: str = "sum"
-    keep_mask_class: bool = False
+    keep_mask_class: bool = False  # False leaves the mask token's logit out everywhere
+
+    def __post_init__(self) -> None:
+        for value in (self.loss_reduction, self.soft_target_reduction):
+            if value not in REDUCTIONS:
+                raise unknown_name("reduction", value, REDUCTIONS)
 
     def draw(
         self, model: MaskedModel, seed: int, index: Tensor, purpose: str, *, step: int = 0

@@ -385,3 +385,9 @@ def test_a_recipe_becomes_an_objective():
     assert (found.label_smoothing, found.init_mask_ratio_range) == (0.1, (0.1, 0.9))
     own = DistillRecipe(**required, auxiliary_learning_rate=0.1, label_smoothing=0.0)
     assert objective_of(own, label_smoothing=0.1) == DiMOObjective()
+
+
+@pytest.mark.parametrize("field", ["loss_reduction", "soft_target_reduction"])
+def test_an_unknown_reduction_is_refused(field):
+    with pytest.raises(DimoError, match="unknown reduction 'max'; allowed: mean, sum"):
+        DiMOObjective(**{field: "max"})

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dimo.checkpoint import latest_checkpoint, save_checkpoint
-from dimo.config import DistillRecipe, TrainRecipe
+from dimo.config import DistillRecipe, TrainRecipe, load_recipe
 from dimo.errors import DimoError
 from dimo.runs import distill, train_teacher
 from dimo.teachers import load_student, load_teacher
@@ -101,6 +101,14 @@ def test_a_distillation_with_every_control_is_bit_equal_when_resumed(tmp_path):
     config = load_student(tmp_path / "parts", device=CPU).student
     assert config.init_mask_ratio == pytest.approx(0.55)
     assert (config.embedding_noise, config.token_initialization) == (0.4, "fixed")
+
+
+@pytest.mark.parametrize("name", ["maskgit", "maskgit-official"])
+def test_a_packaged_recipe_runs_on_official_weights(name, small_maskgit, tmp_path):
+    recipe = load_recipe(DistillRecipe, name, ["steps=2", "batch_size=3"])
+    distill(recipe, tmp_path / "run", recipe_name=name, device=CPU, weights=small_maskgit)
+    found = load_student(tmp_path / "run", device=CPU, weights=small_maskgit)
+    assert (found.student.recipe, found.student.init_mask_ratio) == (name, 0.6)
 
 
 def test_what_distillation_changes_and_what_it_freezes(tmp_path):
