@@ -24,7 +24,7 @@ from dimo.launch import ALONE, Ranks
 from dimo.masking import mask_count, mask_ratio, random_mask
 from dimo.models.layers import recompute_activations
 from dimo.models.precision import in_precision
-from dimo.objective import DiMOObjective
+from dimo.objective import objective_of
 from dimo.teachers import Network
 from dimo.update import Update
 from dimo.weights import state_sha256
@@ -71,6 +71,7 @@ class _Task:
             grad_clip=recipe.grad_clip,
             scaled=recipe.precision == "float16",
             betas=recipe.adam_betas,
+            eps=recipe.adam_eps,
             weight_decay=recipe.weight_decay,
         )
 
@@ -205,7 +206,7 @@ class DistillTask(_Task):
         ranks: Ranks = ALONE,
     ) -> None:
         super().__init__(recipe, device, ranks)
-        check_finite(teacher)
+        _check_finite(teacher)
         self.inputs = state_sha256(teacher.state_dict())
         self.teacher = teacher.to(device).requires_grad_(False).eval()
         if recipe.precision == "bfloat16" and device.type == "cuda":
@@ -222,16 +223,7 @@ class DistillTask(_Task):
             "student": self._update_of(self.student),
             "auxiliary": self._update_of(self.auxiliary),
         }
-        self.objective = DiMOObjective(
-            divergence=recipe.divergence,
-            beta=recipe.beta,
-            init_mask_ratio=recipe.init_mask_ratio,
-            embedding_noise=recipe.embedding_noise,
-            mask_schedule=recipe.mask_schedule,
-            guidance_scale=recipe.teacher_guidance_scale,
-            label_smoothing=label_smoothing,
-            keep_mask_class=recipe.keep_mask_class,
-        )
+        self.objective = objective_of(recipe, label_smoothing=label_smoothing)
 
     def step(self, step: int) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
@@ -243,7 +235,7 @@ class DistillTask(_Task):
     def _update_student(self, step: int, values: dict[str, Tensor]) -> None:
         recipe, objective, update = self.recipe, self.objective, self.updates["student"]
         for index in self._parts(step, update, "student"):
-            draws = objective.draw(self.student, recipe.seed, index, "student")
+            draws = objective.draw(self.student, recipe.seed, index, "student", step=step)
             with self._autocast():
                 logits, tokens = objective.generate(update.model, draws)
                 student = objective.student_loss(
@@ -253,6 +245,7 @@ class DistillTask(_Task):
                     draws.labels,
                     teacher=self.teacher,
                     auxiliary=self.auxiliary,
+                    mask_ratio=draws.mask_ratio,
                 )
             update.backward(student.loss)
             masked = draws.mask.sum()
@@ -265,18 +258,20 @@ class DistillTask(_Task):
         recipe, objective, update = self.recipe, self.objective, self.updates["auxiliary"]
         purpose = f"auxiliary/{turn}"
         for index in self._parts(step, update, purpose):
-            draws = objective.draw(self.student, recipe.seed, index, purpose)
+            draws = objective.draw(self.student, recipe.seed, index, purpose, step=step)
             with self._autocast():
                 with torch.no_grad():
-                    _, tokens = objective.generate(self.student, draws)
-                auxiliary = objective.auxiliary_loss(update.model, tokens, draws.mask, draws.labels)
+                    logits, tokens = objective.generate(self.student, draws)
+                auxiliary = objective.auxiliary_loss(
+                    update.model, tokens, draws.mask, draws.labels, student_logits=logits
+                )
             weight = draws.mask.float().mean()  # its loss is a mean over masked tokens
             update.backward(auxiliary.loss, weight)
             _summed(values, "auxiliary_loss", auxiliary.loss, weight)
         update.step(recipe.auxiliary_learning_rate * recipe.learning_rate_factor(step))
 
 
-def check_finite(teacher: Network) -> None:
+def _check_finite(teacher: Network) -> None:
     """
     Raises:
         DimoError: Weights of the teacher are NaN or infinite.
