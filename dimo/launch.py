@@ -13,6 +13,7 @@ __all__ = [
     "ranks",
 ]
 
+import gc
 import os
 import platform
 import resource
@@ -117,6 +118,8 @@ def ranks() -> Iterator[Ranks]:
     try:
         yield Ranks(dist.get_rank(), count)
     finally:
+        # Gloo's threads end with the last holder of the group, and abort a process that ends first.
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -55,29 +55,44 @@ def distill(
             split; `out` holds something else, a finished run, a run of another recipe or one
             that is running; nothing to resume; or as `dimo.train.fit`.
     """
+    with ranks() as group:
+        return _distill(recipe, out, recipe_name, device, weights, resume, on_step, watchers, group)
+
+
+def _distill(
+    recipe: DistillRecipe,
+    out: Path,
+    recipe_name: str,
+    device: torch.device,
+    weights: Path | None,
+    resume: bool,
+    on_step: OnStep | None,
+    watchers: Sequence[Watcher],
+    group: Ranks,
+) -> StudentConfig:
+    """`distill` among ranks; nothing of the networks outlives it, see `dimo.launch.ranks`."""
     row = get_teacher(recipe.teacher)
     path = weights_file(row, "transformer", weights)
-    with ranks() as group:
-        teacher = load_network(row, path)
-        student = row.architecture(**{**row.network, "dropout": recipe.dropout})
-        student.load_state_dict(teacher.state_dict())
-        task = DistillTask(recipe, teacher, student, row.label_smoothing, device, group)
-        with _opened(out, recipe, out / "config.json", resume, group):
-            seconds = fit(task, out, resume=True, on_step=on_step, watchers=watchers)
-            config = StudentConfig(
-                teacher=recipe.teacher,
-                init_mask_ratio=recipe.sampling_mask_ratio,
-                embedding_noise=recipe.embedding_noise,
-                token_initialization=recipe.token_initialization,
-                temperature=recipe.temperature,
-                temperature_selected_by=recipe.temperature_selected_by,
-                seed=recipe.seed,
-                recipe=recipe_name,
-                training_seconds=round(seconds, 1),
-                images_seen=recipe.steps * recipe.batch_size,
-                teacher_sha256=sha256_file(path),
-            )
-            group.alike(lambda: save_student(out, task.ema, config) if group.is_first else None)
+    teacher = load_network(row, path)
+    student = row.architecture(**{**row.network, "dropout": recipe.dropout})
+    student.load_state_dict(teacher.state_dict())
+    task = DistillTask(recipe, teacher, student, row.label_smoothing, device, group)
+    with _opened(out, recipe, out / "config.json", resume, group):
+        seconds = fit(task, out, resume=True, on_step=on_step, watchers=watchers)
+        config = StudentConfig(
+            teacher=recipe.teacher,
+            init_mask_ratio=recipe.sampling_mask_ratio,
+            embedding_noise=recipe.embedding_noise,
+            token_initialization=recipe.token_initialization,
+            temperature=recipe.temperature,
+            temperature_selected_by=recipe.temperature_selected_by,
+            seed=recipe.seed,
+            recipe=recipe_name,
+            training_seconds=round(seconds, 1),
+            images_seen=recipe.steps * recipe.batch_size,
+            teacher_sha256=sha256_file(path),
+        )
+        group.alike(lambda: save_student(out, task.ema, config) if group.is_first else None)
     return config
 
 
@@ -103,6 +118,20 @@ def train_teacher(
     Raises:
         DimoError: The teacher has no embedded data; or as `distill`.
     """
+    with ranks() as group:
+        _train_teacher(recipe, out, device, resume, on_step, watchers, group)
+
+
+def _train_teacher(
+    recipe: TrainRecipe,
+    out: Path,
+    device: torch.device,
+    resume: bool,
+    on_step: OnStep | None,
+    watchers: Sequence[Watcher],
+    group: Ranks,
+) -> None:
+    """`train_teacher` among ranks, as `_distill`."""
     from dimo.datasets import digits
     from dimo.models.digits import DigitsTokenizer
 
@@ -113,24 +142,23 @@ def train_teacher(
             f"fetch them with: dimo weights fetch {teacher.weights['transformer']}"
         )
     finished = out / teacher.weights["transformer"]
-    with ranks() as group:
-        images, labels = digits.load()
-        size = teacher.network["codebook_size"]
-        tokenizer = DigitsTokenizer.fit(images, codebook_size=size, seed=recipe.seed)
-        torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
-        network = teacher.architecture(**{**teacher.network, "dropout": recipe.dropout})
-        task = TeacherTask(recipe, network, tokenizer.encode(images), labels, device, group)
-        provenance = {"recipe": to_toml(recipe), "data": "scikit-learn digits, 1,797 images"}
+    images, labels = digits.load()
+    size = teacher.network["codebook_size"]
+    tokenizer = DigitsTokenizer.fit(images, codebook_size=size, seed=recipe.seed)
+    torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
+    network = teacher.architecture(**{**teacher.network, "dropout": recipe.dropout})
+    task = TeacherTask(recipe, network, tokenizer.encode(images), labels, device, group)
+    provenance = {"recipe": to_toml(recipe), "data": "scikit-learn digits, 1,797 images"}
 
-        def save() -> None:
-            if group.is_first:
-                codebook = out / teacher.weights["tokenizer"]
-                save_tensors(codebook, tokenizer.state_dict(), provenance)
-                save_tensors(finished, task.ema.state_dict(), provenance)
+    def save() -> None:
+        if group.is_first:
+            codebook = out / teacher.weights["tokenizer"]
+            save_tensors(codebook, tokenizer.state_dict(), provenance)
+            save_tensors(finished, task.ema.state_dict(), provenance)
 
-        with _opened(out, recipe, finished, resume, group):
-            fit(task, out, resume=True, on_step=on_step, watchers=watchers)
-            group.alike(save)
+    with _opened(out, recipe, finished, resume, group):
+        fit(task, out, resume=True, on_step=on_step, watchers=watchers)
+        group.alike(save)
 
 
 @contextmanager
