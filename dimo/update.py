@@ -45,7 +45,7 @@ class Update:
         ranks: Who shares the batch.
         grad_clip: Largest norm of the gradient.
         scaled: Whether losses are scaled, as float16 needs it.
-        **adam: `betas` and `weight_decay`.
+        **adam: `betas`, `eps` and `weight_decay`.
     """
 
     def __init__(
@@ -64,10 +64,8 @@ class Update:
         self.model: Any = network if self._wrapped is network else _Parallel(network, self._wrapped)
         self._ranks, self._grad_clip, self._scaled = ranks, grad_clip, scaled
         self._weight = torch.zeros((), device=device)
-        self._one, self._nan = (
-            torch.ones_like(self._weight),
-            torch.full_like(self._weight, torch.nan),
-        )
+        self._one = torch.ones_like(self._weight)
+        self._nan = self._one * torch.nan
         self._state = {
             "scale": self._one * (_FIRST_SCALE if scaled else 1),
             "since_skip": torch.zeros((), dtype=torch.int64, device=device),
@@ -97,7 +95,7 @@ class Update:
         """
         weight = self._one if weight is None else weight.detach().float()
         self._weight += weight
-        # where the loss is not finite its gradient may be: then make it so, on every rank
+        # a loss that is not finite may have a finite gradient: make it NaN, so on every rank
         factor = torch.where(loss.detach().isfinite(), self._one, self._nan)
         (loss * (factor * weight * self._state["scale"])).backward()  # type: ignore[no-untyped-call]
 
