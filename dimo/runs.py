@@ -2,6 +2,7 @@
 
 __all__ = ["distill", "train_teacher"]
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from dimo.files import sha256_file, write_atomic
 from dimo.students import StudentConfig, save_student
 from dimo.tasks import DistillTask, TeacherTask
 from dimo.teachers import get_teacher, load_network, weights_file
-from dimo.train import OnStep, fit
+from dimo.train import OnStep, Watcher, fit
 from dimo.weights import save_tensors
 
 
@@ -26,6 +27,7 @@ def distill(
     weights: Path | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> StudentConfig:
     """Distils a teacher into a one-step student and writes the run folder.
 
@@ -40,6 +42,7 @@ def distill(
         weights: Folder of the teacher's weights; None: those shipped, or those fetched.
         resume: Go on from the newest checkpoint in `out`.
         on_step: As in `dimo.train.fit`.
+        watchers: As in `dimo.train.fit`.
 
     Raises:
         DimoError: No weights of the teacher; `out` holds a run (without `resume`), nothing to
@@ -52,7 +55,7 @@ def distill(
     student = row.architecture(**{**row.network, "dropout": recipe.dropout})
     student.load_state_dict(teacher.state_dict())
     task = DistillTask(recipe, teacher, student, row.label_smoothing, device)
-    seconds = fit(task, out, resume=resume, on_step=on_step)
+    seconds = fit(task, out, resume=resume, on_step=on_step, watchers=watchers)
     config = StudentConfig(
         teacher=recipe.teacher,
         init_mask_ratio=recipe.init_mask_ratio,

@@ -5,11 +5,11 @@ number and its state; every random number comes from (seed, step, row). So a che
 task's state, and a resumed run is bit-equal to an uninterrupted one.
 """
 
-__all__ = ["OnStep", "Task", "fit"]
+__all__ = ["OnStep", "Task", "Watcher", "fit"]
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -40,12 +40,17 @@ class Task(Protocol):
         """Restores `state_dict()`."""
 
 
+# Steps done, scalars since the last log line (empty between log lines), the task; on every rank.
+Watcher: TypeAlias = Callable[[int, Mapping[str, float], Task], None]
+
+
 def fit(
     task: Task,
     folder: Path,
     *,
     resume: bool = False,
     on_step: OnStep | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> float:
     """Runs the task to its last step; returns the seconds spent training, over all sessions.
 
@@ -57,6 +62,7 @@ def fit(
         resume: Continue from the newest whole checkpoint.
         on_step: Called with the steps done: at the start, and after each step. Its scalars are
             the means since the last log line, and empty between log lines.
+        watchers: Called like `on_step`, with the task; they must not change it.
 
     Raises:
         DimoError: The folder holds a run and `resume` is off, or a run of another task.
@@ -82,6 +88,8 @@ def fit(
     start = time.monotonic() - seconds
     if on_step is not None:
         on_step(done, {})
+    for watch in watchers:
+        watch(done, {}, task)
     for step in range(done, task.steps):
         scalars: dict[str, float] = {}
         pending.append(task.step(step))
@@ -98,6 +106,8 @@ def fit(
             scalars = means
         if on_step is not None:
             on_step(done, scalars)
+        for watch in watchers:
+            watch(done, scalars, task)
         if done % task.checkpoint_every == 0 or done == task.steps:
             state = {
                 "identity": task.identity,
