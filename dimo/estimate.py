@@ -104,6 +104,12 @@ class Estimate:
     flops: Flops
     images: int
 
+    @property
+    def all_parameters(self) -> Parameters:
+        """Of the four networks together."""
+        networks = self.parameters.values()
+        return Parameters(sum(n.total for n in networks), sum(n.trainable for n in networks))
+
 
 def estimate_distillation(recipe: DistillRecipe, teacher: Teacher) -> Estimate:
     """Counts what distilling `teacher` by `recipe` takes; needs no weights and next to no memory.
@@ -171,9 +177,7 @@ def _memory(recipe: DistillRecipe, teacher: Teacher, total: int, trainable: int)
 def _network(teacher: Teacher, recipe: DistillRecipe, **changes: int) -> Network:
     """The student without memory, in train mode; `changes` are constructor arguments."""
     with torch.device("meta"):
-        network = teacher.architecture(
-            **{**teacher.network, "dropout": recipe.dropout, **changes}
-        )
+        network = teacher.architecture(**{**teacher.network, "dropout": recipe.dropout, **changes})
     return network.train()
 
 
@@ -187,7 +191,7 @@ def _forward_flops(network: Network) -> int:
     tokens = torch.zeros(_ROWS, network.num_tokens, dtype=torch.int64, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(tokens, tokens[:, 0])
-    return counter.get_total_flops() // _ROWS
+    return int(counter.get_total_flops()) // _ROWS
 
 
 def _kept_bytes(network: Network, recipe: DistillRecipe) -> int:
