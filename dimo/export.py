@@ -50,8 +50,8 @@ def export_student(
         del timeless["training_seconds"]
         save_tensors(out, state, timeless)
     else:
-        with replacing(out) as temporary:
-            torch.save({key: value.contiguous() for key, value in state.items()}, temporary)
+        with replacing(out) as temporary, temporary.open("wb") as file:
+            torch.save({key: value.contiguous() for key, value in state.items()}, file)
     return found.config
 
 
@@ -100,7 +100,7 @@ def import_student(
 
 
 def _checked_state(teacher: Teacher, path: Path) -> dict[str, Tensor]:
-    """The state dict of a file, if every key, shape and number type is of the teacher's network.
+    """The state dict of a file, in the network's order, if every key, shape and type is of it.
 
     Raises:
         DimoError: It is of another network.
@@ -115,4 +115,4 @@ def _checked_state(teacher: Teacher, path: Path) -> dict[str, Tensor]:
             f"weights {path}: {other} is {state[other].dtype}, but {own[other].dtype} is needed; "
             "give the file in full precision"
         )
-    return state
+    return {key: state[key] for key in own}
