@@ -182,8 +182,8 @@ class _Wandb:
             )
         except wandb.Error as error:
             raise DimoError(
-                f"wandb refuses project {project!r}: {error}; log in with: wandb login, or set "
-                "WANDB_MODE=offline"
+                f"wandb refuses project {project!r}: {str(error).rstrip('.')}; log in with: wandb "
+                "login, or set WANDB_MODE=offline; then continue with --resume"
             ) from error
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:

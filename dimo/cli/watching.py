@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bench.run import Workbench
     from dimo.config import DistillRecipe
     from dimo.models import MaskedModel, Tokenizer
+    from dimo.students import StudentConfig
     from dimo.tasks import DistillTask
     from dimo.teachers import Teacher
     from dimo.train import Task, Watcher
@@ -198,12 +199,14 @@ class _View:
         """At 1 and 16 steps, by its own sampler."""
         return self._jobs(network, self.teacher.title, None)
 
-    def _jobs(self, network: "nn.Module", name: str, student: "object") -> "list[Job]":
+    def _jobs(
+        self, network: "nn.Module", name: str, student: "StudentConfig | None"
+    ) -> "list[Job]":
         from bench.jobs import jobs_of
         from dimo.teachers import Loaded
 
         model = cast("MaskedModel", network)
-        loaded = Loaded(self.teacher, model, self.tokenizer, "", name, student)  # type: ignore[arg-type]
+        loaded = Loaded(self.teacher, model, self.tokenizer, "", name, student)
         steps = sorted({min(count, self.teacher.num_tokens) for count in _TEACHER_STEPS})
         return jobs_of(loaded, steps, {})
 
