@@ -5,6 +5,7 @@ The part of watching that needs `bench`; the training only calls the watchers ma
 
 __all__ = ["Watching", "watching"]
 
+import copy
 import dataclasses
 import os
 import time
@@ -205,10 +206,17 @@ class _View:
         from bench.jobs import jobs_of
         from dimo.teachers import Loaded
 
-        model = cast("MaskedModel", network)
+        model = cast("MaskedModel", _on(network, self.device))
         loaded = Loaded(self.teacher, model, self.tokenizer, "", name, student)
         steps = sorted({min(count, self.teacher.num_tokens) for count in _TEACHER_STEPS})
         return jobs_of(loaded, steps, {})
+
+
+def _on(network: "nn.Module", device: "torch.device") -> "nn.Module":
+    """The network, or a copy of it on `device` if it is kept elsewhere."""
+    if next(network.parameters()).device.type == device.type:
+        return network
+    return copy.deepcopy(network).to(device)
 
 
 class _Pictures:
