@@ -76,13 +76,6 @@ def test_watching_changes_no_bit(watched, tmp_path):
     distill(RECIPE, tmp_path / "run", recipe_name="test", device=CPU)
     for name in ("student.safetensors", "metrics.jsonl"):
         assert (folder / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
-    states = [
-        torch.load(place / "checkpoints" / "step-0000080" / "state.pt", weights_only=True)["task"]
-        for place in (folder, tmp_path / "run")
-    ]
-    for network, state in states[0]["networks"].items():
-        other = states[1]["networks"][network]
-        assert all(torch.equal(state[key], other[key]) for key in state)
 
 
 def test_what_a_watched_run_holds(watched):
@@ -245,7 +238,7 @@ MISTAKES = {
         ["distill", "--score-protocol", "imagenet256-adm"],
         "teacher 'digits' makes 8 x 8 of 10; protocols that fit: digits",
     ),
-    "folder under a file": (["distill", "--out", "file/run"], "cannot write"),
+    "folder under a file": (["distill", "--out", "file/run"], "choose another"),
     "json alone": (["distill", "--json"], "add --dry-run"),
     "unknown key": (["distill", "--dry-run", "--set", "step=1"], "did you mean 'steps'"),
     "unfinished": (["export", "unfinished", "-o", "a.bin"], "is not finished"),

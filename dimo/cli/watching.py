@@ -241,7 +241,7 @@ class _Pictures:
                 with undisturbed(teacher):
                     jobs = view.teacher_jobs(teacher)
                     self.above = sample_rows(jobs, [], seed=_PICTURE_SEED, device=view.device)
-        if not is_due(step, self.every, task.steps) or (is_start and path.is_file()):
+        if not is_due(step, self.every, self.view.recipe.steps) or (is_start and path.is_file()):
             return
         student, ema = networks["student"], networks["ema"]
         with undisturbed(student, ema):
@@ -273,7 +273,7 @@ class _Scores:
         is_start, self.started = not self.started, True
         if is_start and step in read_curve(self.path):
             return  # resumed where it was scored
-        if not is_due(step, self.every, task.steps):
+        if not is_due(step, self.every, self.view.recipe.steps):
             return
         seeds, ema = self.workbench.protocol.seeds, cast("DistillTask", task).networks["ema"]
         start = time.monotonic()
