@@ -140,6 +140,7 @@ def sample_tokens(
         assert loaded.student is not None, "this sampler is for a distilled student"
         given["init_mask_ratio"] = loaded.student.init_mask_ratio
         given["embedding_noise"] = loaded.student.embedding_noise
+        given["token_initialization"] = loaded.student.token_initialization
     sample = ALL_SAMPLERS[settings.sampler]
     return sample(loaded.model, labels, ImageNoise(seed, index), **given)
 

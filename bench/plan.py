@@ -120,12 +120,18 @@ def student_settings(
 
 
 def check_used(rows: Sequence[SamplerSettings], choice: Choice) -> None:
-    """A setting that no row has would be ignored without a word.
+    """A sampler or setting that no row has would be ignored without a word.
 
     Raises:
         DimoError: Names the setting, and the samplers that have it.
     """
     used = sorted({row.sampler for row in rows})
+    for sampler in choice.samplers:
+        if sampler not in used:
+            raise DimoError(
+                f"--sampler {sampler} is for teachers, and no teacher has a row; "
+                "leave it out, or name a teacher with step counts"
+            )
     for name, value in choice.settings.items():
         if not any(name in settings_of(sampler) for sampler in used):
             having = [sampler for sampler in ALL_SAMPLERS if name in settings_of(sampler)]

@@ -17,14 +17,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
-from dimo.divergence import DIVERGENCES
+from dimo.divergence import DIVERGENCES, REDUCTIONS, WEIGHTINGS
 from dimo.errors import DimoError, unknown_name
+from dimo.guidance import GUIDANCE_RULES
+from dimo.initialization import EMBEDDING_NOISE_WARMUPS, TOKEN_INITIALIZATIONS
 from dimo.masking import MASK_SCHEDULES
 from dimo.strict import Origin, decode
 
 _RECIPES = Path(__file__).parent / "recipes"
 _LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
 _PRECISIONS = ("float32", "bfloat16")
+_TEMPERATURES = (
+    "temperature",
+    "student_temperature",
+    "teacher_temperature",
+    "auxiliary_temperature",
+    "soft_target_temperature",
+)
 
 
 def _check(ok: bool, key: str, value: object, allowed: str) -> None:
@@ -49,6 +58,7 @@ class _Optimization:
     lr_warmup_steps: int = 100
     weight_decay: float = 0.0
     adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = 1e-8
     grad_clip: float = 1.0
     ema_decay: float = 0.999
     precision: str = "bfloat16"
@@ -59,6 +69,7 @@ class _Optimization:
             _check(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
         _check(self.lr_warmup_steps >= 0, "lr_warmup_steps", self.lr_warmup_steps, ">= 0")
         _check(0 < self.learning_rate < 1, "learning_rate", self.learning_rate, "0 < x < 1")
+        _check(self.adam_eps > 0, "adam_eps", self.adam_eps, "> 0")
         _check(self.grad_clip > 0, "grad_clip", self.grad_clip, "> 0")
         _check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 <= x < 1")
         _check(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
@@ -84,7 +95,44 @@ class _Optimization:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillRecipe(_Optimization):
-    """One Di[M]O distillation; names as in `dimo.objective` and DESIGN's vocabulary."""
+    """One Di[M]O distillation; names as in `dimo.objective` and DESIGN's vocabulary.
+
+    Attributes:
+        teacher: A row of `dimo.teachers`.
+        auxiliary_learning_rate: That of the auxiliary model; `learning_rate` is the student's.
+        auxiliary_steps: Auxiliary updates after each student update. The official `fake_rounds` = k
+            makes the same sequence of updates, counting k steps where this counts one.
+        divergence: forward_kl, reverse_kl, jeffreys, js, hellinger or pearson.
+        beta: Share of the reverse KL in jeffreys; may be negative.
+        weighting: constant (official weight factor 1), or dmd: each image's gradient divided by
+            its mean |p_theta - p_phi|.
+        loss_reduction: sum over an image's tokens and classes, or mean over them.
+        token_initialization: mixed, or the ablations masked, random (tokens), fixed (token).
+        init_mask_ratio: r, the masked share of x_init.
+        init_mask_ratio_range: [low, high]: one r drawn for each step, the official random_low_high.
+        inference_mask_ratio: r the student is sampled with; the middle of the range unless given.
+        embedding_noise: sigma, at the end of its warm-up and in sampling.
+        embedding_noise_warmup: none, linear, cos or exp, from 0 to sigma; the official ramps go to
+            1, which embedding_noise = 1 restores.
+        embedding_noise_warmup_steps: Length of that, in steps since the start of the training.
+        mask_schedule: Law of the re-masked share: arccos, cosine, linear, square, mage.
+        auxiliary_mask_schedule: That of the auxiliary update, the same unless given.
+        mask_ratio_range: Bounds the re-masked share is clamped to, (0.02, 0.98) for Meissonic.
+        teacher_guidance_scale: s of the teacher, 1 = off.
+        teacher_guidance: constant, or adaptive: 1 + (s - 1) times the re-masked share.
+        student_temperature: Divides the logits the student's tokens are drawn from in training.
+        teacher_temperature: Divides the teacher's logits.
+        auxiliary_temperature: Divides the auxiliary model's logits where it meets the teacher's.
+        soft_targets: alpha, share of the student's distribution in the auxiliary model's targets.
+        soft_target_temperature: T of both distributions in that term.
+        soft_target_reduction: Of its KL over the classes: sum, or the official mean, V times less.
+        label_smoothing: Of the auxiliary cross-entropy, that of the teacher's row unless given.
+        dropout: Of student and auxiliary model while they train; the teacher has none.
+        keep_mask_class: The student may emit the mask token, as the official one may; else that
+            token's logit is left out everywhere.
+        temperature: Divides the student's logits when it is sampled.
+        temperature_selected_by: How that was chosen.
+    """
 
     kind: ClassVar[str] = "distill"
     teacher: str
@@ -92,10 +140,27 @@ class DistillRecipe(_Optimization):
     auxiliary_steps: int = 1
     divergence: str = "jeffreys"
     beta: float = 0.0
+    weighting: str = "constant"
+    loss_reduction: str = "sum"
+    token_initialization: str = "mixed"
     init_mask_ratio: float = 0.6
+    init_mask_ratio_range: tuple[float, float] | None = None
+    inference_mask_ratio: float | None = None
     embedding_noise: float = 0.1
+    embedding_noise_warmup: str = "none"
+    embedding_noise_warmup_steps: int = 0
     mask_schedule: str = "arccos"
+    auxiliary_mask_schedule: str | None = None
+    mask_ratio_range: tuple[float, float] = (0.0, 1.0)
     teacher_guidance_scale: float = 1.0
+    teacher_guidance: str = "constant"
+    student_temperature: float = 1.0
+    teacher_temperature: float = 1.0
+    auxiliary_temperature: float = 1.0
+    soft_targets: float = 0.0
+    soft_target_temperature: float = 1.0
+    soft_target_reduction: str = "sum"
+    label_smoothing: float | None = None
     dropout: float = 0.0
     keep_mask_class: bool = False
     temperature: float = 1.0
@@ -103,17 +168,47 @@ class DistillRecipe(_Optimization):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_names()
         rate = self.auxiliary_learning_rate
         _check(0 < rate < 1, "auxiliary_learning_rate", rate, "0 < x < 1")
         _check(self.auxiliary_steps >= 1, "auxiliary_steps", self.auxiliary_steps, ">= 1")
-        for key in ("init_mask_ratio", "embedding_noise"):
-            _check(0 <= getattr(self, key) <= 1, key, getattr(self, key), "0 <= x <= 1")
-        _check(0 <= self.dropout < 1, "dropout", self.dropout, "0 <= x < 1")
-        _check(self.temperature > 0, "temperature", self.temperature, "> 0")
+        for key in ("init_mask_ratio", "embedding_noise", "soft_targets", "inference_mask_ratio"):
+            value = getattr(self, key)
+            _check(value is None or 0 <= value <= 1, key, value, "0 <= x <= 1")
+        for key in ("dropout", "label_smoothing"):
+            value = getattr(self, key)
+            _check(value is None or 0 <= value < 1, key, value, "0 <= x < 1")
+        for key in ("init_mask_ratio_range", "mask_ratio_range"):
+            low, high = getattr(self, key) or (0.0, 1.0)
+            _check(0 <= low <= high <= 1, key, [low, high], "0 <= low <= high <= 1")
+        for key in _TEMPERATURES:
+            _check(getattr(self, key) > 0, key, getattr(self, key), "> 0")
         for key in ("beta", "teacher_guidance_scale"):
             _check(math.isfinite(getattr(self, key)), key, getattr(self, key), "a finite number")
+        least = 0 if self.embedding_noise_warmup == "none" else 1
+        steps = self.embedding_noise_warmup_steps
+        _check(steps >= least, "embedding_noise_warmup_steps", steps, f">= {least}")
+
+    def _check_names(self) -> None:
         _known("divergence", self.divergence, DIVERGENCES)
+        _known("weighting", self.weighting, WEIGHTINGS)
+        _known("token initialization", self.token_initialization, TOKEN_INITIALIZATIONS)
+        _known("embedding noise warm-up", self.embedding_noise_warmup, EMBEDDING_NOISE_WARMUPS)
+        _known("guidance rule", self.teacher_guidance, GUIDANCE_RULES)
+        _known("loss reduction", self.loss_reduction, REDUCTIONS)
+        _known("soft target reduction", self.soft_target_reduction, REDUCTIONS)
         _known("mask schedule", self.mask_schedule, MASK_SCHEDULES)
+        if self.auxiliary_mask_schedule is not None:
+            _known("mask schedule", self.auxiliary_mask_schedule, MASK_SCHEDULES)
+
+    @property
+    def sampling_mask_ratio(self) -> float:
+        """r the student is sampled with: as given, the middle of the range, or the fixed one."""
+        if self.inference_mask_ratio is not None:
+            return self.inference_mask_ratio
+        if self.init_mask_ratio_range is not None:
+            return sum(self.init_mask_ratio_range) / 2
+        return self.init_mask_ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +301,8 @@ def to_toml(recipe: Recipe) -> str:
     lines = [f'kind = "{recipe.kind}"']
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
+        if value is None:
+            continue  # TOML has no null; to leave a key out is to leave it open
         if isinstance(value, str):
             text = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
         elif isinstance(value, bool):

@@ -1,26 +1,44 @@
 """Classifier-free guidance, written once: u + s (c - u), so s = 1 is off and costs one forward."""
 
-__all__ = ["guide", "guided_logits"]
+__all__ = ["GUIDANCE_RULES", "guidance_scales", "guide", "guided_logits"]
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from dimo.errors import unknown_name
+from dimo.models.layers import at_positions
+
+# How strongly the teacher of a distillation is guided; see `guidance_scales`.
+GUIDANCE_RULES = ("constant", "adaptive")
+
 
 def guided_logits(
-    model: Callable[..., Tensor], tokens: Tensor, labels: Tensor, scale: float, **inputs: Tensor
+    model: Callable[..., Tensor],
+    tokens: Tensor,
+    labels: Tensor,
+    scale: float | Tensor,
+    positions: Tensor | None = None,
+    **inputs: Tensor,
 ) -> Tensor:
     """Guided logits [B, L, V'] (Ho & Salimans, arXiv 2207.12598; papers' w-form: s = 1 + w).
 
     Args:
-        model: A masked model in eval mode: (tokens, labels, drop=) -> logits.
+        model: A masked model: (tokens, labels, drop=) -> logits.
         tokens: [B, L] int64.
         labels: [B] int64.
-        scale: Guidance scale s. Any other value than 1 runs both halves as one doubled batch.
+        scale: Guidance scale s, or one for each image, [B]. Any other value than the number 1 runs
+            both halves as one doubled batch.
+        positions: [B, K] int64, where logits are wanted; the result is [B, K, V'] then. A model
+            without `takes_positions` computes them all, and those are taken out.
         **inputs: Further inputs of the model, [B, ...]; both halves get the same.
     """
-    if scale == 1:
+    if positions is not None and not getattr(model, "takes_positions", False):
+        return at_positions(guided_logits(model, tokens, labels, scale, **inputs), positions)
+    if positions is not None:
+        inputs = {**inputs, "positions": positions}
+    if not isinstance(scale, Tensor) and scale == 1:
         return model(tokens, labels, **inputs)
     drop = torch.arange(2 * len(labels), device=labels.device) >= len(labels)
     twice = {name: torch.cat([value, value]) for name, value in inputs.items()}
@@ -29,7 +47,31 @@ def guided_logits(
     return guide(conditional, unconditional, scale)
 
 
-def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
-    """u + s (c - u) in float32."""
+def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
+    """u + s (c - u) in float32, for one scale or one for each image, [B]."""
     unconditional = unconditional.float()
+    if isinstance(scale, Tensor):
+        scale = scale.to(unconditional)[:, None, None]
     return unconditional + scale * (conditional.float() - unconditional)
+
+
+def guidance_scales(rule: str, scale: float, mask_ratio: Tensor | None) -> float | Tensor:
+    """The teacher's guidance scale, for all images alike or [B].
+
+    "constant" is s. "adaptive" is 1 + (s - 1) rho: full where everything is masked, off where
+    nothing is.
+
+    Args:
+        rule: One of `GUIDANCE_RULES`.
+        scale: s.
+        mask_ratio: rho, the masked share that was drawn for each image, [B]; "adaptive" needs it.
+
+    Raises:
+        DimoError: Unknown rule.
+    """
+    if rule not in GUIDANCE_RULES:
+        raise unknown_name("guidance rule", rule, GUIDANCE_RULES)
+    if rule == "constant" or scale == 1:
+        return scale
+    assert mask_ratio is not None, "adaptive guidance depends on the mask ratio"
+    return 1 + (scale - 1) * mask_ratio

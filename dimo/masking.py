@@ -26,6 +26,19 @@ from torch import Tensor
 
 from dimo.errors import DimoError, unknown_name
 
+# MAGE's law of the masked share (arXiv 2211.09117): a normal cut off at its bounds
+_MEAN, _DEVIATION, _LOWEST, _HIGHEST = 0.55, 0.25, 0.5, 1.0
+
+
+def _truncated_normal(u: Tensor) -> Tensor:
+    """The share below which a part u of the truncated normal lies, its inverse CDF."""
+    bounds = torch.tensor([_LOWEST, _HIGHEST], dtype=torch.float64, device=u.device)
+    below, above = torch.special.ndtr((bounds - _MEAN) / _DEVIATION)
+    z = torch.special.ndtri(below + u.double() * (above - below))
+    share: Tensor = (_MEAN + _DEVIATION * z).clamp(_LOWEST, _HIGHEST)
+    return share.to(u.dtype)
+
+
 # gamma: u in [0, 1] -> share of masked tokens, float64. In the convention of Maskgit-pytorch v1.0
 # and Di[M]O; `linear` and `square` grow with u there, and fall in later code bases.
 Schedule = Callable[[Tensor], Tensor]
@@ -34,6 +47,7 @@ MASK_SCHEDULES: dict[str, Schedule] = {
     "cosine": lambda u: torch.cos(u * (math.pi / 2)),
     "linear": lambda u: u,
     "square": lambda u: u**2,
+    "mage": _truncated_normal,
 }
 
 # How decoding turns a schedule into counts; see `tokens_per_step`.

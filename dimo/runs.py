@@ -58,8 +58,9 @@ def distill(
     seconds = fit(task, out, resume=resume, on_step=on_step, watchers=watchers)
     config = StudentConfig(
         teacher=recipe.teacher,
-        init_mask_ratio=recipe.init_mask_ratio,
+        init_mask_ratio=recipe.sampling_mask_ratio,
         embedding_noise=recipe.embedding_noise,
+        token_initialization=recipe.token_initialization,
         temperature=recipe.temperature,
         temperature_selected_by=recipe.temperature_selected_by,
         seed=recipe.seed,

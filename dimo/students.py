@@ -16,8 +16,9 @@ from pathlib import Path
 
 from torch import nn
 
-from dimo.errors import DimoError
+from dimo.errors import DimoError, unknown_name
 from dimo.files import write_atomic
+from dimo.initialization import TOKEN_INITIALIZATIONS
 from dimo.official import locate
 from dimo.strict import Origin, decode
 from dimo.weights import ASSETS, save_tensors
@@ -28,6 +29,20 @@ class StudentConfig:
     """What a distilled student needs to be sampled; `config.json` beside its weights.
 
     Of the training, None is what its authors did not publish.
+
+    Attributes:
+        teacher: A row of `dimo.teachers`.
+        init_mask_ratio: r it is sampled with; of a range of r in training, the recipe's choice.
+        embedding_noise: sigma it is sampled with, that of the end of the training.
+        temperature: Divides its logits.
+        temperature_selected_by: How that was chosen.
+        recipe: Name of the recipe.
+        seed: Of the training.
+        training_seconds: Wall-clock time of the training.
+        images_seen: Steps times batch size.
+        teacher_sha256: Of the teacher's weights file.
+        token_initialization: What x_init is made of, see `dimo.initialization`.
+        format: Of this file.
     """
 
     teacher: str
@@ -40,6 +55,7 @@ class StudentConfig:
     training_seconds: float | None = None
     images_seen: int | None = None
     teacher_sha256: str | None = None
+    token_initialization: str = "mixed"
     format: int = 1
 
 
@@ -111,6 +127,13 @@ def _read_student_config(path: Path) -> StudentConfig:
     except ValueError as error:
         raise origin.error(f"not valid JSON: {error}") from error
     config = decode(StudentConfig, content, origin)
+    if config.token_initialization not in TOKEN_INITIALIZATIONS:
+        raise unknown_name(
+            "token initialization",
+            config.token_initialization,
+            TOKEN_INITIALIZATIONS,
+            f"correct {path}",
+        )
     if config.format != 1:
         raise DimoError(f"{path} has format {config.format}, this version reads 1; update dimo")
     return config

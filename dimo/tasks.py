@@ -21,7 +21,7 @@ from dimo import rng
 from dimo.config import DistillRecipe, TrainRecipe
 from dimo.ema import update_ema
 from dimo.masking import mask_count, mask_ratio, random_mask
-from dimo.objective import DiMOObjective
+from dimo.objective import objective_of
 from dimo.teachers import Network
 from dimo.weights import state_sha256
 
@@ -46,6 +46,7 @@ class _Task:
             [p for p in network.parameters() if p.requires_grad],
             lr=learning_rate,
             betas=recipe.adam_betas,
+            eps=recipe.adam_eps,
             weight_decay=recipe.weight_decay,
             foreach=True,
         )
@@ -166,16 +167,7 @@ class DistillTask(_Task):
             "student": self._optimizer(self.student, recipe.learning_rate),
             "auxiliary": self._optimizer(self.auxiliary, recipe.auxiliary_learning_rate),
         }
-        self.objective = DiMOObjective(
-            divergence=recipe.divergence,
-            beta=recipe.beta,
-            init_mask_ratio=recipe.init_mask_ratio,
-            embedding_noise=recipe.embedding_noise,
-            mask_schedule=recipe.mask_schedule,
-            guidance_scale=recipe.teacher_guidance_scale,
-            label_smoothing=label_smoothing,
-            keep_mask_class=recipe.keep_mask_class,
-        )
+        self.objective = objective_of(recipe, label_smoothing=label_smoothing)
         self._identify(state_sha256(teacher.state_dict()))
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -184,7 +176,7 @@ class DistillTask(_Task):
         objective, seed, index = self.objective, recipe.seed, self._index(step)
         factor = recipe.learning_rate_factor(step)
 
-        draws = objective.draw(self.student, seed, index, "student")
+        draws = objective.draw(self.student, seed, index, "student", step=step)
         with self._autocast():
             logits, tokens = objective.generate(self.student, draws)
             student = objective.student_loss(
@@ -194,17 +186,18 @@ class DistillTask(_Task):
                 draws.labels,
                 teacher=self.teacher,
                 auxiliary=self.auxiliary,
+                mask_ratio=draws.mask_ratio,
             )
         norm = self._update("student", student.loss, recipe.learning_rate * factor)
         update_ema(self.ema, self.student, decay=recipe.ema_decay, step=step)
 
         for turn in range(recipe.auxiliary_steps):
-            draws = objective.draw(self.student, seed, index, f"auxiliary/{turn}")
+            draws = objective.draw(self.student, seed, index, f"auxiliary/{turn}", step=step)
             with self._autocast():
                 with torch.no_grad():
-                    _, tokens = objective.generate(self.student, draws)
+                    logits, tokens = objective.generate(self.student, draws)
                 auxiliary = objective.auxiliary_loss(
-                    self.auxiliary, tokens, draws.mask, draws.labels
+                    self.auxiliary, tokens, draws.mask, draws.labels, student_logits=logits
                 )
             rate = recipe.auxiliary_learning_rate * factor
             self._update("auxiliary", auxiliary.loss, rate)

@@ -175,6 +175,7 @@ def _maskgit(name: str, side: int, *, w: float, choice_temperature: float, steps
             f"(scale {1 + w:g}), r_temp {choice_temperature:g}, sm_temp 1; its token counts are "
             "those of the schedule arccos-v1",
         ),
+        recipe="maskgit",
     )
 
 
@@ -211,6 +212,7 @@ def _halton(size: str, side: int, *, w: float) -> Teacher:
             selected_by=f"README of Halton-MaskGIT for {side} x {side} and 32 steps: CFG {w:g} "
             f"(scale {1 + w:g}); inverse temperature 1 to 1.2 and random start of its example",
         ),
+        recipe="halton",
     )
 
 

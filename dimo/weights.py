@@ -127,7 +127,9 @@ def _reason(error: Exception) -> str:
     named = re.search(r"GLOBAL (\S+)", str(error))
     if isinstance(error, pickle.UnpicklingError) and named:
         return f"it holds objects of {named[1]}, which no official checkpoint has"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    if not str(error):
+        return type(error).__name__
+    return str(error).splitlines()[0].partition(". ")[0]  # PyTorch adds guesses at the cause
 
 
 def looks_like(keys: Iterable[str]) -> str | None:

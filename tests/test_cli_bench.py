@@ -1,5 +1,6 @@
 """`dimo bench` of official files and with every setting, and one clear line for each mistake."""
 
+import dataclasses
 import json
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 from bench.protocol import protocol_text
 from dimo.cli import main
+from dimo.teachers import TEACHERS
 
 
 @pytest.fixture
@@ -129,7 +131,9 @@ def test_a_student_of_another_teacher_is_refused(dimo, small_maskgit):
     assert "use --teacher maskgit" in refused(dimo, "bench", *arguments)
 
 
-def test_a_teacher_without_recipe_or_data(dimo):
+def test_a_teacher_without_recipe_or_data(dimo, monkeypatch):
+    bare = dataclasses.replace(TEACHERS["maskgit"], recipe=None)
+    monkeypatch.setitem(TEACHERS, "maskgit", bare)
     assert "no distillation recipe for teacher 'maskgit'" in refused(
         dimo, "distill", "--teacher", "maskgit"
     )

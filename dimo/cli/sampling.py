@@ -4,6 +4,7 @@ __all__ = ["sample"]
 
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -186,11 +187,12 @@ def _draw(
     device: str,
 ) -> None:
     from bench.grid import draw_samples, shared_classes
-    from dimo.launch import choose_device
+    from dimo.launch import choose_device, peak_memory_bytes
 
     place = choose_device(device)
     jobs = load(place)
     wanted = parse_labels(labels, shared_classes(jobs)) if labels else []
+    start = time.monotonic()
     with terminal.work_bar() as progress:
         draw_samples(
             jobs,
@@ -201,7 +203,8 @@ def _draw(
             batch_size=batch_size,
             progress=progress,
         )
-    terminal.say(f"picture: {out}")
+    seconds, peak = time.monotonic() - start, peak_memory_bytes(place) / 2**20
+    terminal.say(f"picture: {out} ({seconds:,.1f} s, peak memory {peak:,.0f} MiB)")
 
 
 def _check_out(out: Path, count: int | None, *, force: bool) -> None:

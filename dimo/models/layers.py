@@ -35,10 +35,11 @@ def _attend_by_image(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Whose scores [heads, L, L] stay in a CPU's caches. The softmax is computed in float32.
     """
     out, scale = torch.empty_like(q), 1 / math.sqrt(q.shape[-1])
+    zero = q.new_zeros(1)
     for y, *image in zip(out, q, k, v, strict=True):
         queries, keys, values = image
-        weights = torch.matmul(queries * scale, keys.transpose(-1, -2)).softmax(-1)
-        torch.matmul(weights, values, out=y)
+        scores = torch.baddbmm(zero, queries, keys.transpose(-1, -2), beta=0, alpha=scale)
+        torch.bmm(scores.softmax(-1), values, out=y)
     return out
 
 

@@ -19,12 +19,13 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def in_precision(model: Network, precision: str) -> Network:
-    """Converts the linear layers of a network's blocks in place; it can only be sampled then.
+    """Converts a network's linear layers in place; it can only be sampled then.
 
-    They are nearly all of its arithmetic. In bfloat16 they and the attention between them multiply
-    bfloat16 numbers, while the residual stream, norms, conditioning, embeddings and logits stay
-    float32. On an x86 CPU weights are laid out for oneDNN once instead of at each product. The
-    result of a row does not depend on the other rows.
+    It converts those of its blocks, which are nearly all of its arithmetic. In bfloat16 they and
+    the attention between them multiply bfloat16 numbers, while the residual stream, norms, the
+    layers before and after the blocks and the logits stay float32. On an x86 CPU weights are laid
+    out for oneDNN once instead of at each product. The result of a row does not depend on the
+    other rows.
 
     Args:
         model: In eval mode, on its device. Networks without blocks of that kind are left as they
@@ -58,10 +59,22 @@ def _has_onednn() -> bool:
 
 
 class _Product(nn.Module):
-    """x [..., I] -> x W^T + b [..., O] in `dtype`, or GELU of it; for weights that never change."""
+    """x [..., I] -> x W^T + b [..., O] for weights that never change.
+
+    Args:
+        weight: [O, I].
+        bias: [O] or None.
+        dtype: Of the product.
+        gelu: Whether GELU follows.
+    """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype, gelu: bool = False
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        *,
+        dtype: torch.dtype,
+        gelu: bool = False,
     ) -> None:
         super().__init__()
         self.dtype, self.gelu = dtype, gelu

@@ -6,15 +6,11 @@ import torch
 from torch import Tensor
 
 from dimo.errors import unknown_name
+from dimo.initialization import TokenInitialization
 from dimo.masking import check_steps, mask_count, mask_ratio, random_mask
 from dimo.models import MaskedModel
 from dimo.rng import ImageNoise
-from dimo.samplers.one_step import (
-    TokenInitialization,
-    restrict_logits,
-    sample_one_step,
-    student_logits,
-)
+from dimo.samplers.one_step import restrict_logits, sample_one_step, student_logits
 from dimo.samplers.predictor import draw_tokens
 from dimo.samplers.types import Callback, Samples
 
@@ -29,6 +25,7 @@ def sample_few_step(
     num_steps: int,
     init_mask_ratio: float,
     embedding_noise: float,
+    token_initialization: str = "mixed",
     mask_schedule: str = "arccos",
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -47,6 +44,7 @@ def sample_few_step(
         num_steps: 1..L.
         init_mask_ratio: r of its training.
         embedding_noise: sigma of its training, at every step.
+        token_initialization: Of its training, see `dimo.initialization`.
         mask_schedule: "arccos" or "cosine", gamma.
         temperature: Divides the logits; 1 = as trained.
         top_k: Draws among the k likeliest tokens only; None = all.
@@ -68,6 +66,7 @@ def sample_few_step(
         noise,
         init_mask_ratio=init_mask_ratio,
         embedding_noise=embedding_noise,
+        token_initialization=token_initialization,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,

@@ -1,54 +1,16 @@
 """One-step sampling of a distilled student: x_init -> every token at once."""
 
-__all__ = [
-    "TokenInitialization",
-    "initial_state",
-    "restrict_logits",
-    "sample_one_step",
-    "student_logits",
-]
-
-from dataclasses import dataclass
+__all__ = ["restrict_logits", "sample_one_step", "student_logits"]
 
 import torch
 from torch import Tensor
 
 from dimo.errors import DimoError
-from dimo.masking import initialize_tokens
+from dimo.initialization import TokenInitialization, initial_state
 from dimo.models import MaskedModel
 from dimo.rng import ImageNoise
 from dimo.samplers.predictor import check_labels, draw_tokens
 from dimo.samplers.types import Callback, Samples
-
-
-@dataclass(frozen=True)
-class TokenInitialization:
-    """A student's input: tokens [B, L] int64, and the embedding noise float32 [B, L, D] or None."""
-
-    tokens: Tensor
-    noise: Tensor | None
-
-
-def initial_state(
-    model: MaskedModel,
-    noise: ImageNoise,
-    purpose: str,
-    *,
-    init_mask_ratio: float,
-    embedding_noise: float,
-) -> TokenInitialization:
-    """Draws x_init (sec. 3.3): the same law in training and sampling."""
-    length = model.num_tokens
-    tokens = initialize_tokens(
-        noise.integers(f"{purpose}/init_tokens", (length,), model.codebook_size),
-        noise.random_ranks(f"{purpose}/init_mask", length),
-        init_mask_ratio=init_mask_ratio,
-        mask_token_id=model.mask_token_id,
-    )
-    perturbation = None
-    if embedding_noise > 0:
-        perturbation = noise.normal(f"{purpose}/init_noise", (length, model.hidden_dim))
-    return TokenInitialization(tokens, perturbation)
 
 
 def sample_one_step(
@@ -58,6 +20,7 @@ def sample_one_step(
     *,
     init_mask_ratio: float,
     embedding_noise: float,
+    token_initialization: str = "mixed",
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -71,6 +34,7 @@ def sample_one_step(
         noise: The images' random numbers.
         init_mask_ratio: r of its training.
         embedding_noise: sigma of its training.
+        token_initialization: Of its training, see `dimo.initialization`.
         temperature: Divides the logits; 1 = as trained.
         top_k: Draws among the k likeliest tokens only; None = all.
         top_p: Draws among the likeliest tokens that together reach probability p; None = all.
@@ -86,6 +50,7 @@ def sample_one_step(
         "sample",
         init_mask_ratio=init_mask_ratio,
         embedding_noise=embedding_noise,
+        token_initialization=token_initialization,
     )
     logits = student_logits(student, initial, condition, embedding_noise)
     logits = restrict_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)

@@ -83,11 +83,9 @@ class Predictor:
             inputs = {}
             if latent:
                 inputs["z"] = self.noise.uniform(f"sample/latent/{step}", ())  # [B]
-            at_once = positions is not None and getattr(self.model, "takes_positions", False)
-            if positions is not None and at_once:
-                inputs["positions"] = positions
-            logits = guided_logits(self.model, tokens, self.condition, guidance_scale, **inputs)
-            logits = logits if at_once else at_positions(logits, positions)
+            logits = guided_logits(
+                self.model, tokens, self.condition, guidance_scale, positions, **inputs
+            )
         return (logits[..., : self.model.codebook_size].double() / temperature).log_softmax(-1)
 
     def _all_masked_logits(self, tokens: Tensor, guidance_scale: float) -> Tensor:

@@ -1,5 +1,7 @@
 """Recipes: strict reading, overrides, and a round trip through TOML."""
 
+import dataclasses
+
 import pytest
 
 from dimo.config import (
@@ -11,12 +13,16 @@ from dimo.config import (
     to_toml,
 )
 from dimo.errors import DimoError
+from dimo.teachers import TEACHERS
 
 KINDS = {
     "digits": DistillRecipe,
     "digits-full": DistillRecipe,
     "digits-teacher": TrainRecipe,
     "digits-features": ExtractorRecipe,
+    "maskgit": DistillRecipe,
+    "maskgit-official": DistillRecipe,
+    "halton": DistillRecipe,
 }
 
 
@@ -59,6 +65,22 @@ def test_overrides_are_typed():
         ("temperature=0", "temperature = 0.0 is out of range"),
         ("adam_betas=[0.9]", "'adam_betas' must be a list of 2 values"),
         ("beta=nan", "'beta' must be a finite number"),
+        ("adam_eps=0", "allowed: > 0"),
+        ("weighting=dm", "did you mean 'dmd'"),
+        ("token_initialization=mask", "did you mean 'masked'"),
+        ("embedding_noise_warmup=cosine", "did you mean 'cos'"),
+        ("embedding_noise_warmup=linear", "embedding_noise_warmup_steps = 0 is out of range"),
+        ("teacher_guidance=adaptiv", "did you mean 'adaptive'"),
+        ("loss_reduction=max", "allowed: mean, sum"),
+        ("soft_target_reduction=max", "allowed: mean, sum"),
+        ("auxiliary_mask_schedule=arcos", "did you mean 'arccos'"),
+        ("mask_ratio_range=[0.9, 0.1]", "allowed: 0 <= low <= high <= 1"),
+        ("init_mask_ratio_range=[0.1, 1.1]", "allowed: 0 <= low <= high <= 1"),
+        ("init_mask_ratio_range=[0.1]", "must be a list of 2 values"),
+        ("inference_mask_ratio=2", "allowed: 0 <= x <= 1"),
+        ("soft_targets=-0.1", "allowed: 0 <= x <= 1"),
+        ("label_smoothing=1", "allowed: 0 <= x < 1"),
+        ("teacher_temperature=0", "teacher_temperature = 0.0 is out of range"),
     ],
 )
 def test_bad_overrides_are_one_line(override, words):
@@ -98,3 +120,77 @@ def test_learning_rate_is_a_function_of_the_step():
     )
     factors = [recipe.learning_rate_factor(step) for step in (0, 4, 10, 60, 109)]
     assert factors == pytest.approx([0.1, 0.5, 1.0, 0.5, 0.01])
+
+
+def test_optional_keys_survive_a_round_trip(tmp_path):
+    recipe = load_recipe(
+        DistillRecipe,
+        "digits",
+        ["init_mask_ratio_range=[0.1, 0.9]", "auxiliary_mask_schedule=cosine"],
+    )
+    assert recipe.label_smoothing is None
+    path = tmp_path / "copy.toml"
+    path.write_text(to_toml(recipe))
+    assert load_recipe(DistillRecipe, str(path)) == recipe
+
+
+def test_r_in_sampling():
+    def found(*overrides):
+        return load_recipe(DistillRecipe, "digits", overrides).sampling_mask_ratio
+
+    assert found() == 0.6
+    assert found("init_mask_ratio_range=[0.1, 0.9]") == pytest.approx(0.5)
+    given = "inference_mask_ratio=0.4"
+    assert found("init_mask_ratio_range=[0.1, 0.9]", given) == found(given) == 0.4
+
+
+def test_the_docstring_explains_every_key_of_a_distillation():
+    own = DistillRecipe.__annotations__.keys() - {"kind"}
+    told = {line.strip().split(":")[0] for line in DistillRecipe.__doc__.splitlines()}
+    assert own <= told
+
+
+def test_the_official_recipe_has_the_official_values():
+    """Facts of the authors' configuration and launch script."""
+    recipe = load_recipe(DistillRecipe, "maskgit-official")
+    expected = {
+        "batch_size": 64,
+        "steps": 30000,
+        "learning_rate": 1e-5,
+        "auxiliary_learning_rate": 1e-5,
+        "adam_betas": (0.9, 0.999),
+        "adam_eps": 1e-6,
+        "weight_decay": 0.0,
+        "lr_warmup_steps": 100,
+        "ema_decay": 0.9999,
+        "teacher_guidance_scale": 2.0,
+        "init_mask_ratio": 0.6,
+        "embedding_noise": 0.1,
+        "label_smoothing": 0.1,
+        "keep_mask_class": True,
+        "beta": 0.0,
+    }
+    assert {key: getattr(recipe, key) for key in expected} == expected
+
+
+def test_our_recipe_for_maskgit_differs_where_it_says_so():
+    ours, official = (load_recipe(DistillRecipe, n) for n in ("maskgit", "maskgit-official"))
+    differing = {
+        field.name
+        for field in dataclasses.fields(DistillRecipe)
+        if getattr(ours, field.name) != getattr(official, field.name)
+    }
+    assert differing == {
+        "beta",
+        "keep_mask_class",
+        "seed",
+        "label_smoothing",  # left to the teacher's row, which says the same
+        "auxiliary_mask_schedule",  # likewise the schedule of the student
+        "temperature_selected_by",
+    }
+
+
+@pytest.mark.parametrize("teacher", TEACHERS.values(), ids=lambda teacher: teacher.name)
+def test_every_teacher_has_a_recipe(teacher):
+    recipe = load_recipe(DistillRecipe, teacher.recipe, [f"teacher={teacher.name}"])
+    assert recipe.label_smoothing in (None, teacher.label_smoothing)

@@ -21,15 +21,30 @@ def schedules(golden):
     return json.loads((golden / "schedules.data.json").read_text())
 
 
-@pytest.mark.parametrize("schedule", ["arccos", "cosine", "linear", "square"])
-def test_ratio_and_count_equal_the_official_ones(schedules, schedule):
-    official = schedules["get_mask_code/dimo_maskgit"]
+@pytest.mark.parametrize(
+    ("trainer", "bounds"), [("dimo_maskgit", (0.0, 1.0)), ("dimo_meissonic", (0.02, 0.98))]
+)
+@pytest.mark.parametrize("schedule", ["arccos", "cosine", "linear", "square", "mage"])
+def test_ratio_and_count_equal_the_official_ones(schedules, schedule, trainer, bounds):
+    official = schedules[f"get_mask_code/{trainer}"]
     expected = official["modes"][schedule]
-    u = torch.tensor(schedules["r_grid"])
-    ratio = mask_ratio(schedule, u)
-    torch.testing.assert_close(ratio, torch.tensor(expected["mask_ratio"]), atol=1e-6, rtol=0)
+    dtype = torch.float64 if schedule == "mage" else torch.float32  # as the official code computes
+    u = torch.tensor(schedules["r_grid"], dtype=dtype)
+    ratio = mask_ratio(schedule, u).clamp(*bounds)
+    wanted = torch.tensor(expected["mask_ratio"], dtype=dtype)
+    torch.testing.assert_close(ratio, wanted, atol=1e-6, rtol=0)
     counts = mask_count(ratio, official["patch_size"] ** 2)
     assert counts.tolist() == expected["count"]
+
+
+def test_the_law_of_mage_is_a_truncated_normal():
+    """Its share of masks below x is that of the normal between the bounds."""
+    u = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    found = mask_ratio("mage", u)
+    normal = torch.distributions.Normal(0.55, 0.25)
+    low, high = normal.cdf(torch.tensor([0.5, 1.0], dtype=torch.float64))
+    torch.testing.assert_close((normal.cdf(found) - low) / (high - low), u)
+    assert (float(found[0]), float(found[-1])) == pytest.approx((0.5, 1.0))
 
 
 @pytest.mark.parametrize("schedule", ["arccos", "cosine", "arccos-v1", "cosine-v1"])

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dimo.checkpoint import latest_checkpoint, save_checkpoint
-from dimo.config import DistillRecipe, TrainRecipe
+from dimo.config import DistillRecipe, TrainRecipe, load_recipe
 from dimo.errors import DimoError
 from dimo.runs import distill, train_teacher
 from dimo.teachers import load_student, load_teacher
@@ -66,6 +66,49 @@ def test_a_resumed_distillation_is_bit_equal(tmp_path, precision):
         assert all(torch.equal(a[key], b[key]) for key in a)
     logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts")]
     assert logs[0] == logs[1]
+
+
+def test_a_distillation_with_every_control_is_bit_equal_when_resumed(tmp_path):
+    recipe = _recipe(
+        steps=24,
+        checkpoint_every=8,
+        divergence="js",
+        weighting="dmd",
+        token_initialization="fixed",
+        init_mask_ratio_range=(0.3, 0.8),
+        embedding_noise=0.4,
+        embedding_noise_warmup="cos",
+        embedding_noise_warmup_steps=20,
+        mask_schedule="mage",
+        auxiliary_mask_schedule="cosine",
+        mask_ratio_range=(0.05, 0.9),
+        teacher_guidance="adaptive",
+        student_temperature=1.2,
+        teacher_temperature=1.1,
+        auxiliary_temperature=0.9,
+        soft_targets=0.5,
+        soft_target_temperature=2.0,
+        label_smoothing=0.1,
+        auxiliary_steps=2,
+        keep_mask_class=True,
+    )
+    _run(recipe, tmp_path / "whole")
+    with pytest.raises(InterruptedTrainingError):
+        _run(recipe, tmp_path / "parts", on_step=_stop_at(13))
+    _run(recipe, tmp_path / "parts", resume=True)
+    files = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert files[0] == files[1]
+    config = load_student(tmp_path / "parts", device=CPU).student
+    assert config.init_mask_ratio == pytest.approx(0.55)
+    assert (config.embedding_noise, config.token_initialization) == (0.4, "fixed")
+
+
+@pytest.mark.parametrize("name", ["maskgit", "maskgit-official"])
+def test_a_packaged_recipe_runs_on_official_weights(name, small_maskgit, tmp_path):
+    recipe = load_recipe(DistillRecipe, name, ["steps=2", "batch_size=3"])
+    distill(recipe, tmp_path / "run", recipe_name=name, device=CPU, weights=small_maskgit)
+    found = load_student(tmp_path / "run", device=CPU, weights=small_maskgit)
+    assert (found.student.recipe, found.student.init_mask_ratio) == (name, 0.6)
 
 
 def test_what_distillation_changes_and_what_it_freezes(tmp_path):

@@ -119,3 +119,84 @@ def sample_plainly(model, labels, *, num_steps, guidance_w, choice_temperature, 
         chosen = confidence.topk(count, dim=-1).indices
         tokens = tokens.scatter(1, chosen, proposal.gather(1, chosen))
     return tokens
+
+
+class PlainDistillation:
+    """One Di[M]O step with the structure of the official code, in float32 or naive autocast.
+
+    Logits over all ids at all positions, an MSE surrogate, a second student forward for the
+    auxiliary model, Adam for both.
+    """
+
+    def __init__(self, build, state, *, autocast):
+        self.teacher, self.student, self.auxiliary = (build() for _ in range(3))
+        for network in (self.teacher, self.student, self.auxiliary):
+            network.load_state_dict(state)
+        self.teacher.eval().requires_grad_(False)
+        self.autocast = autocast
+        self.optimizers = [
+            torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-5)
+            for network in (_frozen_embeddings(self.student), _frozen_embeddings(self.auxiliary))
+        ]
+
+    def step(self, batch_size):
+        student_optimizer, auxiliary_optimizer = self.optimizers
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            logits, tokens, labels, nobody = self._generate(batch_size)
+            state, mask = self._mask_again(tokens.detach())
+            with torch.no_grad():
+                c, u = self.teacher(
+                    torch.cat([state, state]),
+                    torch.cat([labels, labels]),
+                    torch.cat([nobody, ~nobody]),
+                ).chunk(2)
+                p = (u + 2 * (c - u)).softmax(-1)
+                q = self.auxiliary(state, labels, nobody).softmax(-1)
+                gradient = torch.where(mask[..., None], q - p, 0.0)
+        logits = logits.float()
+        target = (logits - gradient).detach()
+        loss = 0.5 * nn.functional.mse_loss(logits, target, reduction="sum") / batch_size
+        self._update(student_optimizer, loss)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            with torch.no_grad():
+                _, tokens, labels, nobody = self._generate(batch_size)
+            state, mask = self._mask_again(tokens)
+            target = tokens.masked_fill(~mask, -1)
+            loss = nn.functional.cross_entropy(
+                self.auxiliary(state, labels, nobody).flatten(0, 1),
+                target.flatten(),
+                ignore_index=-1,
+                label_smoothing=0.1,
+            )
+        self._update(auxiliary_optimizer, loss)
+
+    def _generate(self, batch_size):
+        student = self.student
+        labels = torch.randint(0, 1000, (batch_size,))
+        tokens = torch.randint(0, student.codebook, (batch_size, student.num_tokens))
+        hidden = torch.rand(tokens.shape).argsort(1) < round(0.6 * student.num_tokens)
+        nobody = torch.zeros(batch_size, dtype=torch.bool)
+        logits = student(tokens.masked_fill(hidden, student.codebook), labels, nobody)
+        drawn = torch.distributions.Categorical(logits=logits.float()).sample()
+        return logits, drawn, labels, nobody
+
+    def _mask_again(self, tokens):
+        ratio = torch.rand(len(tokens), 1).arccos() / (math.pi / 2)
+        count = (ratio * tokens.shape[1]).round().clamp(min=1)
+        mask = torch.rand(tokens.shape).argsort(1) < count
+        return tokens.masked_fill(mask, self.student.codebook), mask
+
+    def _update(self, optimizer, loss):
+        optimizer.zero_grad()
+        loss.backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for p in parameters:
+            p.grad.norm().item()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+
+def _frozen_embeddings(network):
+    for parameter in (network.tok_emb.weight, network.pos_emb, network.bias):
+        parameter.requires_grad_(False)
+    return network.train()
