@@ -223,7 +223,8 @@ def _dry_run(teacher: str, recipe: str, settings: Sequence[str], *, as_json: boo
     if as_json:
         print(json.dumps(_as_json(name, loaded, estimate), indent=2))
     else:
-        print(f"# recipe {name}\n{to_toml(loaded)}\n{_as_text(estimate)}")
+        open_keys = [f"# {key}: left open\n" for key, v in vars(loaded).items() if v is None]
+        print(f"# recipe {name}\n{to_toml(loaded)}{''.join(open_keys)}\n{_as_text(estimate)}")
 
 
 def _as_json(name: str, recipe: "DistillRecipe", estimate: "Estimate") -> dict[str, Any]:

@@ -188,8 +188,9 @@ class _View:
         recipe = self.recipe
         student = StudentConfig(
             teacher=recipe.teacher,
-            init_mask_ratio=recipe.init_mask_ratio,
+            init_mask_ratio=recipe.sampling_mask_ratio,
             embedding_noise=recipe.embedding_noise,
+            token_initialization=recipe.token_initialization,
             temperature=recipe.temperature,
             temperature_selected_by=recipe.temperature_selected_by,
             recipe="",
