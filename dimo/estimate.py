@@ -6,12 +6,16 @@ values, so every number follows from its code and not from a formula for one arc
 
 __all__ = ["Estimate", "Flops", "Memory", "Parameters", "estimate_distillation"]
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dimo.config import DistillRecipe
@@ -97,9 +101,18 @@ class Flops:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one distillation costs; `images` is how many the student makes an update on."""
+    """What one distillation costs.
+
+    Attributes:
+        parameters: By network.
+        device_type: "cpu" or "cuda": whose kernels the memory is counted for.
+        memory: On that device.
+        flops: Of the matrix products.
+        images: How many the student makes an update on.
+    """
 
     parameters: Mapping[str, Parameters]
+    device_type: str
     memory: Memory
     flops: Flops
     images: int
@@ -111,12 +124,16 @@ class Estimate:
         return Parameters(sum(n.total for n in networks), sum(n.trainable for n in networks))
 
 
-def estimate_distillation(recipe: DistillRecipe, teacher: Teacher) -> Estimate:
+def estimate_distillation(
+    recipe: DistillRecipe, teacher: Teacher, *, device_type: str = "cpu"
+) -> Estimate:
     """Counts what distilling `teacher` by `recipe` takes; needs no weights and next to no memory.
 
     Args:
         recipe: What would be done.
         teacher: Its row of the table.
+        device_type: "cuda" counts what a GPU's kernels keep (see `_GpuKernels`), whether there is
+            one or not.
     """
     network = _network(teacher, recipe)
     frozen = _frozen_names(network)
@@ -135,7 +152,8 @@ def estimate_distillation(recipe: DistillRecipe, teacher: Teacher) -> Estimate:
     per_image = forward * sum(parts.values())
     return Estimate(
         parameters,
-        _memory(recipe, teacher, total, trained.trainable),
+        device_type,
+        _memory(recipe, teacher, total, trained.trainable, on_gpu=device_type == "cuda"),
         Flops(forward, parts, per_image * recipe.batch_size, per_image * images),
         images,
     )
@@ -157,10 +175,15 @@ def _is_guided(recipe: DistillRecipe) -> bool:
     return recipe.teacher_guidance_scale != 1
 
 
-def _memory(recipe: DistillRecipe, teacher: Teacher, total: int, trainable: int) -> Memory:
+def _memory(
+    recipe: DistillRecipe, teacher: Teacher, total: int, trainable: int, *, on_gpu: bool
+) -> Memory:
+    def kept_bytes(network: Network) -> int:
+        return _kept_bytes(network, recipe, on_gpu=on_gpu)
+
     whole = _network(teacher, recipe)
-    kept, depth = _kept_bytes(whole, recipe), len(whole.transformer.layers)
-    one, two = (_kept_bytes(_network(teacher, recipe, depth=depth), recipe) for depth in (1, 2))
+    kept, depth = kept_bytes(whole), len(whole.transformer.layers)
+    one, two = (kept_bytes(_network(teacher, recipe, depth=number)) for number in (1, 2))
     block, tokens = two - one, recipe.batch_size * whole.num_tokens
     return Memory(
         weights=4 * _FLOAT * total,
@@ -194,7 +217,47 @@ def _forward_flops(network: Network) -> int:
     return int(counter.get_total_flops()) // _ROWS
 
 
-def _kept_bytes(network: Network, recipe: DistillRecipe) -> int:
+class _GpuKernels(TorchFunctionMode):
+    """What autograd keeps on a GPU where it differs from a CPU.
+
+    Fused attention keeps its inputs and output and one number a row, with dropout too; dropout
+    keeps a byte a number; autocast computes layer norms in float32.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is F.scaled_dot_product_attention:
+            return _FusedAttention.apply(*args[:3])
+        if func in (F.dropout, torch.dropout):
+            rate, training = (*args, *(kwargs or {}).values())[1:3]
+            return _ByteDropout.apply(args[0]) if rate and training else args[0]
+        if func is F.layer_norm:
+            with torch.autocast("cpu", enabled=False):
+                return func(args[0].float(), *args[1:], **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+class _FusedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out, torch.empty(q.shape[:-1]))
+        return out
+
+
+class _ByteDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(torch.empty(x.shape, dtype=torch.bool))
+        return torch.empty_like(x)
+
+
+def _kept_bytes(network: Network, recipe: DistillRecipe, *, on_gpu: bool) -> int:
     """Bytes that autograd keeps of the student's forward, its parameters left out."""
     frozen, kept = _frozen_names(network), dict[int, torch.UntypedStorage]()
     with FakeTensorMode():
@@ -215,7 +278,8 @@ def _kept_bytes(network: Network, recipe: DistillRecipe) -> int:
         inputs = {"embedding_noise": recipe.embedding_noise, "noise": noise}
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value),
-            torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bfloat16"),
+            torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision != "float32"),
+            _GpuKernels() if on_gpu else nullcontext(),
         ):
             logits = _call(network, parameters, (tokens, tokens[:, 0]), inputs)
         found = sum(storage.nbytes() for storage in kept.values())

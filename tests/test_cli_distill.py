@@ -1,5 +1,6 @@
 """`dimo distill` watched, `--dry-run`, and runs exchanged, as a user meets them."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -195,7 +196,7 @@ def test_dry_run_prints_everything_and_writes_nothing(tmp_path):
     fixed = memory["weights"] + memory["gradients"] + memory["optimizer"]
     assert memory["peak"] == fixed + memory["activations"] + memory["working"]
     assert sum(found["flops"]["parts"].values()) == 9
-    assert found["recipe"].keys() == RECIPE.__dataclass_fields__.keys()
+    assert found["recipe"].keys() == {field.name for field in dataclasses.fields(RECIPE)}
     assert found["images"] == 64 * 800
     assert not list(tmp_path.iterdir())
 
@@ -203,10 +204,11 @@ def test_dry_run_prints_everything_and_writes_nothing(tmp_path):
 def test_dry_run_of_an_official_teacher_needs_no_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("DIMO_WEIGHTS", str(tmp_path))
     done = run(
-        *("distill", "--teacher", "maskgit", "--dry-run", "--json"),
+        *("distill", "--teacher", "maskgit", "--device", "cuda", "--dry-run", "--json"),
         cwd=tmp_path,
     )
     found = json.loads(done.stdout)
+    assert found["device_type"] == "cuda"
     assert found["parameters"]["teacher"]["total"] == 174160874
     assert sum(found["flops"]["parts"].values()) == 10
 

@@ -130,7 +130,8 @@ def distill(
         bool,
         typer.Option(
             "--dry-run",
-            help="Only print recipe, parameters, memory and FLOPs; needs no weights.",
+            help="Only print recipe, parameters, memory and FLOPs; needs no weights, and with "
+            "--device cuda no GPU.",
         ),
     ] = False,
     as_json: Annotated[
@@ -144,7 +145,7 @@ def distill(
     each 50 steps, and the same in tensorboard/; samples/, curve.jsonl and checkpoints/.
     """
     if dry_run:
-        _dry_run(teacher, recipe, settings, as_json=as_json)
+        _dry_run(teacher, recipe, settings, device, as_json=as_json)
         return
     if as_json:
         raise DimoError("--json tells what --dry-run finds; add --dry-run, or leave it out")
@@ -212,14 +213,18 @@ def _distill_recipe(
     return Path(name).stem, loaded
 
 
-def _dry_run(teacher: str, recipe: str, settings: Sequence[str], *, as_json: bool) -> None:
-    """What the distillation would be and cost, on stdout."""
+def _dry_run(
+    teacher: str, recipe: str, settings: Sequence[str], device: str, *, as_json: bool
+) -> None:
+    """What the distillation would be and cost, on stdout; a GPU's memory without a GPU too."""
     from dimo.config import to_toml
     from dimo.estimate import estimate_distillation
+    from dimo.launch import choose_device
     from dimo.teachers import get_teacher
 
+    place = "cuda" if device == "cuda" else choose_device(device).type
     name, loaded = _distill_recipe(teacher, recipe, settings)
-    estimate = estimate_distillation(loaded, get_teacher(loaded.teacher))
+    estimate = estimate_distillation(loaded, get_teacher(loaded.teacher), device_type=place)
     if as_json:
         print(json.dumps(_as_json(name, loaded, estimate), indent=2))
     else:
@@ -236,6 +241,7 @@ def _as_json(name: str, recipe: "DistillRecipe", estimate: "Estimate") -> dict[s
             network: {"total": n.total, "trainable": n.trainable, "frozen": n.frozen}
             for network, n in (*estimate.parameters.items(), ("all", estimate.all_parameters))
         },
+        "device_type": estimate.device_type,
         "memory_bytes": {
             **dataclasses.asdict(memory),
             "peak": memory.peak,
@@ -251,7 +257,8 @@ def _as_text(estimate: "Estimate") -> str:
     lines = [f"{'parameters':32}{'total':>15}{'trainable':>15}{'frozen':>15}"]
     for network, n in (*estimate.parameters.items(), ("all", estimate.all_parameters)):
         lines.append(f"  {network:30}{n.total:15,}{n.trainable:15,}{n.frozen:15,}")
-    lines += ["", f"{'memory':32}{'MB':>15}{'checkpointed':>15}"]
+    place = "a GPU" if estimate.device_type == "cuda" else "a CPU"
+    lines += ["", f"{f'memory on {place}':32}{'MB':>15}{'checkpointed':>15}"]
     parts = dataclasses.asdict(memory)
     checkpointed = {**parts, "activations": parts.pop("checkpointed")}
     for part, size in (*parts.items(), ("peak", memory.peak)):

@@ -16,7 +16,7 @@ MEASURE = Path(__file__).parent.parent / "perf" / "distill_memory.py"
 MIDDLE = {"hidden_dim": 256, "depth": 8, "heads": 8, "mlp_dim": 1024}
 
 
-def estimate(teacher="maskgit", **changes):
+def estimate(teacher="maskgit", device_type="cpu", **changes):
     values = {
         "teacher": teacher,
         "steps": 10,
@@ -26,7 +26,8 @@ def estimate(teacher="maskgit", **changes):
         "teacher_guidance_scale": 2.0,
         "precision": "float32",
     }
-    return estimate_distillation(DistillRecipe(**{**values, **changes}), TEACHERS[teacher])
+    recipe = DistillRecipe(**{**values, **changes})
+    return estimate_distillation(recipe, TEACHERS[teacher], device_type=device_type)
 
 
 def test_the_official_networks_numbers():
@@ -78,6 +79,18 @@ def test_memory_grows_with_what_takes_it():
     assert estimate("digits", dropout=0.1).memory.activations > base.activations
     large = estimate(batch_size=64).memory
     assert estimate(batch_size=64, precision="bfloat16").memory.peak < 0.7 * large.peak
+
+
+def test_a_gpu_keeps_no_attention_weights():
+    """With dropout a CPU keeps them; a byte a number for each dropout is kept on either."""
+    on_cpu, on_gpu = (
+        estimate(dropout=0.1, device_type=place).memory.activations for place in ("cpu", "cuda")
+    )
+    fused = estimate(device_type="cuda").memory.activations
+    numbers = (2 * 768 + 3072) * 257 * 2 * 24  # that a block's dropouts see: D, D and 4 D or so
+    assert fused == pytest.approx(estimate().memory.activations, rel=0.02)
+    assert fused < on_gpu < fused + 5 * numbers
+    assert on_cpu > on_gpu + 2 * 4 * 16 * 257**2 * 2 * 24
 
 
 @pytest.mark.parametrize("teacher", TEACHERS)
