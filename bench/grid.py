@@ -1,9 +1,10 @@
 """A picture of what jobs make: one row a job, the same labels and noise down each column."""
 
-__all__ = ["draw_samples", "shared_classes"]
+__all__ = ["Row", "draw_samples", "sample_rows", "shared_classes"]
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from dimo.errors import DimoError
 
 _FEW_CLASSES = 20  # of that many, each is drawn twice
 _COLUMNS = 10  # of more classes, so many
+
+Row: TypeAlias = tuple[str, Tensor]  # caption, and uint8 [C, 3, H, W] on the CPU
 
 
 def shared_classes(jobs: Sequence[Job]) -> int:
@@ -42,6 +45,7 @@ def draw_samples(
     device: torch.device,
     batch_size: int = 50,
     progress: Callable[[str, int, int, str], None] = lambda what, done, total, unit: None,
+    above: Sequence[Row] = (),
 ) -> None:
     """Writes a captioned PNG.
 
@@ -53,13 +57,32 @@ def draw_samples(
         device: Where the networks are.
         batch_size: Images made at a time; has no influence on any image.
         progress: Told how far each row is.
+        above: Rows of `sample_rows` with the same labels and seed, shown first.
 
     Raises:
         DimoError: The jobs do not share their classes.
     """
+    rows = sample_rows(
+        jobs, labels, seed=seed, device=device, batch_size=batch_size, progress=progress
+    )
+    wanted = list(labels) or _default_labels(shared_classes(jobs))
+    names = jobs[0].loaded.teacher.class_names
+    columns = [names[label].partition(",")[0] for label in wanted]
+    save_grid(out, [*above, *rows], columns=columns)
+
+
+def sample_rows(
+    jobs: Sequence[Job],
+    labels: Sequence[int],
+    *,
+    seed: int,
+    device: torch.device,
+    batch_size: int = 50,
+    progress: Callable[[str, int, int, str], None] = lambda what, done, total, unit: None,
+) -> list[Row]:
+    """A row for each job; arguments and errors as of `draw_samples`."""
     classes = shared_classes(jobs)
     wanted = list(labels) or _default_labels(classes)
-    names = jobs[0].loaded.teacher.class_names
     several = len({job.loaded.teacher.name for job in jobs}) > 1
     rows = []
     for number, job in enumerate(jobs, start=1):
@@ -70,7 +93,7 @@ def draw_samples(
 
         images, nfe = _row(job, wanted, seed, device, batch_size, on_done)
         rows.append((_caption(job, nfe, name_teacher=several), images))
-    save_grid(out, rows, columns=[names[label].partition(",")[0] for label in wanted])
+    return rows
 
 
 def _default_labels(classes: int) -> list[int]:

@@ -5,6 +5,7 @@ __all__ = [
     "Choice",
     "check_protocol",
     "check_used",
+    "fitting_protocols",
     "student_settings",
     "teacher_settings",
 ]
@@ -149,7 +150,7 @@ def check_protocol(teacher: Teacher, protocol: Protocol) -> None:
     """
     if _fits(teacher, protocol):
         return
-    fitting = [found.name for found in list_protocols() if _fits(teacher, found)]
+    fitting = [found.name for found in fitting_protocols(teacher)]
     height, width = protocol.images.resolution
     raise DimoError(
         f"protocol {protocol.name!r} is for {height} x {width} images of "
@@ -157,6 +158,11 @@ def check_protocol(teacher: Teacher, protocol: Protocol) -> None:
         f"{teacher.image_size} x {teacher.image_size} of {teacher.num_classes:,}; "
         f"protocols that fit: {', '.join(fitting) or 'none'}"
     )
+
+
+def fitting_protocols(teacher: Teacher) -> list[Protocol]:
+    """The shipped protocols for images of this size and these classes, sorted by name."""
+    return [protocol for protocol in list_protocols() if _fits(teacher, protocol)]
 
 
 def _fits(teacher: Teacher, protocol: Protocol) -> bool:

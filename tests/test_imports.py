@@ -38,6 +38,8 @@ DOORS = {
     "yaml": {"dimo/models/vqgan.py"},
     "torchvision": {"dimo/datasets/imagenet.py"},
     "scipy": {"bench/metrics/frechet.py"},
+    "tensorboard": {"dimo/watch.py"},
+    "wandb": {"dimo/watch.py"},
 }
 
 

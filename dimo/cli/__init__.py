@@ -8,6 +8,7 @@ import sys
 from dimo import terminal
 from dimo.cli import (  # noqa: F401  (they register)
     benchmarks,
+    exchange,
     measuring,
     reporting,
     sampling,

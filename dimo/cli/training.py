@@ -2,16 +2,26 @@
 
 __all__ = ["distill", "run_distill", "train"]
 
+import dataclasses
+import json
+import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dimo import terminal
 from dimo.cli.app import app
-from dimo.cli.options import Device, Resume, Settings, Teacher, Weights
+from dimo.cli.options import Device, Reference, Resume, Settings, Teacher, Weights
+from dimo.cli.watching import Watching, watching
 from dimo.errors import DimoError
+
+if TYPE_CHECKING:
+    from dimo.config import DistillRecipe
+    from dimo.estimate import Estimate
+    from dimo.train import Watcher
 
 
 @app.command(epilog="Example: `dimo train --teacher digits --out runs/my-teacher`")
@@ -81,7 +91,8 @@ def _train_extractor(name: str, recipe: str, settings: list[str], out: Path | No
 
 @app.command(
     epilog="Examples: `dimo distill --teacher digits --out runs/mine` · "
-    "`dimo distill --recipe digits-full --set seed=1 --set beta=0.3 --out runs/seed1`"
+    "`dimo distill --recipe digits-full --set seed=1 --set beta=0.3 --out runs/seed1` · "
+    "`dimo distill --teacher maskgit --recipe mine.toml --dry-run`"
 )
 def distill(
     teacher: Teacher = "digits",
@@ -91,9 +102,57 @@ def distill(
     resume: Resume = False,
     device: Device = "auto",
     weights: Weights = None,
+    sample_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps between pictures in RUN/samples; 0: none. Default: about ten a run."
+        ),
+    ] = None,
+    score_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps between scores in RUN/curve.jsonl, the FID of the EMA on the protocol's "
+            "selection seed; 0: none. Default: about ten a run, if there is a protocol."
+        ),
+    ] = None,
+    score_protocol: Annotated[
+        str,
+        typer.Option(help="Protocol name or file; default: that of an embedded teacher."),
+    ] = "",
+    reference: Reference = None,
+    extractor_weights: Annotated[
+        Path | None, typer.Option(help="Weights file of the extractor; default: shipped.")
+    ] = None,
+    wandb: Annotated[
+        str, typer.Option(metavar="PROJECT", help="Log to Weights & Biases too.")
+    ] = "",
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only print recipe, parameters, memory and FLOPs; needs no weights, and with "
+            "--device cuda no GPU.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: the same as JSON.")
+    ] = False,
 ) -> None:
-    """Distil a teacher into a one-step student with Di[M]O."""
-    folder = run_distill(teacher, recipe, settings, out, resume, device, weights)
+    """Distil a teacher into a one-step student with Di[M]O.
+
+    RUN gets student.safetensors (the EMA, with its provenance) and config.json, which together are
+    the student that the other commands take; recipe.toml, every key resolved; metrics.jsonl, a line
+    each 50 steps, and the same in tensorboard/; samples/, curve.jsonl and checkpoints/.
+    """
+    if dry_run:
+        _dry_run(teacher, recipe, settings, device, as_json=as_json)
+        return
+    if as_json:
+        raise DimoError("--json tells what --dry-run finds; add --dry-run, or leave it out")
+    watched = Watching(
+        sample_every, score_every, score_protocol, reference, extractor_weights, wandb
+    )
+    folder = run_distill(teacher, recipe, settings, out, resume, device, weights, watched)
     terminal.say(
         f"student: {folder}; score it with: dimo bench --teacher {teacher} --student {folder}"
     )
@@ -107,10 +166,41 @@ def run_distill(
     resume: bool,
     device: str,
     weights: Path | None,
+    watched: Watching | None = None,
 ) -> Path:
-    from dimo.config import DistillRecipe, load_recipe
+    """Distils, shows how far it is, and returns the run folder; None watches nothing more."""
     from dimo.launch import choose_device
     from dimo.runs import distill as run
+
+    name, loaded = _distill_recipe(teacher, recipe, settings)
+    folder, place = out or Path("runs") / name, choose_device(device)
+    with ExitStack() as stack:
+        watchers: tuple[Watcher, ...] = ()
+        if watched is not None:
+            is_first = os.environ.get("RANK", "0") == "0"
+            context = watching(
+                watched, loaded, folder, device=place, weights=weights, is_first=is_first
+            )
+            watchers = stack.enter_context(context)
+        bar = terminal.training_bar(f"distil {teacher}", loaded.steps, loaded.batch_size)
+        run(
+            loaded,
+            folder,
+            recipe_name=name,
+            device=place,
+            weights=weights,
+            resume=resume,
+            on_step=stack.enter_context(bar),
+            watchers=watchers,
+        )
+    return folder
+
+
+def _distill_recipe(
+    teacher: str, recipe: str, settings: Sequence[str]
+) -> "tuple[str, DistillRecipe]":
+    """The recipe that options name, and its name."""
+    from dimo.config import DistillRecipe, load_recipe
     from dimo.teachers import get_teacher
 
     name = recipe or get_teacher(teacher).recipe
@@ -120,15 +210,66 @@ def run_distill(
             "name one with --recipe NAME or --recipe FILE.toml"
         )
     loaded = load_recipe(DistillRecipe, name, [f'teacher="{teacher}"', *settings])
-    folder = out or Path("runs") / Path(name).stem
-    with terminal.training_bar(f"distil {teacher}", loaded.steps, loaded.batch_size) as on_step:
-        run(
-            loaded,
-            folder,
-            recipe_name=Path(name).stem,
-            device=choose_device(device),
-            weights=weights,
-            resume=resume,
-            on_step=on_step,
-        )
-    return folder
+    return Path(name).stem, loaded
+
+
+def _dry_run(
+    teacher: str, recipe: str, settings: Sequence[str], device: str, *, as_json: bool
+) -> None:
+    """What the distillation would be and cost, on stdout; a GPU's memory without a GPU too."""
+    from dimo.config import to_toml
+    from dimo.estimate import estimate_distillation
+    from dimo.launch import choose_device
+    from dimo.teachers import get_teacher
+
+    place = "cuda" if device == "cuda" else choose_device(device).type
+    name, loaded = _distill_recipe(teacher, recipe, settings)
+    estimate = estimate_distillation(loaded, get_teacher(loaded.teacher), device_type=place)
+    if as_json:
+        print(json.dumps(_as_json(name, loaded, estimate), indent=2))
+    else:
+        open_keys = [f"# {key}: left open\n" for key, v in vars(loaded).items() if v is None]
+        print(f"# recipe {name}\n{to_toml(loaded)}{''.join(open_keys)}\n{_as_text(estimate)}")
+
+
+def _as_json(name: str, recipe: "DistillRecipe", estimate: "Estimate") -> dict[str, Any]:
+    memory = estimate.memory
+    return {
+        "recipe_name": name,
+        "recipe": dataclasses.asdict(recipe),
+        "parameters": {
+            network: {"total": n.total, "trainable": n.trainable, "frozen": n.frozen}
+            for network, n in (*estimate.parameters.items(), ("all", estimate.all_parameters))
+        },
+        "device_type": estimate.device_type,
+        "memory_bytes": {
+            **dataclasses.asdict(memory),
+            "peak": memory.peak,
+            "peak_checkpointed": memory.peak_checkpointed,
+        },
+        "flops": dataclasses.asdict(estimate.flops),
+        "images": estimate.images,
+    }
+
+
+def _as_text(estimate: "Estimate") -> str:
+    memory, flops = estimate.memory, estimate.flops
+    lines = [f"{'parameters':32}{'total':>15}{'trainable':>15}{'frozen':>15}"]
+    for network, n in (*estimate.parameters.items(), ("all", estimate.all_parameters)):
+        lines.append(f"  {network:30}{n.total:15,}{n.trainable:15,}{n.frozen:15,}")
+    place = "a GPU" if estimate.device_type == "cuda" else "a CPU"
+    lines += ["", f"{f'memory on {place}':32}{'MB':>15}{'checkpointed':>15}"]
+    parts = dataclasses.asdict(memory)
+    checkpointed = {**parts, "activations": parts.pop("checkpointed")}
+    for part, size in (*parts.items(), ("peak", memory.peak)):
+        other = memory.peak_checkpointed if part == "peak" else checkpointed[part]
+        lines.append(f"  {part:30}{size / 1e6:15,.1f}{other / 1e6:15,.1f}")
+    lines += ["  peak = weights + gradients + optimizer + max(activations + working, update)", ""]
+    forward = f"one forward of an image: {flops.forward / 1e9:,.4g} GFLOP"
+    lines += [f"{'FLOPs':32}{'forwards':>15}{'GFLOP/image':>15}  ({forward})"]
+    for part, count in (*flops.parts.items(), ("all", sum(flops.parts.values()))):
+        lines.append(f"  {part:30}{count:15}{count * flops.forward / 1e9:15,.4g}")
+    lines.append(f"  {'a step':30}{'':15}{flops.per_step / 1e12:15,.4g} TFLOP")
+    lines.append(f"  {'the run':30}{'':15}{flops.run / 1e15:15,.4g} PFLOP")
+    lines += ["", f"{'images':32}{estimate.images:15,}"]
+    return "\n".join(lines)

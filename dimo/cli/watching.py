@@ -1,0 +1,292 @@
+"""What `dimo distill` shows on the way: trackers, pictures, scores of the EMA on a small protocol.
+
+The part of watching that needs `bench`; the training only calls the watchers made here.
+"""
+
+__all__ = ["Watching", "watching"]
+
+import copy
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from dimo import terminal
+from dimo.cli.options import cache_folder
+from dimo.errors import DimoError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from bench.grid import Row
+    from bench.jobs import Job
+    from bench.protocol import Protocol
+    from bench.run import Workbench
+    from dimo.config import DistillRecipe
+    from dimo.models import MaskedModel, Tokenizer
+    from dimo.students import StudentConfig
+    from dimo.tasks import DistillTask
+    from dimo.teachers import Teacher
+    from dimo.train import Task, Watcher
+    from dimo.watch import Trackers
+
+_PICTURE_SEED = 0  # of no protocol
+_TEACHER_STEPS = (1, 16)
+_SCORE_BATCH = 100  # images at a time; changes speed and memory, never a score
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What a user asks to see of a distillation.
+
+    Attributes:
+        sample_every: Steps between pictures; 0 = none, None = about ten a run.
+        score_every: Steps between scores; 0 = none, None = about ten a run, if there is a protocol.
+        score_protocol: Name or file; "": the one that fits an embedded teacher, else none.
+        reference: File or folder of the protocol's reference; None: the embedded one.
+        extractor_weights: Weights file of its extractor; None: the shipped one.
+        wandb: Project of Weights & Biases; "": not used.
+    """
+
+    sample_every: int | None = None
+    score_every: int | None = None
+    score_protocol: str = ""
+    reference: Path | None = None
+    extractor_weights: Path | None = None
+    wandb: str = ""
+
+
+@contextmanager
+def watching(
+    wanted: Watching,
+    recipe: "DistillRecipe",
+    folder: Path,
+    *,
+    device: "torch.device",
+    weights: Path | None,
+    is_first: bool = True,
+) -> "Iterator[tuple[Watcher, ...]]":
+    """The watchers of one distillation; trackers are closed at the end, however it ends.
+
+    All that can be wrong is found here, before the run folder is made.
+
+    Args:
+        wanted: What to see.
+        recipe: Of the distillation.
+        folder: The run folder: gets `tensorboard/`, `samples/`, `curve.jsonl`.
+        device: Where the networks will be.
+        weights: Folder of the teacher's weights; None: those shipped, or those fetched.
+        is_first: Whether this rank watches; the others have no watchers.
+
+    Raises:
+        DimoError: A negative interval; an unknown protocol, one that does not fit the teacher, or
+            whose reference or extractor is missing; missing weights; wandb is not installed.
+    """
+    from dimo.teachers import get_teacher, weights_file
+    from dimo.watch import Trackers, check_wandb, open_tensorboard, open_wandb, watch_interval
+
+    row = get_teacher(recipe.teacher)
+    sample_every = watch_interval(wanted.sample_every, recipe.steps, "--sample-every")
+    score_every = watch_interval(wanted.score_every, recipe.steps, "--score-every")
+    if not is_first:
+        yield ()
+        return
+    if wanted.wandb:
+        check_wandb()
+    protocol = _protocol(wanted, row) if score_every else None
+    weights_file(row, "transformer", weights)  # what the training needs is missed first
+    needed = protocol is not None or bool(wanted.sample_every)
+    tokenizer = _tokenizer(row, weights, device, needed) if sample_every or needed else None
+    openers = [partial(open_tensorboard, folder / "tensorboard")]
+    if wanted.wandb:
+        openers.append(partial(open_wandb, wanted.wandb, folder, dataclasses.asdict(recipe)))
+    trackers = Trackers(openers)
+    watchers: list[Watcher] = [trackers.watch]
+    if tokenizer is not None:
+        view = _View(row, recipe, tokenizer, device)
+        if sample_every:
+            watchers.append(_Pictures(view, folder / "samples", sample_every, trackers).watch)
+        if protocol is not None:
+            workbench = _workbench(protocol, wanted, device)
+            curve = folder / "curve.jsonl"
+            watchers.append(_Scores(view, workbench, curve, score_every, trackers).watch)
+    try:
+        yield tuple(watchers)
+    finally:
+        trackers.close()
+
+
+def _protocol(wanted: Watching, teacher: "Teacher") -> "Protocol | None":
+    from bench.plan import check_protocol, fitting_protocols
+    from bench.protocol import load_protocol
+
+    if wanted.score_protocol:
+        protocol = load_protocol(wanted.score_protocol)
+        check_protocol(teacher, protocol)
+        return protocol
+    fitting = fitting_protocols(teacher)
+    if teacher.is_embedded and fitting:
+        return fitting[0]
+    if wanted.score_every:
+        names = ", ".join(protocol.name for protocol in fitting) or "none"
+        raise DimoError(
+            f"--score-every {wanted.score_every} needs a protocol for teacher {teacher.name!r}; "
+            f"name one with --score-protocol (that fit: {names}), and its --reference"
+        )
+    return None
+
+
+def _workbench(protocol: "Protocol", wanted: Watching, device: "torch.device") -> "Workbench":
+    from bench.run import Workbench
+
+    return Workbench(
+        protocol,
+        device=device,
+        batch_size=_SCORE_BATCH,
+        weights=wanted.extractor_weights,
+        reference=wanted.reference,
+        cache=cache_folder(os.environ.get("DIMO_CACHE", "")),
+        say=lambda text: terminal.say(text, style="yellow"),
+    )
+
+
+def _tokenizer(
+    teacher: "Teacher", weights: Path | None, device: "torch.device", needed: bool
+) -> "Tokenizer | None":
+    """The teacher's tokenizer; None, with a note, if it is missing and nobody asked for images."""
+    from dimo.teachers import weights_file
+
+    try:
+        path = weights_file(teacher, "tokenizer", weights)
+    except DimoError as error:
+        if needed:
+            raise
+        terminal.say(f"no pictures on the way: {error}", style="yellow")
+        return None
+    return teacher.tokenizer(path).to(device)
+
+
+@dataclass(frozen=True)
+class _View:
+    """How the networks of a task are sampled."""
+
+    teacher: "Teacher"
+    recipe: "DistillRecipe"
+    tokenizer: "Tokenizer"
+    device: "torch.device"
+
+    def student_job(self, network: "nn.Module", name: str) -> "Job":
+        """One step at the recipe's temperature."""
+        from dimo.students import StudentConfig
+
+        recipe = self.recipe
+        student = StudentConfig(
+            teacher=recipe.teacher,
+            init_mask_ratio=recipe.sampling_mask_ratio,
+            embedding_noise=recipe.embedding_noise,
+            token_initialization=recipe.token_initialization,
+            temperature=recipe.temperature,
+            temperature_selected_by=recipe.temperature_selected_by,
+            recipe="",
+        )
+        return self._jobs(network, name, student)[0]
+
+    def teacher_jobs(self, network: "nn.Module") -> "list[Job]":
+        """At 1 and 16 steps, by its own sampler."""
+        return self._jobs(network, self.teacher.title, None)
+
+    def _jobs(
+        self, network: "nn.Module", name: str, student: "StudentConfig | None"
+    ) -> "list[Job]":
+        from bench.jobs import jobs_of
+        from dimo.teachers import Loaded
+
+        model = cast("MaskedModel", _on(network, self.device))
+        loaded = Loaded(self.teacher, model, self.tokenizer, "", name, student)
+        steps = sorted({min(count, self.teacher.num_tokens) for count in _TEACHER_STEPS})
+        return jobs_of(loaded, steps, {})
+
+
+def _on(network: "nn.Module", device: "torch.device") -> "nn.Module":
+    """The network, or a copy of it on `device` if it is kept elsewhere."""
+    if next(network.parameters()).device.type == device.type:
+        return network
+    return copy.deepcopy(network).to(device)
+
+
+class _Pictures:
+    """`samples/step-N.png`: student and EMA, below a cheap teacher's rows, always of one seed."""
+
+    def __init__(self, view: _View, folder: Path, every: int, trackers: "Trackers") -> None:
+        self.view, self.folder, self.every, self.trackers = view, folder, every, trackers
+        self.above: list[Row] | None = None
+
+    def watch(self, step: int, scalars: Mapping[str, float], task: "Task") -> None:
+        """A watcher of `dimo.train.fit`."""
+        from bench.grid import draw_samples, sample_rows
+        from dimo.watch import is_due, undisturbed
+
+        view, networks = self.view, cast("DistillTask", task).networks
+        path = self.folder / f"step-{step:07d}.png"
+        is_start = self.above is None
+        if self.above is None:
+            self.above = []
+            if view.teacher.is_embedded:
+                teacher = cast("DistillTask", task).teacher
+                with undisturbed(teacher):
+                    jobs = view.teacher_jobs(teacher)
+                    self.above = sample_rows(jobs, [], seed=_PICTURE_SEED, device=view.device)
+        if not is_due(step, self.every, self.view.recipe.steps) or (is_start and path.is_file()):
+            return
+        student, ema = networks["student"], networks["ema"]
+        with undisturbed(student, ema):
+            draw_samples(
+                [view.student_job(student, "student"), view.student_job(ema, "EMA")],
+                [],
+                seed=_PICTURE_SEED,
+                out=path,
+                device=view.device,
+                above=self.above,
+            )
+        self.trackers.picture(step, "samples", path)
+
+
+class _Scores:
+    """`curve.jsonl`: FID of the EMA on the protocol's selection seed, a line a step."""
+
+    def __init__(
+        self, view: _View, workbench: "Workbench", path: Path, every: int, trackers: "Trackers"
+    ) -> None:
+        self.view, self.workbench, self.path = view, workbench, path
+        self.every, self.trackers = every, trackers
+        self.started = False
+
+    def watch(self, step: int, scalars: Mapping[str, float], task: "Task") -> None:
+        """A watcher of `dimo.train.fit`."""
+        from dimo.watch import is_due, put_on_curve, read_curve, undisturbed
+
+        is_start, self.started = not self.started, True
+        if is_start and step in read_curve(self.path):
+            return  # resumed where it was scored
+        if not is_due(step, self.every, self.view.recipe.steps):
+            return
+        seeds, ema = self.workbench.protocol.seeds, cast("DistillTask", task).networks["ema"]
+        start = time.monotonic()
+        with undisturbed(ema):
+            job = self.view.student_job(ema, "EMA")
+            fid = self.workbench.fid(job, seed=seeds.select, num_images=seeds.n_select)
+        line = {
+            "step": step,
+            "fid": fid,
+            "images": seeds.n_select,
+            "seed": seeds.select,
+            "seconds": round(time.monotonic() - start, 3),
+        }
+        put_on_curve(self.path, line)
+        self.trackers.scalars(step, {"eval/fid": fid})

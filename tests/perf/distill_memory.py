@@ -1,0 +1,57 @@
+"""Peak memory of distillation steps in a process of its own: measured, beside the estimate.
+
+`python distill_memory.py NETWORK BATCH STEPS PRECISION` prints both in bytes as JSON. NETWORK is
+JSON: what of the teacher `maskgit` is changed, e.g. {"hidden_dim": 256}. Weights are random.
+"""
+
+import dataclasses
+import json
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from dimo.config import DistillRecipe
+from dimo.estimate import estimate_distillation
+from dimo.tasks import DistillTask
+from dimo.teachers import TEACHERS
+
+TINY = {"img_size": 64, "hidden_dim": 32, "codebook_size": 20, "depth": 1, "heads": 4}
+
+
+def resident_bytes():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def train(row, recipe, steps):
+    teacher = row.architecture(**row.network)
+    student = row.architecture(**{**row.network, "dropout": recipe.dropout})
+    student.load_state_dict(teacher.state_dict())
+    task = DistillTask(recipe, teacher, student, row.label_smoothing, torch.device("cpu"))
+    for step in range(steps):
+        task.step(step)
+
+
+def main(network, batch_size, steps, precision):
+    row = dataclasses.replace(TEACHERS["maskgit"], network=network)
+    recipe = DistillRecipe(
+        teacher="maskgit",
+        steps=1000,
+        batch_size=batch_size,
+        learning_rate=1e-5,
+        auxiliary_learning_rate=1e-5,
+        teacher_guidance_scale=2.0,
+        precision=precision,
+    )
+    estimate = estimate_distillation(recipe, row)
+    train(dataclasses.replace(row, network=TINY), recipe, 2)  # libraries take what they need
+    before = resident_bytes()
+    train(row, recipe, steps)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"measured": peak - before, "estimated": estimate.memory.peak}))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

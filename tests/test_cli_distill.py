@@ -1,0 +1,278 @@
+"""`dimo distill` watched, `--dry-run`, and runs exchanged, as a user meets them."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bench.generate import sample_images
+from bench.jobs import load_models
+from bench.paths import data_dir
+from dimo.cli.watching import Watching, watching
+from dimo.config import DistillRecipe
+from dimo.errors import DimoError
+from dimo.runs import distill
+from dimo.weights import ASSETS
+
+CPU = torch.device("cpu")
+DIMO = str(Path(sys.executable).with_name("dimo"))
+
+
+class InterruptedTrainingError(Exception):
+    """Stands for a killed process."""
+
+
+def run(*arguments, cwd, code=0):
+    done = subprocess.run([DIMO, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def protocol(tmp_path_factory):
+    """The protocol `digits` with 200 images to choose on."""
+    path = tmp_path_factory.mktemp("protocol") / "digits.toml"
+    text = (data_dir("protocols") / "digits.toml").read_text()
+    path.write_text(text.replace("n_select = 2000", "n_select = 200"))
+    return path
+
+
+RECIPE = DistillRecipe(
+    teacher="digits",
+    steps=80,
+    batch_size=8,
+    learning_rate=1e-3,
+    auxiliary_learning_rate=1e-3,
+    dropout=0.1,
+    checkpoint_every=30,
+    temperature=0.5,
+)
+
+
+def distil(out, wanted, **options):
+    with watching(wanted, RECIPE, out, device=CPU, weights=None) as watchers:
+        distill(RECIPE, out, recipe_name="test", device=CPU, watchers=watchers, **options)
+    return out
+
+
+@pytest.fixture(scope="module")
+def watched(protocol, tmp_path_factory):
+    wanted = Watching(sample_every=40, score_every=20, score_protocol=str(protocol))
+    return distil(tmp_path_factory.mktemp("watched") / "run", wanted), wanted
+
+
+def curve_of(folder):
+    return [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+
+
+def test_watching_changes_no_bit(watched, tmp_path):
+    folder, _ = watched
+    distill(RECIPE, tmp_path / "run", recipe_name="test", device=CPU)
+    for name in ("student.safetensors", "metrics.jsonl"):
+        assert (folder / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+def test_what_a_watched_run_holds(watched):
+    folder, _ = watched
+    pictures = sorted(path.name for path in (folder / "samples").iterdir())
+    assert pictures == ["step-0000000.png", "step-0000040.png", "step-0000080.png"]
+    images = []
+    for name in pictures:
+        with Image.open(folder / "samples" / name) as picture:
+            images.append(np.asarray(picture.convert("L")).astype(int))
+    half = images[0].shape[0] // 2
+    assert (images[0][:half] == images[2][:half]).all()  # the teacher's rows
+    assert (images[0][half:] != images[2][half:]).any()
+    curve = curve_of(folder)
+    assert [line["step"] for line in curve] == [0, 20, 40, 60, 80]
+    assert all((line["images"], line["seed"]) == (200, 2000) for line in curve)
+    assert all(line.keys() == {"step", "fid", "images", "seed", "seconds"} for line in curve)
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    fids = [(event.step, event.value) for event in events.Scalars("eval/fid")]
+    assert fids == [(line["step"], pytest.approx(line["fid"])) for line in curve]
+    assert [event.step for event in events.Scalars("train/auxiliary_loss")] == [50, 80]
+    assert [image.step for image in events.Images("samples")] == [0, 40, 80]
+
+
+def test_a_resumed_run_has_each_step_once(watched, tmp_path):
+    folder, wanted = watched
+
+    def stop(step, scalars):
+        if step == 70:
+            raise InterruptedTrainingError
+
+    out = tmp_path / "run"
+    with pytest.raises(InterruptedTrainingError):
+        distil(out, wanted, on_step=stop)
+    assert [line["step"] for line in curve_of(out)] == [0, 20, 40, 60]
+    distil(out, wanted, resume=True)  # from step 60
+    fids = [[(line["step"], line["fid"]) for line in curve_of(place)] for place in (folder, out)]
+    assert fids[0] == fids[1]
+    names = [sorted(p.name for p in (place / "samples").iterdir()) for place in (folder, out)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        assert (folder / "samples" / name).read_bytes() == (out / "samples" / name).read_bytes()
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("eval/fid")] == [0, 20, 40, 60, 80]
+    assert [image.step for image in events.Images("samples")] == [0, 40, 80]
+
+
+def test_watching_can_be_left_out(tmp_path):
+    distil(tmp_path / "run", Watching(sample_every=0, score_every=0))
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert not names & {"samples", "curve.jsonl"}
+    assert "tensorboard" in names
+
+
+def test_only_the_first_rank_watches(tmp_path):
+    out = tmp_path / "run"
+    with watching(Watching(), RECIPE, out, device=CPU, weights=None, is_first=False) as found:
+        assert found == ()
+    assert not out.exists()
+
+
+def test_a_teacher_without_a_tokenizer_here_has_no_pictures(small_maskgit, tmp_path, capsys):
+    (small_maskgit / "last.ckpt").unlink()
+    recipe = DistillRecipe(
+        teacher="maskgit",
+        steps=1,
+        batch_size=2,
+        learning_rate=1e-4,
+        auxiliary_learning_rate=1e-4,
+    )
+    out = tmp_path / "run"
+    with watching(Watching(), recipe, out, device=CPU, weights=small_maskgit) as watchers:
+        assert len(watchers) == 1
+    assert "no pictures on the way: no last.ckpt" in capsys.readouterr().err
+
+
+def test_official_teachers_have_pictures_without_the_teacher(small_maskgit, tmp_path):
+    recipe = DistillRecipe(
+        teacher="maskgit",
+        steps=1,
+        batch_size=2,
+        learning_rate=1e-4,
+        auxiliary_learning_rate=1e-4,
+    )
+    out = tmp_path / "run"
+    with watching(Watching(), recipe, out, device=CPU, weights=small_maskgit) as watchers:
+        distill(recipe, out, recipe_name="x", device=CPU, weights=small_maskgit, watchers=watchers)
+    assert len(list((out / "samples").iterdir())) == 2
+    assert not (out / "curve.jsonl").exists()
+
+
+def test_three_lines_of_python_sample_a_run(watched):
+    folder, _ = watched
+    (job,) = load_models([str(folder)], [], device=CPU)
+    labels, index = torch.tensor([3, 1, 4]), torch.arange(3)
+    batch = sample_images(
+        job.loaded, job.settings, labels=labels, seed=0, index=index, uint8="round"
+    )
+    assert batch.images.shape == (3, 3, 8, 8)
+    assert batch.images.dtype == torch.uint8
+    assert (job.settings.temperature, batch.nfe) == (0.5, 1)
+
+
+def test_dry_run_prints_everything_and_writes_nothing(tmp_path):
+    arguments = ("distill", "--recipe", "digits", "--set", "batch_size=64", "--dry-run")
+    text = run(*arguments, cwd=tmp_path).stdout
+    for key in RECIPE.__dataclass_fields__:
+        assert f"\n{key} = " in text or f"\n# {key}: left open\n" in text
+    assert "student" in text
+    assert "PFLOP" in text
+    found = json.loads(run(*arguments, "--json", cwd=tmp_path).stdout)
+    assert found["recipe"]["batch_size"] == 64
+    assert found["parameters"]["student"] == {"total": 686412, "trainable": 645376, "frozen": 41036}
+    memory = found["memory_bytes"]
+    fixed = memory["weights"] + memory["gradients"] + memory["optimizer"]
+    assert memory["peak"] == fixed + memory["activations"] + memory["working"]
+    assert sum(found["flops"]["parts"].values()) == 9
+    assert found["recipe"].keys() == {field.name for field in dataclasses.fields(RECIPE)}
+    assert found["images"] == 64 * 800
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_of_an_official_teacher_needs_no_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIMO_WEIGHTS", str(tmp_path))
+    done = run(
+        *("distill", "--teacher", "maskgit", "--device", "cuda", "--dry-run", "--json"),
+        cwd=tmp_path,
+    )
+    found = json.loads(done.stdout)
+    assert found["device_type"] == "cuda"
+    assert found["parameters"]["teacher"]["total"] == 174160874
+    assert sum(found["flops"]["parts"].values()) == 10
+
+
+def test_export_and_import(tmp_path):
+    run("export", "digits-dimo", "-o", "pytorch_model.bin", cwd=tmp_path)
+    done = run(
+        *("import", "pytorch_model.bin", "--teacher", "digits", "-o", "runs/again"),
+        *("--temperature", "0.5"),
+        cwd=tmp_path,
+    )
+    assert "dimo sample --model runs/again" in done.stderr
+    config = json.loads((tmp_path / "runs" / "again" / "config.json").read_text())
+    assert (config["temperature"], config["init_mask_ratio"]) == (0.5, 0.6)
+    done = run("export", "digits-dimo", "-o", "pytorch_model.bin", cwd=tmp_path, code=2)
+    assert "--force" in done.stderr
+    run("export", "digits-dimo", "-o", "pytorch_model.bin", "--force", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("command", ["distill", "export", "import"])
+def test_help_has_an_example(command, tmp_path):
+    text = run(command, "--help", cwd=tmp_path).stdout
+    assert "Example" in text
+    assert f"dimo {command}" in " ".join(text.split())
+
+
+MISTAKES = {
+    "negative interval": (["distill", "--sample-every", "-1"], "--sample-every -1 is negative"),
+    "negative scores": (["distill", "--score-every", "-5"], "--score-every -5 is negative"),
+    "unknown protocol": (["distill", "--score-protocol", "digit"], "did you mean 'digits'"),
+    "foreign protocol": (
+        ["distill", "--score-protocol", "imagenet256-adm"],
+        "teacher 'digits' makes 8 x 8 of 10; protocols that fit: digits",
+    ),
+    "folder under a file": (["distill", "--out", "file/run"], "choose another"),
+    "json alone": (["distill", "--json"], "add --dry-run"),
+    "unknown key": (["distill", "--dry-run", "--set", "step=1"], "did you mean 'steps'"),
+    "unfinished": (["export", "unfinished", "-o", "a.bin"], "is not finished"),
+    "other network": (
+        ["import", ASSETS / "digits-cnn.safetensors", "--teacher", "digits", "-o", "x"],
+        "look like those of a digits feature extractor",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line_and_write_nothing(mistake, tmp_path):
+    arguments, words = MISTAKES[mistake]
+    (tmp_path / "file").touch()
+    (tmp_path / "unfinished").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    done = run(*arguments, cwd=tmp_path, code=2)
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_scores_need_a_protocol(small_maskgit, tmp_path):
+    recipe = DistillRecipe(
+        teacher="maskgit", steps=1, learning_rate=1e-4, auxiliary_learning_rate=1e-4
+    )
+    wanted, out = Watching(score_every=5), tmp_path / "run"
+
+    context = watching(wanted, recipe, out, device=CPU, weights=small_maskgit)
+    with pytest.raises(DimoError, match="--score-every 5 needs a protocol for teacher 'maskgit'"):
+        context.__enter__()
