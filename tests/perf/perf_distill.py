@@ -20,6 +20,7 @@ UNITS = 10  # forwards an image and step
 
 def _seconds(step):
     """Fewest of STEPS steps, after one that warms up."""
+    gc.collect()  # the networks of the run before
     found = []
     for number in range(STEPS + 1):
         start = time.perf_counter()
@@ -30,11 +31,8 @@ def _seconds(step):
 
 def _plain(autocast):
     torch.manual_seed(0)
-    run = PlainDistillation(PlainMaskGIT, MaskGIT().state_dict(), autocast=autocast)
-    seconds = _seconds(lambda number: run.step(BATCH))
-    del run
-    gc.collect()
-    return seconds
+    step = PlainDistillation(PlainMaskGIT, MaskGIT().state_dict(), autocast=autocast).step
+    return _seconds(lambda _: step(BATCH))
 
 
 def _ours(precision):
@@ -44,10 +42,7 @@ def _ours(precision):
     teacher, student = MaskGIT(), MaskGIT()
     student.load_state_dict(teacher.state_dict())
     task = DistillTask(recipe, teacher, student, 0.1, CPU)
-    seconds = _seconds(task.step)
-    del task, teacher, student
-    gc.collect()
-    return seconds
+    return _seconds(task.step)
 
 
 def _matmul_rate(dtype):
