@@ -24,7 +24,8 @@ _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBac
 def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for q, k, v [B, heads, L, d], without keeping the weights."""
     on_cpu, is_short = q.device.type == "cpu", k.shape[2] <= 64
-    if on_cpu and q.dtype == torch.bfloat16 and not torch.is_grad_enabled() and not is_short:
+    only_forward = not torch.is_grad_enabled() and dropout == 0
+    if on_cpu and q.dtype == torch.bfloat16 and only_forward and not is_short:
         return _attend_by_image(q, k, v)
     # On a CPU the fused kernel's bfloat16 backward is far slower than plain matrix products.
     with sdpa_kernel(_SHORT_ON_CPU if on_cpu and is_short else _ATTENTION):
@@ -35,7 +36,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
 def _attend_by_image(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Plain matrix products for one image at a time: in bfloat16 twice as fast as the fused kernel.
 
-    Whose scores [heads, L, L] stay in a CPU's caches. The softmax is computed in float32.
+    The scores [heads, L, L] of one image stay in a CPU's caches; softmax is computed in float32.
     """
     out, scale = torch.empty_like(q), 1 / math.sqrt(q.shape[-1])
     zero = q.new_zeros(1)
