@@ -161,6 +161,8 @@ def test_a_stopped_process_leaves_nothing_but_work_that_is_done(dimo, tmp_path, 
         cwd=tmp_path / "parts",
         stderr=subprocess.PIPE,
         text=True,
+        # a shell's background job, and so a test run in one, ignores SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("parts/*/*0500.*")):

@@ -679,20 +679,22 @@ def test_no_or_truncated_features_are_one_error(tmp_path):
 # memory ------------------------------------------------------------------------------------------
 
 _MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
+import torch
 from bench.inputs import open_images
+from dimo.launch import peak_memory_bytes
 for number, path in enumerate(sys.argv[1:]):
     images = open_images([Path(path)])
     if number == 0:
         images.load(range(64))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_memory_bytes(torch.device("cpu"))
     infos = images.scan(range(len(images)), lambda done: None)
     assert len({info.sha256 for info in infos}) == len(images), "all images differ"
     for start in range(0, len(images), 64):
         batch = images.load(range(start, min(start + 64, len(images))))
         assert int(batch[0, 0, 0, 0]) == start % 251
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print((peak_memory_bytes(torch.device("cpu")) - before) / 2**20)
 """
 
 
@@ -712,7 +714,7 @@ def _large_npz(path, count, compression):
     return path
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory since the start of a process")
 def test_arrays_are_streamed(tmp_path):
     paths = [  # 590 and 197 MB of pixels
         _large_npz(tmp_path / "deflated.npz", 3000, zipfile.ZIP_DEFLATED),

@@ -14,6 +14,7 @@ import torch
 
 from dimo.config import DistillRecipe
 from dimo.estimate import estimate_distillation
+from dimo.launch import peak_memory_bytes
 from dimo.tasks import DistillTask
 from dimo.teachers import TEACHERS
 
@@ -49,7 +50,7 @@ def main(network, batch_size, steps, precision):
     train(dataclasses.replace(row, network=TINY), recipe, 2)  # libraries take what they need
     before = resident_bytes()
     train(row, recipe, steps)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_memory_bytes(torch.device("cpu"))
     print(json.dumps({"measured": peak - before, "estimated": estimate.memory.peak}))
 
 
