@@ -13,7 +13,7 @@ from torch import nn
 class _Attention(nn.Module):
     def __init__(self, dim, heads):
         super().__init__()
-        self.mha = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.mha = nn.MultiheadAttention(dim, heads, dropout=0.1, batch_first=True)
 
     def forward(self, x):
         return self.mha(x, x, x, need_weights=True)
