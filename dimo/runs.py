@@ -79,15 +79,9 @@ def _distill(
     task = DistillTask(recipe, teacher, student, row.label_smoothing, device, group)
     with _opened(out, recipe, out / "config.json", resume, group):
         seconds = fit(task, out, resume=True, on_step=on_step, watchers=watchers)
-        config = StudentConfig(
-            teacher=recipe.teacher,
-            init_mask_ratio=recipe.sampling_mask_ratio,
-            embedding_noise=recipe.embedding_noise,
-            token_initialization=recipe.token_initialization,
-            temperature=recipe.temperature,
-            temperature_selected_by=recipe.temperature_selected_by,
-            seed=recipe.seed,
-            recipe=recipe_name,
+        config = StudentConfig.of_recipe(
+            recipe,
+            recipe_name,
             training_seconds=round(seconds, 1),
             images_seen=recipe.steps * recipe.batch_size,
             teacher_sha256=sha256_file(path),

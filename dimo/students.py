@@ -13,9 +13,11 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from torch import nn
 
+from dimo.config import DistillRecipe
 from dimo.errors import DimoError, unknown_name
 from dimo.files import write_atomic
 from dimo.initialization import TOKEN_INITIALIZATIONS
@@ -57,6 +59,27 @@ class StudentConfig:
     teacher_sha256: str | None = None
     token_initialization: str = "mixed"
     format: int = 1
+
+    @classmethod
+    def of_recipe(cls, recipe: DistillRecipe, name: str, **training: Any) -> Self:
+        """The student that a recipe makes.
+
+        Args:
+            recipe: What was done.
+            name: Of the recipe.
+            **training: `training_seconds`, `images_seen`, `teacher_sha256`, where they are known.
+        """
+        return cls(
+            teacher=recipe.teacher,
+            init_mask_ratio=recipe.sampling_mask_ratio,
+            embedding_noise=recipe.embedding_noise,
+            token_initialization=recipe.token_initialization,
+            temperature=recipe.temperature,
+            temperature_selected_by=recipe.temperature_selected_by,
+            seed=recipe.seed,
+            recipe=name,
+            **training,
+        )
 
 
 # name of a student published by others = name of its file in `dimo.official.OFFICIAL`

@@ -185,17 +185,7 @@ class _View:
         """One step at the recipe's temperature."""
         from dimo.students import StudentConfig
 
-        recipe = self.recipe
-        student = StudentConfig(
-            teacher=recipe.teacher,
-            init_mask_ratio=recipe.sampling_mask_ratio,
-            embedding_noise=recipe.embedding_noise,
-            token_initialization=recipe.token_initialization,
-            temperature=recipe.temperature,
-            temperature_selected_by=recipe.temperature_selected_by,
-            recipe="",
-        )
-        return self._jobs(network, name, student)[0]
+        return self._jobs(network, name, StudentConfig.of_recipe(self.recipe, ""))[0]
 
     def teacher_jobs(self, network: "nn.Module") -> "list[Job]":
         """At 1 and 16 steps, by its own sampler."""
