@@ -41,9 +41,12 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device that trains, at batch size B, P parameters of which T are trained.
+    """Bytes on the device that trains, with P parameters of which T are trained.
 
-    - weights: 4 bytes x P of each network: teacher, student, auxiliary model and EMA;
+    B is the batch of one process, of which `accumulate` makes parts; N ranks need B / N each.
+
+    - weights: 4 bytes x P of each network: teacher, student, auxiliary model and EMA (which may be
+      kept on the CPU);
     - gradients: 4 x T of student and auxiliary model (each lives until its next update);
     - optimizer: two AdamW moments of both, 2 x 2 x 4 x T;
     - activations: what autograd keeps of the student's forward (as much as of the auxiliary
@@ -184,9 +187,10 @@ def _memory(
     whole = _network(teacher, recipe)
     kept, depth = kept_bytes(whole), len(whole.transformer.layers)
     one, two = (kept_bytes(_network(teacher, recipe, depth=number)) for number in (1, 2))
-    block, tokens = two - one, recipe.batch_size * whole.num_tokens
+    block, tokens = two - one, _rows(recipe) * whole.num_tokens
+    networks = 3 if on_gpu and recipe.ema_on_cpu else 4
     return Memory(
-        weights=4 * _FLOAT * total,
+        weights=networks * _FLOAT * total,
         gradients=2 * _FLOAT * trainable,
         optimizer=4 * _FLOAT * trainable,
         activations=kept,
@@ -195,6 +199,11 @@ def _memory(
         + _LOGIT_ARRAYS * _FLOAT * tokens * whole.codebook_size,
         update=_FLOAT * trainable,
     )
+
+
+def _rows(recipe: DistillRecipe) -> int:
+    """Images that pass a network at once."""
+    return recipe.batch_size // recipe.accumulate
 
 
 def _network(teacher: Teacher, recipe: DistillRecipe, **changes: int) -> Network:
@@ -273,7 +282,7 @@ def _kept_bytes(network: Network, recipe: DistillRecipe, *, on_gpu: bool) -> int
                 kept[storage._cdata] = storage  # held, so that its number stays its own
             return value
 
-        tokens = torch.zeros(recipe.batch_size, network.num_tokens, dtype=torch.int64)
+        tokens = torch.zeros(_rows(recipe), network.num_tokens, dtype=torch.int64)
         noise = torch.zeros(*tokens.shape, network.hidden_dim)
         inputs = {"embedding_noise": recipe.embedding_noise, "noise": noise}
         with (

@@ -100,6 +100,14 @@ def test_every_teacher_has_an_estimate_without_weights(teacher):
     assert found.memory.peak > found.memory.peak_checkpointed * 0.99 > fixed
 
 
+def test_parts_of_a_batch_and_an_average_on_the_cpu_need_less():
+    whole, parts = (estimate(batch_size=8, accumulate=n).memory for n in (1, 4))
+    assert parts == estimate(batch_size=2).memory
+    assert parts.activations < whole.activations / 3
+    away = estimate(device_type="cuda", ema_on_cpu=True).memory
+    assert away.weights == estimate(device_type="cuda").memory.weights * 3 // 4
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from Linux's /proc")
 def test_estimated_memory_is_the_measured_one():
