@@ -30,7 +30,7 @@ from dimo.initialization import (
 from dimo.masking import mask_count, mask_ratio, random_mask
 from dimo.models import MaskedModel
 from dimo.models.layers import at_positions
-from dimo.samplers.predictor import masked_positions, padded_count
+from dimo.samplers.predictor import masked_positions
 
 
 @dataclass(frozen=True)
@@ -292,11 +292,8 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
 
 def _masked_positions(mask: Tensor) -> Tensor | None:
     """Positions [B, K] that hold every masked one of mask [B, L], or None for all of them."""
-    length = mask.shape[1]
-    count = int(mask.sum(1).max())
-    if padded_count(count, length) == length:
-        return None
-    return masked_positions((~mask).long(), 0, count)
+    positions = masked_positions(mask)
+    return None if positions.shape == mask.shape else positions
 
 
 def _to_positions(values: Tensor, positions: Tensor | None, like: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def sample_confidence(
     for step, count in enumerate(counts):
         progress = progress_of(step, num_steps)
         scale = 1 + (guidance_scale - 1) * progress
-        positions = masked_positions(tokens, model.mask_token_id, masked)  # [B, K]
+        positions = masked_positions(tokens == model.mask_token_id, masked)  # [B, K]
         log_p = predict(tokens, step, positions, guidance_scale=scale, temperature=temperature)
         proposal = draw_tokens(log_p, noise, f"sample/tokens/{step}", positions)  # [B, K]
         confidence = log_p.gather(-1, proposal[..., None])[..., 0]

@@ -114,16 +114,17 @@ def draw_tokens(
     return (logits + noise.gumbel_at(stream, positions, logits.shape[-1])).argmax(-1)
 
 
-def masked_positions(tokens: Tensor, mask_token_id: int, count: int) -> Tensor:
+def masked_positions(mask: Tensor, count: int | None = None) -> Tensor:
     """Where the masked tokens are: int64 [B, K], in order, then revealed ones up to K.
 
     Args:
-        tokens: [B, L].
-        mask_token_id: What a masked position holds.
-        count: The largest number of masked tokens in an image; K is `padded_count` of it.
+        mask: [B, L] bool, True = masked.
+        count: The largest number of masked tokens in an image, if it is known (counting them waits
+            for a GPU); K is `padded_count` of it.
     """
-    revealed = tokens != mask_token_id
-    return revealed.byte().argsort(dim=1, stable=True)[:, : padded_count(count, tokens.shape[1])]
+    if count is None:
+        count = int(mask.sum(1).max())
+    return (~mask).byte().argsort(dim=1, stable=True)[:, : padded_count(count, mask.shape[1])]
 
 
 def padded_count(count: int, length: int) -> int:

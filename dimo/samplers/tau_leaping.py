@@ -13,7 +13,6 @@ __all__ = [
     "expected_counts",
     "leap",
     "leap_law",
-    "left_to_reveal",
     "sample_tau_leaping",
 ]
 
@@ -69,7 +68,7 @@ def sample_tau_leaping(
     tokens = predict.all_masked()
     for step in range(num_steps):
         scale = 1 + (guidance_scale - 1) * progress_of(step, num_steps)
-        positions = left_to_reveal(tokens, model.mask_token_id)
+        positions = masked_positions(tokens == model.mask_token_id)
         log_p = predict(tokens, step, positions, guidance_scale=scale, temperature=temperature)
         law = leap_law(hazards[step] * log_p.exp()) if step < num_steps - 1 else log_p
         tokens = leap(tokens, law, positions, model, noise, step)
@@ -77,12 +76,6 @@ def sample_tau_leaping(
             callback(step, tokens)
     counts = expected_counts(hazards, model.num_tokens)
     return Samples(tokens=tokens, nfe=predict.nfe, token_counts=counts)
-
-
-def left_to_reveal(tokens: Tensor, mask_token_id: int) -> Tensor:
-    """Positions [B, K] of what is still masked; see `masked_positions`."""
-    count = int((tokens == mask_token_id).sum(1).max())
-    return masked_positions(tokens, mask_token_id, count)
 
 
 def leap(

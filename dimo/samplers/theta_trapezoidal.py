@@ -18,13 +18,12 @@ from dimo.errors import DimoError
 from dimo.masking import unmasking_rate
 from dimo.models import MaskedModel
 from dimo.rng import ImageNoise
-from dimo.samplers.predictor import Predictor
+from dimo.samplers.predictor import Predictor, masked_positions
 from dimo.samplers.tau_leaping import (
     check_predictions,
     expected_counts,
     leap,
     leap_law,
-    left_to_reveal,
 )
 from dimo.samplers.types import Callback, Samples
 
@@ -87,7 +86,7 @@ def sample_theta_trapezoidal(
     while len(hazards) < num_steps - 1:
         t = 1 - len(hazards) / num_steps
         rate = rate_at(t)
-        positions = left_to_reveal(tokens, model.mask_token_id)
+        positions = masked_positions(tokens == model.mask_token_id)
         intensity = rate * log_probabilities(t, positions).exp()
         if (num_steps - 1 - len(hazards)) % 2 == 1:
             tokens = jump(1 / num_steps, intensity, positions, rate)
@@ -99,7 +98,7 @@ def sample_theta_trapezoidal(
         middle_intensity = middle_rate * log_probabilities(t, positions).exp()
         intensity = (a1 * middle_intensity - a2 * intensity).clamp_min(0)
         tokens = jump((1 - theta) * h, intensity, positions, a1 * middle_rate - a2 * rate)
-    positions = left_to_reveal(tokens, model.mask_token_id)
+    positions = masked_positions(tokens == model.mask_token_id)
     log_p = log_probabilities(1 / num_steps, positions)
     tokens = leap(tokens, log_p, positions, model, noise, num_steps - 1)
     if callback is not None:
