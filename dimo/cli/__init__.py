@@ -2,7 +2,6 @@
 
 __all__ = ["app", "main"]
 
-import os
 import sys
 
 from dimo import terminal
@@ -15,7 +14,7 @@ from dimo.cli import (  # noqa: F401  (they register)
     training,
     weights,
 )
-from dimo.cli.app import app
+from dimo.cli.app import app, is_first_rank
 from dimo.errors import DimoError
 
 
@@ -24,7 +23,7 @@ def main() -> None:
     try:
         app()
     except DimoError as error:
-        if os.environ.get("RANK", "0") == "0":  # all ranks of a job fail alike
+        if is_first_rank():
             terminal.error(str(error))
         sys.exit(2)
     except KeyboardInterrupt:

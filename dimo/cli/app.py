@@ -1,7 +1,8 @@
 """The Typer application that every command registers with."""
 
-__all__ = ["app", "protocols_app", "weights_app"]
+__all__ = ["app", "is_first_rank", "protocols_app", "weights_app"]
 
+import os
 from typing import Annotated
 
 import typer
@@ -21,6 +22,14 @@ protocols_app = typer.Typer(no_args_is_help=True, help="Benchmarks and what each
 app.add_typer(protocols_app, name="protocols")
 weights_app = typer.Typer(no_args_is_help=True, help="Official weight files of the networks.")
 app.add_typer(weights_app, name="weights")
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for its job, before its ranks are connected or after they ended.
+
+    All ranks that `torchrun` started fail and are interrupted alike.
+    """
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _version(value: bool) -> None:

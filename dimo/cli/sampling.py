@@ -3,7 +3,6 @@
 __all__ = ["sample"]
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dimo import terminal
-from dimo.cli.app import app
+from dimo.cli.app import app, is_first_rank
 from dimo.cli.options import (
     STEPS,
     ChoiceTemperature,
@@ -170,7 +169,7 @@ def sample(
                 progress=progress if group.is_first else _silent,
             )
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_rank():
             terminal.say("interrupted; the same command goes on from here", style="yellow")
         raise typer.Exit(130) from None
     if group.is_first:

@@ -4,7 +4,6 @@ __all__ = ["distill", "run_distill", "train"]
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dimo import terminal
-from dimo.cli.app import app
+from dimo.cli.app import app, is_first_rank
 from dimo.cli.options import Device, Reference, Resume, Settings, Teacher, Weights
 from dimo.cli.watching import Watching, watching
 from dimo.errors import DimoError
@@ -177,9 +176,9 @@ def run_distill(
     with ExitStack() as stack:
         watchers: tuple[Watcher, ...] = ()
         if watched is not None:
-            is_first = os.environ.get("RANK", "0") == "0"
+            first = is_first_rank()
             context = watching(
-                watched, loaded, folder, device=place, weights=weights, is_first=is_first
+                watched, loaded, folder, device=place, weights=weights, is_first=first
             )
             watchers = stack.enter_context(context)
         bar = terminal.training_bar(f"distil {teacher}", loaded.steps, loaded.batch_size)
