@@ -44,6 +44,7 @@ class StudentConfig:
         images_seen: Steps times batch size.
         teacher_sha256: Of the teacher's weights file.
         token_initialization: What x_init is made of, see `dimo.initialization`.
+        method: How it was distilled.
         format: Of this file.
     """
 
@@ -58,6 +59,7 @@ class StudentConfig:
     images_seen: int | None = None
     teacher_sha256: str | None = None
     token_initialization: str = "mixed"
+    method: str = "dimo"
     format: int = 1
 
     @classmethod

@@ -37,7 +37,7 @@ from dimo.models.maskgit import MaskGIT
 from dimo.models.precision import in_precision
 from dimo.models.vqgan import VQGAN
 from dimo.official import OFFICIAL, locate
-from dimo.students import StudentConfig, find_student
+from dimo.students import FoundStudent, StudentConfig, find_student
 from dimo.weights import ASSETS
 
 Network: TypeAlias = MaskGIT | HaltonMaskGIT
@@ -314,18 +314,18 @@ def load_teacher(
 
 
 def load_student(
-    run: str | Path,
+    run: str | Path | FoundStudent,
     *,
     device: torch.device,
     weights: Path | None = None,
     precision: str | None = None,
 ) -> Loaded:
-    """Loads a distilled student, see `find_student`, with its teacher's tokenizer.
+    """Loads a distilled student, found or to be found by `find_student`, with its tokenizer.
 
     Raises:
         DimoError: As `find_student`; weights that do not fit; unknown precision.
     """
-    found = find_student(run, weights=weights)
+    found = run if isinstance(run, FoundStudent) else find_student(run, weights=weights)
     teacher = get_teacher(found.config.teacher)
     return _load(teacher, found.path, found.title, device, weights, precision, found.config)
 

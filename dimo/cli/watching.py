@@ -200,7 +200,7 @@ class _View:
         model = cast("MaskedModel", _on(network, self.device))
         loaded = Loaded(self.teacher, model, self.tokenizer, "", name, student)
         steps = sorted({min(count, self.teacher.num_tokens) for count in _TEACHER_STEPS})
-        return jobs_of(loaded, steps, {})
+        return jobs_of(loaded, steps)
 
 
 def _on(network: "nn.Module", device: "torch.device") -> "nn.Module":
