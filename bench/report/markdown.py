@@ -24,6 +24,7 @@ from bench.report.outline import measured_part, report_blocks
 from bench.report.plain import one_line
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "<span>$</span>"}
+_ACTIVE = re.compile(r"[\\`*|~#&<>$_\]:.]")  # whatever may have to be escaped has one of these
 
 
 def report_markdown(report: Report) -> str:
@@ -135,6 +136,8 @@ def _source(source: Source) -> str:
 
 
 def _escaped(line: str) -> str:
+    if not _ACTIVE.search(line):
+        return line
     special = r"\\`*|~#&<>$" + (r"\[\]" if re.search(r"\][(\[:]", line) else "")
     line = re.sub(f"[{special}]", lambda match: _ENTITIES.get(match[0], f"\\{match[0]}"), line)
     line = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", line)

@@ -2,7 +2,6 @@
 
 __all__ = ["LONGEST_NAME", "LONGEST_NOTE", "one_line"]
 
-import re
 import unicodedata
 
 LONGEST_NAME = 90  # of a row, with the settings that tell it from another one
@@ -16,5 +15,7 @@ def one_line(value: str, longest: int) -> str:
     can hide, reorder or break what stands beside it.
     """
     value = value if len(value) <= longest else value[: longest - 1] + "…"
-    value = re.sub(r"\s+", " ", value).strip()
+    value = " ".join(value.split())
+    if value.isprintable():
+        return value
     return "".join("\ufffd" if unicodedata.category(c)[0] == "C" else c for c in value)
