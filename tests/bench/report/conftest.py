@@ -127,6 +127,17 @@ def published(tmp_path: Path) -> list[PublishedRow]:
 
 
 @pytest.fixture
+def collected(protocol: Protocol) -> Callable[..., Report]:
+    """`collected(records, ablation=...)` -> their report, nothing quoted."""
+
+    def collect(records: list[ResultRecord], **options: Any) -> Report:
+        folder = Path("results")
+        return collect_report(records, [], [], protocols=[protocol], folder=folder, **options)
+
+    return collect
+
+
+@pytest.fixture
 def study(records: list[ResultRecord], published: list[PublishedRow], protocol: Protocol) -> Report:
     """The report of the small study."""
     problems = ["results/a.json: not valid JSON `here`; remove it", "results/b.json: edited"]

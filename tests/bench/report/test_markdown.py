@@ -1,5 +1,6 @@
 """The report: a fixed set of records against its Markdown, line by line, and hostile input."""
 
+import dataclasses
 import re
 import time
 from collections.abc import Callable
@@ -106,8 +107,9 @@ def test_places_follow_what_is_shown() -> None:
     assert list(best_and_second(values, higher_is_better=True, decimals=3)) == [0, 0, 2, 0, 1]
 
 
-def test_hostile_text_is_shown_and_does_nothing(hostile: Report) -> None:
-    report = report_markdown(hostile)
+@pytest.mark.parametrize("ablation", [False, True])
+def test_hostile_text_is_shown_and_does_nothing(hostile: Report, ablation: bool) -> None:
+    report = report_markdown(dataclasses.replace(hostile, ablation=ablation))
     assert len(report) < 25_000
     assert not re.search("[\u2028\u202e\x00\x1b\r]", report)
 
@@ -118,9 +120,13 @@ def test_hostile_text_is_shown_and_does_nothing(hostile: Report) -> None:
     kinds = {token.type for token in tokens}
     assert not kinds & {"link_open", "image", "s_open", "fence", "code_block", "hr"}
     headings = [i for i, token in enumerate(tokens) if token.type == "heading_open"]
-    assert len(headings) == 5
+    assert len(headings) == (3 if ablation else 5)
     tables = [block for block in report.split("\n\n") if block.startswith("|")]
-    assert [token.type for token in tokens].count("table_open") == len(tables) == 3
+    assert (
+        [token.type for token in tokens].count("table_open")
+        == len(tables)
+        == (1 if ablation else 3)
+    )
     for table in tables:
         bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(bars) == 1
