@@ -136,10 +136,9 @@ def _table_of(
         _line_of([found for _, found in sorted(seeds.items())], keys, differing, metrics)
         for seeds in rows.values()
     ]
-    lines.sort(
-        key=lambda line: [_sortable(line[name]) for name in (*map(_column, keys), *differing)]
-    )
-    columns = [*map(_column, keys), *differing, "seeds", *_FACTS]
+    varied = [*map(_column, keys), *differing]
+    lines.sort(key=lambda line: [_sortable(line[name]) for name in varied])
+    columns = [*varied, "seeds", *_FACTS]
     columns += [f"{name}{end}" for name in metrics for end in ("", "_half", "_values")]
     frame = pd.DataFrame(lines, columns=columns, dtype=object)
     return AblationTable(subject, keys, tuple(differing), frame.where(frame.notna(), None))
