@@ -9,9 +9,11 @@ __all__ = [
     "number",
     "rows",
     "speed",
+    "training_cost",
 ]
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -47,6 +49,23 @@ def speed(value: Any) -> str:
     if is_missing(value):
         return MISSING
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def training_cost(training: Mapping[str, Any]) -> str:
+    """What a training took, `15.9 min, 768,000 images seen`; "" where that is not known.
+
+    Args:
+        training: Of a record's method; numbers under `seconds` and `images_seen`.
+    """
+    parts = []
+    for key, factor, form in (
+        ("seconds", 60, "{:,.1f} min"),
+        ("images_seen", 1, "{:,.0f} images seen"),
+    ):
+        value = training.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            parts.append(form.format(value / factor))
+    return ", ".join(parts)
 
 
 def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

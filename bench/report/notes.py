@@ -17,7 +17,7 @@ _Groups = dict[Line, list[_Row]]
 
 
 def table_notes(rows: list[_Row], protocol: Protocol) -> list[Line]:
-    """Uncertainty, ranks, N, ceiling, how settings were chosen, speed and code of the rows.
+    """Uncertainty, ranks, N, ceiling, choice of settings, training, speed and code of the rows.
 
     Args:
         rows: Of `bench.report.table.results_frame`, as dicts.
@@ -30,6 +30,7 @@ def table_notes(rows: list[_Row], protocol: Protocol) -> list[Line]:
         *_count_notes(rows, names, protocol),
         *_ceiling_notes(rows),
         *_selection_notes(rows),
+        *_training_notes(rows),
         *_speed_notes(rows),
         *_revision_notes(rows),
     ]
@@ -185,6 +186,15 @@ def _revision_notes(rows: list[_Row]) -> list[Line]:
         return ("commit ", Code(row["commit"][:12]), *[" with changes"] * changed)
 
     return _by_group("Code", "at", _grouped(rows, state))
+
+
+def _training_notes(rows: list[_Row]) -> list[Line]:
+    def cost(row: _Row) -> Line:
+        return (cells.training_cost(row["training"]),)
+
+    trained = [row for row in rows if row["section"] == "Distill." and cost(row) != ("",)]
+    groups = _grouped(trained, cost)
+    return [("Training of ", *who(group), ": ", *took, ".") for took, group in groups.items()]
 
 
 def _grouped(rows: list[_Row], key: Callable[[_Row], Line]) -> _Groups:
