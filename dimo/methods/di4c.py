@@ -128,7 +128,7 @@ class LatentMixture(nn.Module):
             E_lambda p(. | x_t, lambda) [B, L, V]; E_lambda KL(teacher || student_lambda) [B].
         """
         count = latents.shape[1]
-        parts = torch.split(latents, self.chunk or count, dim=1)  # type: ignore[no-untyped-call]
+        parts = torch.split(latents, self.chunk or count, dim=1)
         state = (tokens, mask, labels, drop, samples, teacher)
         if len(parts) == 1:
             found = [self._of_chunk(parts[0], *state)]
@@ -224,7 +224,7 @@ class Di4CObjective:
         marginal, samples = torch.zeros_like(log_p), [data.tokens[:, None]]
         size = self.latent_chunk or self.num_latents
         chunks = (
-            torch.split(value, size, dim=1)  # type: ignore[no-untyped-call]
+            torch.split(value, size, dim=1)
             for value in (states, draws.target_latents, draws.sample)
         )
         for state, latents, uniform in zip(*chunks, strict=True):
