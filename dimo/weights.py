@@ -15,6 +15,7 @@ __all__ = [
     "load_state_dict",
     "looks_like",
     "read_state_dict",
+    "read_tensors",
     "save_tensors",
     "state_sha256",
 ]
@@ -261,6 +262,23 @@ def load_metadata(path: str | PathLike[str]) -> dict[str, Any]:
         raise DimoError(
             f"cannot read weights {path}: {_reason(error)}; fetch or convert the file again"
         ) from error
+
+
+def read_tensors(
+    path: str | PathLike[str], *, next_step: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote: the tensors, mapped from disk, and the metadata.
+
+    Raises:
+        DimoError: The file is missing, damaged or no safetensors file; says `next_step`.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("dimo", "{}")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, dict(json.loads(text))
+    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        raise DimoError(f"cannot read {path}: {_reason(error)}; {next_step}") from error
 
 
 def state_sha256(state: dict[str, Tensor]) -> str:
