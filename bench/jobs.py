@@ -30,7 +30,7 @@ from bench.protocol import Protocol
 from bench.record import MethodInfo, Section
 from bench.references import reference_images
 from dimo.errors import DimoError
-from dimo.students import PUBLISHED_STUDENTS, FoundStudent, find_student
+from dimo.students import METHODS, PUBLISHED_STUDENTS, FoundStudent, find_student
 from dimo.teachers import TEACHERS, Loaded, Teacher, get_teacher, load_student, load_teacher
 
 _RECORDED = ("sampler", "num_steps", *SETTINGS)  # of the settings, by the same name in a record
@@ -288,7 +288,8 @@ def _plan_student(
     choice: Choice,
 ) -> Planned:
     teacher = get_teacher(found.config.teacher)
-    counts = candidate.steps or (student_steps if found.config.method == "dimo" else steps)
+    is_one_step = METHODS[found.config.method].is_one_step
+    counts = candidate.steps or (student_steps if is_one_step else steps)
     if not counts:
         raise DimoError(
             f"{candidate.model!r} has no step counts; name them, e.g. {candidate.model}@2,4"

@@ -7,6 +7,7 @@ else the error says which do not, or what the file looks like instead.
 
 __all__ = [
     "ASSETS",
+    "DI4C_KIND",
     "KINDS",
     "VQGAN_KIND",
     "check_state",
@@ -57,9 +58,10 @@ _INERT_CLASSES = (
 _INERT_MAPPINGS = ("pytorch_lightning.utilities.parsing.AttributeDict",)
 
 VQGAN_KIND = "taming VQGAN"
+DI4C_KIND = "di4c student"
 # A key that only this kind of network has; the first that is found names the file.
 _KINDS = (
-    ("latent_projection.0.weight", "di4c student"),
+    ("latent_projection.0.weight", DI4C_KIND),
     ("transformer.layers.0.0.fn.mha.in_proj_weight", "MaskGIT v1.0 transformer"),
     ("transformer.layers.0.attn.wq.weight", "Halton-MaskGIT transformer"),
     ("single_transformer_blocks.0.attn.to_q.weight", "Meissonic transformer"),

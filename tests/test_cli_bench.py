@@ -147,7 +147,7 @@ def test_a_student_of_another_teacher_is_refused(dimo, small_maskgit):
 def test_a_teacher_without_recipe_or_data(dimo, monkeypatch):
     bare = dataclasses.replace(TEACHERS["maskgit"], recipe=None)
     monkeypatch.setitem(TEACHERS, "maskgit", bare)
-    assert "no distillation recipe for teacher 'maskgit'" in refused(
+    assert "no recipe of method 'dimo' for teacher 'maskgit'" in refused(
         dimo, "distill", "--teacher", "maskgit"
     )
     assert "dimo weights fetch maskgit-256" in refused(

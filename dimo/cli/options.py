@@ -6,6 +6,7 @@ __all__ = [
     "Baselines",
     "Cache",
     "ChoiceTemperature",
+    "Data",
     "Device",
     "ExtractorWeights",
     "GuidanceScale",
@@ -48,6 +49,10 @@ Weights = Annotated[
     typer.Option(
         help="Folder of the weights, as published or converted; default: shipped or fetched."
     ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Encoded images, made by dimo encode, for a method that needs data."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Settings = Annotated[
