@@ -15,11 +15,13 @@ __all__ = [
     "load_network",
     "load_student",
     "load_teacher",
+    "student_architecture",
     "weights_file",
 ]
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -30,6 +32,7 @@ from dimo.datasets import imagenet
 from dimo.errors import DimoError, unknown_name
 from dimo.files import sha256_file
 from dimo.models import MaskedModel, Tokenizer
+from dimo.models.di4c import Di4CStudent
 from dimo.models.digits import DigitsTokenizer
 from dimo.models.halton import SIZES, HaltonMaskGIT
 from dimo.models.llamagen_vq import LlamaGenVQ
@@ -37,7 +40,7 @@ from dimo.models.maskgit import MaskGIT
 from dimo.models.precision import in_precision
 from dimo.models.vqgan import VQGAN
 from dimo.official import OFFICIAL, locate
-from dimo.students import StudentConfig, find_student
+from dimo.students import METHODS, FoundStudent, StudentConfig, find_student
 from dimo.weights import ASSETS
 
 Network: TypeAlias = MaskGIT | HaltonMaskGIT
@@ -86,7 +89,8 @@ class Teacher:
         names: Returns one name a class, for captions.
         label_smoothing: Of the teacher's training; the auxiliary model uses the same.
         defaults: Sampler settings for comparisons.
-        recipe: The distillation recipe taken when none is named; None: there is none yet.
+        recipe: The Di[M]O recipe taken when none is named; None: there is none yet.
+        other_recipes: Those of the other methods, by their keys in `dimo.students.METHODS`.
     """
 
     name: str
@@ -102,6 +106,12 @@ class Teacher:
     label_smoothing: float
     defaults: SamplerDefaults
     recipe: str | None = None
+    other_recipes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def recipes(self) -> dict[str, str]:
+        """The recipe that each distillation method takes when none is named."""
+        return {**({"dimo": self.recipe} if self.recipe else {}), **self.other_recipes}
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -148,6 +158,11 @@ def _digits() -> Teacher:
             selected_by="as Maskgit-pytorch (choice temperature 4.5, temperature 1), no guidance",
         ),
         recipe="digits",
+        other_recipes={
+            "di4c": "digits-di4c",
+            "di4c-d": "digits-di4c-d",
+            "sdtt": "digits-sdtt",
+        },
     )
 
 
@@ -176,6 +191,7 @@ def _maskgit(name: str, side: int, *, w: float, choice_temperature: float, steps
             "those of the schedule arccos-v1",
         ),
         recipe="maskgit",
+        other_recipes={"di4c": "maskgit-di4c", "di4c-d": "maskgit-di4c-d"},
     )
 
 
@@ -242,6 +258,7 @@ class Loaded:
         name: Name in tables.
         student: None for a teacher.
         precision: What the network computes in, see `dimo.models.precision`.
+        unconditional: Predicts without the condition in guided sampling; None: the network itself.
     """
 
     teacher: Teacher
@@ -251,6 +268,7 @@ class Loaded:
     name: str
     student: StudentConfig | None = None
     precision: str = "float32"
+    unconditional: MaskedModel | None = None
 
 
 def get_teacher(name: str) -> Teacher:
@@ -293,6 +311,28 @@ def load_network(teacher: Teacher, path: Path) -> Network:
     return teacher.architecture.from_official(path, **teacher.network)
 
 
+def student_architecture(teacher: Teacher, method: str) -> type[Network]:
+    """The class of a student's network, which takes the constructor arguments of its teacher's.
+
+    Args:
+        teacher: The row.
+        method: A key of `dimo.students.METHODS`.
+
+    Raises:
+        DimoError: Unknown method, or one that this teacher's network cannot have.
+    """
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    if not METHODS[method].has_latent:
+        return teacher.architecture
+    if teacher.architecture is not MaskGIT:
+        raise DimoError(
+            f"method {method!r} needs a teacher with the MaskGIT network, and that of "
+            f"{teacher.name!r} is {teacher.architecture.__name__}; use e.g. --teacher digits"
+        )
+    return Di4CStudent
+
+
 def load_teacher(
     name: str, *, device: torch.device, weights: Path | None = None, precision: str | None = None
 ) -> Loaded:
@@ -314,20 +354,42 @@ def load_teacher(
 
 
 def load_student(
-    run: str | Path,
+    run: str | Path | FoundStudent,
     *,
     device: torch.device,
     weights: Path | None = None,
     precision: str | None = None,
+    teacher_unconditional: bool | None = None,
 ) -> Loaded:
-    """Loads a distilled student, see `find_student`, with its teacher's tokenizer.
+    """Loads a distilled student, found or to be found by `find_student`, with its tokenizer.
+
+    Args:
+        run: As in `find_student`.
+        device: Where to put the networks.
+        weights: Folder of the weights; None: those shipped, or those fetched.
+        precision: As in `load_teacher`.
+        teacher_unconditional: Loads the teacher's network too, for the unconditional branch of
+            guided sampling (the official `--lfg` of di4c); None: as the student's settings say.
 
     Raises:
-        DimoError: As `find_student`; weights that do not fit; unknown precision.
+        DimoError: As `find_student`; weights that do not fit; unknown precision; a one-step student
+            with a teacher beside it.
     """
-    found = find_student(run, weights=weights)
-    teacher = get_teacher(found.config.teacher)
-    return _load(teacher, found.path, found.title, device, weights, precision, found.config)
+    found = run if isinstance(run, FoundStudent) else find_student(run, weights=weights)
+    config, teacher = found.config, get_teacher(found.config.teacher)
+    if teacher_unconditional is not None:
+        config = dataclasses.replace(config, teacher_unconditional=teacher_unconditional)
+    if config.teacher_unconditional and METHODS[config.method].is_one_step:
+        raise DimoError(
+            f"student {found.title} is sampled without guidance and has no unconditional branch; "
+            "leave teacher_unconditional out"
+        )
+    loaded = _load(teacher, found.path, found.title, device, weights, precision, config)
+    if not config.teacher_unconditional:
+        return loaded
+    path = weights_file(teacher, "transformer", weights)
+    beside = _ready(teacher.architecture, teacher, path, device, precision)
+    return dataclasses.replace(loaded, unconditional=beside)
 
 
 def load_model(
@@ -349,8 +411,20 @@ def _load(
 ) -> Loaded:
     # the tokenizer first: what is missing or foreign shows before the larger file is read
     tokenizer = teacher.tokenizer(weights_file(teacher, "tokenizer", weights)).to(device)
-    model = load_network(teacher, path).to(device)
-    if precision is not None:
-        model = in_precision(model, precision)
+    method = student.method if student else None
+    architecture = student_architecture(teacher, method) if method else teacher.architecture
+    model = _ready(architecture, teacher, path, device, precision)
     digest = sha256_file(path)
     return Loaded(teacher, model, tokenizer, digest, title, student, precision or "float32")
+
+
+def _ready(
+    architecture: type[Network],
+    teacher: Teacher,
+    path: Path,
+    device: torch.device,
+    precision: str | None,
+) -> Network:
+    """The network of a file in eval mode on the device, ready for sampling in a precision."""
+    model = architecture.from_official(path, **teacher.network).to(device)
+    return model if precision is None else in_precision(model, precision)

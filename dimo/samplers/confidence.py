@@ -23,6 +23,7 @@ def sample_confidence(
     guidance_scale: float = 1.0,
     temperature: float = 1.0,
     choice_temperature: float = 4.5,
+    unconditional: MaskedModel | None = None,
     callback: Callback | None = None,
 ) -> Samples:
     """Samples every masked token, keeps the most confident, masks the rest again, and repeats.
@@ -40,6 +41,7 @@ def sample_confidence(
         guidance_scale: s at the last step; 1 = off.
         temperature: Divides the logits; 1 = as trained.
         choice_temperature: Of the confidence noise; 0 = none.
+        unconditional: Predicts without the condition where guidance needs that; None: the model.
         callback: Called after each step with its number (from 0) and the tokens [B, L].
 
     Raises:
@@ -48,7 +50,7 @@ def sample_confidence(
     if choice_temperature < 0:
         raise DimoError(f"choice temperature {choice_temperature:g} is negative; 0 is no noise")
     counts = tokens_per_step(mask_schedule, num_steps, model.num_tokens)
-    predict = Predictor(model, condition, noise)
+    predict = Predictor(model, condition, noise, unconditional)
     tokens, masked = predict.all_masked(), model.num_tokens
     for step, count in enumerate(counts):
         progress = progress_of(step, num_steps)

@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 
 from dimo.config import (
+    Di4CRecipe,
     DistillRecipe,
     ExtractorRecipe,
+    SDTTRecipe,
     TrainRecipe,
     list_recipes,
     load_recipe,
@@ -23,6 +25,11 @@ KINDS = {
     "maskgit": DistillRecipe,
     "maskgit-official": DistillRecipe,
     "halton": DistillRecipe,
+    "digits-di4c": Di4CRecipe,
+    "digits-di4c-d": Di4CRecipe,
+    "digits-sdtt": SDTTRecipe,
+    "maskgit-di4c": Di4CRecipe,
+    "maskgit-di4c-d": Di4CRecipe,
 }
 
 

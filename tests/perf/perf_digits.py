@@ -8,6 +8,7 @@ from straightforward import PlainDistillation, PlainMaskGIT
 
 from bench.generate import generate
 from bench.jobs import load_jobs
+from bench.plan import Choice
 from dimo.config import DistillRecipe, load_recipe
 from dimo.models.maskgit import MaskGIT
 from dimo.tasks import DistillTask
@@ -44,7 +45,8 @@ def _rate(job):
 
 
 def test_student_is_ten_times_the_guided_sixteen_step_teacher():
-    teacher = load_jobs("digits", [], [16], device=CPU, overrides={"guidance_scale": 2.0})[0]
+    guided = Choice(settings={"guidance_scale": 2.0})
+    teacher = load_jobs("digits", [], [16], device=CPU, choice=guided)[0]
     student = load_jobs("digits", ["digits-dimo"], [], device=CPU)[0]
     fast, slow = _rate(student), _rate(teacher)
     print(

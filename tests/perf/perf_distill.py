@@ -7,12 +7,11 @@ import pytest
 import torch
 from straightforward import PlainDistillation, PlainMaskGIT
 
-from dimo import tasks
 from dimo.config import DistillRecipe, load_recipe
 from dimo.launch import device_name
 from dimo.models import layers
 from dimo.models.maskgit import MaskGIT
-from dimo.tasks import DistillTask
+from dimo.tasks import DistillTask, base
 
 CPU = torch.device("cpu")
 BATCH, STEPS = 2, 2
@@ -52,10 +51,10 @@ def _by_measure(monkeypatch, precision):
     found = {}
     with monkeypatch.context() as patch:
         patch.setattr(layers, "_drop_out", torch.nn.functional.dropout)
-        patch.setattr(tasks, "in_precision", lambda network, precision: network)
+        patch.setattr(base, "in_precision", lambda network, precision: network)
         found["logits where masked, no attention maps"] = _ours(precision)
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "in_precision", lambda network, precision: network)
+        patch.setattr(base, "in_precision", lambda network, precision: network)
         found["+ quick dropout"] = _ours(precision)
     found["+ teacher's weights packed = dimo"] = _ours(precision)
     return found
