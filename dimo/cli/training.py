@@ -13,7 +13,16 @@ import typer
 
 from dimo import terminal
 from dimo.cli.app import app, is_first_rank
-from dimo.cli.options import Data, Device, Reference, Resume, Settings, Teacher, Weights
+from dimo.cli.options import (
+    Data,
+    Device,
+    Reference,
+    Resume,
+    Settings,
+    Teacher,
+    Weights,
+    parse_names,
+)
 from dimo.cli.watching import Watching, watching
 from dimo.errors import DimoError
 
@@ -132,6 +141,14 @@ def distill(
     wandb: Annotated[
         str, typer.Option(metavar="PROJECT", help="Log to Weights & Biases too.")
     ] = "",
+    ablation: Annotated[
+        str,
+        typer.Option(
+            metavar="KEY,KEY",
+            help="Recipe keys that an ablation varies; noted with the student, for "
+            "`dimo report --ablation`.",
+        ),
+    ] = "",
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -159,7 +176,17 @@ def distill(
         sample_every, score_every, score_protocol, reference, extractor_weights, wandb
     )
     folder = run_distill(
-        teacher, recipe, settings, out, resume, device, weights, watched, method=method, data=data
+        teacher,
+        recipe,
+        settings,
+        out,
+        resume,
+        device,
+        weights,
+        watched,
+        method=method,
+        data=data,
+        ablation=parse_names(ablation),
     )
     terminal.say(
         f"student: {folder}; score it with: dimo bench --teacher {teacher} --student {folder}"
@@ -178,12 +205,15 @@ def run_distill(
     *,
     method: str = "",
     data: Path | None = None,
+    ablation: Sequence[str] = (),
 ) -> Path:
     """Distils, shows how far it is, and returns the run folder; None watches nothing more."""
     from dimo.launch import choose_device
     from dimo.runs import distill as run
+    from dimo.students import varied
 
     name, loaded = _distill_recipe(teacher, method, recipe, settings)
+    noted = varied(loaded, ablation)
     folder, place = out or Path("runs") / name, choose_device(device)
     with ExitStack() as stack:
         watchers: tuple[Watcher, ...] = ()
@@ -204,6 +234,7 @@ def run_distill(
             resume=resume,
             on_step=stack.enter_context(bar),
             watchers=watchers,
+            ablation=noted,
         )
     return folder
 

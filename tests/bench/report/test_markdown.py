@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,11 +230,3 @@ def test_tables_line_up_in_a_terminal(
         if block.startswith("|"):
             lengths = {len(line) for line in block.splitlines()}
             assert len(lengths) == 1
-
-
-def test_two_thousand_records_take_moments(make_record: RecordMaker, protocol: Protocol) -> None:
-    records = [make_record(number=i, num_steps=1 + i % 700, seed=i % 3) for i in range(2000)]
-    start = time.process_time()
-    report = markdown_of(records, [], [], protocol=protocol)
-    assert time.process_time() - start < 3
-    assert report.count("| MaskGIT (seed") == 2 * 2000
