@@ -28,6 +28,7 @@ __all__ = [
     "cache_folder",
     "parse_choice",
     "parse_labels",
+    "parse_names",
     "parse_steps",
 ]
 
@@ -155,6 +156,10 @@ def parse_choice(samplers: str, schedules: str, precision: str, **settings: Any)
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",")) if text else ()
+
+
+def parse_names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def parse_steps(text: str) -> list[int]:
