@@ -17,6 +17,7 @@ __all__ = [
     "Tuning",
     "load_record",
     "new_record",
+    "protocol_of",
     "record_from_json",
     "record_to_json",
     "seal",
@@ -33,8 +34,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from bench.protocol import Protocol, protocol_sha256
+from bench.protocol import Protocol, list_protocols, protocol_sha256, validate_file
 from bench.provenance import Revision, code_revision, package_versions
+from dimo.errors import DimoError
 from dimo.files import sha256_bytes
 from dimo.strict import Origin, canonical_json, decode, encode, unique_keys
 
@@ -350,6 +352,29 @@ def load_record(path: str | os.PathLike[str]) -> ResultRecord:
     except UnicodeDecodeError as error:
         raise Origin(str(path), _HAND_MADE).error("not a text file") from error
     return record_from_json(text, source=str(path))
+
+
+def protocol_of(record: ResultRecord, file: str | os.PathLike[str] | None = None) -> Protocol:
+    """The protocol a record was measured under, found by its hash.
+
+    Args:
+        record: Names it.
+        file: Its file; None: one of the shipped ones.
+
+    Raises:
+        DimoError: There is none of that hash, or the file is another protocol.
+    """
+    wanted = record.protocol
+    candidates = list_protocols() if file is None else [validate_file(file)]
+    for protocol in candidates:
+        if protocol_sha256(protocol) == wanted.sha256:
+            return protocol
+    same_name = [p for p in candidates if file is not None or p.name == wanted.name]
+    now = "".join(f"; {p.name!r} is now {protocol_sha256(p)[:12]}..." for p in same_name)
+    raise DimoError(
+        f"no protocol {wanted.name!r} of sha256 {wanted.sha256[:12]}... is here{now}; give the "
+        "file of that hash with --protocol"
+    )
 
 
 def _checked(data: Any, origin: Origin) -> ResultRecord:
