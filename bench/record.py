@@ -27,6 +27,7 @@ import dataclasses
 import json
 import os
 import re
+import stat
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from dimo.strict import Origin, canonical_json, decode, encode, unique_keys
 Section: TypeAlias = Literal["Reference", "Teacher", "Sampler", "Distill.", "Image sets"]
 
 _FORMAT = 1
+_LARGEST = 2**26  # bytes of a file; a record has a few thousand
 _HAND_MADE = "records are written by dimo bench, not by hand: remove the file or run it again"
 _IN_MEMORY = Origin("this result", "correct the code that makes the record")
 
@@ -344,6 +346,13 @@ def load_record(path: str | os.PathLike[str]) -> ResultRecord:
         DimoError: It cannot be read, or as `record_from_json`.
     """
     try:
+        found = Path(path).stat()
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise Origin(str(path), _HAND_MADE).error("not a regular file")
+        if found.st_size > _LARGEST:
+            raise Origin(str(path), _HAND_MADE).error(
+                f"{found.st_size:,} bytes, and no record has more than {_LARGEST:,}"
+            )
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise Origin(str(path), "check the path and its permissions").error(

@@ -94,7 +94,8 @@ def test_metrics_see_arrays_only():
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["report", "--help"], ["report"], ["protocols", "list"]]
-    + [["weights", "--help"], ["weights", "list"], ["weights", "list", "--json"]],
+    + [["weights", "--help"], ["weights", "list"], ["weights", "list", "--json"]]
+    + [["results", "--help"], ["results", "list"], ["verify", "--help"]],
     ids=" ".join,
 )
 def test_light_commands_do_not_load_torch(arguments, tmp_path):

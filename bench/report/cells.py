@@ -59,7 +59,9 @@ def link(source: str) -> str:
 
 
 def metric_heading(name: str) -> str:
-    """Column heading of a metric, with the direction that is better."""
+    """Column heading of a metric, with the direction that is better, if this dimo knows it."""
+    if name not in METRICS:
+        return text(name)
     kind = METRICS[name]
     return f"{kind.label} ({'↑' if kind.higher_is_better else '↓'})"
 

@@ -29,7 +29,7 @@ def records_table(records: Iterable[ResultRecord]) -> str:
                 cells.text(record.protocol.name),
                 cells.text(record.method.name),
                 cells.integer(record.method.num_steps),
-                f"{name} {number(metric.value)}" if metric else cells.MISSING,
+                f"{cells.metric_heading(name)} {number(metric.value)}" if metric else cells.MISSING,
                 _commit(record.revision),
             ]
         )
@@ -49,25 +49,19 @@ def record_page(record: ResultRecord, *, level: float | None) -> str:
     tuning = record.method.tuning
     rows = {key: value for key, value in rows.items() if not key.startswith("method.tuning.")}
     parts = [metric_table(record, level=level), _tuning_table(tuning) if tuning else ""]
-    body = [[key, _shown(value)] for key, value in rows.items() if value is not None]
+    body = [[cells.text(key), _shown(value)] for key, value in rows.items() if value is not None]
     return "\n".join(part for part in [*parts, _table(["Key", "Value"], body)] if part)
 
 
 def difference_page(first: ResultRecord, second: ResultRecord) -> str:
     """Metrics of two records side by side, then every other key in which they differ."""
-    names = [f"{record.run_id[:8]}" for record in (first, second)]
+    names = [record.run_id[:8] for record in (first, second)]
     metrics = []
     for name in {**first.metrics, **second.metrics}:
-        values = [record.metrics[name] for record in (first, second) if name in record.metrics]
-        if len(values) == 2:
-            shown = [number(value.value) for value in values]
-            shown.append(number(values[0].value - values[1].value))
-        else:
-            shown = [
-                number(record.metrics[name].value) if name in record.metrics else cells.MISSING
-                for record in (first, second)
-            ] + [cells.MISSING]
-        metrics.append([cells.metric_heading(name), *shown])
+        a, b = first.metrics.get(name), second.metrics.get(name)
+        shown = [number(value.value) if value else cells.MISSING for value in (a, b)]
+        difference = number(a.value - b.value) if a and b else cells.MISSING
+        metrics.append([cells.metric_heading(name), *shown, difference])
     table = cells.table(["Metric", *names, "Difference"], metrics) + "\n"
     return table + "\n" + _differing(differences(first, second), names)
 
@@ -115,7 +109,9 @@ def _verdict(found: "Verification") -> str:
 def _differing(found: Mapping[str, tuple[Any, Any]], names: list[str]) -> str:
     if not found:
         return "Nothing else is different.\n"
-    body = [[key, *(_shown(value) for value in values)] for key, values in found.items()]
+    body = [
+        [cells.text(key), *(_shown(value) for value in values)] for key, values in found.items()
+    ]
     return _table(["Different", *names], body)
 
 

@@ -45,10 +45,9 @@ def results_list(
         return
     if not found:
         names = ", ".join(sorted({record.protocol.name for record in records})) or "none"
-        raise DimoError(
-            f"no record{f' of protocol {protocol!r}' if protocol else ''} in {results}; "
-            f"protocols there: {names}"
-        )
+        wanted = f" of protocol {protocol!r}" if protocol else ""
+        terminal.say(f"no record{wanted} in {results}; protocols there: {names}", style="yellow")
+        return
     print(records_table(found), end="")
 
 
