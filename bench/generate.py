@@ -3,6 +3,7 @@
 __all__ = [
     "ALL_SAMPLERS",
     "SETTINGS",
+    "STUDENT_SAMPLERS",
     "SamplerSettings",
     "generate",
     "sample_images",
@@ -28,12 +29,12 @@ from dimo.samplers.one_step import sample_one_step
 from dimo.samplers.types import Samples
 from dimo.teachers import Loaded
 
-_STUDENT_SAMPLERS: Mapping[str, Callable[..., Samples]] = {
+STUDENT_SAMPLERS: Mapping[str, Callable[..., Samples]] = {
     "one_step": sample_one_step,
     "few_step": sample_few_step,
 }
 # of teachers, then of students
-ALL_SAMPLERS: Mapping[str, Callable[..., Samples]] = {**SAMPLERS, **_STUDENT_SAMPLERS}
+ALL_SAMPLERS: Mapping[str, Callable[..., Samples]] = {**SAMPLERS, **STUDENT_SAMPLERS}
 
 # what a sampler may have beside its number of steps; fields of `SamplerSettings`
 SETTINGS = (
@@ -136,7 +137,7 @@ def sample_tokens(
     }
     if settings.sampler != "one_step":
         given["num_steps"] = settings.num_steps
-    if settings.sampler in _STUDENT_SAMPLERS:
+    if settings.sampler in STUDENT_SAMPLERS:
         assert loaded.student is not None, "this sampler is for a distilled student"
         given["init_mask_ratio"] = loaded.student.init_mask_ratio
         given["embedding_noise"] = loaded.student.embedding_noise

@@ -27,7 +27,7 @@ from bench.generate import SETTINGS, SamplerSettings
 from bench.images import to_uint8
 from bench.plan import Choice, check_used, student_settings, teacher_settings
 from bench.protocol import Protocol
-from bench.record import MethodInfo, Section
+from bench.record import MethodInfo, Section, Tuning
 from bench.references import reference_images
 from dimo.errors import DimoError
 from dimo.students import METHODS, PUBLISHED_STUDENTS, FoundStudent, find_student
@@ -47,6 +47,8 @@ class Job:
         settings: Sampler settings; None for a fixed set.
         images: The fixed set, uint8 [N, 3, H, W]; None for a network.
         labels: Of the fixed set, int64 [N].
+        student: Run folder or name that the student was loaded by.
+        tuning: How the settings were chosen, if by a sweep (`bench.tuning`).
     """
 
     name: str
@@ -55,6 +57,8 @@ class Job:
     settings: SamplerSettings | None = None
     images: Tensor | None = None
     labels: Tensor | None = None
+    student: str | None = None
+    tuning: Tuning | None = None
 
     @property
     def caption(self) -> str:
@@ -99,6 +103,8 @@ def method_info(job: Job, cost: Cost | None) -> MethodInfo:
         weights_sha256=job.loaded.weights_sha256 if settings else None,
         training=training,
         network_precision=None if precision == "float32" else precision,
+        student=job.student,
+        tuning=job.tuning,
         **chosen,
     )
 
@@ -179,12 +185,14 @@ class Planned:
         teacher: Its row, or that of its teacher.
         rows: Settings of each row, at least one.
         student: Where it lies, and its settings; None for a teacher.
+        model: What the student was asked for by; None for a teacher.
         name: In tables; None: what it is called by itself.
     """
 
     teacher: Teacher
     rows: Sequence[SamplerSettings]
     student: FoundStudent | None = None
+    model: str | None = None
     name: str | None = None
 
 
@@ -296,7 +304,7 @@ def _plan_student(
             f"{candidate.model!r} has no step counts; name them, e.g. {candidate.model}@2,4"
         )
     settings = student_settings(found.config, teacher.num_tokens, counts, choice)
-    return Planned(teacher, settings, found, candidate.name)
+    return Planned(teacher, settings, found, candidate.model, candidate.name)
 
 
 def _load(entry: Planned, device: torch.device, weights: Path | None) -> list[Job]:
@@ -309,8 +317,11 @@ def _load(entry: Planned, device: torch.device, weights: Path | None) -> list[Jo
         loaded = load_student(entry.student, device=device, weights=weights, precision=precision)
     if entry.name is not None:
         loaded = dataclasses.replace(loaded, name=entry.name)
-    make = _teacher_jobs if entry.student is None else _student_jobs
-    return make(loaded, entry.rows)
+    if entry.student is None:
+        return _teacher_jobs(loaded, entry.rows)
+    return [
+        dataclasses.replace(job, student=entry.model) for job in _student_jobs(loaded, entry.rows)
+    ]
 
 
 def _find_student(name: str, weights: Path | None) -> FoundStudent:

@@ -5,7 +5,6 @@ __all__ = ["Score", "metric_values", "score"]
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -146,7 +145,10 @@ class _Scorer:
         reference = self.reference.stats[output]
         stats = compute_stats(features, extractor=reference.extractor)
         value = m.frechet_distance(generated=stats, reference=reference)
-        return Score(value, u.frechet_contributions(generated=features, reference=reference))
+        contributions = u.frechet_contributions(
+            generated=features, reference=reference, stats=stats
+        )
+        return Score(value, contributions)
 
     def _inception_score(self, splits: int, seed: int) -> Score:
         logits = self._output("logits")
@@ -194,23 +196,18 @@ class _Scorer:
             yield sides[0][rows[0]], sides[1][rows[1]]
 
     def _kid(self, subsets: int, subset_size: int, seed: int) -> Score:
-        given: dict[str, Any] = {
-            "generated": self._output("features"),
-            "reference": self._reference_features,
-            "subsets": subsets,
-            "subset_size": subset_size,
-            "seed": seed,
-        }
-        found = m.kernel_distance(**given)
-        contributions = u.kernel_contributions(kind="polynomial", **given)
-        return Score(found.mean, contributions, extra={"std": found.std}, smallest=None)
+        found = m.kernel_distance(
+            generated=self._output("features"),
+            reference=self._reference_features,
+            subsets=subsets,
+            subset_size=subset_size,
+            seed=seed,
+        )
+        return Score(found.mean, found.contributions, extra={"std": found.std}, smallest=None)
 
     def _cmmd(self) -> Score:
-        generated, reference = self._output("features"), self._reference_features
-        return Score(
-            m.cmmd(generated=generated, reference=reference),
-            u.kernel_contributions(generated=generated, reference=reference, kind="rbf"),
-        )
+        found = m.cmmd(generated=self._output("features"), reference=self._reference_features)
+        return Score(found.value, found.contributions)
 
     def _output(self, output: str) -> npt.NDArray[np.float32]:
         array: npt.NDArray[np.float32] | None = getattr(self.found, output)

@@ -5,11 +5,15 @@ __all__ = ["append", "find_record", "load_all", "load_contributions"]
 import os
 import re
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from bench.record import ResultRecord, load_record, record_to_json
 from dimo.errors import DimoError
 from dimo.files import sha256_bytes, write_atomic
+
+_STALE_SECONDS = 3600.0  # a writer that still lives is done with its temporary file long before
 
 
 def append(
@@ -19,7 +23,8 @@ def append(
 
     The file appears whole, under a name that is taken once: never half written, never overwritten,
     whatever other writers do and whenever the process is killed. `contributions` are written
-    before it, as `contributions/<run_id>.npz`.
+    before it, as `contributions/<run_id>.npz`. Temporary files that killed writers left an hour
+    ago or longer are removed.
 
     Raises:
         DimoError: The record is not as it was made, is already there, or the folder cannot be
@@ -49,6 +54,7 @@ def append(
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+    _remove_stale(path.parent)
     return path
 
 
@@ -147,6 +153,15 @@ def _publish(temporary: Path, path: Path) -> None:
     except OSError:  # a file system without hard links: claim the name, then fill it in one step
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         temporary.replace(path)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Removes temporary files that no writer is at any more; where it cannot, they are harmless."""
+    for pattern in (".*.json.*.tmp", "contributions/.*.npz.*.tmp"):
+        for path in folder.glob(pattern):
+            with suppress(OSError):  # another writer was faster, or it is another user's
+                if time.time() - path.lstat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

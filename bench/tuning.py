@@ -1,15 +1,18 @@
 """Choosing sampler settings on the selection seed, never on the reporting one."""
 
-__all__ = ["parse_grid", "tune"]
+__all__ = ["check_grid", "parse_grid", "tune"]
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
-from bench.generate import SamplerSettings, settings_of
+from bench.catalog import METRICS
+from bench.generate import ALL_SAMPLERS, settings_of
 from bench.jobs import Job
 from bench.plan import RANGES
+from bench.protocol import Protocol
+from bench.record import Trial, Tuning
 from bench.run import Workbench
 from dimo.errors import DimoError
 
@@ -17,41 +20,65 @@ _TUNABLE = tuple(name for name in RANGES if name != "top_k")  # numbers with a f
 
 
 def tune(workbench: Workbench, job: Job, grid: Mapping[str, Sequence[float]]) -> Job:
-    """The job with the settings of lowest FID on the protocol's selection seed.
+    """The job with the settings of lowest FID on the protocol's selection seed, and the sweep.
 
     Settings that the job's sampler does not have are left out of its grid; a job that has none of
     them stays as it is. A temperature that is tried holds at every step, unless the grid has a
-    final temperature too. The reporting seed is never looked at.
+    final temperature too. At a tie the settings tried first stay. The reporting seed is never
+    looked at.
 
     Args:
-        workbench: Where to score.
+        workbench: Where to score; its `progress` is told of each trial.
         job: A network's job.
         grid: Setting -> values to try, all combinations.
 
     Raises:
         DimoError: A setting that cannot be tuned, or a value out of range.
     """
-    seeds = workbench.protocol.seeds
-    settings = job.settings
-    if settings is None:
+    settings, seeds = job.settings, workbench.protocol.seeds
+    axes = _axes(job, grid)
+    if settings is None or not axes:
         return job
-    known = settings_of(settings.sampler)
-    axes = {key: values for key, values in grid.items() if key in known}
-    if not axes:
-        return job
-    best: tuple[float, SamplerSettings] | None = None
-    for values in itertools.product(*axes.values()):
-        changes: dict[str, Any] = dict(zip(axes, values, strict=True))
-        tried = settings.changed(**changes)
-        found = workbench.fid(
-            dataclasses.replace(job, settings=tried), seed=seeds.select, num_images=seeds.n_select
-        )
-        if best is None or found < best[0]:
-            best = (found, tried)
-    assert best is not None
+    rows = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    trials = []
+    for done, row in enumerate(rows):
+        workbench.progress(f"tuning {job.caption}", done, len(rows), "settings")
+        tried = dataclasses.replace(job, settings=settings.changed(**row))
+        found = workbench.fid(tried, seed=seeds.select, num_images=seeds.n_select)
+        trials.append(Trial(row, found))
+    workbench.progress(f"tuning {job.caption}", len(rows), len(rows), "settings")
+    chosen = min(range(len(trials)), key=lambda position: trials[position].fid)
     tried_text = " x ".join(f"{key} in {_numbers(values)}" for key, values in axes.items())
     selected_by = f"lowest FID on seed {seeds.select}, {seeds.n_select} images, over {tried_text}"
-    return dataclasses.replace(job, settings=dataclasses.replace(best[1], selected_by=selected_by))
+    return dataclasses.replace(
+        job,
+        settings=settings.changed(**rows[chosen], selected_by=selected_by),
+        tuning=Tuning(seeds.select, seeds.n_select, tuple(trials), chosen),
+    )
+
+
+def check_grid(grid: Mapping[str, Sequence[float]], jobs: Iterable[Job], fixed: Protocol) -> None:
+    """What nothing would be tuned with, or by, is refused before the first image is made.
+
+    Raises:
+        DimoError: A setting that no job's sampler has, or a protocol without a Fréchet distance.
+    """
+    if not grid:
+        return
+    kinds = [METRICS[metric.name] for metric in fixed.metrics]
+    if not any((kind.compares_with, kind.needs) == ("statistics", "features") for kind in kinds):
+        raise DimoError(
+            f"--tune chooses by a Fréchet distance, and protocol {fixed.name!r} has none; leave it "
+            "out, or tune under a protocol that has one and give the settings as options"
+        )
+    used = sorted({job.settings.sampler for job in jobs if job.settings is not None})
+    for key in grid:
+        if not any(key in settings_of(sampler) for sampler in used):
+            having = [sampler for sampler in ALL_SAMPLERS if key in settings_of(sampler)]
+            raise DimoError(
+                f"--tune {key} is a setting of no row: samplers {', '.join(used) or 'none'}; "
+                f"it is one of {', '.join(having)}"
+            )
 
 
 def parse_grid(options: Iterable[str]) -> dict[str, list[float]]:
@@ -74,10 +101,19 @@ def parse_grid(options: Iterable[str]) -> dict[str, list[float]]:
             )
         is_allowed, words = RANGES[key]
         for value in values:
-            if not is_allowed(value):
+            if not is_allowed(value) or not math.isfinite(value):
                 raise DimoError(f"--tune {option!r}: {value:g} must be {words}")
+        if key in grid or len(set(values)) < len(values):
+            what = f"names {key} again" if key in grid else "names a value twice"
+            raise DimoError(f"--tune {option!r} {what}; name each setting and value once")
         grid[key] = values
     return grid
+
+
+def _axes(job: Job, grid: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+    """The part of the grid that this job's sampler has settings for; empty for a fixed set."""
+    known = settings_of(job.settings.sampler) if job.settings is not None else ()
+    return {key: values for key, values in grid.items() if key in known}
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -9,7 +9,8 @@ the same samples is treated alike. The value's own bias at this N is not correct
 
 Precision, density and class accuracy are means of a contribution of each generated image, recall
 and coverage of each reference image (`bench.metrics.manifold_membership`, `class_hits`), so for
-these nothing is approximate. The other metrics' contributions are made here.
+these nothing is approximate. KID and CMMD come with their contributions (`bench.metrics.kernel`).
+The other metrics' are made here.
 
 Draws come from `numpy.random.RandomState`, whose stream numpy has frozen: a seed gives the same
 interval under every numpy version.
@@ -20,20 +21,17 @@ __all__ = [
     "bootstrap_interval",
     "frechet_contributions",
     "inception_score_contributions",
-    "kernel_contributions",
     "paired_interval",
 ]
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from bench.metrics.frechet import covariance_root
 from bench.metrics.inception_score import log_softmax, probability_sums, split_rows
-from bench.metrics.kernel import cmmd_witness, kernel_distance_witness
 from bench.stats import Features, FeatureStats, as_numpy, check_features, compute_stats
 from dimo.errors import DimoError
 
@@ -137,7 +135,9 @@ def paired_interval(
     )
 
 
-def frechet_contributions(*, generated: Features, reference: FeatureStats) -> _Floats:
+def frechet_contributions(
+    *, generated: Features, reference: FeatureStats, stats: FeatureStats | None = None
+) -> _Floats:
     """Contributions to the Frechet distance: `N - 1` times its loss when image i is left out.
 
     With `S_r = R R^T`, `Tr (S_g S_r)^(1/2)` is `Tr M^(1/2)` with `M = R^T S_g R`. Leaving out
@@ -161,6 +161,7 @@ def frechet_contributions(*, generated: Features, reference: FeatureStats) -> _F
     Args:
         generated: `[N, D]` features of the generated images, N >= 3.
         reference: Statistics of the reference images.
+        stats: Statistics of `generated`, where they are known; None: they are computed.
 
     Returns:
         `[N]` float64.
@@ -169,7 +170,9 @@ def frechet_contributions(*, generated: Features, reference: FeatureStats) -> _F
         DimoError: Shapes do not fit, N < 3, or a value is not finite.
     """
     array = check_features(generated, name="generated features", dim=reference.mu.size, min_count=3)
-    count, stats = len(array), compute_stats(array, extractor=reference.extractor)
+    count = len(array)
+    if stats is None:
+        stats = compute_stats(array, extractor=reference.extractor)
     root = covariance_root(reference)  # [D, rank]
     values, vectors = np.linalg.eigh(root.T @ stats.sigma @ root)  # M, ascending
     largest = float(values.max(initial=0.0))
@@ -231,42 +234,6 @@ def inception_score_contributions(logits: Features, *, splits: int, seed: int) -
         score = np.exp(divergence.mean())
         contributions[rows] = len(array) / (splits * len(rows)) * score * divergence
     return contributions
-
-
-_WITNESSES: dict[str, Callable[..., _Floats]] = {
-    "polynomial": kernel_distance_witness,
-    "rbf": cmmd_witness,
-}
-
-
-def kernel_contributions(
-    *,
-    generated: Features,
-    reference: Features,
-    kind: Literal["polynomial", "rbf"],
-    **settings: Any,
-) -> _Floats:
-    """Contributions to KID (`"polynomial"`) or CMMD (`"rbf"`): the witness of the kernel.
-
-    Measured against fresh samples, the width is right to about 10 % for clearly different
-    distributions; for nearly equal ones it is too wide, by up to 20 % for KID and up to a factor
-    sqrt(2) for CMMD. KID's subsets mix labels at random, so `labels` of `bootstrap_interval` takes
-    hardly anything from its width, which is then up to three times too wide.
-
-    Args:
-        generated: `[N, D]` features of the generated images.
-        reference: `[M, D]` features of the reference images.
-        kind: Which kernel.
-        settings: The same as given to `kernel_distance` or `cmmd`; KID's subsets and their seed
-            belong to them, since its interval is that of these very subsets.
-
-    Returns:
-        `[N]` float64.
-
-    Raises:
-        DimoError: As `kernel_distance` and `cmmd` do.
-    """
-    return _WITNESSES[kind](generated=generated, reference=reference, **settings)
 
 
 def _check_contributions(values: Features) -> _Floats:

@@ -96,7 +96,8 @@ def test_metrics_see_arrays_only():
     [["--help"], ["--version"], ["report", "--help"], ["report"], ["protocols", "list"]]
     + [["report", "-f", name] for name in ("latex", "csv", "json")]
     + [["report", "--ablation"], ["report", "--update", "page.md"]]
-    + [["weights", "--help"], ["weights", "list"], ["weights", "list", "--json"]],
+    + [["weights", "--help"], ["weights", "list"], ["weights", "list", "--json"]]
+    + [["results", "--help"], ["results", "list"], ["verify", "--help"]],
     ids=" ".join,
 )
 def test_light_commands_do_not_load_torch(arguments, tmp_path):

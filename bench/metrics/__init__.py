@@ -1,6 +1,7 @@
 """Metrics: pure functions from arrays to numbers. They see no path, model or protocol."""
 
 __all__ = [
+    "CMMD",
     "PRDC",
     "InceptionScore",
     "KernelDistance",
@@ -19,7 +20,7 @@ __all__ = [
 from bench.metrics.class_accuracy import class_accuracy, class_hits
 from bench.metrics.frechet import frechet_distance
 from bench.metrics.inception_score import InceptionScore, inception_score
-from bench.metrics.kernel import KernelDistance, cmmd, kernel_distance
+from bench.metrics.kernel import CMMD, KernelDistance, cmmd, kernel_distance
 from bench.metrics.prdc import (
     PRDC,
     ManifoldMembership,

@@ -24,7 +24,9 @@ MISSING = "\u2013"
 
 
 def metric_heading(name: str) -> str:
-    """Column heading of a metric, with the direction that is better."""
+    """Column heading of a metric, with the direction that is better, if this dimo knows it."""
+    if name not in METRICS:
+        return name
     kind = METRICS[name]
     return f"{kind.label} ({'↑' if kind.higher_is_better else '↓'})"
 

@@ -1,6 +1,6 @@
 """One record, or two side by side, as a table that reads well in a terminal and as Markdown."""
 
-__all__ = ["difference_table", "metric_table"]
+__all__ = ["difference_table", "metric_table", "number"]
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -15,23 +15,30 @@ if TYPE_CHECKING:
 _DIGITS = 5  # significant digits of a value alone; tables of many rows show fewer
 
 
-def metric_table(record: ResultRecord, *, level: float) -> str:
+def metric_table(record: ResultRecord, *, level: float | None) -> str:
     """Every metric of one record: value, interval, N, and what else is known of it.
 
     Args:
         record: A record.
-        level: Level of its intervals, for the heading.
+        level: Level of its intervals, for the heading; None: not known.
     """
     body = []
     for name, metric in record.metrics.items():
         interval = cells.MISSING
         if metric.low is not None and metric.high is not None:
-            interval = f"{_number(metric.low)} to {_number(metric.high)}"
-        extra = ", ".join(f"{key} {_number(value)}" for key, value in metric.extra.items())
+            interval = f"{number(metric.low)} to {number(metric.high)}"
+        extra = ", ".join(f"{key} {number(value)}" for key, value in metric.extra.items())
         body.append(
-            [cells.metric_heading(name), _number(metric.value), interval, f"{metric.n:,}", extra]
+            [
+                text(cells.metric_heading(name)),
+                number(metric.value),
+                interval,
+                f"{metric.n:,}",
+                extra,
+            ]
         )
-    header = ["Metric", "Value", f"{level:.0%} interval", "N", ""]
+    interval = "Interval" if level is None else f"{level:.0%} interval"
+    header = ["Metric", "Value", interval, "N", ""]
     return pipe_table(header, body, left=[0, 4]) + "\n"
 
 
@@ -54,10 +61,10 @@ def difference_table(
     body = [
         [
             cells.metric_heading(found.metric),
-            _number(found.first),
-            _number(found.second),
-            _number(found.first - found.second),
-            f"{_number(found.low)} to {_number(found.high)}",
+            number(found.first),
+            number(found.second),
+            number(found.first - found.second),
+            f"{number(found.low)} to {number(found.high)}",
             names[found.better],
         ]
         for found in differences
@@ -78,7 +85,7 @@ def _row_name(record: ResultRecord) -> str:
     return text(record.method.name + (f", {steps} steps" if steps and steps > 1 else ""))
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """`0.28571`, `6.7309`, `12,345`: so many significant digits, and zero without a sign."""
     rounded = float(f"{value:.{_DIGITS}g}") + 0.0
     decimals = max(0, _DIGITS - 1 - _exponent(rounded))

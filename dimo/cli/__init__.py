@@ -11,6 +11,7 @@ from dimo.cli import (  # noqa: F401  (they register)
     exchange,
     measuring,
     reporting,
+    results,
     sampling,
     training,
     weights,

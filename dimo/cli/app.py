@@ -1,6 +1,6 @@
 """The Typer application that every command registers with."""
 
-__all__ = ["app", "is_first_rank", "protocols_app", "weights_app"]
+__all__ = ["app", "is_first_rank", "protocols_app", "results_app", "weights_app"]
 
 import os
 from typing import Annotated
@@ -20,6 +20,8 @@ app = typer.Typer(
 )
 protocols_app = typer.Typer(no_args_is_help=True, help="Benchmarks and what each of them fixes.")
 app.add_typer(protocols_app, name="protocols")
+results_app = typer.Typer(no_args_is_help=True, help="Result records: list, show, differences.")
+app.add_typer(results_app, name="results")
 weights_app = typer.Typer(no_args_is_help=True, help="Official weight files of the networks.")
 app.add_typer(weights_app, name="weights")
 

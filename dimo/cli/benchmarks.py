@@ -94,7 +94,7 @@ def bench(
     from bench.plan import check_protocol
     from bench.protocol import load_protocol
     from bench.references import reference_images
-    from bench.tuning import parse_grid
+    from bench.tuning import check_grid, parse_grid
     from dimo.launch import choose_device
     from dimo.teachers import get_teacher
 
@@ -124,6 +124,7 @@ def bench(
     if reference is None:
         reference_images(fixed)  # complains before any network is loaded
     jobs = load_planned(planned, device=place, weights=weights)
+    check_grid(grid, jobs, fixed)
     if reference_rows and reference is None:
         jobs = reference_jobs(jobs[0].loaded, fixed) + jobs
     records = _bench(

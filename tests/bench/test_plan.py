@@ -238,3 +238,18 @@ def test_a_tuned_temperature_holds_at_every_step():
     with pytest.raises(DimoError, match=r"theta=1.*must be strictly between 0 and 1"):
         parse_grid(["theta=1"])
     assert parse_grid(["choice_temperature=0,4.5"]) == {"choice_temperature": [0.0, 4.5]}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["temperature=inf"], "inf must be above 0"),
+        (["temperature=1,1.0"], "names a value twice"),
+        (["temperature=1", "theta=0.5", "temperature=2"], "names temperature again"),
+        (["temperature"], "is not SETTING=VALUE"),
+        (["top_k=5"], "settings: temperature"),
+    ],
+)
+def test_bad_grids(options, words):
+    with pytest.raises(DimoError, match=words):
+        parse_grid(options)

@@ -12,7 +12,7 @@ from bench.protocol import load_protocol
 from bench.references import reference_images
 from bench.run import Workbench
 from bench.scores import score
-from bench.tuning import parse_grid, tune
+from bench.tuning import check_grid, parse_grid, tune
 from dimo.errors import DimoError
 
 CPU = torch.device("cpu")
@@ -22,6 +22,14 @@ METRICS = ("fid", "inception_score", "precision", "recall", "density", "coverage
 @pytest.fixture(scope="module")
 def protocol():
     return load_protocol("digits")
+
+
+@pytest.fixture(scope="module")
+def small(protocol):
+    """The same with few images."""
+    images = dataclasses.replace(protocol.images, num_images=500)
+    seeds = dataclasses.replace(protocol.seeds, n_select=200)
+    return dataclasses.replace(protocol, images=images, seeds=seeds)
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +124,63 @@ def test_another_extractor_or_reference_is_refused(protocol):
             Workbench(dataclasses.replace(protocol, **{part: changed}), device=CPU)
 
 
-def test_tuning_picks_the_better_setting(workbench):
-    job = load_jobs("digits", ["digits-dimo"], [], device=CPU)[0]
-    chosen = tune(workbench, job, parse_grid(["temperature=1,5", "guidance_scale=2"]))
-    assert chosen.settings.temperature == 1
-    assert "guidance" not in chosen.settings.selected_by  # a one-step student has none
+def test_every_row_is_tuned_alike_and_keeps_its_sweep(small):
+    """A teacher, another sampler, a student: each by what it has of the grid."""
+    jobs = load_jobs(
+        "digits", ["digits-dimo"], [2], device=CPU, samplers=["confidence", "tau_leaping"]
+    )
+    told = []
+    bench = Workbench(small, device=CPU, progress=lambda *what: told.append(what))
+    grid = parse_grid(["temperature=5,1", "guidance_scale=1,2"])
+    check_grid(grid, jobs, small)
+    tuned = [tune(bench, job, grid) for job in jobs]
+    for job in tuned:
+        sweep = job.tuning
+        assert (sweep.seed, sweep.num_images) == (small.seeds.select, 200)
+        assert job.settings.temperature == 1
+        best = min(sweep.trials, key=lambda trial: trial.fid)
+        assert sweep.trials[sweep.chosen] == best
+        assert {key: getattr(job.settings, key) for key in best.settings} == best.settings
+        again = bench.fid(job, seed=small.seeds.select, num_images=200)
+        assert again == best.fid  # to the bit: the sweep is what it says
+    teacher, _, student = tuned
+    assert [tuple(trial.settings.values()) for trial in teacher.tuning.trials] == [
+        (5, 1),
+        (5, 2),
+        (1, 1),
+        (1, 2),
+    ]
+    assert [trial.settings for trial in student.tuning.trials] == [
+        {"temperature": 5},
+        {"temperature": 1},
+    ]
+    assert "guidance" not in student.settings.selected_by  # a one-step student has none
+    assert ("tuning MaskGIT, 2 steps", 4, 4, "settings") in told
+    record = bench.measure(student).record
+    assert record.method.tuning == student.tuning
+    assert record.method.student == "digits-dimo"
+    assert record.seed == small.seeds.report
+
+
+def test_at_a_tie_the_first_stays(small):
+    """At one step all is revealed at once: no noise on confidences changes an image."""
+    job = load_jobs("digits", [], [1], device=CPU)[0]
+    bench = Workbench(small, device=CPU)
+    for noise in ([4.5, 0.0], [0.0, 4.5]):
+        tuned = tune(bench, job, {"choice_temperature": noise})
+        assert len({trial.fid for trial in tuned.tuning.trials}) == 1
+        assert (tuned.tuning.chosen, tuned.settings.choice_temperature) == (0, noise[0])
+
+
+def test_a_sweep_of_nothing_is_refused(protocol):
+    jobs = load_jobs("digits", ["digits-dimo"], [], device=CPU)
+    with pytest.raises(
+        DimoError, match=r"--tune guidance_scale is a setting of no row: .*one_step"
+    ):
+        check_grid(parse_grid(["guidance_scale=2"]), jobs, protocol)
+    with pytest.raises(DimoError, match="protocol 'imagenet256-cmmd' has none"):
+        check_grid(parse_grid(["temperature=2"]), jobs, load_protocol("imagenet256-cmmd"))
+    check_grid({}, jobs, load_protocol("imagenet256-cmmd"))
 
 
 def test_other_samplers_are_rows_of_their_own(workbench):

@@ -14,7 +14,6 @@ from bench.uncertainty import (
     bootstrap_interval,
     frechet_contributions,
     inception_score_contributions,
-    kernel_contributions,
     paired_interval,
 )
 from dimo.errors import DimoError
@@ -152,6 +151,14 @@ def test_frechet_contributions_are_what_leaving_out_an_image_costs(count, dim, r
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
 
 
+def test_frechet_contributions_by_known_statistics_are_the_same():
+    features, reference = draw(3, 60), stats(draw(4, 90))
+    known = frechet_contributions(generated=features, reference=reference, stats=stats(features))
+    np.testing.assert_array_equal(
+        known, frechet_contributions(generated=features, reference=reference)
+    )
+
+
 def test_frechet_contributions_tend_to_the_influence_function():
     features, reference = draw(1, 40000), stats(draw(2, 5000) * 1.3)
     generated = stats(features)
@@ -286,12 +293,13 @@ def test_kernel_intervals_have_the_spread_of_fresh_samples(kind, scale, ratio):
         sides = {"generated": features, "reference": reference}
         if kind == "polynomial":
             return kernel_distance(**sides, **settings).mean
-        return cmmd(**sides, **settings)
+        return cmmd(**sides, **settings).value
 
     features = [draw(seed, 400, scale=scale) + 0.2 for seed in range(100, 350)]
     truth = spread([metric(sample) for sample in features])
+    measure = kernel_distance if kind == "polynomial" else cmmd
     contributions = [
-        kernel_contributions(generated=sample, reference=reference, kind=kind, **settings)
+        measure(generated=sample, reference=reference, **settings).contributions
         for sample in features[:10]
     ]
     ours = np.mean([width(c) for c in contributions])
@@ -363,4 +371,4 @@ def test_refuses():
     with pytest.raises(DimoError, match="splits is 6 for 5 images"):
         inception_score_contributions(draw_logits(0, 5), splits=6, seed=0)
     with pytest.raises(DimoError, match="9 generated samples for subset_size = 80"):
-        kernel_contributions(generated=draw(0, 9), reference=draw(1, 90), kind="polynomial", **KID)
+        kernel_distance(generated=draw(0, 9), reference=draw(1, 90), **KID)
