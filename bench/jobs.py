@@ -11,7 +11,7 @@ __all__ = [
 ]
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from bench.generate import SETTINGS, SamplerSettings
 from bench.images import to_uint8
 from bench.plan import Choice, check_used, student_settings, teacher_settings
 from bench.protocol import Protocol
-from bench.record import MethodInfo, Section
+from bench.record import MethodInfo, Section, Tuning
 from bench.references import reference_images
 from dimo.errors import DimoError
 from dimo.students import PUBLISHED_STUDENTS, StudentConfig, find_student
@@ -42,6 +42,8 @@ class Job:
         settings: Sampler settings; None for a fixed set.
         images: The fixed set, uint8 [N, 3, H, W]; None for a network.
         labels: Of the fixed set, int64 [N].
+        student: Run folder or name that the student was loaded by.
+        tuning: How the settings were chosen, if by a sweep (`bench.tuning`).
     """
 
     name: str
@@ -50,6 +52,8 @@ class Job:
     settings: SamplerSettings | None = None
     images: Tensor | None = None
     labels: Tensor | None = None
+    student: str | None = None
+    tuning: Tuning | None = None
 
     @property
     def caption(self) -> str:
@@ -92,6 +96,8 @@ def method_info(job: Job, cost: Cost | None) -> MethodInfo:
         weights_sha256=job.loaded.weights_sha256 if settings else None,
         training=training,
         network_precision=None if precision == "float32" else precision,
+        student=job.student,
+        tuning=job.tuning,
         **chosen,
     )
 
@@ -247,9 +253,10 @@ def load_models(
 
     def rows(name: str) -> list[Job]:
         loaded = load_model(name, device=device, weights=weights, precision=precision)
-        return jobs_of(
+        found = jobs_of(
             loaded, steps, overrides, samplers, schedules=schedules, student_steps=student_steps
         )
+        return [replace(job, student=name) if loaded.student else job for job in found]
 
     return [job for name in names for job in rows(name)]
 

@@ -13,6 +13,8 @@ __all__ = [
     "Revision",
     "Section",
     "Speed",
+    "Trial",
+    "Tuning",
     "load_record",
     "new_record",
     "record_from_json",
@@ -21,12 +23,9 @@ __all__ = [
 ]
 
 import dataclasses
-import importlib.metadata
 import json
 import os
-import platform
 import re
-import subprocess
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from bench.protocol import Protocol, protocol_sha256
+from bench.provenance import Revision, code_revision, package_versions
 from dimo.files import sha256_bytes
 from dimo.strict import Origin, canonical_json, decode, encode, unique_keys
 
@@ -43,22 +43,40 @@ Section: TypeAlias = Literal["Reference", "Teacher", "Sampler", "Distill.", "Ima
 _FORMAT = 1
 _HAND_MADE = "records are written by dimo bench, not by hand: remove the file or run it again"
 _IN_MEMORY = Origin("this result", "correct the code that makes the record")
-_CODE = ("bench", "dimo", "protocols")  # what a commit must hold for a result to be repeatable
-_PACKAGES = (
-    "accelerate",
-    "clean-fid",
-    "dimo",
-    "numpy",
-    "open_clip_torch",
-    "pillow",
-    "safetensors",
-    "scikit-learn",
-    "scipy",
-    "timm",
-    "torch",
-    "torch-fidelity",
-    "torchvision",
-)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings that were tried, and how good they were.
+
+    Attributes:
+        settings: Value by name of each setting that was varied, the same names in every trial of a
+            sweep; names are those of `MethodInfo`. All others are as in the record.
+        fid: Fréchet distance on the selection seed.
+    """
+
+    settings: dict[str, float]
+    fid: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The sweep that chose a row's settings, on images that are never reported.
+
+    In a file: `{"seed": 2000, "num_images": 1000, "trials": [{"settings": {"temperature": 0.8},
+    "fid": 1.5}, {"settings": {"temperature": 1.0}, "fid": 1.25}], "chosen": 1}`.
+
+    Attributes:
+        seed: The protocol's selection seed.
+        num_images: Images of each trial, the protocol's `n_select`.
+        trials: In the order in which they were tried: the last setting varies fastest.
+        chosen: Position in `trials` of the lowest FID, the first of them at a tie.
+    """
+
+    seed: int
+    num_images: int
+    trials: tuple[Trial, ...]
+    chosen: int
 
 
 @dataclass(frozen=True)
@@ -87,6 +105,8 @@ class MethodInfo:
         top_k: Tokens were drawn among the k likeliest.
         top_p: Tokens were drawn among the likeliest that together reach this probability.
         network_precision: What the network computed in, if not float32.
+        student: Run folder or name of the student, as it was given.
+        tuning: The sweep that chose the settings, where they were chosen by one.
 
     The fields with a default are in a file only where they are not None.
     """
@@ -111,6 +131,8 @@ class MethodInfo:
     top_k: int | None = None
     top_p: float | None = None
     network_precision: str | None = None
+    student: str | None = None
+    tuning: Tuning | None = None
 
 
 @dataclass(frozen=True)
@@ -193,14 +215,6 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Revision:
-    """Git commit of the code; `dirty` if code or protocols differed. None: not from a checkout."""
-
-    commit: str | None
-    dirty: bool | None
-
-
-@dataclass(frozen=True)
 class ResultRecord:
     """One result. Made by `new_record`.
 
@@ -264,8 +278,8 @@ def new_record(
             metrics=dict(metrics),
             speed=speed,
             seed=seed,
-            revision=_revision(Path(__file__).resolve().parent.parent),
-            packages=_packages(),
+            revision=code_revision(),
+            packages=package_versions(),
             command=command,
             seconds=seconds,
             content_sha256="",
@@ -349,6 +363,8 @@ def _checked(data: Any, origin: Origin) -> ResultRecord:
         )
     if not record.method.name.strip():
         raise origin.error("'method.name' must not be empty")
+    if record.method.tuning is not None:
+        _check_tuning(record.method.tuning, origin)
     for name, metric in record.metrics.items():
         where = ascii(f"metrics.{name}")[:80]
         if (metric.low is None) != (metric.high is None):
@@ -356,6 +372,20 @@ def _checked(data: Any, origin: Origin) -> ResultRecord:
         if metric.low is not None and metric.high is not None and metric.low > metric.high:
             raise origin.error(f"{where}: 'low' must not be above 'high'")
     return record
+
+
+def _check_tuning(tuning: Tuning, origin: Origin) -> None:
+    trials = tuning.trials
+    if not trials:
+        raise origin.error("'method.tuning.trials' must not be empty")
+    if any(trial.settings.keys() != trials[0].settings.keys() for trial in trials):
+        raise origin.error("'method.tuning.trials' must all have the same settings")
+    fids = [trial.fid for trial in trials]
+    if tuning.chosen != fids.index(min(fids)):
+        raise origin.error(
+            f"'method.tuning.chosen' must be {fids.index(min(fids))}, the first of lowest FID, "
+            f"not {tuning.chosen}"
+        )
 
 
 def _encoded(record: ResultRecord) -> dict[str, Any]:
@@ -371,41 +401,3 @@ def _encoded(record: ResultRecord) -> dict[str, Any]:
 def _content_sha256(data: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in data.items() if key != "content_sha256"}
     return sha256_bytes(canonical_json(rest).encode())
-
-
-def _packages() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _revision(root: Path) -> Revision:
-    """Commit and state of the checkout at `root`, if the code there is what git tracks."""
-    tracked = _git(root, "ls-files", "--", str(Path(__file__).resolve()))
-    commit = _git(root, "rev-parse", "--verify", "HEAD") if tracked else None
-    if commit is None:
-        return Revision(commit=None, dirty=None)
-    changes = _git(root, "status", "--porcelain", "--", *_CODE)
-    return Revision(commit=commit, dirty=None if changes is None else bool(changes))
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    """Output of a git command that only reads, or None where it fails."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    environment["GIT_OPTIONAL_LOCKS"] = "0"
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,12 +10,14 @@ from typing import Any
 
 import pytest
 
-from bench import record as record_module
 from bench.protocol import load_protocol, protocol_sha256
 from bench.record import (
     Evidence,
     MetricValue,
+    ProtocolInfo,
     ResultRecord,
+    Trial,
+    Tuning,
     load_record,
     new_record,
     record_from_json,
@@ -79,7 +80,7 @@ def test_a_record_survives_its_file(make_record: RecordMaker, tmp_path: Path) ->
 
 def test_the_hash_of_known_content_is_known(make_record: RecordMaker) -> None:
     # The hash is over JSON with sorted keys and no spaces, so that other tools can check it.
-    data = json.loads(record_to_json(make_record(protocol=record_module.ProtocolInfo("p", 1, "0"))))
+    data = json.loads(record_to_json(make_record(protocol=ProtocolInfo("p", 1, "0"))))
     found = data.pop("content_sha256")
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     assert found == sha256_bytes(text.encode())
@@ -90,12 +91,53 @@ def test_keys_that_came_later_are_written_only_where_they_say_something(
     make_record: RecordMaker,
 ) -> None:
     later = {"final_temperature", "theta", "random_start", "top_k", "top_p", "network_precision"}
+    later |= {"student", "tuning"}
     plain = record_to_json(make_record())
     assert not later & json.loads(plain)["method"].keys()
     record = make_record(theta=0.5, random_start=True, top_k=7)
     text = record_to_json(record)
     assert json.loads(text)["method"].keys() & later == {"theta", "random_start", "top_k"}
     assert record_from_json(text, source="x") == record
+
+
+def tuning(*fids: float, chosen: int) -> Tuning:
+    trials = tuple(Trial({"temperature": float(i + 1)}, fid) for i, fid in enumerate(fids))
+    return Tuning(seed=2000, num_images=1000, trials=trials, chosen=chosen)
+
+
+def test_a_sweep_survives_its_file(make_record: RecordMaker) -> None:
+    record = make_record(tuning=tuning(3.0, 1.5, chosen=1))
+    text = record_to_json(record)
+    assert json.loads(text)["method"]["tuning"] == {
+        "seed": 2000,
+        "num_images": 1000,
+        "trials": [
+            {"settings": {"temperature": 1.0}, "fid": 3.0},
+            {"settings": {"temperature": 2.0}, "fid": 1.5},
+        ],
+        "chosen": 1,
+    }
+    assert record_from_json(text, source="x") == record
+
+
+@pytest.mark.parametrize(
+    ("sweep", "words"),
+    [
+        (tuning(3.0, 1.5, chosen=0), "'method.tuning.chosen' must be 1"),
+        (tuning(1.5, 1.5, chosen=1), "must be 0, the first of lowest FID, not 1"),
+        (tuning(1.5, chosen=7), "must be 0"),
+        (tuning(chosen=0), "'method.tuning.trials' must not be empty"),
+        (
+            Tuning(1, 2, (Trial({"theta": 0.5}, 1.0), Trial({"temperature": 1.0}, 2.0)), 0),
+            "must all have the same settings",
+        ),
+    ],
+)
+def test_a_sweep_that_contradicts_itself(
+    make_record: RecordMaker, sweep: Tuning, words: str
+) -> None:
+    with pytest.raises(DimoError, match=words):
+        make_record(tuning=sweep)
 
 
 def test_the_results_of_this_repository_are_whole() -> None:
@@ -214,57 +256,3 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
     with pytest.raises(DimoError, match="not a text file"):
         load_record(tmp_path / "bytes.json")
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
-    done = subprocess.run(
-        ["git", "-C", str(folder), *identity, *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.strip()
-
-
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small repository in which `bench/record.py` is tracked."""
-    root = tmp_path / "checkout"
-    (root / "bench").mkdir(parents=True)
-    (root / "bench" / "record.py").write_text("pass\n")
-    git(tmp_path, "init", "--quiet", str(root))
-    git(root, "add", "bench")
-    monkeypatch.setattr(record_module, "__file__", str(root / "bench" / "record.py"))
-    return root
-
-
-def test_revision_of_a_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert record_module._revision(checkout) == record_module.Revision(None, None)  # no commit yet
-    git(checkout, "commit", "--quiet", "-m", "first")
-    clean = record_module.Revision(git(checkout, "rev-parse", "HEAD"), dirty=False)
-    monkeypatch.setenv("GIT_DIR", "/nonexistent")  # as in a hook of another repository
-    assert record_module._revision(checkout) == clean
-    (checkout / "README.md").write_text("prose and results change no number\n")
-    assert record_module._revision(checkout) == clean
-    (checkout / "bench" / "new.py").write_text("pass\n")
-    assert record_module._revision(checkout) == dataclasses.replace(clean, dirty=True)
-    (checkout / "bench" / "new.py").unlink()
-    (checkout / "bench" / "record.py").write_text("1\n")
-    assert record_module._revision(checkout) == dataclasses.replace(clean, dirty=True)
-
-
-def test_an_installed_package_is_not_of_the_repository_around_it(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    git(checkout, "commit", "--quiet", "-m", "first")
-    installed = checkout / "venv" / "bench" / "record.py"
-    installed.parent.mkdir(parents=True)
-    installed.write_text("pass\n")
-    monkeypatch.setattr(record_module, "__file__", str(installed))
-    assert record_module._revision(installed.parent.parent).commit is None
-
-
-def test_revision_without_git(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    assert record_module._revision(checkout) == record_module.Revision(None, None)
