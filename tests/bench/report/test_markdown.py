@@ -13,7 +13,8 @@ from markdown_it import MarkdownIt
 from bench.paths import data_dir
 from bench.protocol import Protocol, load_protocol
 from bench.record import ProtocolInfo, ResultRecord
-from bench.report import PublishedRow, cells, load_published, report_markdown, results_frame
+from bench.report import PublishedRow, collect_report, load_published, results_frame
+from bench.report.markdown import code, report_markdown, text
 from bench.report.published import published_frame
 from bench.report.table import best_and_second, latest
 from dimo.errors import DimoError
@@ -49,6 +50,19 @@ STUDENT: dict[str, Any] = {
     "temperature": 0.8,
     "weights_sha256": "cd" * 32,
 }
+
+
+def markdown_of(
+    records: list[ResultRecord],
+    problems: list[str],
+    published: list[PublishedRow],
+    *,
+    protocol: Protocol,
+) -> str:
+    report = collect_report(
+        records, problems, published, protocols=[protocol], folder=Path("results")
+    )
+    return report_markdown(report)
 
 
 def metrics(*values: float) -> dict[str, tuple[float, float, float]]:
@@ -118,7 +132,7 @@ def test_the_report_is_the_expected_one_line_by_line(
     records: list[ResultRecord], published: list[PublishedRow], protocol: Protocol
 ) -> None:
     problems = ["results/a.json: not valid JSON `here`; remove it", "results/b.json: edited"]
-    report = report_markdown(records, problems, published, protocol=protocol)
+    report = markdown_of(records, problems, published, protocol=protocol)
     expected = (HERE / "expected.md").read_text(encoding="utf-8")
     for number, (found, wanted) in enumerate(
         zip(report.splitlines(), expected.splitlines(), strict=False), 1
@@ -130,16 +144,16 @@ def test_the_report_is_the_expected_one_line_by_line(
 def test_the_order_of_records_does_not_matter(
     records: list[ResultRecord], protocol: Protocol
 ) -> None:
-    report = report_markdown(records, [], [], protocol=protocol)
-    assert report_markdown(records[::-1], [], [], protocol=protocol) == report
+    report = markdown_of(records, [], [], protocol=protocol)
+    assert markdown_of(records[::-1], [], [], protocol=protocol) == report
 
 
 def test_an_empty_folder_says_what_to_do(make_record: RecordMaker, protocol: Protocol) -> None:
-    report = report_markdown([], [], [], protocol=protocol)
+    report = markdown_of([], [], [], protocol=protocol)
     assert "No results under protocol `handwriting`, version 1" in report
     assert "make them with `dimo bench`" in report
     foreign = make_record(protocol=ProtocolInfo("digits", 1, "ef" * 32))
-    report = report_markdown([foreign], [], [], protocol=protocol)
+    report = markdown_of([foreign], [], [], protocol=protocol)
     assert "- Not shown: 1 result measured under another protocol: `digits`, version 1" in report
 
 
@@ -228,7 +242,7 @@ def test_hostile_text_is_shown_and_does_nothing(
     quoted = PublishedRow(
         "imagenet256-c2i", "Teacher", words, words, 1, "fid", "1.0", words, words, words, words
     )
-    report = report_markdown([first, second, foreign], [words], [quoted], protocol=protocol)
+    report = markdown_of([first, second, foreign], [words], [quoted], protocol=protocol)
     assert len(report) < 25_000
     assert not re.search("[\u2028\u202e\x00\x1b\r]", report)
 
@@ -267,7 +281,7 @@ def test_rows_are_told_apart_by_schedule_and_counts(
         "B (schedule arccos: 20 + 21 + … + 82 tokens)",
         "B (schedule arccos-v1: 1 + 18 + … + 50 tokens)",
     ]
-    report = report_markdown(records, [], [], protocol=protocol)
+    report = markdown_of(records, [], [], protocol=protocol)
     assert report.count("| A (schedule arccos-v1: 1 + 255 tokens) ") == 2
 
 
@@ -275,13 +289,13 @@ def test_settings_that_no_row_has_get_no_column(
     make_record: RecordMaker, protocol: Protocol
 ) -> None:
     columns = ("Final temp.", "Theta", "Random start", "Top-k", "Top-p", "Network in")
-    plain = report_markdown([make_record()], [], [], protocol=protocol)
+    plain = markdown_of([make_record()], [], [], protocol=protocol)
     assert not any(f"| {column} " in plain for column in columns)
     every = make_record(
         final_temperature=0.8, theta=0.4, random_start=True, top_k=7, top_p=0.9,
         network_precision="bfloat16",
     )  # fmt: skip
-    report = report_markdown([every, make_record(number=2)], [], [], protocol=protocol)
+    report = markdown_of([every, make_record(number=2)], [], [], protocol=protocol)
     assert all(f" {column} " in report for column in columns)
     line = next(line for line in report.splitlines() if "00000001" in line)
     values = [part.strip() for part in line.split(" | ")]
@@ -305,7 +319,7 @@ def test_what_is_unknown_of_a_training_is_said(
     make_record: RecordMaker, protocol: Protocol
 ) -> None:
     record = make_record(training={"recipe": "of its authors", "seconds": None, "seed": None})
-    report = report_markdown([record], [], [], protocol=protocol)
+    report = markdown_of([record], [], [], protocol=protocol)
     assert "recipe of its authors, seconds unknown, seed unknown" in report
 
 
@@ -318,30 +332,30 @@ def flattened(tokens: list[Any]) -> Any:
 def test_text_reads_as_it_was_written() -> None:
     markdown = MarkdownIt("gfm-like", {"linkify": False})
     for words in ("Di[M]O", "a_b_c _d_", "x < y & z", "50% | 2 * 3 \\ 4", "~8 `q`", "{0.8, 1}"):
-        shown = markdown.renderInline(cells.text(words))
+        shown = markdown.renderInline(text(words))
         assert shown == words.replace("&", "&amp;").replace("<", "&lt;")
-    assert cells.text("Di[M]O") == "Di[M]O"  # plain in a terminal, too
-    assert cells.text("guidance_scale in {1, 2}") == "guidance_scale in {1, 2}"
+    assert text("Di[M]O") == "Di[M]O"  # plain in a terminal, too
+    assert text("guidance_scale in {1, 2}") == "guidance_scale in {1, 2}"
 
 
 def test_github_makes_no_link_and_no_formula() -> None:
     # GitHub does both on bare text, which the renderer used here does not.
     for words in ("see http://x.test", "HTTPS://x.test", "(www.x.test)", "$x$", "$$x$$"):
-        shown = cells.text(words)
+        shown = text(words)
         assert not re.search(r"(?i)https?:|www\.|(?<!<span>)\$", shown)
         assert re.sub("</?span>", "", shown) == words
 
 
 @pytest.mark.parametrize("words", ["plain", "a`b", "``", "`", "a```b``c", "<b>"])
 def test_code_spans_hold_any_text(words: str) -> None:
-    shown = MarkdownIt("gfm-like", {"linkify": False}).renderInline(cells.code(words))
+    shown = MarkdownIt("gfm-like", {"linkify": False}).renderInline(code(words))
     assert shown == f"<code>{words.replace('<', '&lt;').replace('>', '&gt;')}</code>"
 
 
 def test_tables_line_up_in_a_terminal(
     records: list[ResultRecord], published: list[PublishedRow], protocol: Protocol
 ) -> None:
-    report = report_markdown(records, [], published, protocol=protocol)
+    report = markdown_of(records, [], published, protocol=protocol)
     for block in report.split("\n\n"):
         if block.startswith("|"):
             lengths = {len(line) for line in block.splitlines()}
@@ -351,7 +365,7 @@ def test_tables_line_up_in_a_terminal(
 def test_two_thousand_records_take_moments(make_record: RecordMaker, protocol: Protocol) -> None:
     records = [make_record(number=i, num_steps=1 + i % 700, seed=i % 3) for i in range(2000)]
     start = time.process_time()
-    report = report_markdown(records, [], [], protocol=protocol)
+    report = markdown_of(records, [], [], protocol=protocol)
     assert time.process_time() - start < 3
     assert report.count("| MaskGIT (seed") == 2 * 2000
 
@@ -368,7 +382,7 @@ def test_the_shipped_numbers_are_quoted_with_their_digits() -> None:
         "0.967",
     )
     assert frame["source"].str.startswith("arXiv:").all()
-    report = report_markdown([], [], rows, protocol=load_protocol("digits"))
+    report = markdown_of([], [], rows, protocol=load_protocol("digits"))
     assert report.count("### Quoted: ImageNet") == 3
     second_hand = [row for row in rows if row.benchmark == "imagenet256-c2i-other"]
     assert second_hand
