@@ -81,6 +81,7 @@ def method_info(job: Job, cost: Cost | None) -> MethodInfo:
             "seconds": student.training_seconds,
             "images_seen": student.images_seen,
             "seed": student.seed,
+            **({"ablation": student.ablation} if student.ablation else {}),
         }
     chosen = {name: getattr(settings, name, None) for name in _RECORDED}
     # no random start and float32 go without saying, as in records from before there was a choice

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,6 +34,7 @@ def distill(
     resume: bool = False,
     on_step: OnStep | None = None,
     watchers: Sequence[Watcher] = (),
+    ablation: dict[str, Any] | None = None,
 ) -> StudentConfig:
     """Distils a teacher into a one-step student and writes the run folder.
 
@@ -49,6 +51,7 @@ def distill(
         resume: There must be an unfinished run in `out`.
         on_step: As in `dimo.train.fit`.
         watchers: As in `dimo.train.fit`.
+        ablation: Noted with the student, see `dimo.students.varied`.
 
     Raises:
         DimoError: No weights of the teacher, or some that are not finite; a batch that does not
@@ -56,7 +59,9 @@ def distill(
             that is running; nothing to resume; or as `dimo.train.fit`.
     """
     with ranks() as group:
-        return _distill(recipe, out, recipe_name, device, weights, resume, on_step, watchers, group)
+        return _distill(
+            recipe, out, recipe_name, device, weights, resume, on_step, watchers, ablation, group
+        )
 
 
 def _distill(
@@ -68,6 +73,7 @@ def _distill(
     resume: bool,
     on_step: OnStep | None,
     watchers: Sequence[Watcher],
+    ablation: dict[str, Any] | None,
     group: Ranks,
 ) -> StudentConfig:
     """`distill` among ranks; nothing of the networks outlives it, see `dimo.launch.ranks`."""
@@ -85,6 +91,7 @@ def _distill(
             training_seconds=round(seconds, 1),
             images_seen=recipe.steps * recipe.batch_size,
             teacher_sha256=sha256_file(path),
+            ablation=ablation,
         )
         group.alike(lambda: save_student(out, task.ema, config) if group.is_first else None)
     return config

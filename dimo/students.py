@@ -7,10 +7,12 @@ __all__ = [
     "find_student",
     "save_student",
     "shipped_students",
+    "varied",
 ]
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +24,7 @@ from dimo.errors import DimoError, unknown_name
 from dimo.files import write_atomic
 from dimo.initialization import TOKEN_INITIALIZATIONS
 from dimo.official import locate
-from dimo.strict import Origin, decode
+from dimo.strict import Origin, decode, encode
 from dimo.weights import ASSETS, save_tensors
 
 
@@ -42,6 +44,7 @@ class StudentConfig:
         seed: Of the training.
         training_seconds: Wall-clock time of the training.
         images_seen: Steps times batch size.
+        ablation: Keys of the recipe that an ablation varies, with their values; see `varied`.
         teacher_sha256: Of the teacher's weights file.
         token_initialization: What x_init is made of, see `dimo.initialization`.
         format: Of this file.
@@ -56,6 +59,7 @@ class StudentConfig:
     seed: int | None = None
     training_seconds: float | None = None
     images_seen: int | None = None
+    ablation: dict[str, Any] | None = None
     teacher_sha256: str | None = None
     token_initialization: str = "mixed"
     format: int = 1
@@ -67,7 +71,8 @@ class StudentConfig:
         Args:
             recipe: What was done.
             name: Of the recipe.
-            **training: `training_seconds`, `images_seen`, `teacher_sha256`, where they are known.
+            **training: `training_seconds`, `images_seen`, `teacher_sha256`, `ablation`, where
+                they are known.
         """
         return cls(
             teacher=recipe.teacher,
@@ -133,9 +138,24 @@ def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStuden
 def save_student(folder: Path, model: nn.Module, config: StudentConfig) -> None:
     """Writes `student.safetensors` and then `config.json`, which marks the run as finished."""
     content = dataclasses.asdict(config)
+    if config.ablation is None:
+        del content["ablation"]
     timeless = {key: value for key, value in content.items() if key != "training_seconds"}
     save_tensors(folder / "student.safetensors", model.state_dict(), timeless)
     write_atomic(folder / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def varied(recipe: Any, keys: Sequence[str]) -> dict[str, Any] | None:
+    """What an ablation notes with a student: the keys that it varies, as the recipe has them.
+
+    Raises:
+        DimoError: The recipe has no such key.
+    """
+    content: dict[str, Any] = encode(recipe)
+    for key in keys:
+        if key not in content:
+            raise unknown_name("key of the recipe to ablate", key, content)
+    return {key: content[key] for key in keys} or None
 
 
 def shipped_students() -> list[str]:

@@ -45,10 +45,11 @@ class AblationTable:
         subject: Teacher, method and recipe, where they are known.
         keys: The varied keys of the recipe.
         settings: Sampler settings in which the rows differ, names of `MethodInfo`.
-        frame: A row for each configuration: the `keys`, the `settings`, `seeds` (how many
-            trainings), `steps`, `images_seen`, `seconds` (means over the seeds, or None), and for
-            each metric its mean `<metric>`, `<metric>_half`, half of the range over the seeds (None
-            for one seed), and `<metric>_values`, the value of each seed in the order of seeds.
+        frame: A row for each configuration: `recipe.<key>` for each of `keys`, the `settings`,
+            `seeds` (how many trainings), `steps`, `images_seen`, `seconds` (means over the seeds,
+            or None), and for each metric its mean `<metric>`, `<metric>_half`, half of the range
+            over the seeds (None for one seed), and `<metric>_values`, the value of each seed in
+            the order of seeds.
     """
 
     subject: tuple[str, ...]
@@ -129,13 +130,15 @@ def _table_of(
     for record in records:  # oldest first: a newer one of the same seed takes the place
         configuration = [_varied(record), [setting(record, name) for name in differing]]
         seeds = rows.setdefault(canonical_json(configuration), {})
-        seeds[canonical_json(record.method.training.get("seed"))] = record
+        seed = record.method.training.get("seed")
+        seeds[canonical_json(record.method.weights_sha256 if seed is None else seed)] = record
     lines = [
         _line_of([found for _, found in sorted(seeds.items())], keys, differing, metrics)
         for seeds in rows.values()
     ]
-    lines.sort(key=lambda line: [_sortable(line[name]) for name in (*keys, *differing)])
-    columns = [*keys, *differing, "seeds", *_FACTS]
+    varied = [*map(_column, keys), *differing]
+    lines.sort(key=lambda line: [_sortable(line[name]) for name in varied])
+    columns = [*varied, "seeds", *_FACTS]
     columns += [f"{name}{end}" for name in metrics for end in ("", "_half", "_values")]
     frame = pd.DataFrame(lines, columns=columns, dtype=object)
     return AblationTable(subject, keys, tuple(differing), frame.where(frame.notna(), None))
@@ -148,7 +151,7 @@ def _line_of(
     metrics: Sequence[str],
 ) -> dict[str, Any]:
     first = records[0]
-    line = {key: _varied(first)[key] for key in keys}
+    line = {_column(key): _varied(first)[key] for key in keys}
     line |= {name: setting(first, name) for name in settings} | {"seeds": len(records)}
     for fact in _FACTS:
         known = [record.method.training.get(fact) for record in records]
@@ -164,11 +167,12 @@ def _line_of(
 
 def _blocks_of(found: AblationTable, protocol: Protocol, metrics: Sequence[str]) -> list[Block]:
     rows = cells.rows(found.frame)
+    columns = [*map(_column, found.keys), *found.settings]
     facts = [fact for fact in _FACTS if any(row[fact] is not None for row in rows)]
     shown = [_metric_column(found.frame[name], rows, name) for name in metrics]
     body = tuple(
         (
-            *((Words(_words(row[name]), 40),) for name in (*found.keys, *found.settings)),
+            *((Words(_words(row[name]), 40),) for name in columns),
             *values,
             (cells.integer(row["seeds"]),),
             *((cells.MISSING if row[fact] is None else f"{row[fact]:,.0f}",) for fact in facts),
@@ -204,6 +208,10 @@ def _metric_column(values: "pd.Series[Any]", rows: list[dict[str, Any]], name: s
         mark = Mark(cells.number(row[name] or 0.0, decimals), place)
         column.append((cells.MISSING,) if row[name] is None else (mark, spread))
     return column
+
+
+def _column(key: str) -> str:
+    return f"recipe.{key}"
 
 
 def _words(value: Any) -> str:

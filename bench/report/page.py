@@ -168,7 +168,8 @@ def _groups(
     if panels:
         progress(what, len(panels), len(panels), "plots")
     return tuple(
-        _Group(*_GROUPS[kind], _legend(figures), tuple(figures)) for kind, figures in drawn.items()
+        _Group(*_GROUPS[kind], _legend(figures, f"{prefix}{kind}"), tuple(figures))
+        for kind, figures in drawn.items()
     )
 
 
@@ -183,16 +184,18 @@ def _numbers(panel: Panel) -> tuple[tuple[str, str, str], ...]:
     return tuple(shown)
 
 
-def _legend(figures: Sequence[_Figure]) -> tuple[tuple[Markup, str], ...]:
+def _legend(figures: Sequence[_Figure], prefix: str) -> tuple[tuple[Markup, str], ...]:
     labels = {line.style: line.label for figure in figures for line in figure.panel.lines}
     markers = figures[0].panel.markers
-    return tuple((_swatch(style, markers), label) for style, label in sorted(labels.items()))
+    return tuple(
+        (Markup(inline(_swatch(style, markers), prefix=f"{prefix}{style}")), label)
+        for style, label in sorted(labels.items())
+    )
 
 
 @functools.cache
-def _swatch(style: int, markers: bool) -> Markup:
-    svg = draw_swatch(style, PAGE_INK, markers=markers)
-    return Markup(inline(svg, prefix=f"s{style}{'m' * markers}"))
+def _swatch(style: int, markers: bool) -> bytes:
+    return draw_swatch(style, PAGE_INK, markers=markers)
 
 
 def _asset(name: str) -> Markup:

@@ -13,7 +13,15 @@ import typer
 
 from dimo import terminal
 from dimo.cli.app import app, is_first_rank
-from dimo.cli.options import Device, Reference, Resume, Settings, Teacher, Weights
+from dimo.cli.options import (
+    Device,
+    Reference,
+    Resume,
+    Settings,
+    Teacher,
+    Weights,
+    parse_names,
+)
 from dimo.cli.watching import Watching, watching
 from dimo.errors import DimoError
 
@@ -125,6 +133,14 @@ def distill(
     wandb: Annotated[
         str, typer.Option(metavar="PROJECT", help="Log to Weights & Biases too.")
     ] = "",
+    ablation: Annotated[
+        str,
+        typer.Option(
+            metavar="KEY,KEY",
+            help="Recipe keys that an ablation varies; noted with the student, for "
+            "`dimo report --ablation`.",
+        ),
+    ] = "",
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -151,7 +167,8 @@ def distill(
     watched = Watching(
         sample_every, score_every, score_protocol, reference, extractor_weights, wandb
     )
-    folder = run_distill(teacher, recipe, settings, out, resume, device, weights, watched)
+    keys = parse_names(ablation)
+    folder = run_distill(teacher, recipe, settings, out, resume, device, weights, watched, keys)
     terminal.say(
         f"student: {folder}; score it with: dimo bench --teacher {teacher} --student {folder}"
     )
@@ -166,12 +183,15 @@ def run_distill(
     device: str,
     weights: Path | None,
     watched: Watching | None = None,
+    ablation: Sequence[str] = (),
 ) -> Path:
     """Distils, shows how far it is, and returns the run folder; None watches nothing more."""
     from dimo.launch import choose_device
     from dimo.runs import distill as run
+    from dimo.students import varied
 
     name, loaded = _distill_recipe(teacher, recipe, settings)
+    noted = varied(loaded, ablation)
     folder, place = out or Path("runs") / name, choose_device(device)
     with ExitStack() as stack:
         watchers: tuple[Watcher, ...] = ()
@@ -191,6 +211,7 @@ def run_distill(
             resume=resume,
             on_step=stack.enter_context(bar),
             watchers=watchers,
+            ablation=noted,
         )
     return folder
 
