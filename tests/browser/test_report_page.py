@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
+from bench.report.cells import MISSING
+
 pytestmark = pytest.mark.browser
 BOTH = pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 
@@ -59,7 +61,7 @@ def column(page: Page, heading: str) -> list[str]:
 
 def numbers(texts: list[str]) -> list[float]:
     """The values of cells, without those that have none."""
-    return [float(text.split()[0].replace(",", "")) for text in texts if text != "–"]
+    return [float(text.split()[0].replace(",", "")) for text in texts if text != MISSING]
 
 
 def sections(page: Page) -> list[str]:
@@ -93,7 +95,7 @@ def test_the_keyboard_sorts_across_sections_and_opens_a_row(open_page, shipped_p
     page.keyboard.press("Enter")  # speed: the largest first, rows without one last
     found = column(page, "images/s")
     assert numbers(found) == sorted(numbers(found), reverse=True)
-    assert found[-1] == "–"
+    assert found[-1] == MISSING
     assert "Sorted by images/s, descending" in page.get_by_role("status").first.text_content()
     assert page.locator("table.sortable tbody.s:visible").count() == 0
     assert page.locator("table.sortable i:visible").count() == len(found)
@@ -200,14 +202,15 @@ def test_hostile_text_is_only_text(open_page, hostile_page: Path) -> None:
         "rows => rows.map((row) => row.offsetHeight)"
     )
     assert max(heights) < 200
-    assert page.locator("dd, pre").evaluate_all(
-        "found => Math.max(...found.map((e) => e.offsetHeight))"
-    ) < 500
+    assert (
+        page.locator("dd, pre").evaluate_all(
+            "found => Math.max(...found.map((e) => e.offsetHeight))"
+        )
+        < 500
+    )
 
 
-def test_the_policy_stops_what_slips_through(
-    open_page, shipped_page: Path, tmp_path: Path
-) -> None:
+def test_the_policy_stops_what_slips_through(open_page, shipped_page: Path, tmp_path: Path) -> None:
     """A script that somebody puts into the file does not run."""
     text = shipped_page.read_text().replace("</main>", "<script>document.title='owned'</script>")
     changed = tmp_path / "changed.html"
