@@ -140,7 +140,8 @@ def _tiled(images: Tensor, columns: int) -> Tensor:
     framed = F.pad(small, (0, gap, 0, gap), value=_GREY)
     rows = math.ceil(len(framed) / columns)
     empty = framed.new_full((rows * columns - len(framed), *framed.shape[1:]), _GREY)
-    grid = torch.cat([framed, empty]).unflatten(0, (rows, columns))  # [rows, columns, 3, h, w]
+    tiles = torch.cat([framed, empty])
+    grid = tiles.reshape(rows, columns, *tiles.shape[1:])  # [rows, columns, 3, h, w]
     return grid.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)[:-gap, :-gap]
 
 

@@ -1,6 +1,9 @@
-"""`dimo report --format html` on 2,000 records: seconds as a whole and bytes. `make perf`."""
+"""`dimo report --format html` on 2,000 records: seconds of the whole command, which runs on one core,
+and bytes. `make perf`.
+"""
 
 import dataclasses
+import resource
 import subprocess
 import sys
 import time
@@ -34,10 +37,15 @@ def test_two_thousand_records_make_a_page_in_seconds(tmp_path: Path) -> None:
         (tmp_path / f"{record.run_id}.json").write_text(record_to_json(record))
     page = tmp_path / "report.html"
     command = [sys.executable, "-m", "dimo", "report", "--format", "html"]
-    start = time.perf_counter()
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([*command, "--results", str(tmp_path), "--out", str(page)], check=True)
-    seconds, size = time.perf_counter() - start, page.stat().st_size
-    print(f"\n{COUNT:,} records: {seconds:.1f} s, {size / 1e6:.2f} MB")
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    size = page.stat().st_size
+    print(
+        f"\n{COUNT:,} records: {seconds:.1f} s of a core (at most {MOST_SECONDS:g}), {wall:.1f} s "
+        f"on the clock, {size / 1e6:.2f} MB (at most {MOST_BYTES / 1e6:g})"
+    )
     assert page.read_text().count('<tbody class="r">') == COUNT
     assert seconds <= MOST_SECONDS
     assert size <= MOST_BYTES

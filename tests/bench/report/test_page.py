@@ -20,11 +20,11 @@ from bench.report.page import render_page
 from bench.report.plain import one_line
 
 VOID = {"meta", "input", "img", "br"}
-TAGS = set(
-    "a b bdi body code dd details div dl dt figcaption figure footer h1 h2 h3 h4 head header html i "
-    "input label li link main meta nav p pre s script section small span strong style summary table "
-    "tbody td th thead title tr u ul svg g path use text defs clippath rect".split()
-)
+TAGS = """
+a b bdi body code dd details div dl dt figcaption figure footer h1 h2 h3 h4 head header html i input
+label li link main meta nav p pre s script section small span strong style summary table tbody td th
+thead title tr u ul svg g path use text defs clippath rect
+"""
 IMPLIED = {"td", "th", "tr", "dt", "dd"}  # HTML lets these end by themselves
 
 
@@ -104,12 +104,12 @@ def test_hostile_text_is_shown_and_does_nothing(
     page = render_page(dataclasses.replace(hostile, ablation=ablation))
     reader = Reader(page)
     tags = [tag for tag, _ in reader.tags]
-    assert set(tags) <= TAGS
+    assert set(tags) <= set(TAGS.split())
     assert {name for _, attributes in reader.tags for name in attributes} <= allowed
     assert tags.count("script") == 1
     assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f\x00-\x08\x0b-\x1f]", page)
     page.encode()
-    assert one_line(words, 48) in "".join(reader.texts)
+    assert one_line(words, 400)[:40] in "".join(reader.texts)
 
 
 def test_the_same_report_makes_the_same_page(study: Report) -> None:
