@@ -1,5 +1,5 @@
-"""`dimo report --format html` on 2,000 records: seconds of the whole command, which runs on one core,
-and bytes. `make perf`.
+"""`dimo report --format html` on 2,000 records: seconds of the whole command, all on one core, and
+bytes. `make perf`.
 """
 
 import dataclasses
