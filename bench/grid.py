@@ -1,22 +1,31 @@
-"""A picture of what jobs make: one row a job, the same labels and noise down each column."""
+"""Pictures of what jobs make: one row a job, the same labels and noise down each column; and, for
+the report, one picture a record, alike for all records of a protocol.
+"""
 
-__all__ = ["Row", "draw_samples", "sample_rows", "shared_classes"]
+__all__ = ["Row", "draw_samples", "sample_rows", "shared_classes", "write_picture"]
 
+import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bench.generate import sample_images
-from bench.images import save_grid
+from bench.images import encode_png, save_grid
 from bench.jobs import Job
 from dimo.errors import DimoError
+from dimo.files import write_atomic
 from dimo.teachers import Teacher
 
 _FEW_CLASSES = 20  # of that many, each is drawn twice
 _COLUMNS = 10  # of more classes, so many
+_ENOUGH = 16  # images of a report's picture, or more
+_GREY = 140  # between its images: no part of any of them, in light and in dark
+_LARGEST = 128  # pixels of an image's side there: a page holds many pictures
 
 Row: TypeAlias = tuple[str, Tensor]  # caption, and uint8 [C, 3, H, W] on the CPU
 
@@ -99,6 +108,46 @@ def sample_rows(
 
 def _classes_of(jobs: Sequence[Job]) -> int:
     return shared_classes(job.loaded.teacher for job in jobs)
+
+
+def write_picture(job: Job, folder: Path, run_id: str, *, seed: int, device: torch.device) -> None:
+    """Writes `pictures/<run_id>.png` beside a record: images 0, 1, 2, ... of the seed, no captions.
+
+    Labels and seed are those of every other record of the protocol, so that pictures compare image
+    by image. A text chunk `dimo` holds them, as JSON: `seed`, `columns`, `labels` (their names).
+
+    Args:
+        job: A network with its settings.
+        folder: Of the results.
+        run_id: Of the record.
+        seed: Of the images: the protocol's reporting seed.
+        device: Where the network is.
+    """
+    teacher = job.loaded.teacher
+    if teacher.num_classes <= _FEW_CLASSES:
+        columns = teacher.num_classes
+        labels = math.ceil(max(_ENOUGH, 2 * columns) / columns) * list(range(columns))
+    else:
+        columns, count = _COLUMNS, 2 * _COLUMNS
+        labels = [(2 * i + 1) * teacher.num_classes // (2 * count) for i in range(count)]
+    images, _ = _row(job, labels, seed, device, len(labels), lambda done: None)
+    names = [teacher.class_names[label].partition(",")[0] for label in labels]
+    told = json.dumps({"seed": seed, "columns": columns, "labels": names})
+    picture = encode_png(_tiled(images, columns).numpy(), text=told)
+    write_atomic(folder / "pictures" / f"{run_id}.png", picture)
+
+
+def _tiled(images: Tensor, columns: int) -> Tensor:
+    """uint8 [C, 3, H, W] as one picture, uint8 [H', W', 3]; large images are reduced."""
+    factor = max(1, images.shape[-1] // _LARGEST)
+    small = F.avg_pool2d(images.float(), factor).round().to(torch.uint8)
+    gap = 1 + small.shape[-1] // 32
+    framed = F.pad(small, (0, gap, 0, gap), value=_GREY)
+    rows = math.ceil(len(framed) / columns)
+    empty = framed.new_full((rows * columns - len(framed), *framed.shape[1:]), _GREY)
+    tiles = torch.cat([framed, empty])
+    grid = tiles.reshape(rows, columns, *tiles.shape[1:])  # [rows, columns, 3, h, w]
+    return grid.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)[:-gap, :-gap]
 
 
 def _default_labels(classes: int) -> list[int]:

@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from dimo.errors import DimoError, unknown_name
@@ -269,10 +269,12 @@ def _checked_png_sha256(data: bytes) -> str:
     return digest.hexdigest()
 
 
-def encode_png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """One image, uint8 [H, W, 3], as the bytes of a PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG")
+def encode_png(pixels: npt.NDArray[np.uint8], *, text: str | None = None) -> bytes:
+    """One image, uint8 [H, W, 3], as the bytes of a PNG; `text` in a chunk named `dimo`."""
+    buffer, info = io.BytesIO(), PngImagePlugin.PngInfo()
+    if text is not None:
+        info.add_text("dimo", text)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
 
 

@@ -30,7 +30,10 @@ DOORS = {
     "rich": {"dimo/terminal.py"},
     "safetensors": {"dimo/weights.py"},
     "sklearn": {"dimo/datasets/digits.py", "dimo/models/digits.py"},
-    "PIL": {"bench/images.py", "bench/features/resize.py"},
+    "PIL": {"bench/images.py", "bench/features/resize.py", "bench/report/page_pictures.py"},
+    "jinja2": {"bench/report/page.py"},
+    "markupsafe": {"bench/report/page_blocks.py"},
+    "matplotlib": {"bench/report/plots.py"},
     "torch_fidelity": {"bench/features/inception.py"},
     "timm": {"bench/features/dinov2.py"},
     "open_clip": {"bench/features/clip.py"},
@@ -94,7 +97,7 @@ def test_metrics_see_arrays_only():
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["report", "--help"], ["report"], ["protocols", "list"]]
-    + [["report", "-f", name] for name in ("latex", "csv", "json")]
+    + [["report", "-f", name] for name in ("latex", "csv", "json", "html")]
     + [["report", "--ablation"], ["report", "--update", "page.md"]]
     + [["weights", "--help"], ["weights", "list"], ["weights", "list", "--json"]]
     + [["results", "--help"], ["results", "list"], ["verify", "--help"]],

@@ -218,11 +218,13 @@ def _distinct_names(records: Sequence[ResultRecord]) -> list[str]:
     groups: dict[Any, list[ResultRecord]] = {}
     for record in records:
         groups.setdefault(_name_and_steps(record), []).append(record)
+    varying = {
+        key: [s for s in SETTINGS if len({setting(record, s) for record in group}) > 1]
+        for key, group in groups.items()
+    }
     names = []
     for record in records:
-        group = groups[_name_and_steps(record)]
-        varying = [s for s in SETTINGS if len({setting(other, s) for other in group}) > 1]
-        details = ", ".join(_detail(record, name) for name in varying)
+        details = ", ".join(_detail(record, name) for name in varying[_name_and_steps(record)])
         names.append(f"{record.method.name} ({details})" if details else record.method.name)
     return names
 

@@ -157,6 +157,7 @@ def _bench(
     **settings: Any,
 ) -> "list[ResultRecord]":
     """Scores jobs on one workbench with `settings`, and appends a record for each."""
+    from bench.grid import write_picture
     from bench.run import Workbench
     from bench.store import append
     from bench.tuning import tune
@@ -165,8 +166,12 @@ def _bench(
     with terminal.work_bar() as progress:
         workbench = Workbench(protocol, progress=progress, say=_warn, **settings)
         for job in jobs:
-            measured = workbench.measure(tune(workbench, job, grid) if grid else job)
+            tuned = tune(workbench, job, grid) if grid else job
+            measured = workbench.measure(tuned)
             append(measured.record, results, measured.contributions)
+            if tuned.settings is not None:
+                seed, run_id = protocol.seeds.report, measured.record.run_id
+                write_picture(tuned, results, run_id, seed=seed, device=workbench.device)
             records.append(measured.record)
     return records
 

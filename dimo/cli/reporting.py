@@ -36,6 +36,10 @@ def report(
     plots: Annotated[
         Path | None, typer.Option(help="Also write plots here, as SVG and PNG.")
     ] = None,
+    runs: Annotated[
+        Path | None,
+        typer.Option(help="Folder of runs, whose training curves the page and plots show too."),
+    ] = None,
     ablation: Annotated[
         bool, typer.Option("--ablation", help="The ablations, averaged over training seeds.")
     ] = False,
@@ -57,17 +61,19 @@ def report(
     if format_ not in FORMATS:
         raise unknown_name("format", format_, FORMATS)
     if update is not None:
-        if protocol or out or plots or ablation or format_ != "markdown":
+        if protocol or out or plots or runs or ablation or format_ != "markdown":
             raise DimoError("--update takes only --results and --strict; the file says the rest")
         problems = _updated(update, results)
     else:
         found = _collected(protocol, results, ablation=ablation)
         problems = list(found.problems)
-        _put(_rendered(found, format_), out)
+        _put(_rendered(found, format_, runs), out)
         if plots is not None:
             from bench.report.plots import write_plots
 
-            terminal.say(f"plots: {len(write_plots(found, plots))} files in {plots}")
+            with terminal.work_bar() as progress:
+                written = write_plots(found, plots, runs=runs, progress=progress)
+            terminal.say(f"plots: {len(written)} files in {plots}")
     if strict and problems:
         count = len(problems)
         terminal.say(f"{count} {'file' if count == 1 else 'files'} left out (--strict)")
@@ -107,11 +113,12 @@ def _collected(protocol_name: str, results: Path, *, ablation: bool = False) -> 
     )
 
 
-def _rendered(found: "Report", name: str) -> str:
+def _rendered(found: "Report", name: str, runs: Path | None = None) -> str:
     if name == "html":
         from bench.report.page import render_page
 
-        return render_page(found)
+        with terminal.work_bar() as progress:
+            return render_page(found, runs=runs, progress=progress)
     from bench.report import report_csv, report_json, report_latex, report_markdown
 
     written = {"latex": report_latex, "csv": report_csv, "json": report_json}

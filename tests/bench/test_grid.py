@@ -2,13 +2,15 @@
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from bench.grid import draw_samples, shared_classes
+from bench.generate import sample_images
+from bench.grid import draw_samples, shared_classes, write_picture
 from bench.images import save_grid
 from bench.jobs import jobs_of
 from dimo.errors import DimoError
@@ -117,3 +119,22 @@ def test_rows_of_two_teachers_name_them(jobs, tmp_path):
         draw_samples(rows, [3], seed=3, out=tmp_path / f"{name}.png", device=CPU)
         widths.append(read(tmp_path / f"{name}.png").shape[1])
     assert widths[1] > widths[0] + 100
+
+
+def test_a_picture_for_the_report_holds_the_images_of_the_seed(jobs, tmp_path):
+    """Tile i is image i of label i modulo 10, whatever the method; text says so."""
+    teacher = jobs[1]
+    write_picture(teacher, tmp_path, "ab", seed=1000, device=CPU)
+    path = tmp_path / "pictures" / "ab.png"
+    with Image.open(path) as picture:
+        told = json.loads(picture.text["dimo"])
+    assert told == {"seed": 1000, "columns": 10, "labels": [str(i % 10) for i in range(20)]}
+    pixels = read(path)
+    assert pixels.shape == (2 * 9 - 1, 10 * 9 - 1, 3)
+    index = torch.arange(20)
+    images = sample_images(
+        teacher.loaded, teacher.settings, labels=index % 10, seed=1000, index=index, uint8="round"
+    ).images
+    for i in (0, 9, 10, 19):
+        y, x = 9 * (i // 10), 9 * (i % 10)
+        assert (pixels[y : y + 8, x : x + 8] == images[i].permute(1, 2, 0).numpy()).all()

@@ -1,0 +1,173 @@
+"""What plots show: fronts by brute force, lines of the frame, sweeps and runs; and their files."""
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from bench.protocol import Protocol
+from bench.record import ResultRecord, Trial, Tuning, seal
+from bench.report import Report, collect_report
+from bench.report.page_runs import run_panels
+from bench.report.page_svg import PAGE_INK, inline
+from bench.report.plots import inline_svg, write_plots
+from bench.report.plots_data import MOST_LINES, Panel, pareto_front, protocol_panels
+from bench.report.plots_tuning import tuning_panels
+from dimo.errors import DimoError
+
+RecordMaker = Callable[..., ResultRecord]
+
+
+def panels_of(report: Report) -> dict[str, Panel]:
+    return {panel.slug: panel for panel in protocol_panels(report.protocols[0])}
+
+
+def report_of(records: list[ResultRecord], protocol: Protocol) -> Report:
+    return collect_report(records, [], [], protocols=[protocol], folder=Path())
+
+
+@pytest.mark.parametrize("higher_x", [False, True])
+@pytest.mark.parametrize("higher_y", [False, True])
+def test_the_front_is_what_nothing_beats(higher_x: bool, higher_y: bool) -> None:
+    rng = random.Random(0)
+    points = [(float(rng.randrange(8)), float(rng.randrange(8))) for _ in range(40)]
+    sx, sy = (-1 if higher_x else 1), (-1 if higher_y else 1)
+
+    def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
+        return sx * a[0] <= sx * b[0] and sy * a[1] <= sy * b[1] and a != b
+
+    expected = {p for p in points if not any(beats(q, p) for q in points)}
+    assert pareto_front(points, higher_x=higher_x, higher_y=higher_y) == expected
+
+
+def test_panels_hold_the_numbers_of_the_table(study: Report) -> None:
+    panels, frame = panels_of(study), study.protocols[0].frame
+    assert list(panels)[:3] == ["fid-against-nfe", "fid-against-speed", "fid-against-steps"]
+    shown = {
+        (line.label, point.x, point.y, point.low)
+        for line in panels["fid-against-steps"].lines
+        for point in line.points
+    }
+    rows = frame[(frame["section"] != "Reference") & frame["fid"].notna()]
+    lows = rows["fid_low"].astype(object).where(rows["fid_low"].notna(), None)
+    assert shown == set(zip(rows["method"], rows["num_steps"], rows["fid"], lows, strict=True))
+    styles = {line.label: line.style for line in panels["fid-against-nfe"].lines}
+    for panel in panels.values():
+        assert {line.label: line.style for line in panel.lines}.items() <= styles.items()
+    assert "Lowest: 0.212, MaskGIT (16 steps)." in panels["fid-against-nfe"].alt
+    assert "Pareto front: " in panels["fid-against-nfe"].alt
+
+
+def test_speeds_of_two_machines_are_never_in_one_plot(
+    make_record: RecordMaker, protocol: Protocol
+) -> None:
+    here = [make_record(number=i, num_steps=i, device="here") for i in (1, 2)]
+    there = make_record("Other", number=9, device="there", metrics={"fid": 0.1})
+    panel = panels_of(report_of([*here, there], protocol))["fid-against-speed"]
+    assert [line.label for line in panel.lines] == ["MaskGIT"]
+    assert panel.note.startswith("On here, batch 64.")
+    assert "left out: Other" in panel.note
+
+
+def test_of_many_methods_the_best_are_drawn(make_record: RecordMaker, protocol: Protocol) -> None:
+    many = [make_record(f"M{i}", number=i, metrics={"fid": 100.0 - i}) for i in range(30)]
+    panel = panels_of(report_of(many, protocol))["fid-against-steps"]
+    assert {line.label for line in panel.lines} == {f"M{i}" for i in range(30 - MOST_LINES, 30)}
+    assert "18 others are only in the table" in panel.note
+
+
+def test_a_sweep_is_the_best_of_each_value(make_record: RecordMaker, protocol: Protocol) -> None:
+    trials = [((0.8, 1.0), 3.0), ((0.8, 2.0), 2.0), ((1.0, 1.0), 1.5), ((1.0, 2.0), 4.0)]
+    swept = tuple(Trial({"temperature": t, "guidance_scale": g}, fid) for (t, g), fid in trials)
+    record = make_record()
+    method = dataclasses.replace(record.method, tuning=Tuning(2000, 500, swept, 2))
+    tuned = seal(dataclasses.replace(record, method=method))
+    temperature, guidance = tuning_panels(report_of([tuned], protocol).protocols[0])
+    points = [(p.x, p.y, p.on_front) for p in temperature.lines[0].points]
+    assert points == [(0.8, 2.0, False), (1.0, 1.5, True)]
+    points = [(p.x, p.y, p.on_front) for p in guidance.lines[0].points]
+    assert points == [(1.0, 1.5, True), (2.0, 2.0, False)]
+    assert guidance.y_label == "FID on seed 2000 (lower is better)"
+    assert tuning_panels(report_of([record], protocol).protocols[0]) == ()
+
+
+def test_runs_are_read_and_nothing_else(tmp_path: Path) -> None:
+    for name, scale in (("b", 2.0), ("a", 1.0)):
+        (tmp_path / name).mkdir()
+        lines = [{"step": s, "student_loss": scale / s, "skipped": 0} for s in range(1, 1001)]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / name / "metrics.jsonl").write_text(text)
+    line = {"step": 10, "fid": 3.5, "images": 20, "seed": 7, "seconds": 1.0}
+    (tmp_path / "a" / "curve.jsonl").write_text(json.dumps(line) + "\n")
+    curve, loss = run_panels(tmp_path)
+    assert [(ln.label, [(p.x, p.y) for p in ln.points]) for ln in curve.lines] == [
+        ("a", [(10.0, 3.5)])
+    ]
+    assert [line.label for line in loss.lines] == ["a", "b"]
+    assert len(loss.lines[0].points) <= 400
+    assert loss.lines[1].points[-1] == dataclasses.replace(loss.lines[1].points[-1], x=1000, y=2e-3)
+    assert run_panels(tmp_path / "b")[0].lines[0].label == "b"
+    (tmp_path / "a" / "curve.jsonl").write_text('{"fid": 1}\n')
+    with pytest.raises(DimoError, match=r"curve\.jsonl is damaged"):
+        run_panels(tmp_path)
+    with pytest.raises(DimoError, match="holds no run"):
+        run_panels(tmp_path / "nothing")
+
+
+def test_files_are_the_same_bytes_each_time(
+    make_record: RecordMaker, protocol: Protocol, tmp_path: Path
+) -> None:
+    report = report_of([make_record(), make_record(number=2, num_steps=8, nfe=16)], protocol)
+    first, second = (write_plots(report, tmp_path / name) for name in ("one", "two"))
+    assert [path.name for path in first] == [
+        f"handwriting-fid-against-{what}.{kind}"
+        for what in ("nfe", "speed", "steps")
+        for kind in ("svg", "png")
+    ]
+    for one, two in zip(first, second, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+    drawn = ET.fromstring(first[0].read_bytes())
+    words = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"MaskGIT", "FID against network forwards", "8", "16"} <= set(words)
+    assert b"<dc:date>" not in first[0].read_bytes()
+
+
+def test_a_picture_of_the_page_has_classes_and_no_styles(study: Report) -> None:
+    panel = panels_of(study)["fid-against-nfe"]
+    svg = inline(inline_svg(panel, PAGE_INK), prefix="x", label='a "label" <b>')
+    root = ET.fromstring(svg)
+    assert root.get("aria-label") == 'a "label" <b>'
+    assert "style" not in svg
+    assert "xmlns" not in svg
+    classes = {name for element in root.iter() for name in element.get("class", "").split()}
+    assert {"f-ink", "k-ink", "k-faint", "k-muted", "k-0", "f-0"} <= classes
+    ids = [element.get("id") for element in root.iter() if element.get("id")]
+    assert ids
+    assert all(name.startswith("x-") for name in ids)
+    assert all(use.get("href", "")[1:] in ids for use in root.iter("use"))
+
+
+def test_hostile_names_are_drawn_as_they_are(
+    make_record: RecordMaker, protocol: Protocol, tmp_path: Path
+) -> None:
+    nasty = [
+        "<script>a()</script>",
+        "$x^2$ \\frac",
+        "\u202e\ud800\x00 a\nb",
+        "\u96ea" * 999,
+        "../../x",
+    ]
+    records = [make_record(text, number=i, device=text) for i, text in enumerate(nasty)]
+    written = write_plots(report_of(records, protocol), tmp_path / "plots")
+    assert len(written) == 6
+    assert sorted(tmp_path.rglob("*.*")) == sorted(written)
+    for path in written[::2]:
+        found = list(ET.parse(path).iter())
+        tags = {element.tag.rpartition("}")[2] for element in found}
+        assert not tags & {"script", "image", "foreignObject", "a"}
+        if "speed" not in path.name:  # each was timed on a machine of its own
+            assert {"<script>a()</script>", "$x^2$ \\frac"} <= {e.text for e in found}
