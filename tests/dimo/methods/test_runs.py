@@ -14,6 +14,7 @@ from bench.jobs import jobs_of
 from dimo.config import Di4CRecipe, SDTTRecipe, load_distillation, load_recipe
 from dimo.datasets.tokens import load_tokens
 from dimo.errors import DimoError
+from dimo.export import export_student
 from dimo.guidance import guide
 from dimo.launch import Ranks
 from dimo.models.di4c import Di4CStudent
@@ -304,6 +305,15 @@ def test_configs_of_earlier_versions_and_of_unknown_methods(runs, tmp_path):
     del early["teacher_unconditional"]
     (tmp_path / "config.json").write_text(json.dumps(early))
     assert find_student(tmp_path).config.method == "dimo"
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+def test_a_mixture_is_exported_under_the_official_keys(suffix, runs, tmp_path):
+    out = tmp_path / f"student{suffix}"
+    export_student(runs / "my-di4c-d", out)
+    model = load_student(runs / "my-di4c-d", device=CPU).model
+    found = Di4CStudent.from_official(out, **TEACHERS["digits"].network).state_dict()
+    assert all(torch.equal(value, found[key]) for key, value in model.state_dict().items())
 
 
 # --- what is refused -------------------------------------------------------------------------
