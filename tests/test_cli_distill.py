@@ -244,7 +244,7 @@ MISTAKES = {
         "teacher 'digits' makes 8 x 8 of 10; protocols that fit: digits",
     ),
     "folder under a file": (["distill", "--out", "file/run"], "choose another"),
-    "unknown method": (["distill", "--method", "di4cd"], "did you mean 'di4c'"),
+    "unknown method": (["distill", "--method", "di4cd"], "did you mean 'di4c-d'"),
     "another method": (
         ["distill", "--method", "di4c", "--recipe", "digits-di4c-d"],
         "recipe 'digits-di4c-d' is one of method 'di4c-d', not 'di4c'; leave --method out",
