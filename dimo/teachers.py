@@ -40,7 +40,7 @@ from dimo.models.maskgit import MaskGIT
 from dimo.models.precision import in_precision
 from dimo.models.vqgan import VQGAN
 from dimo.official import OFFICIAL, locate
-from dimo.students import METHODS, StudentConfig, find_student
+from dimo.students import METHODS, FoundStudent, StudentConfig, find_student
 from dimo.weights import ASSETS
 
 Network: TypeAlias = MaskGIT | HaltonMaskGIT
@@ -354,14 +354,14 @@ def load_teacher(
 
 
 def load_student(
-    run: str | Path,
+    run: str | Path | FoundStudent,
     *,
     device: torch.device,
     weights: Path | None = None,
     precision: str | None = None,
     teacher_unconditional: bool | None = None,
 ) -> Loaded:
-    """Loads a distilled student, see `find_student`, with its teacher's tokenizer.
+    """Loads a distilled student, found or to be found by `find_student`, with its tokenizer.
 
     Args:
         run: As in `find_student`.
@@ -375,13 +375,13 @@ def load_student(
         DimoError: As `find_student`; weights that do not fit; unknown precision; a one-step student
             with a teacher beside it.
     """
-    found = find_student(run, weights=weights)
+    found = run if isinstance(run, FoundStudent) else find_student(run, weights=weights)
     config, teacher = found.config, get_teacher(found.config.teacher)
     if teacher_unconditional is not None:
         config = dataclasses.replace(config, teacher_unconditional=teacher_unconditional)
     if config.teacher_unconditional and METHODS[config.method].is_one_step:
         raise DimoError(
-            f"student {str(run)!r} is sampled without guidance, so it has no unconditional branch; "
+            f"student {found.title} is sampled without guidance and has no unconditional branch; "
             "leave teacher_unconditional out"
         )
     loaded = _load(teacher, found.path, found.title, device, weights, precision, config)

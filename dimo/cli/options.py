@@ -3,6 +3,7 @@
 __all__ = [
     "STEPS",
     "AllowCode",
+    "Baselines",
     "Cache",
     "ChoiceTemperature",
     "Data",
@@ -25,18 +26,20 @@ __all__ = [
     "TopP",
     "Weights",
     "cache_folder",
+    "parse_choice",
     "parse_labels",
-    "parse_names",
     "parse_steps",
-    "sampler_options",
 ]
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dimo.errors import DimoError
+
+if TYPE_CHECKING:
+    from bench.plan import Choice
 
 STEPS = "1,2,4,8,16"
 Teacher = Annotated[str, typer.Option(help="Name of a teacher.")]
@@ -60,11 +63,23 @@ Students = Annotated[
     list[str],
     typer.Option(
         "--student",
-        metavar="RUN",
-        help="Run folder, or digits-dimo or dimo-maskgit; may be repeated.",
+        metavar="[NAME=]RUN[@STEPS]",
+        help="Distilled model: run folder, file, digits-dimo or dimo-maskgit, with a name for its "
+        "rows and step counts of its own; may be repeated.",
     ),
 ]
-StudentSteps = Annotated[str, typer.Option(help="Students' step counts.")]
+Baselines = Annotated[
+    list[str],
+    typer.Option(
+        "--baseline",
+        metavar="[NAME=]RUN[@STEPS]",
+        help="Distilled model to compare with, as --student, e.g. di4c=runs/di4c@2,4; may be "
+        "repeated.",
+    ),
+]
+StudentSteps = Annotated[
+    str, typer.Option(help="Step counts of one-step students; others have those of --steps.")
+]
 Samplers = Annotated[
     str,
     typer.Option(
@@ -126,13 +141,20 @@ def cache_folder(given: str) -> Path | None:
     return default_folder()
 
 
-def sampler_options(**options: Any) -> dict[str, Any]:
-    """The sampler settings that were given, for `overrides` of `bench.jobs`."""
-    return {name: value for name, value in options.items() if value is not None}
+def parse_choice(samplers: str, schedules: str, precision: str, **settings: Any) -> "Choice":
+    """What was asked of the rows; a setting that is None was not given.
+
+    Raises:
+        DimoError: As `bench.plan.Choice`.
+    """
+    from bench.plan import Choice
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    return Choice(_names(samplers), _names(schedules), given, precision)
 
 
-def parse_names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")] if text else []
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
 def parse_steps(text: str) -> list[int]:

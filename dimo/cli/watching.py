@@ -202,7 +202,7 @@ class _View:
         loaded = Loaded(self.teacher, model, self.tokenizer, "", name, student)
         steps = sorted({min(count, self.teacher.num_tokens) for count in _TEACHER_STEPS})
         usual = METHODS[self.recipe.method].usual_steps
-        return jobs_of(loaded, steps, {}, student_steps=(usual,))
+        return jobs_of(loaded, steps, student_steps=(usual,))
 
 
 def _on(network: "nn.Module", device: "torch.device") -> "nn.Module":

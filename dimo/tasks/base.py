@@ -22,7 +22,7 @@ from dimo.ema import update_ema
 from dimo.errors import DimoError
 from dimo.launch import Ranks
 from dimo.models.layers import recompute_activations
-from dimo.models.precision import in_precision
+from dimo.models.precision import PRECISIONS, in_precision
 from dimo.teachers import Network
 from dimo.update import Update
 from dimo.weights import state_sha256
@@ -140,10 +140,8 @@ class StudentTask(Task):
         _check_finite(teacher)
         self.inputs = state_sha256(teacher.state_dict())
         self.teacher = teacher.to(device).requires_grad_(False).eval()
-        if recipe.precision == "bfloat16" and device.type == "cuda":
-            # Casts the weights once, to the numbers that autocast gives the auxiliary model at each
-            # forward. A CPU's packed products round otherwise: p = q would not be exact at first.
-            in_precision(self.teacher, "bfloat16")
+        if recipe.precision in PRECISIONS:
+            in_precision(self.teacher, recipe.precision)  # casts and packs its weights once
         self.student = student.to(device).train()
 
 

@@ -78,7 +78,7 @@ def test_memory_grows_with_what_takes_it():
     assert estimate("digits", batch_size=4).memory.activations > 1.9 * base.activations
     assert estimate("digits", dropout=0.1).memory.activations > base.activations
     large = estimate(batch_size=64).memory
-    assert estimate(batch_size=64, precision="bfloat16").memory.peak < 0.7 * large.peak
+    assert estimate(batch_size=64, precision="bfloat16").memory.peak < 0.8 * large.peak
 
 
 def test_a_gpu_keeps_no_attention_weights():
