@@ -11,6 +11,7 @@ from safetensors.torch import load
 
 from bench.generate import sample_tokens
 from bench.jobs import jobs_of
+from bench.plan import Choice
 from dimo.config import Di4CRecipe, SDTTRecipe, load_distillation, load_recipe
 from dimo.datasets.tokens import load_tokens
 from dimo.errors import DimoError
@@ -45,15 +46,19 @@ def recipe_of(method, **changes):
     return dataclasses.replace(recipe, **{**small, **changes})
 
 
-def make_task(method, ranks=None, **changes):
+def make_task(method, ranks=None, data=None, **changes):
     recipe, row = recipe_of(method, **changes), get_teacher("digits")
     teacher = load_network(row, weights_file(row, "transformer"))
     torch.manual_seed(0)
     student = student_architecture(row, recipe.method)(**{**row.network, "dropout": 0.0})
     student.load_state_dict({**student.state_dict(), **teacher.state_dict()})
-    data = load_tokens(None, teacher="digits")
+    data = data or load_tokens(None, teacher="digits")
     kind = SDTTTask if method == "sdtt" else Di4CTask
     return kind(recipe, teacher, student, data, CPU, ranks or Ranks())
+
+
+def guided(scale):
+    return Choice(settings={"guidance_scale": scale})
 
 
 class InterruptedTrainingError(Exception):
@@ -92,9 +97,7 @@ def test_a_run_folder_is_a_student_with_rows_at_any_number_of_steps(method, runs
     assert (loaded.student.images_seen, loaded.student.recipe) == (8, "test")
     assert loaded.name == f"{METHODS[method].title} (my-{method})"
     index = torch.arange(6)
-    for job, steps in zip(
-        jobs_of(loaded, [], {}, student_steps=[1, 2, 16]), (1, 2, 16), strict=True
-    ):
+    for job, steps in zip(jobs_of(loaded, [], student_steps=[1, 2, 16]), (1, 2, 16), strict=True):
         assert (job.section, job.settings.sampler) == ("Distill.", "confidence")
         found = sample_tokens(loaded, job.settings, labels=index, seed=0, index=index)
         assert (found.nfe, sum(found.token_counts)) == (steps, 16)
@@ -199,7 +202,7 @@ def test_a_round_of_sdtt_begins_with_the_average():
 @pytest.mark.parametrize("method", ["di4c-d", "sdtt"])
 def test_images_do_not_depend_on_the_batch(method, size, runs):
     loaded, index = load_student(runs / f"my-{method}", device=CPU), torch.arange(16)
-    (job,) = jobs_of(loaded, [], {"guidance_scale": 2.0}, student_steps=[4])
+    (job,) = jobs_of(loaded, [], guided(2.0), student_steps=[4])
 
     def sample(part):
         return sample_tokens(loaded, job.settings, labels=part % 10, seed=3, index=part).tokens
@@ -248,7 +251,7 @@ def test_the_teacher_may_be_the_unconditional_branch(runs):
     own = Predictor(loaded.model, labels, noise)(tokens, 2, guidance_scale=3.0)
     assert not torch.allclose(both, own)
     assert found.nfe == 2
-    (job,) = jobs_of(loaded, [], {"guidance_scale": 3.0}, student_steps=[2])
+    (job,) = jobs_of(loaded, [], guided(3.0), student_steps=[2])
     assert "its unconditional branch is the teacher" in job.settings.selected_by
     sample_tokens(loaded, job.settings, labels=labels, seed=0, index=labels)
 
@@ -271,7 +274,7 @@ def test_the_official_file_is_a_student(small_maskgit, golden_file, tmp_path):
     assert loaded.name == "di4c-d (maskgit-di4c-d)"
     assert isinstance(loaded.model, Di4CStudent)
     assert torch.equal(loaded.model.pos_emb, weights["pos_emb"])
-    (job,) = jobs_of(loaded, [], {}, student_steps=[4])
+    (job,) = jobs_of(loaded, [], student_steps=[4])
     settings = job.settings
     assert (settings.guidance_scale, settings.choice_temperature) == (7.0, 4.5)
     assert (settings.mask_schedule, settings.temperature) == ("arccos", 1.0)
@@ -356,7 +359,6 @@ def test_what_a_method_cannot_do_is_refused_before_anything_is_written(small_mas
 
 
 def test_other_data_makes_another_run():
-    task, data = make_task("sdtt"), load_tokens(None, teacher="digits")
-    other = dataclasses.replace(data, sha256="0" * 64)
-    again = SDTTTask(task.recipe, task.teacher, task.student, other, CPU)
-    assert again.inputs != task.inputs  # which the loop compares before it resumes
+    data = load_tokens(None, teacher="digits")
+    other = make_task("sdtt", data=dataclasses.replace(data, sha256="0" * 64))
+    assert other.inputs != make_task("sdtt").inputs  # what the loop compares before it resumes
