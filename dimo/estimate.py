@@ -18,8 +18,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from dimo.config import DistillRecipe
-from dimo.teachers import Network, Teacher
+from dimo.config import Di4CRecipe, DistillationRecipe, DistillRecipe
+from dimo.models.layers import gpu_kernels
+from dimo.teachers import Network, Teacher, student_architecture
 
 _FLOAT = 4  # bytes: weights, gradients, optimizer states and the residual stream are float32
 _LOGIT_ARRAYS = 8  # [B, L, V] alive at once, see `Memory`
@@ -43,12 +44,13 @@ class Parameters:
 class Memory:
     """Bytes on the device that trains, with P parameters of which T are trained.
 
-    B is the batch of one process, of which `accumulate` makes parts; N ranks need B / N each.
+    B is the batch of one process, of which `accumulate` makes parts; N ranks need B / N each. A
+    mixture student (di4c) is counted for B times as many rows as latents pass it at once.
 
-    - weights: 4 bytes x P of each network: teacher, student, auxiliary model and EMA (which may be
-      kept on the CPU);
-    - gradients: 4 x T of student and auxiliary model (each lives until its next update);
-    - optimizer: two AdamW moments of both, 2 x 2 x 4 x T;
+    - weights: 4 bytes x P of each network: teacher, student, EMA (which may be kept on the CPU),
+      and what the method has beside them;
+    - gradients: 4 x T of each network that is trained (each lives until its next update);
+    - optimizer: two AdamW moments of each, 2 x 4 x T;
     - activations: what autograd keeps of the student's forward (as much as of the auxiliary
       model's, which comes later), counted tensor by tensor, autocast's casts included;
     - checkpointed: the same if only each block's input [B, L, D] were kept, and the insides of the
@@ -122,13 +124,13 @@ class Estimate:
 
     @property
     def all_parameters(self) -> Parameters:
-        """Of the four networks together."""
+        """Of all networks together."""
         networks = self.parameters.values()
         return Parameters(sum(n.total for n in networks), sum(n.trainable for n in networks))
 
 
 def estimate_distillation(
-    recipe: DistillRecipe, teacher: Teacher, *, device_type: str = "cpu"
+    recipe: DistillationRecipe, teacher: Teacher, *, device_type: str = "cpu"
 ) -> Estimate:
     """Counts what distilling `teacher` by `recipe` takes; needs no weights and next to no memory.
 
@@ -139,31 +141,46 @@ def estimate_distillation(
             one or not.
     """
     network = _network(teacher, recipe)
-    frozen = _frozen_names(network)
+    frozen = _frozen_names(network, recipe)
     sizes = {name: value.numel() for name, value in network.named_parameters()}
     total = sum(sizes.values())
     trained = Parameters(total, sum(n for name, n in sizes.items() if name not in frozen))
     untrained = Parameters(total, 0)
-    parameters = {
-        "teacher": untrained,
-        "student": trained,
-        "auxiliary": trained,
-        "ema": untrained,
-    }
+    parameters = {"teacher": _size_of(teacher.architecture, teacher), "student": trained}
+    if isinstance(recipe, DistillRecipe):
+        parameters["auxiliary"] = trained
+    elif not isinstance(recipe, Di4CRecipe):
+        parameters["round_teacher"] = untrained
+    parameters["ema"] = untrained
     images = recipe.steps * recipe.batch_size
-    forward, parts = _forward_flops(network), _parts(recipe)
+    forward, parts = _forward_flops(network, recipe), _parts(recipe)
     per_image = forward * sum(parts.values())
     return Estimate(
         parameters,
         device_type,
-        _memory(recipe, teacher, total, trained.trainable, on_gpu=device_type == "cuda"),
+        _memory(recipe, teacher, parameters, on_gpu=device_type == "cuda"),
         Flops(forward, parts, per_image * recipe.batch_size, per_image * images),
         images,
     )
 
 
-def _parts(recipe: DistillRecipe) -> dict[str, int]:
-    """Forwards an image and step: 10 with a guided teacher and one auxiliary step."""
+def _size_of(architecture: type[Network], teacher: Teacher) -> Parameters:
+    with torch.device("meta"):
+        network = architecture(**teacher.network)
+    return Parameters(sum(value.numel() for value in network.parameters()), 0)
+
+
+def _parts(recipe: DistillationRecipe) -> dict[str, int]:
+    """Forwards an image and step: 10 of Di[M]O with a guided teacher and one auxiliary step."""
+    if isinstance(recipe, Di4CRecipe):
+        latents, again = recipe.num_latents, _in_chunks(recipe)
+        return {
+            "teacher": 1,
+            "student after the teacher's step": latents,
+            "student forward and backward": (1 + again + _BACKWARD) * latents,
+        }
+    if not isinstance(recipe, DistillRecipe):
+        return {"teacher": recipe.substeps, "student forward and backward": 1 + _BACKWARD}
     turns = recipe.auxiliary_steps
     return {
         "student forward and backward": 1 + _BACKWARD,
@@ -174,12 +191,20 @@ def _parts(recipe: DistillRecipe) -> dict[str, int]:
     }
 
 
-def _is_guided(recipe: DistillRecipe) -> bool:
-    return recipe.teacher_guidance_scale != 1
+def _is_guided(recipe: DistillationRecipe) -> bool:
+    return isinstance(recipe, DistillRecipe) and recipe.teacher_guidance_scale != 1
+
+
+def _in_chunks(recipe: Di4CRecipe) -> bool:
+    return 0 < recipe.latent_chunk < recipe.num_latents
 
 
 def _memory(
-    recipe: DistillRecipe, teacher: Teacher, total: int, trainable: int, *, on_gpu: bool
+    recipe: DistillationRecipe,
+    teacher: Teacher,
+    parameters: Mapping[str, Parameters],
+    *,
+    on_gpu: bool,
 ) -> Memory:
     def kept_bytes(network: Network) -> int:
         return _kept_bytes(network, recipe, on_gpu=on_gpu)
@@ -188,41 +213,54 @@ def _memory(
     kept, depth = kept_bytes(whole), len(whole.transformer.layers)
     one, two = (kept_bytes(_network(teacher, recipe, depth=number)) for number in (1, 2))
     block, tokens = two - one, _rows(recipe) * whole.num_tokens
-    networks = 3 if on_gpu and recipe.ema_on_cpu else 4
+    there = sum(
+        size.total
+        for name, size in parameters.items()
+        if not (name == "ema" and on_gpu and recipe.ema_on_cpu)
+    )
+    trainable = [size.trainable for size in parameters.values()]
     return Memory(
-        weights=networks * _FLOAT * total,
-        gradients=2 * _FLOAT * trainable,
-        optimizer=4 * _FLOAT * trainable,
+        weights=_FLOAT * there,
+        gradients=_FLOAT * sum(trainable),
+        optimizer=2 * _FLOAT * sum(trainable),
         activations=kept,
         checkpointed=one + depth * _FLOAT * tokens * whole.hidden_dim,  # one = a block and the rest
         working=block * (1 + _is_guided(recipe))
         + _LOGIT_ARRAYS * _FLOAT * tokens * whole.codebook_size,
-        update=_FLOAT * trainable,
+        update=_FLOAT * max(trainable),
     )
 
 
-def _rows(recipe: DistillRecipe) -> int:
-    """Images that pass a network at once."""
-    return recipe.batch_size // recipe.accumulate
+def _rows(recipe: DistillationRecipe) -> int:
+    """Rows that pass a network at once: images, or images times latents."""
+    images = recipe.batch_size // recipe.accumulate
+    if isinstance(recipe, Di4CRecipe):
+        return images * (recipe.latent_chunk or recipe.num_latents)
+    return images
 
 
-def _network(teacher: Teacher, recipe: DistillRecipe, **changes: int) -> Network:
+def _network(teacher: Teacher, recipe: DistillationRecipe, **changes: int) -> Network:
     """The student without memory, in train mode; `changes` are constructor arguments."""
+    architecture = student_architecture(teacher, recipe.method)
     with torch.device("meta"):
-        network = teacher.architecture(**{**teacher.network, "dropout": recipe.dropout, **changes})
+        network = architecture(**{**teacher.network, "dropout": recipe.dropout, **changes})
     return network.train()
 
 
-def _frozen_names(network: Network) -> set[str]:
+def _frozen_names(network: Network, recipe: DistillationRecipe) -> set[str]:
+    """Di[M]O alone freezes any."""
+    if not isinstance(recipe, DistillRecipe):
+        return set()
     frozen = {id(parameter) for parameter in network.embedding_parameters()}
     return {name for name, value in network.named_parameters() if id(value) in frozen}
 
 
-def _forward_flops(network: Network) -> int:
-    """Of one image."""
+def _forward_flops(network: Network, recipe: DistillationRecipe) -> int:
+    """Of the student for one image, under one latent if it takes any."""
     tokens = torch.zeros(_ROWS, network.num_tokens, dtype=torch.int64, device="meta")
+    inputs = {"z": tokens[:, 0].float()} if isinstance(recipe, Di4CRecipe) else {}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(tokens, tokens[:, 0])
+        network(tokens, tokens[:, 0], **inputs)
     return int(counter.get_total_flops()) // _ROWS
 
 
@@ -266,9 +304,9 @@ class _ByteDropout(torch.autograd.Function):
         return torch.empty_like(x)
 
 
-def _kept_bytes(network: Network, recipe: DistillRecipe, *, on_gpu: bool) -> int:
+def _kept_bytes(network: Network, recipe: DistillationRecipe, *, on_gpu: bool) -> int:
     """Bytes that autograd keeps of the student's forward, its parameters left out."""
-    frozen, kept = _frozen_names(network), dict[int, torch.UntypedStorage]()
+    frozen, kept = _frozen_names(network, recipe), dict[int, torch.UntypedStorage]()
     with FakeTensorMode():
         parameters = {
             name: torch.empty(value.shape, requires_grad=name not in frozen)
@@ -283,11 +321,16 @@ def _kept_bytes(network: Network, recipe: DistillRecipe, *, on_gpu: bool) -> int
             return value
 
         tokens = torch.zeros(_rows(recipe), network.num_tokens, dtype=torch.int64)
-        noise = torch.zeros(*tokens.shape, network.hidden_dim)
-        inputs = {"embedding_noise": recipe.embedding_noise, "noise": noise}
+        inputs: dict[str, object] = {}
+        if isinstance(recipe, DistillRecipe):
+            noise = torch.zeros(*tokens.shape, network.hidden_dim)
+            inputs = {"embedding_noise": recipe.embedding_noise, "noise": noise}
+        elif isinstance(recipe, Di4CRecipe):
+            inputs = {"z": torch.zeros(len(tokens))}
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value),
             torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision != "float32"),
+            gpu_kernels() if on_gpu else nullcontext(),
             _GpuKernels() if on_gpu else nullcontext(),
         ):
             logits = _call(network, parameters, (tokens, tokens[:, 0]), inputs)

@@ -11,7 +11,7 @@ from torch import Tensor
 from dimo.errors import DimoError
 from dimo.files import replacing, sha256_file
 from dimo.students import StudentConfig, find_student, save_student
-from dimo.teachers import Teacher, get_teacher, load_network
+from dimo.teachers import Teacher, get_teacher, load_network, student_architecture
 from dimo.weights import check_state, read_state_dict, save_tensors
 
 _SUFFIXES = (".bin", ".safetensors")
@@ -44,7 +44,7 @@ def export_student(
     found = find_student(run, weights=weights)
     if out.exists() and (not force or out.is_dir()):
         raise DimoError(f"output {out} exists; replace a file with --force or choose another -o")
-    state = _checked_state(get_teacher(found.config.teacher), found.path)
+    state = _checked_state(get_teacher(found.config.teacher), found.path, found.config.method)
     if out.suffix == ".safetensors":
         timeless = dataclasses.asdict(found.config)
         del timeless["training_seconds"]
@@ -64,7 +64,7 @@ def import_student(
     embedding_noise: float,
     temperature: float,
 ) -> StudentConfig:
-    """Makes a run folder (`student.safetensors`, `config.json`) of a student's official file.
+    """Makes a run folder (`student.safetensors`, `config.json`) of a Di[M]O student's file.
 
     Args:
         path: Weights as `export_student` or the official code writes them.
@@ -86,7 +86,7 @@ def import_student(
         raise DimoError(f"--temperature {temperature:g} is out of range; allowed: above 0")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DimoError(f"output {out} exists and is not empty; choose another -o")
-    _checked_state(row, path)
+    _checked_state(row, path, "dimo")
     config = StudentConfig(
         teacher=teacher,
         init_mask_ratio=init_mask_ratio,
@@ -99,14 +99,14 @@ def import_student(
     return config
 
 
-def _checked_state(teacher: Teacher, path: Path) -> dict[str, Tensor]:
-    """The state dict of a file, in the network's order, if every key, shape and type is of it.
+def _checked_state(teacher: Teacher, path: Path, method: str) -> dict[str, Tensor]:
+    """The state dict of a file, in the order of a student's network, if all of it is of it.
 
     Raises:
         DimoError: It is of another network.
     """
     with torch.device("meta"):
-        network = teacher.architecture(**teacher.network)
+        network = student_architecture(teacher, method)(**teacher.network)
     state = check_state(network, read_state_dict(path), name=str(path))
     own = network.state_dict()
     other = next((key for key, value in state.items() if value.dtype != own[key].dtype), None)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dimo import rng
 from dimo.config import (
@@ -22,6 +21,7 @@ from dimo.config import (
     load_recipe,
     to_toml,
 )
+from dimo.datasets.tokens import load_tokens
 from dimo.errors import DimoError
 from dimo.files import remove_temporaries, sha256_file, write_atomic
 from dimo.launch import Ranks, ranks
@@ -137,36 +137,11 @@ def _distillation_of(
         if data is not None:
             raise DimoError(f"method {recipe.method!r} takes no data; leave out --data {data}")
         return DistillTask(recipe, teacher, student, row.label_smoothing, device, group)
-    images = _token_data(row, recipe.method, weights, data)
+    images = load_tokens(data, teacher=row.name, weights=weights)
     if isinstance(recipe, Di4CRecipe):
         assert isinstance(student, Di4CStudent)
         return Di4CTask(recipe, teacher, student, images, device, group)
     return SDTTTask(recipe, teacher, student, images, device, group)
-
-
-def _token_data(
-    row: Teacher, method: str, weights: Path | None, data: Path | None
-) -> tuple[Tensor, Tensor]:
-    """Tokens [N, L] and labels [N] of a file, or of the teacher's embedded data.
-
-    Raises:
-        DimoError: Neither is there, or the file is no such file.
-    """
-    if data is not None:
-        from dimo.datasets.tokens import load_tokens
-
-        found = load_tokens(data, teacher=row.name)
-        return found.tokens, found.labels
-    if not row.is_embedded:
-        raise DimoError(
-            f"method {method!r} learns from data, and teacher {row.name!r} has none embedded; "
-            f"encode images once with: dimo encode PATH --teacher {row.name} -o tokens.safetensors,"
-            " and give that file with --data"
-        )
-    from dimo.datasets import digits
-
-    images, labels = digits.load()
-    return row.tokenizer(weights_file(row, "tokenizer", weights)).encode(images), labels
 
 
 def train_teacher(

@@ -244,6 +244,20 @@ MISTAKES = {
         "teacher 'digits' makes 8 x 8 of 10; protocols that fit: digits",
     ),
     "folder under a file": (["distill", "--out", "file/run"], "choose another"),
+    "unknown method": (["distill", "--method", "di4cd"], "did you mean 'di4c-d'"),
+    "another method": (
+        ["distill", "--method", "di4c", "--recipe", "digits-di4c-d"],
+        "recipe 'digits-di4c-d' is one of method 'di4c-d', not 'di4c'; leave --method out",
+    ),
+    "no recipe": (
+        ["distill", "--method", "sdtt", "--teacher", "maskgit"],
+        "no recipe of method 'sdtt' for teacher 'maskgit' yet",
+    ),
+    "no data": (["distill", "--data", "file"], "method 'dimo' takes no data; leave out --data"),
+    "another network": (
+        ["distill", "--recipe", "digits-di4c", "--teacher", "halton-tiny", "--dry-run"],
+        "needs a teacher with the MaskGIT network",
+    ),
     "json alone": (["distill", "--json"], "add --dry-run"),
     "unknown key": (["distill", "--dry-run", "--set", "step=1"], "did you mean 'steps'"),
     "unfinished": (["export", "unfinished", "-o", "a.bin"], "is not finished"),

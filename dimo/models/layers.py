@@ -5,13 +5,16 @@ __all__ = [
     "Dropout",
     "at_positions",
     "attend",
+    "gpu_kernels",
     "perturb",
     "recompute_activations",
     "run_block",
 ]
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeAlias
 
 import torch
@@ -29,6 +32,25 @@ _SHORT_ON_CPU = [SDPBackend.MATH]
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
+_kernels_of: ContextVar[str] = ContextVar(
+    "kernels_of", default=""
+)  # a device type; "": the tensor's
+
+
+@contextmanager
+def gpu_kernels() -> Iterator[None]:
+    """Computes on any device as on a GPU, for an estimate of what that keeps in memory."""
+    token = _kernels_of.set("cuda")
+    try:
+        yield
+    finally:
+        _kernels_of.reset(token)
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return (_kernels_of.get() or x.device.type) == "cpu"
+
+
 class Dropout(nn.Dropout):
     """`nn.Dropout`, on a CPU several times as fast."""
 
@@ -38,7 +60,7 @@ class Dropout(nn.Dropout):
 
 def _drop_out(x: Tensor, rate: float) -> Tensor:
     """Zeroes a share `rate` of x, in steps of 2^-16, and divides the rest by 1 - rate."""
-    if rate == 0 or x.device.type != "cpu":
+    if rate == 0 or not _on_cpu(x):
         return F.dropout(x, rate)
     # PyTorch draws one number after the other; here one random 64-bit word serves four elements
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
@@ -50,7 +72,7 @@ def _drop_out(x: Tensor, rate: float) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for q, k, v [B, heads, L, d]; `dropout` is of the weights."""
-    on_cpu, is_short = q.device.type == "cpu", k.shape[2] <= 64
+    on_cpu, is_short = _on_cpu(q), k.shape[2] <= 64
     if on_cpu and not is_short and (dropout or q.dtype == torch.bfloat16):
         if torch.is_grad_enabled() or dropout:
             return _attend_plainly(q, k, v, dropout)

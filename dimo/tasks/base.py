@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dimo import rng
 from dimo.config import DistillationRecipe, TrainRecipe
+from dimo.datasets.tokens import TokenData
 from dimo.ema import update_ema
 from dimo.errors import DimoError
 from dimo.launch import Ranks
@@ -151,7 +152,7 @@ class DataTask(StudentTask):
         recipe: What to do.
         teacher: Frozen; it is made ready for inference, in place.
         student: A network that starts with the teacher's weights; trained in place.
-        data: Tokens [M, L] and labels [M] of the encoded images, int64.
+        data: Encoded images.
         device: Where to train.
         ranks: Who shares each batch.
 
@@ -164,14 +165,13 @@ class DataTask(StudentTask):
         recipe: DistillationRecipe,
         teacher: Network,
         student: Network,
-        data: tuple[Tensor, Tensor],
+        data: TokenData,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
         super().__init__(recipe, teacher, student, device, ranks)
-        tokens, labels = data
-        self.inputs += state_sha256({"tokens": tokens, "labels": labels})
-        self.tokens, self.labels = tokens.to(device), labels.to(device)
+        self.inputs += data.sha256
+        self.tokens, self.labels = data.tokens.to(device), data.labels.to(device)
         self.ema = self._average_of(self.student)
         self.networks = {"student": self.student, "ema": self.ema}
 

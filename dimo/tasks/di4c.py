@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dimo.config import Di4CRecipe
+from dimo.datasets.tokens import TokenData
 from dimo.launch import ALONE, Ranks
 from dimo.methods.di4c import Di4CObjective, LatentMixture
 from dimo.models.di4c import Di4CStudent
@@ -29,7 +30,7 @@ class Di4CTask(DataTask):
         recipe: Di4CRecipe,
         teacher: Network,
         student: Di4CStudent,
-        data: tuple[Tensor, Tensor],
+        data: TokenData,
         device: torch.device,
         ranks: Ranks = ALONE,
     ) -> None:

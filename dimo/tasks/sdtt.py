@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dimo.config import SDTTRecipe
+from dimo.datasets.tokens import TokenData
 from dimo.launch import ALONE, Ranks
 from dimo.methods.sdtt import SDTTObjective
 from dimo.tasks.base import DataTask, add_mean
@@ -28,7 +29,7 @@ class SDTTTask(DataTask):
         recipe: SDTTRecipe,
         teacher: Network,
         student: Network,
-        data: tuple[Tensor, Tensor],
+        data: TokenData,
         device: torch.device,
         ranks: Ranks = ALONE,
     ) -> None:

@@ -253,3 +253,23 @@ def test_a_tuned_temperature_holds_at_every_step():
 def test_bad_grids(options, words):
     with pytest.raises(DimoError, match=words):
         parse_grid(options)
+
+
+def test_a_few_step_student_has_its_teachers_rows_and_its_own_guidance():
+    student = PUBLISHED_STUDENTS["di4c-d"]
+    one, four = student_settings(student, 256, (1, 4), Choice())
+    assert (one.num_steps, four.num_steps) == (1, 4)
+    assert (one.sampler, four.sampler) == ("confidence", "confidence")
+    assert (four.guidance_scale, four.choice_temperature, four.mask_schedule) == (7, 4.5, "arccos")
+    assert four.selected_by.startswith("temperature: README of sony/di4c")
+    plain = dataclasses.replace(student, guidance_scale=None, temperature=0.9)
+    (row,) = student_settings(plain, 256, (4,), Choice())
+    assert (row.guidance_scale, row.temperature) == (4, 0.9)
+    given = Choice(settings={"choice_temperature": 2.0}, schedules=("cosine",))
+    (row,) = student_settings(plain, 256, (4,), given)
+    assert (row.choice_temperature, row.mask_schedule) == (2.0, "cosine")
+    beside = dataclasses.replace(plain, teacher_unconditional=True)
+    (row,) = student_settings(beside, 256, (4,), Choice())
+    assert row.selected_by.endswith("its unconditional branch is the teacher")
+    with pytest.raises(DimoError, match="steps 17 is out of range"):
+        student_settings(plain, 16, (17,), Choice())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dimo.config import DistillRecipe
+from dimo.config import DistillRecipe, load_distillation
 from dimo.estimate import estimate_distillation
 from dimo.teachers import TEACHERS
 
@@ -106,6 +106,33 @@ def test_parts_of_a_batch_and_an_average_on_the_cpu_need_less():
     assert parts.activations < whole.activations / 3
     away = estimate(device_type="cuda", ema_on_cpu=True).memory
     assert away.weights == estimate(device_type="cuda").memory.weights * 3 // 4
+
+
+def other(name, *settings, device_type="cpu"):
+    recipe = load_distillation(name, ["precision=float32", *settings])
+    return estimate_distillation(recipe, TEACHERS[recipe.teacher], device_type=device_type)
+
+
+def test_a_mixture_student_costs_its_latents():
+    whole, parts = other("digits-di4c", "batch_size=4"), other("digits-di4c", "latent_chunk=2")
+    assert sum(whole.flops.parts.values()) == 1 + 8 + 3 * 8
+    assert sum(parts.flops.parts.values()) == 1 + 8 + 4 * 8
+    teacher, student, ema = (whole.parameters[name] for name in ("teacher", "student", "ema"))
+    projection = 128 * 512 + 512 + 512 * 128 + 128
+    assert student.total == student.trainable == ema.total == teacher.total + projection
+    assert whole.memory.weights == 4 * (teacher.total + 2 * student.total)
+    assert whole.memory.optimizer == 2 * whole.memory.gradients == 8 * student.total
+    # 4 images under 8 latents are as many rows as 16 under 2
+    again = other("digits-di4c", "batch_size=16", "latent_chunk=2")
+    assert again.memory.activations == whole.memory.activations
+
+
+def test_sdtt_costs_the_teachers_steps_and_another_teacher():
+    found = other("digits-sdtt")
+    assert found.flops.parts == {"teacher": 2, "student forward and backward": 3}
+    assert set(found.parameters) == {"teacher", "student", "round_teacher", "ema"}
+    assert found.memory.weights == 4 * 4 * found.parameters["student"].total
+    assert found.all_parameters.trainable == found.parameters["student"].total
 
 
 @pytest.mark.slow
