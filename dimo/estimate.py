@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dimo.config import DistillRecipe
-from dimo.teachers import Network, Teacher
+from dimo.models.text import TextConditioned
+from dimo.teachers import Network, Teacher, make_network
 
 _FLOAT = 4  # bytes: weights, gradients, optimizer states and the residual stream are float32
 _LOGIT_ARRAYS = 8  # [B, L, V] alive at once, see `Memory`
@@ -185,16 +186,17 @@ def _memory(
         return _kept_bytes(network, recipe, on_gpu=on_gpu)
 
     whole = _network(teacher, recipe)
-    kept, depth = kept_bytes(whole), len(whole.transformer.layers)
+    kept, depth = kept_bytes(whole), _depth(whole)
     one, two = (kept_bytes(_network(teacher, recipe, depth=number)) for number in (1, 2))
     block, tokens = two - one, _rows(recipe) * whole.num_tokens
+    inner = _rows(recipe) * getattr(whole, "block_tokens", whole.num_tokens)
     networks = 3 if on_gpu and recipe.ema_on_cpu else 4
     return Memory(
         weights=networks * _FLOAT * total,
         gradients=2 * _FLOAT * trainable,
         optimizer=4 * _FLOAT * trainable,
         activations=kept,
-        checkpointed=one + depth * _FLOAT * tokens * whole.hidden_dim,  # one = a block and the rest
+        checkpointed=one + depth * _FLOAT * inner * whole.hidden_dim,  # one = a block and the rest
         working=block * (1 + _is_guided(recipe))
         + _LOGIT_ARRAYS * _FLOAT * tokens * whole.codebook_size,
         update=_FLOAT * trainable,
@@ -206,11 +208,18 @@ def _rows(recipe: DistillRecipe) -> int:
     return recipe.batch_size // recipe.accumulate
 
 
-def _network(teacher: Teacher, recipe: DistillRecipe, **changes: int) -> Network:
+def _network(teacher: Teacher, recipe: DistillRecipe, **changes: Any) -> Network:
     """The student without memory, in train mode; `changes` are constructor arguments."""
     with torch.device("meta"):
-        network = teacher.architecture(**{**teacher.network, "dropout": recipe.dropout, **changes})
+        network = make_network(teacher, dropout=recipe.dropout, **changes)
     return network.train()
+
+
+def _depth(network: Network) -> int:
+    """Number of its blocks."""
+    if isinstance(network, TextConditioned):
+        return network.depth
+    return len(network.transformer.layers)
 
 
 def _frozen_names(network: Network) -> set[str]:

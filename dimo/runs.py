@@ -16,9 +16,16 @@ from dimo.config import DistillRecipe, TrainRecipe, load_recipe, to_toml
 from dimo.errors import DimoError
 from dimo.files import remove_temporaries, sha256_file, write_atomic
 from dimo.launch import Ranks, ranks
+from dimo.models.text import prompts_from_file
 from dimo.students import StudentConfig, save_student
 from dimo.tasks import DistillTask, TeacherTask
-from dimo.teachers import get_teacher, load_network, weights_file
+from dimo.teachers import (
+    get_teacher,
+    load_network,
+    load_prompts,
+    make_network,
+    weights_file,
+)
 from dimo.train import OnStep, Watcher, fit
 from dimo.weights import save_tensors
 
@@ -73,10 +80,17 @@ def _distill(
     """`distill` among ranks; nothing of the networks outlives it, see `dimo.launch.ranks`."""
     row = get_teacher(recipe.teacher)
     path = weights_file(row, "transformer", weights)
-    teacher = load_network(row, path)
-    student = row.architecture(**{**row.network, "dropout": recipe.dropout})
+    prompts = load_prompts(
+        row, None if recipe.prompts is None else prompts_from_file(recipe.prompts), weights
+    )
+    if prompts is not None:
+        prompts.to(device)
+    teacher = load_network(row, path, prompts)
+    student = make_network(row, prompts, dropout=recipe.dropout)
     student.load_state_dict(teacher.state_dict())
     task = DistillTask(recipe, teacher, student, row.label_smoothing, device, group)
+    if prompts is not None:
+        task.inputs += f" prompts {prompts.sha256}"
     with _opened(out, recipe, out / "config.json", resume, group):
         seconds = fit(task, out, resume=True, on_step=on_step, watchers=watchers)
         config = StudentConfig.of_recipe(
@@ -140,7 +154,7 @@ def _train_teacher(
     size = teacher.network["codebook_size"]
     tokenizer = DigitsTokenizer.fit(images, codebook_size=size, seed=recipe.seed)
     torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
-    network = teacher.architecture(**{**teacher.network, "dropout": recipe.dropout})
+    network = make_network(teacher, dropout=recipe.dropout)
     task = TeacherTask(recipe, network, tokenizer.encode(images), labels, device, group)
     provenance = {"recipe": to_toml(recipe), "data": "scikit-learn digits, 1,797 images"}
 

@@ -10,19 +10,22 @@ __all__ = [
     "Network",
     "SamplerDefaults",
     "Teacher",
+    "TextConditioning",
     "get_teacher",
     "load_model",
     "load_network",
+    "load_prompts",
     "load_student",
     "load_teacher",
+    "make_network",
     "weights_file",
 ]
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 
@@ -30,88 +33,20 @@ from dimo.datasets import imagenet
 from dimo.errors import DimoError, unknown_name
 from dimo.files import sha256_file
 from dimo.models import MaskedModel, Tokenizer
+from dimo.models.clip_text import CLIPText
+from dimo.models.diffusers_vq import DiffusersVQ
 from dimo.models.digits import DigitsTokenizer
 from dimo.models.halton import SIZES, HaltonMaskGIT
 from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.models.maskgit import MaskGIT
+from dimo.models.meissonic import Meissonic
 from dimo.models.precision import in_precision
+from dimo.models.text import Conditions, Prompts, TextConditioned, ZeroText
 from dimo.models.vqgan import VQGAN
 from dimo.official import OFFICIAL, locate
+from dimo.rows import Network, SamplerDefaults, Teacher, TextConditioning
 from dimo.students import StudentConfig, find_student
 from dimo.weights import ASSETS
-
-Network: TypeAlias = MaskGIT | HaltonMaskGIT
-
-
-@dataclass(frozen=True)
-class SamplerDefaults:
-    """Settings of the multi-step sampler in comparisons, and how they were chosen.
-
-    Attributes:
-        sampler: The teacher's own sampler, a key of `dimo.samplers.SAMPLERS`.
-        mask_schedule: Of that sampler; another one takes its own default.
-        guidance_scale: s, 1 = off.
-        temperature: Divides the logits.
-        selected_by: Where the values come from.
-        choice_temperature: Of the confidence noise; None: the sampler's default, if it has any.
-        final_temperature: Of the last step; None: `temperature` throughout.
-        random_start: Whether each image starts at a place of its own in the Halton order.
-    """
-
-    sampler: str
-    mask_schedule: str
-    guidance_scale: float
-    temperature: float
-    selected_by: str
-    choice_temperature: float | None = None
-    final_temperature: float | None = None
-    random_start: bool = False
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """One row of the table.
-
-    Attributes:
-        name: What `--teacher` takes.
-        title: Name in tables.
-        architecture: The class of the network.
-        network: Its constructor arguments.
-        tokenizer: Builds the tokenizer from its weights file.
-        weights: Role ("transformer", "tokenizer") -> a name of `dimo.official.OFFICIAL`, or the
-            name of a file that comes with the package.
-        image_size: Side of its images in pixels.
-        num_tokens: L.
-        num_classes: Size of the condition.
-        names: Returns one name a class, for captions.
-        label_smoothing: Of the teacher's training; the auxiliary model uses the same.
-        defaults: Sampler settings for comparisons.
-        recipe: The distillation recipe taken when none is named; None: there is none yet.
-    """
-
-    name: str
-    title: str
-    architecture: type[MaskGIT] | type[HaltonMaskGIT]
-    network: Mapping[str, Any]
-    tokenizer: Callable[[Path], Tokenizer]
-    weights: Mapping[str, str]
-    image_size: int
-    num_tokens: int
-    num_classes: int
-    names: Callable[[], tuple[str, ...]]
-    label_smoothing: float
-    defaults: SamplerDefaults
-    recipe: str | None = None
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """One name a class."""
-        return self.names()
-
-    @property
-    def is_embedded(self) -> bool:
-        """Whether its weights come with the package, and its training data too."""
-        return not any(name in OFFICIAL for name in self.weights.values())
 
 
 def _digits() -> Teacher:
@@ -216,6 +151,46 @@ def _halton(size: str, side: int, *, w: float) -> Teacher:
     )
 
 
+# The official pipeline's and Di[M]O's, word for word ("signature" stands twice there).
+_NEGATIVE_PROMPT = (
+    "worst quality, low quality, low res, blurry, distortion, watermark, logo, signature, text, "
+    "jpeg artifacts, signature, sketch, duplicate, ugly, identifying mark"
+)
+
+
+def _meissonic() -> Teacher:
+    return Teacher(
+        name="meissonic",
+        title="Meissonic",
+        architecture=Meissonic,
+        network={},
+        tokenizer=partial(DiffusersVQ.from_official, image_size=1024),
+        weights={"transformer": "meissonic", "tokenizer": "meissonic-vq", "text": "meissonic-text"},
+        image_size=1024,
+        num_tokens=4096,
+        num_classes=0,
+        names=tuple,
+        label_smoothing=0.0,
+        defaults=SamplerDefaults(
+            sampler="meissonic",
+            mask_schedule="cosine-amused",
+            guidance_scale=9.0,
+            temperature=1.0,
+            choice_temperature=2.0,
+            selected_by="defaults of the official pipeline (48 steps, scale 9, temperature (2, 0)) "
+            "and its inference script's negative prompt",
+        ),
+        recipe="meissonic",
+        text=TextConditioning(
+            encoder=CLIPText.from_official,
+            negative_prompt=_NEGATIVE_PROMPT,
+            length=77,
+            states_dim=1024,
+            pooled_dim=1024,
+        ),
+    )
+
+
 TEACHERS: dict[str, Teacher] = {
     teacher.name: teacher
     for teacher in (
@@ -226,6 +201,7 @@ TEACHERS: dict[str, Teacher] = {
         _halton("small", 256, w=1.0),
         _halton("base", 256, w=0.7),
         _halton("large", 384, w=0.5),  # published for 384 alone
+        _meissonic(),
     )
 }
 
@@ -269,7 +245,7 @@ def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Pat
 
     Args:
         teacher: The row.
-        role: "transformer" or "tokenizer".
+        role: A key of its `weights`.
         folder: Where to look; None: the package, or `dimo.official.default_folder()`.
 
     Raises:
@@ -284,17 +260,82 @@ def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Pat
     return path
 
 
-def load_network(teacher: Teacher, path: Path) -> Network:
+def make_network(teacher: Teacher, conditions: Conditions | None = None, **changes: Any) -> Network:
+    """The row's network with fresh weights.
+
+    Args:
+        teacher: The row.
+        conditions: What the labels of a text-conditioned network stand for; None: all zeros, to
+            look at the network alone.
+        **changes: Constructor arguments in place of the row's.
+    """
+    return _conditioned(teacher, teacher.architecture(**{**teacher.network, **changes}), conditions)
+
+
+def load_network(teacher: Teacher, path: Path, conditions: Conditions | None = None) -> Network:
     """The row's network with the weights of a file, in eval mode on the CPU.
+
+    Args:
+        teacher: The row.
+        path: The file.
+        conditions: As for `make_network`.
 
     Raises:
         DimoError: The file is not one of this network.
     """
-    return teacher.architecture.from_official(path, **teacher.network)
+    network = teacher.architecture.from_official(path, **teacher.network)
+    return _conditioned(teacher, network, conditions).eval()
+
+
+def _conditioned(
+    teacher: Teacher,
+    network: MaskGIT | HaltonMaskGIT | Meissonic,
+    conditions: Conditions | None,
+) -> Network:
+    if not isinstance(network, Meissonic):
+        return network
+    text = teacher.text
+    assert text is not None, "a text-conditioned network's row says how it reads prompts"
+    zero = ZeroText(text.length, text.states_dim, text.pooled_dim)
+    return TextConditioned(network, zero if conditions is None else conditions)
+
+
+def load_prompts(
+    teacher: Teacher, prompts: Sequence[str] | None, weights: Path | None = None
+) -> Prompts | None:
+    """The prompts with the teacher's text encoder on the CPU; None for a class-conditional one.
+
+    Args:
+        teacher: The row.
+        prompts: What it shall draw; a class-conditional teacher takes None.
+        weights: Folder with the row's weight files.
+
+    Raises:
+        DimoError: Prompts that are missing, or that the teacher cannot read; a missing or foreign
+            weights file.
+    """
+    text = teacher.text
+    if text is None:
+        if prompts is not None:
+            raise DimoError(
+                f"teacher {teacher.name!r} draws classes, not prompts; leave the prompts out"
+            )
+        return None
+    if prompts is None:
+        raise DimoError(
+            f"teacher {teacher.name!r} draws prompts; give them, e.g. in a text file, one a line"
+        )
+    encoder = text.encoder(weights_file(teacher, "text", weights))
+    return Prompts(encoder, prompts, negative_prompt=text.negative_prompt)
 
 
 def load_teacher(
-    name: str, *, device: torch.device, weights: Path | None = None, precision: str | None = None
+    name: str,
+    *,
+    device: torch.device,
+    weights: Path | None = None,
+    precision: str | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Loaded:
     """Loads a teacher and its tokenizer in eval mode.
 
@@ -304,13 +345,15 @@ def load_teacher(
         weights: Folder with the row's weight files; None: those shipped, or those fetched.
         precision: Makes the network ready for sampling in it, see `dimo.models.precision`; None:
             leaves it as it is, to be trained too.
+        prompts: What the labels stand for, if the teacher draws prompts; else None.
 
     Raises:
-        DimoError: Unknown teacher or precision; a missing or foreign weights file.
+        DimoError: Unknown teacher or precision; a missing or foreign weights file; as
+            `load_prompts`.
     """
     teacher = get_teacher(name)
     path = weights_file(teacher, "transformer", weights)
-    return _load(teacher, path, teacher.title, device, weights, precision)
+    return _load(teacher, path, teacher.title, device, weights, precision, prompts=prompts)
 
 
 def load_student(
@@ -319,23 +362,31 @@ def load_student(
     device: torch.device,
     weights: Path | None = None,
     precision: str | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Loaded:
     """Loads a distilled student, see `find_student`, with its teacher's tokenizer.
 
     Raises:
-        DimoError: As `find_student`; weights that do not fit; unknown precision.
+        DimoError: As `find_student` and `load_prompts`; weights that do not fit; unknown precision.
     """
     found = find_student(run, weights=weights)
     teacher = get_teacher(found.config.teacher)
-    return _load(teacher, found.path, found.title, device, weights, precision, found.config)
+    return _load(
+        teacher, found.path, found.title, device, weights, precision, found.config, prompts
+    )
 
 
 def load_model(
-    name: str, *, device: torch.device, weights: Path | None = None, precision: str | None = None
+    name: str,
+    *,
+    device: torch.device,
+    weights: Path | None = None,
+    precision: str | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Loaded:
     """The teacher of that name, else the student of that name or in that folder."""
     load = load_teacher if name in TEACHERS else load_student
-    return load(name, device=device, weights=weights, precision=precision)
+    return load(name, device=device, weights=weights, precision=precision, prompts=prompts)
 
 
 def _load(
@@ -346,10 +397,14 @@ def _load(
     weights: Path | None,
     precision: str | None,
     student: StudentConfig | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Loaded:
     # the tokenizer first: what is missing or foreign shows before the larger file is read
     tokenizer = teacher.tokenizer(weights_file(teacher, "tokenizer", weights)).to(device)
-    model = load_network(teacher, path).to(device)
+    conditions = load_prompts(teacher, prompts, weights)
+    if conditions is not None:
+        conditions.to(device)
+    model = load_network(teacher, path, conditions).to(device)
     if precision is not None:
         model = in_precision(model, precision)
     digest = sha256_file(path)

@@ -23,6 +23,8 @@ KINDS = {
     "maskgit": DistillRecipe,
     "maskgit-official": DistillRecipe,
     "halton": DistillRecipe,
+    "meissonic": DistillRecipe,
+    "meissonic-official": DistillRecipe,
 }
 
 
