@@ -198,6 +198,12 @@ OFFICIAL: dict[str, OfficialFile] = {
         1_217_586_395,
         "feature extractor of FD-DINOv2",
     ),
+    "hps-v2.0": OfficialFile(
+        "xswu/HPSv2", "HPS_v2_compressed.pt", "Apache-2.0", None, "CLIP ViT-H/14 of HPS v2.0"
+    ),
+    "hps-v2.1": OfficialFile(
+        "xswu/HPSv2", "HPS_v2.1_compressed.pt", "Apache-2.0", None, "CLIP ViT-H/14 of HPS v2.1"
+    ),
     "clip-vit-l-14-336": OfficialFile(
         "https://openaipublic.azureedge.net/clip/models/"
         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
