@@ -26,7 +26,7 @@ def shared_classes(jobs: Sequence[Job]) -> int:
     Raises:
         DimoError: They do not share it, so that one label means different things.
     """
-    sizes = {job.loaded.teacher.num_classes: job.loaded.teacher.name for job in jobs}
+    sizes = {job.loaded.num_conditions: job.loaded.teacher.name for job in jobs}
     if len(sizes) > 1:
         told = ", ".join(f"{name} has {size}" for size, name in sizes.items())
         raise DimoError(
@@ -66,7 +66,7 @@ def draw_samples(
         jobs, labels, seed=seed, device=device, batch_size=batch_size, progress=progress
     )
     wanted = list(labels) or _default_labels(shared_classes(jobs))
-    names = jobs[0].loaded.teacher.class_names
+    names = jobs[0].loaded.condition_names
     columns = [names[label].partition(",")[0] for label in wanted]
     save_grid(out, [*above, *rows], columns=columns)
 

@@ -26,6 +26,7 @@ from dimo.strict import Origin, decode
 
 _RECIPES = Path(__file__).parent / "recipes"
 _LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
+_AUXILIARY_SAMPLES = ("fresh", "shared")
 _PRECISIONS = ("float32", "bfloat16", "float16")
 _TEMPERATURES = (
     "temperature",
@@ -115,6 +116,9 @@ class DistillRecipe(_Optimization):
         auxiliary_learning_rate: That of the auxiliary model; `learning_rate` is the student's.
         auxiliary_steps: Auxiliary updates after each student update. The official `fake_rounds` = k
             makes the same sequence of updates, counting k steps where this counts one.
+        auxiliary_sample: What the first of them learns from: a fresh sample of the student (5 of
+            the 10 network forwards of a step), or the shared one of the student's own update, for
+            which the auxiliary model's prediction is there already (3 of 8).
         divergence: forward_kl, reverse_kl, jeffreys, js, hellinger or pearson.
         beta: Share of the reverse KL in jeffreys; may be negative.
         weighting: constant (official weight factor 1), or dmd: each image's gradient divided by
@@ -152,6 +156,7 @@ class DistillRecipe(_Optimization):
     teacher: str
     auxiliary_learning_rate: float
     auxiliary_steps: int = 1
+    auxiliary_sample: str = "fresh"
     divergence: str = "jeffreys"
     beta: float = 0.0
     weighting: str = "constant"
@@ -200,6 +205,11 @@ class DistillRecipe(_Optimization):
             _check(getattr(self, key) > 0, key, getattr(self, key), "> 0")
         for key in ("beta", "teacher_guidance_scale"):
             _check(math.isfinite(getattr(self, key)), key, getattr(self, key), "a finite number")
+        if self.auxiliary_sample == "shared" and self.auxiliary_mask_schedule is not None:
+            raise DimoError(
+                f"auxiliary_mask_schedule {self.auxiliary_mask_schedule!r} needs a sample of its "
+                'own; set auxiliary_sample = "fresh" or leave the schedule out'
+            )
         least = 0 if self.embedding_noise_warmup == "none" else 1
         steps = self.embedding_noise_warmup_steps
         _check(steps >= least, "embedding_noise_warmup_steps", steps, f">= {least}")
@@ -207,6 +217,7 @@ class DistillRecipe(_Optimization):
     def _check_names(self) -> None:
         _known("divergence", self.divergence, DIVERGENCES)
         _known("weighting", self.weighting, WEIGHTINGS)
+        _known("auxiliary sample", self.auxiliary_sample, _AUXILIARY_SAMPLES)
         _known("token initialization", self.token_initialization, TOKEN_INITIALIZATIONS)
         _known("embedding noise warm-up", self.embedding_noise_warmup, EMBEDDING_NOISE_WARMUPS)
         _known("guidance rule", self.teacher_guidance, GUIDANCE_RULES)

@@ -10,6 +10,7 @@ __all__ = ["DistillTask", "TeacherTask"]
 
 import copy
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -23,8 +24,8 @@ from dimo.errors import DimoError
 from dimo.launch import ALONE, Ranks
 from dimo.masking import mask_count, mask_ratio, random_mask
 from dimo.models.layers import recompute_activations
-from dimo.models.precision import in_precision
-from dimo.objective import objective_of
+from dimo.models.precision import PRECISIONS, in_precision
+from dimo.objective import AuxiliaryLoss, Draws, StudentLoss, objective_of
 from dimo.teachers import Network
 from dimo.update import Update
 from dimo.weights import state_sha256
@@ -83,7 +84,7 @@ class _Task:
         dtype = _AUTOCAST.get(self.recipe.precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
-    def _parts(self, step: int, update: Update, purpose: str) -> Iterator[Tensor]:
+    def _parts(self, step: int, purpose: str, *updates: Update) -> Iterator[Tensor]:
         """The image indices [b] of each part of this rank's share; run a part where it is given."""
         size, parts = self.recipe.batch_size, self.recipe.accumulate
         share = self.ranks.share(size)
@@ -91,7 +92,9 @@ class _Task:
         for part in range(parts):
             low = first + part * rows
             torch.manual_seed(rng.stream_seed(self.recipe.seed, f"{purpose}/dropout/{low}"))
-            with update.part(is_last=part == parts - 1):
+            with ExitStack() as stack:
+                for update in updates:
+                    stack.enter_context(update.part(is_last=part == parts - 1))
                 yield torch.arange(low, low + rows, device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
@@ -150,7 +153,7 @@ class TeacherTask(_Task):
     def step(self, step: int) -> dict[str, Tensor]:
         recipe, update = self.recipe, self.updates["model"]
         values: dict[str, Tensor] = {}
-        for index in self._parts(step, update, "model"):
+        for index in self._parts(step, "model", update):
             with self._autocast():
                 loss, weight = self._loss(update.model, index)
             update.backward(loss, weight)
@@ -209,10 +212,8 @@ class DistillTask(_Task):
         _check_finite(teacher)
         self.inputs = state_sha256(teacher.state_dict())
         self.teacher = teacher.to(device).requires_grad_(False).eval()
-        if recipe.precision == "bfloat16" and device.type == "cuda":
-            # Casts the weights once, to the numbers that autocast gives the auxiliary model at each
-            # forward. A CPU's packed products round otherwise: p = q would not be exact at first.
-            in_precision(self.teacher, "bfloat16")
+        if recipe.precision in PRECISIONS:
+            in_precision(self.teacher, recipe.precision)  # casts and packs its weights once
         self.student = student.to(device).train()
         for parameter in self.student.embedding_parameters():
             parameter.requires_grad_(False)
@@ -227,18 +228,21 @@ class DistillTask(_Task):
 
     def step(self, step: int) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
-        self._update_student(step, values)
-        for turn in range(self.recipe.auxiliary_steps):
+        is_shared = self.recipe.auxiliary_sample == "shared"
+        if is_shared:
+            self._update_both(step, values)
+        else:
+            self._update_student(step, values)
+        for turn in range(int(is_shared), self.recipe.auxiliary_steps):
             self._update_auxiliary(step, turn, values)
         return values
 
     def _update_student(self, step: int, values: dict[str, Tensor]) -> None:
-        recipe, objective, update = self.recipe, self.objective, self.updates["student"]
-        for index in self._parts(step, update, "student"):
-            draws = objective.draw(self.student, recipe.seed, index, "student", step=step)
+        update = self.updates["student"]
+        for index in self._parts(step, "student", update):
             with self._autocast():
-                logits, tokens = objective.generate(update.model, draws)
-                student = objective.student_loss(
+                draws, logits, tokens = self._generate(step, index, "student", update.model)
+                student = self.objective.student_loss(
                     logits,
                     tokens,
                     draws.mask,
@@ -247,28 +251,67 @@ class DistillTask(_Task):
                     auxiliary=self.auxiliary,
                     mask_ratio=draws.mask_ratio,
                 )
-            update.backward(student.loss)
-            masked = draws.mask.sum()
-            _summed(values, "gradient", student.logit_gradient.abs().sum() / masked, masked)
-        norm, good = update.step(recipe.learning_rate * recipe.learning_rate_factor(step))
+            self._add_student(student, draws.mask, values)
+        self._step_student(step, values)
+
+    def _update_auxiliary(self, step: int, turn: int, values: dict[str, Tensor]) -> None:
+        update, purpose = self.updates["auxiliary"], f"auxiliary/{turn}"
+        for index in self._parts(step, purpose, update):
+            with self._autocast():
+                with torch.no_grad():
+                    draws, logits, tokens = self._generate(step, index, purpose, self.student)
+                auxiliary = self.objective.auxiliary_loss(
+                    update.model, tokens, draws.mask, draws.labels, student_logits=logits
+                )
+            self._add_auxiliary(auxiliary, draws.mask, values)
+        self._step_auxiliary(step)
+
+    def _update_both(self, step: int, values: dict[str, Tensor]) -> None:
+        """Both from one sample of the student."""
+        student, auxiliary = self.updates["student"], self.updates["auxiliary"]
+        for index in self._parts(step, "student", student, auxiliary):
+            with self._autocast():
+                draws, logits, tokens = self._generate(step, index, "student", student.model)
+                losses = self.objective.both_losses(
+                    logits,
+                    tokens,
+                    draws.mask,
+                    draws.labels,
+                    teacher=self.teacher,
+                    auxiliary=auxiliary.model,
+                    mask_ratio=draws.mask_ratio,
+                )
+            self._add_student(losses[0], draws.mask, values)
+            self._add_auxiliary(losses[1], draws.mask, values)
+        self._step_student(step, values)
+        self._step_auxiliary(step)
+
+    def _generate(
+        self, step: int, index: Tensor, purpose: str, model: Any
+    ) -> tuple[Draws, Tensor, Tensor]:
+        draws = self.objective.draw(self.student, self.recipe.seed, index, purpose, step=step)
+        return draws, *self.objective.generate(model, draws)
+
+    def _add_student(self, found: StudentLoss, mask: Tensor, values: dict[str, Tensor]) -> None:
+        self.updates["student"].backward(found.loss)
+        masked = mask.sum()
+        _summed(values, "gradient", found.logit_gradient.abs().sum() / masked, masked)
+
+    def _add_auxiliary(self, found: AuxiliaryLoss, mask: Tensor, values: dict[str, Tensor]) -> None:
+        weight = mask.float().mean()  # its loss is a mean over masked tokens
+        self.updates["auxiliary"].backward(found.loss, weight)
+        _summed(values, "auxiliary_loss", found.loss, weight)
+
+    def _step_student(self, step: int, values: dict[str, Tensor]) -> None:
+        recipe = self.recipe
+        norm, good = self.updates["student"].step(recipe.learning_rate_at(step))
         update_ema(self.ema, self.student, decay=recipe.ema_decay, step=step, good=good)
         _summed(values, "grad_norm", norm, 1)
 
-    def _update_auxiliary(self, step: int, turn: int, values: dict[str, Tensor]) -> None:
-        recipe, objective, update = self.recipe, self.objective, self.updates["auxiliary"]
-        purpose = f"auxiliary/{turn}"
-        for index in self._parts(step, update, purpose):
-            draws = objective.draw(self.student, recipe.seed, index, purpose, step=step)
-            with self._autocast():
-                with torch.no_grad():
-                    logits, tokens = objective.generate(self.student, draws)
-                auxiliary = objective.auxiliary_loss(
-                    update.model, tokens, draws.mask, draws.labels, student_logits=logits
-                )
-            weight = draws.mask.float().mean()  # its loss is a mean over masked tokens
-            update.backward(auxiliary.loss, weight)
-            _summed(values, "auxiliary_loss", auxiliary.loss, weight)
-        update.step(recipe.auxiliary_learning_rate * recipe.learning_rate_factor(step))
+    def _step_auxiliary(self, step: int) -> None:
+        recipe = self.recipe
+        rate = recipe.auxiliary_learning_rate * recipe.learning_rate_factor(step)
+        self.updates["auxiliary"].step(rate)
 
 
 def _check_finite(teacher: Network) -> None:

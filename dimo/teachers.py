@@ -228,6 +228,18 @@ class Loaded:
     student: StudentConfig | None = None
     precision: str = "float32"
 
+    @property
+    def num_conditions(self) -> int:
+        """Classes, or prompts that were given."""
+        return self.model.num_classes
+
+    @property
+    def condition_names(self) -> Sequence[str]:
+        """One name a class, or the prompts."""
+        if isinstance(self.model, TextConditioned):
+            return self.model.conditions.prompts
+        return self.teacher.class_names
+
 
 def get_teacher(name: str) -> Teacher:
     """The row of that name.
@@ -323,7 +335,8 @@ def load_prompts(
         return None
     if prompts is None:
         raise DimoError(
-            f"teacher {teacher.name!r} draws prompts; give them, e.g. in a text file, one a line"
+            f"teacher {teacher.name!r} draws prompts; give them, to a distillation as a text file, one a "
+            "line: --set prompts=FILE"
         )
     encoder = text.encoder(weights_file(teacher, "text", weights))
     return Prompts(encoder, prompts, negative_prompt=text.negative_prompt)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dimo.errors import DimoError
-from dimo.models.layers import Convert, at_positions, attend, perturb, run_block
+from dimo.models.layers import Convert, Dropout, at_positions, attend, perturb, run_block
 from dimo.weights import load_state_dict
 
 _EPS = 1e-5
@@ -42,7 +42,7 @@ class _Attention(nn.Module):
         self.wk: nn.Module = nn.Linear(dim, self.width, bias=False)
         self.wv: nn.Module = nn.Linear(dim, self.width, bias=False)
         self.wo: nn.Module = nn.Linear(self.width, dim, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
         """x [B, L, D] -> [B, L, D], or [B, K, D] at positions [B, K]."""
@@ -68,7 +68,7 @@ class _FeedForward(nn.Module):
         self.w1: nn.Module = nn.Linear(dim, hidden, bias=False)
         self.w2: nn.Module = nn.Linear(hidden, dim, bias=False)
         self.w3: nn.Module = nn.Linear(dim, hidden, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.w2(self.dropout(F.silu(self.w1(x)) * self.w3(x)))

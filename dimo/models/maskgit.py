@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dimo.errors import DimoError
-from dimo.models.layers import Convert, at_positions, attend, perturb, run_block
+from dimo.models.layers import Convert, Dropout, at_positions, attend, perturb, run_block
 from dimo.weights import load_state_dict
 
 _PATCH = 16  # pixels a token side in the official configuration: img_size / 16 tokens a side
@@ -78,9 +78,9 @@ class _FeedForwardBranch(nn.Module):
         net = nn.Sequential(
             nn.Linear(dim, mlp_dim),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(mlp_dim, dim),
-            nn.Dropout(dropout),
+            Dropout(dropout),
         )
         self.fn = nn.ModuleDict({"net": net})
 
@@ -175,17 +175,17 @@ class MaskGIT(nn.Module):
         self.bias = nn.Parameter(torch.zeros(length, vocabulary))
         self.first_layer = nn.Sequential(
             nn.LayerNorm(hidden_dim, eps=1e-12),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden_dim, hidden_dim),
             nn.GELU(),
             nn.LayerNorm(hidden_dim, eps=1e-12),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden_dim, hidden_dim),
         )
         self.transformer = _Layers(hidden_dim, depth, heads, mlp_dim, dropout)
         self.last_layer = nn.Sequential(
             nn.LayerNorm(hidden_dim, eps=1e-12),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(hidden_dim, hidden_dim),
             nn.GELU(),
             nn.LayerNorm(hidden_dim, eps=1e-12),

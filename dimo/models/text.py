@@ -70,8 +70,9 @@ class TextNetwork(Protocol):
 
 
 class Conditions(Protocol):
-    """A numbered list of conditions."""
+    """A numbered list of conditions, with the prompt of each, and the hash of them all."""
 
+    prompts: Sequence[str]
     sha256: str
 
     def __len__(self) -> int: ...
@@ -163,6 +164,7 @@ class Prompts:
 class ZeroText:
     """One condition that is all zeros, in the shape of real ones: to count what a network takes."""
 
+    prompts: Sequence[str] = ("",)
     sha256 = ""
 
     def __init__(self, length: int, states_dim: int, pooled_dim: int) -> None:

@@ -52,6 +52,8 @@ def test_the_official_networks_numbers():
         ({}, 10),
         ({"teacher_guidance_scale": 1.0}, 9),
         ({"auxiliary_steps": 3}, 18),
+        ({"auxiliary_sample": "shared"}, 8),
+        ({"auxiliary_sample": "shared", "auxiliary_steps": 3}, 16),
         ({"auxiliary_steps": 2, "teacher_guidance_scale": 1.0}, 13),
     ],
 )
@@ -78,7 +80,7 @@ def test_memory_grows_with_what_takes_it():
     assert estimate("digits", batch_size=4).memory.activations > 1.9 * base.activations
     assert estimate("digits", dropout=0.1).memory.activations > base.activations
     large = estimate(batch_size=64).memory
-    assert estimate(batch_size=64, precision="bfloat16").memory.peak < 0.7 * large.peak
+    assert estimate(batch_size=64, precision="bfloat16").memory.peak < 0.8 * large.peak
 
 
 def test_a_gpu_keeps_no_attention_weights():

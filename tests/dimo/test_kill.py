@@ -1,13 +1,9 @@
 """A training that is killed at any moment and started again ends as if nothing had happened."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 
-import psutil
 import pytest
 import torch
 
@@ -28,13 +24,22 @@ def run(out):
     )
     distill(recipe, Path(out), recipe_name="test", device=torch.device("cpu"))
 """
-# One process imports torch and never computes; its forks train and are killed.
+# One process imports torch and never computes; its forks, one a rank, train and are killed.
 FORKS = """
-import json, os, random, signal, time
+import json, os, random, signal, socket, time
 
-def start(out):
+def start(out, ranks):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return [fork(out, rank, ranks, port) for rank in range(ranks)]
+
+def fork(out, rank, ranks, port):
     child = os.fork()
     if child == 0:
+        if ranks > 1:
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks),
+                              MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+                              TORCHELASTIC_RUN_ID="test")  # as torchrun does
         code = 1
         try:
             run(out)
@@ -43,33 +48,40 @@ def start(out):
             os._exit(code)
     return child
 
-def kill_when(child, condition):
+def ended(child):
+    assert os.waitpid(child, 0)[1] == 0
+    return True
+
+def kill_when(children, condition):
     while not condition():
-        done, status = os.waitpid(child, os.WNOHANG)
+        done, status = os.waitpid(children[0], os.WNOHANG)
         if done:
             assert status == 0, status
+            assert all(ended(child) for child in children[1:])
             return "finished"
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    for child in draw.sample(children, len(children)):
+        os.kill(child, signal.SIGKILL)
+    for child in children:
+        os.waitpid(child, 0)
     return "killed"
 
 def steps(out):
     return {p.name for p in Path(out, "checkpoints").glob("step-*")}
 
-whole, parts = sys.argv[1:]
-assert os.waitpid(start(whole), 0)[1] == 0
+whole, parts, ranks = sys.argv[1], sys.argv[2], int(sys.argv[3])
+assert all(ended(child) for child in start(whole, ranks))
 draw, kills = random.Random(int(time.time())), {"writing": 0, "anywhere": 0}
 for number in range(20):
-    before, child = steps(parts), start(parts)
+    before, children = steps(parts), start(parts, ranks)
     if number >= 10:  # to the end
-        end = kill_when(child, lambda: False)
+        end = kill_when(children, lambda: False)
     elif number % 2:  # while a checkpoint is written, after one that is whole
         kind, enough = "writing", draw.randint(1, 2)
-        end = kill_when(child, lambda: len(steps(parts) - before) >= enough
+        end = kill_when(children, lambda: len(steps(parts) - before) >= enough
                         and any(Path(parts, "checkpoints").glob(".step-*")))
     else:
-        kind, limit = "anywhere", time.monotonic() + draw.uniform(0.05, 1.2)
-        end = kill_when(child, lambda: time.monotonic() > limit)
+        kind, limit = "anywhere", time.monotonic() + draw.uniform(0.05, 1.2 * ranks)
+        end = kill_when(children, lambda: time.monotonic() > limit)
     if end == "finished":
         break
     kills[kind] += 1
@@ -98,10 +110,13 @@ def flat(state, prefix=""):
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path):
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path, ranks):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     done = subprocess.run(
-        [sys.executable, "-c", RUN + FORKS, str(whole), str(parts)], capture_output=True, text=True
+        [sys.executable, "-c", RUN + FORKS, str(whole), str(parts), str(ranks)],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -109,41 +124,3 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(tmp_path):
     assert found["writing"] >= 2
     assert found["anywhere"] >= 2
     assert_same_run(parts, whole)
-
-
-@pytest.mark.slow
-def test_two_killed_ranks_end_like_uninterrupted_ones(tmp_path):
-    (tmp_path / "run.py").write_text(RUN + "run(sys.argv[1])\n")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command.append(str(tmp_path / "run.py"))
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    done = subprocess.run([*command, str(whole)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    process = subprocess.Popen(
-        [*command, str(parts)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    wait_for(parts, 3)
-    kill_tree(process)
-    assert not (parts / "config.json").exists()
-    done = subprocess.run([*command, str(parts)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert_same_run(parts, whole)
-
-
-def wait_for(folder, count):
-    """Until the run writes a checkpoint after its `count`-th."""
-    limit = time.monotonic() + 120
-    while time.monotonic() < limit:
-        steps = [int(p.name.removeprefix("step-")) for p in (folder / "checkpoints").glob("step-*")]
-        if steps and max(steps) >= 4 * count and any((folder / "checkpoints").glob(".step-*")):
-            return
-    raise AssertionError("no checkpoint came")
-
-
-def kill_tree(process):
-    """Kills the launcher and its workers, each by its id."""
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        os.kill(member.pid, signal.SIGKILL)
-    process.wait()
-    psutil.wait_procs(family[1:], timeout=30)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.generate import settings_of
+from dimo.cli.watching import Watching, watching
 from dimo.config import DistillRecipe, load_recipe
 from dimo.errors import DimoError
 from dimo.models.clip_text import CLIPText
@@ -200,17 +201,21 @@ def test_a_tiny_meissonic_distils_and_samples(snapshot, row, tmp_path):
     assert recipe.gradient_checkpointing
     steps = []
     run = tmp_path / "run"
-    config = distill(
-        recipe,
-        run,
-        recipe_name="meissonic",
-        device=CPU,
-        weights=snapshot,
-        on_step=lambda step, values: steps.append(step),
-    )
+    with watching(Watching(10), recipe, run, device=CPU, weights=snapshot) as watchers:
+        config = distill(
+            recipe,
+            run,
+            recipe_name="meissonic",
+            device=CPU,
+            weights=snapshot,
+            on_step=lambda step, values: steps.append(step),
+            watchers=watchers,
+        )
     assert steps[-1] == 20
     assert (config.init_mask_ratio, config.embedding_noise) == (0.5, 0.3)
     assert not list(tmp_path.glob("**/*.tmp"))
+    pictures = sorted(path.name for path in (run / "samples").iterdir())
+    assert pictures == [f"step-00000{step}.png" for step in ("00", "10", "20")]
     before = load_file(snapshot / "transformer" / "diffusion_pytorch_model.safetensors")
     after = load_file(run / "student.safetensors")  # under the official names
     assert after.keys() == before.keys()
