@@ -335,8 +335,8 @@ def load_prompts(
         return None
     if prompts is None:
         raise DimoError(
-            f"teacher {teacher.name!r} draws prompts; give them, to a distillation as a text file, one a "
-            "line: --set prompts=FILE"
+            f"teacher {teacher.name!r} draws prompts; give them, to a distillation as a text file, "
+            "one a line: --set prompts=FILE"
         )
     encoder = text.encoder(weights_file(teacher, "text", weights))
     return Prompts(encoder, prompts, negative_prompt=text.negative_prompt)
