@@ -9,7 +9,6 @@ __all__ = [
 ]
 
 from collections.abc import Callable, Iterator, Sequence, Set
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -193,7 +192,7 @@ def _accumulate(
     totals: dict[str, StreamingStats] = {}
     rows: list[npt.NDArray[np.float32]] = []
     place = share.start
-    batches = ((batch, None) for batch in _read_ahead(images, share))
+    batches = ((batch, None) for batch in images.batches(share, _READ_AHEAD))
     for outputs in extract_batches(extractor, batches):
         for output in ("features", "spatial"):
             if output in outputs:
@@ -247,27 +246,12 @@ def _extract_share(
 
     def batches() -> Iterator[tuple[Tensor, None]]:
         done = 0
-        for batch in _read_ahead(images, share):
+        for batch in images.batches(share, _READ_AHEAD):
             yield batch, None
             done += len(batch)
             on_done(done)
 
     return extract(extractor, batches(), count=len(share))
-
-
-def _read_ahead(images: ImageSet, share: range) -> Iterator[Tensor]:
-    """Images of `share` in order; the next ones are decoded while the caller is at work."""
-    starts = range(share.start, share.stop, _READ_AHEAD)
-    pending: Future[Tensor] | None = None
-    with ThreadPoolExecutor(1) as reader:
-        for start in starts:
-            rows = range(start, min(start + _READ_AHEAD, share.stop))
-            ahead = reader.submit(images.load, rows)
-            if pending is not None:
-                yield pending.result()
-            pending = ahead
-        if pending is not None:
-            yield pending.result()
 
 
 def _joined(parts: Sequence[Features | None]) -> Features:

@@ -141,6 +141,9 @@ def sample_tokens(
         given["init_mask_ratio"] = loaded.student.init_mask_ratio
         given["embedding_noise"] = loaded.student.embedding_noise
         given["token_initialization"] = loaded.student.token_initialization
+    if loaded.unconditional is not None:
+        assert settings.sampler == "confidence", "only this sampler takes another model beside"
+        given["unconditional"] = loaded.unconditional
     sample = ALL_SAMPLERS[settings.sampler]
     return sample(loaded.model, labels, ImageNoise(seed, index), **given)
 

@@ -2,7 +2,7 @@
 
 __all__ = ["Row", "draw_samples", "sample_rows", "shared_classes"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,6 +13,7 @@ from bench.generate import sample_images
 from bench.images import save_grid
 from bench.jobs import Job
 from dimo.errors import DimoError
+from dimo.teachers import Teacher
 
 _FEW_CLASSES = 20  # of that many, each is drawn twice
 _COLUMNS = 10  # of more classes, so many
@@ -20,13 +21,13 @@ _COLUMNS = 10  # of more classes, so many
 Row: TypeAlias = tuple[str, Tensor]  # caption, and uint8 [C, 3, H, W] on the CPU
 
 
-def shared_classes(jobs: Sequence[Job]) -> int:
-    """The number of classes that all jobs have.
+def shared_classes(teachers: Iterable[Teacher]) -> int:
+    """The number of classes that all models have, given their teachers.
 
     Raises:
         DimoError: They do not share it, so that one label means different things.
     """
-    sizes = {job.loaded.num_conditions: job.loaded.teacher.name for job in jobs}
+    sizes = {teacher.num_classes: teacher.name for teacher in teachers}
     if len(sizes) > 1:
         told = ", ".join(f"{name} has {size}" for size, name in sizes.items())
         raise DimoError(
@@ -65,7 +66,7 @@ def draw_samples(
     rows = sample_rows(
         jobs, labels, seed=seed, device=device, batch_size=batch_size, progress=progress
     )
-    wanted = list(labels) or _default_labels(shared_classes(jobs))
+    wanted = list(labels) or _default_labels(_classes_of(jobs))
     names = jobs[0].loaded.condition_names
     columns = [names[label].partition(",")[0] for label in wanted]
     save_grid(out, [*above, *rows], columns=columns)
@@ -81,7 +82,7 @@ def sample_rows(
     progress: Callable[[str, int, int, str], None] = lambda what, done, total, unit: None,
 ) -> list[Row]:
     """A row for each job; arguments and errors as of `draw_samples`."""
-    classes = shared_classes(jobs)
+    classes = _classes_of(jobs)
     wanted = list(labels) or _default_labels(classes)
     several = len({job.loaded.teacher.name for job in jobs}) > 1
     rows = []
@@ -94,6 +95,11 @@ def sample_rows(
         images, nfe = _row(job, wanted, seed, device, batch_size, on_done)
         rows.append((_caption(job, nfe, name_teacher=several), images))
     return rows
+
+
+def _classes_of(jobs: Sequence[Job]) -> int:
+    shared_classes(job.loaded.teacher for job in jobs)
+    return jobs[0].loaded.num_conditions
 
 
 def _default_labels(classes: int) -> list[int]:

@@ -10,6 +10,7 @@ __all__ = [
     "LOSSY_CODECS",
     "ImageBatch",
     "ImageInfo",
+    "centre_crop",
     "decode_image",
     "encode_png",
     "inspect_image",
@@ -45,6 +46,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _MODES = ("RGB", "L", "1", "P", "RGBA", "LA")  # what is converted without loss
+_LOSSY_MODES = ("CMYK", "YCbCr", "LAB", "HSV", "PA")  # 8-bit, converted by PIL's own rules
 
 _SIDE = 40  # pixels of one image in a grid, at least
 _GAP = 5  # pixels between images
@@ -130,13 +132,39 @@ def inspect_image(data: bytes) -> ImageInfo:
     return ImageInfo(sha256 or sha256_bytes(data), height, width, mode, codec, problem)
 
 
-def decode_image(data: bytes) -> npt.NDArray[np.uint8]:
+def decode_image(data: bytes, *, lossy: bool = False) -> npt.NDArray[np.uint8]:
     """The bytes of an image file -> uint8 [H, W, 3].
+
+    Args:
+        data: The file.
+        lossy: Also take what PIL converts with a loss: CMYK and other 8-bit colours, and
+            transparent images, whose alpha channel is dropped. ImageNet has a few of them.
 
     Raises:
         DimoError: No image, damaged, or one that is not 8-bit RGB without a loss or a guess.
     """
-    return _to_rgb(_open(data))
+    image = _open(data)
+    mode = _mode(image)
+    if lossy and (mode in _LOSSY_MODES or (mode in _MODES and _is_transparent(image))):
+        return _pixels(image)
+    return _to_rgb(image)
+
+
+def centre_crop(pixels: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    """The middle square, resized: uint8 [H, W, 3] -> uint8 [side, side, 3].
+
+    The rule of ADM (arXiv 2105.05233, its `center_crop_arr`): halved by box averages as long as
+    the shorter side is at least twice `side`, then resized bicubically so that it is `side`, then
+    cropped in the middle.
+    """
+    image = Image.fromarray(pixels)
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = side / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    resized = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+    top, left = (resized.shape[0] - side) // 2, (resized.shape[1] - side) // 2
+    return resized[top : top + side, left : left + side]
 
 
 def _open(data: bytes) -> Image.Image:
@@ -159,15 +187,31 @@ def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
     mode = _mode(image)
     if mode not in _MODES:
         raise DimoError(f"mode {mode} (allowed: 8-bit RGB, or what becomes it without a loss)")
+    if _is_transparent(image):
+        raise DimoError(f"mode {mode} with transparent pixels (allowed: opaque)")
+    return _pixels(image)
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """Whether any pixel is not opaque."""
+    if not _has_alpha(image):
+        return False
     try:
-        if mode in ("RGBA", "LA") or "transparency" in image.info:
-            image = image.convert("RGBA")
-            alpha, _ = image.getchannel("A").getextrema()
-            if alpha != 255:
-                raise DimoError(f"mode {mode} with transparent pixels (allowed: opaque)")
+        alpha, _ = image.convert("RGBA").getchannel("A").getextrema()
+    except Exception as error:  # PIL raises many types on bad data
+        raise DimoError(f"damaged: {error}") from error
+    return alpha != 255
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA") or "transparency" in image.info
+
+
+def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    try:
+        if _has_alpha(image):
+            image = image.convert("RGBA")  # PIL warns of a palette that becomes RGB at once
         return np.asarray(image.convert("RGB"))
-    except DimoError:
-        raise
     except Exception as error:  # PIL raises many types on bad data
         raise DimoError(f"damaged: {error}") from error
 

@@ -3,14 +3,18 @@
 __all__ = [
     "Cost",
     "Job",
+    "Planned",
     "jobs_of",
     "load_jobs",
-    "load_models",
+    "load_planned",
     "method_info",
+    "plan_jobs",
+    "plan_models",
     "reference_jobs",
 ]
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.candidates import Candidate, parse_candidate
 from bench.generate import SETTINGS, SamplerSettings
 from bench.images import to_uint8
 from bench.plan import Choice, check_used, student_settings, teacher_settings
@@ -25,8 +30,8 @@ from bench.protocol import Protocol
 from bench.record import MethodInfo, Section
 from bench.references import reference_images
 from dimo.errors import DimoError
-from dimo.students import PUBLISHED_STUDENTS, StudentConfig, find_student
-from dimo.teachers import TEACHERS, Loaded, get_teacher, load_model
+from dimo.students import METHODS, PUBLISHED_STUDENTS, FoundStudent, find_student
+from dimo.teachers import TEACHERS, Loaded, Teacher, get_teacher, load_student, load_teacher
 
 _RECORDED = ("sampler", "num_steps", *SETTINGS)  # of the settings, by the same name in a record
 
@@ -74,9 +79,11 @@ def method_info(job: Job, cost: Cost | None) -> MethodInfo:
     if student is not None and settings is not None:
         training = {
             "recipe": student.recipe,
+            "method": student.method,
             "seconds": student.training_seconds,
             "images_seen": student.images_seen,
             "seed": student.seed,
+            **({"ablation": student.ablation} if student.ablation else {}),
         }
     chosen = {name: getattr(settings, name, None) for name in _RECORDED}
     # no random start and float32 go without saying, as in records from before there was a choice
@@ -106,32 +113,32 @@ _SAMPLER_NAMES = {
 }
 
 
+_AS_PUBLISHED = Choice()
+
+
 def jobs_of(
     loaded: Loaded,
     steps: Sequence[int],
-    overrides: Mapping[str, Any],
-    samplers: Sequence[str] = (),
+    choice: Choice = _AS_PUBLISHED,
     *,
-    schedules: Sequence[str] = (),
     student_steps: Sequence[int] = (1,),
 ) -> list[Job]:
     """The jobs of one network: a teacher at `steps`, or a student at `student_steps`.
 
     A teacher's own sampler makes rows of the section "Teacher", others those of "Sampler". What
-    a row does not have of `overrides` and `schedules` is left out, see `bench.plan.check_used`.
+    a row does not have of `choice` is left out, see `bench.plan.check_used`; the precision is that
+    of the network.
 
     Args:
         loaded: The network.
         steps: Step counts of a teacher.
-        overrides: Settings that replace the defaults, keys of `bench.plan.RANGES`.
-        samplers: How a teacher is sampled; empty: by its own sampler.
-        schedules: A row for each; empty: the default of each sampler.
+        choice: What is not left at its default.
         student_steps: Step counts of a student.
 
     Raises:
-        DimoError: Unknown sampler or schedule, a setting or a number of steps out of range.
+        DimoError: A number of steps that the grid does not take.
     """
-    choice = Choice(tuple(samplers), tuple(schedules), overrides, loaded.precision)
+    choice = dataclasses.replace(choice, precision=loaded.precision)
     if loaded.student is None:
         return _teacher_jobs(loaded, teacher_settings(loaded.teacher, steps, choice))
     length = loaded.teacher.num_tokens
@@ -164,99 +171,151 @@ def reference_jobs(loaded: Loaded, protocol: Protocol) -> list[Job]:
     ]
 
 
-def load_jobs(
+@dataclass(frozen=True)
+class Planned:
+    """A network and its rows, before any weights are read.
+
+    Attributes:
+        teacher: Its row, or that of its teacher.
+        rows: Settings of each row, at least one.
+        student: Where it lies, and its settings; None for a teacher.
+        name: In tables; None: what it is called by itself.
+    """
+
+    teacher: Teacher
+    rows: Sequence[SamplerSettings]
+    student: FoundStudent | None = None
+    name: str | None = None
+
+
+def plan_jobs(
     teacher: str,
-    students: Sequence[str],
+    models: Sequence[str],
     steps: Sequence[int],
     *,
-    device: torch.device,
     weights: Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    samplers: Sequence[str] = (),
-    schedules: Sequence[str] = (),
+    choice: Choice = _AS_PUBLISHED,
     student_steps: Sequence[int] = (1,),
-    precision: str = "float32",
-) -> list[Job]:
-    """Loads the networks: the teacher at each number of steps, then each student.
-
-    All names, settings and files are checked before the first network is loaded.
+) -> list[Planned]:
+    """A teacher at each number of steps, then each of its students; settings and files are checked.
 
     Args:
         teacher: A name of `dimo.teachers`.
-        students: Run folders, shipped or published names.
-        steps: Step counts of the teacher; empty for no teacher row.
-        device: Where to put the networks.
+        models: Students, as `bench.candidates.parse_candidate` reads them.
+        steps: Step counts of the teacher (empty: no teacher row), and of multi-step students.
         weights: Folder of the weights; None: those shipped, or those fetched.
-        overrides: Settings that replace the defaults of every row that has them, keys of
-            `bench.plan.RANGES`.
-        samplers: How the teacher is sampled; empty: by its own sampler.
-        schedules: A row for each; empty: the default of each sampler.
-        student_steps: Step counts of the students.
-        precision: What the networks compute in, one of `dimo.models.precision.PRECISIONS`.
+        choice: What is not left at its default.
+        student_steps: Step counts of the one-step students.
 
     Raises:
         DimoError: Unknown or missing networks, a student of another teacher, bad settings.
     """
-    get_teacher(teacher)
-    named = [teacher] if steps else []
-    for name in students:
-        found = find_student(name, weights=weights)
+    row = get_teacher(teacher)
+    planned = [Planned(row, teacher_settings(row, steps, choice))] if steps else []
+    for text in models:
+        candidate = parse_candidate(text)
+        found = find_student(candidate.model, weights=weights)
         if found.config.teacher != teacher:
             raise DimoError(
-                f"student {name!r} was distilled from {found.config.teacher!r}, "
+                f"student {candidate.model!r} was distilled from {found.config.teacher!r}, "
                 f"not from {teacher!r}; use --teacher {found.config.teacher}"
             )
-        named.append(f"./{name}" if name in TEACHERS else name)  # a folder called like a teacher
-    return load_models(
-        named,
-        steps,
-        device=device,
-        weights=weights,
-        overrides=overrides,
-        samplers=samplers,
-        schedules=schedules,
-        student_steps=student_steps,
-        precision=precision,
-    )
+        planned.append(_plan_student(candidate, found, steps, student_steps, choice))
+    check_used([settings for entry in planned for settings in entry.rows], choice)
+    return planned
 
 
-def load_models(
-    names: Sequence[str],
+def plan_models(
+    models: Sequence[str],
+    steps: Sequence[int],
+    *,
+    weights: Path | None = None,
+    choice: Choice = _AS_PUBLISHED,
+    student_steps: Sequence[int] = (1,),
+) -> list[Planned]:
+    """As `plan_jobs`, for any teachers and students in the order they are named."""
+    planned = []
+    for text in models:
+        candidate = parse_candidate(text)
+        if candidate.model in TEACHERS:
+            row = TEACHERS[candidate.model]
+            settings = teacher_settings(row, candidate.steps or steps, choice)
+            planned.append(Planned(row, settings, name=candidate.name))
+        else:
+            found = _find_student(candidate.model, weights)
+            planned.append(_plan_student(candidate, found, steps, student_steps, choice))
+    check_used([settings for entry in planned for settings in entry.rows], choice)
+    return planned
+
+
+def load_planned(
+    planned: Sequence[Planned], *, device: torch.device, weights: Path | None = None
+) -> list[Job]:
+    """Loads the networks in the precision of their rows.
+
+    Args:
+        planned: What `plan_jobs` or `plan_models` returned.
+        device: Where to put the networks.
+        weights: Folder of the weights, as before.
+
+    Raises:
+        DimoError: A missing or foreign weights file.
+    """
+    return [job for entry in planned for job in _load(entry, device, weights)]
+
+
+def load_jobs(
+    teacher: str,
+    models: Sequence[str],
     steps: Sequence[int],
     *,
     device: torch.device,
     weights: Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    samplers: Sequence[str] = (),
-    schedules: Sequence[str] = (),
+    choice: Choice = _AS_PUBLISHED,
     student_steps: Sequence[int] = (1,),
-    precision: str = "float32",
 ) -> list[Job]:
-    """As `load_jobs`, for any teachers and students in the order they are named."""
-    overrides = overrides or {}
-    choice = Choice(tuple(samplers), tuple(schedules), overrides, precision)
-    planned: list[SamplerSettings] = []
-    for name in names:
-        if name in TEACHERS:
-            planned += teacher_settings(TEACHERS[name], steps, choice)
-            continue
-        student = _find_student(name, weights)
-        length = get_teacher(student.teacher).num_tokens
-        planned += student_settings(student, length, student_steps, choice)
-    check_used(planned, choice)
+    """`plan_jobs`, then `load_planned`."""
+    planned = plan_jobs(
+        teacher, models, steps, weights=weights, choice=choice, student_steps=student_steps
+    )
+    return load_planned(planned, device=device, weights=weights)
 
-    def rows(name: str) -> list[Job]:
-        loaded = load_model(name, device=device, weights=weights, precision=precision)
-        return jobs_of(
-            loaded, steps, overrides, samplers, schedules=schedules, student_steps=student_steps
+
+def _plan_student(
+    candidate: Candidate,
+    found: FoundStudent,
+    steps: Sequence[int],
+    student_steps: Sequence[int],
+    choice: Choice,
+) -> Planned:
+    teacher = get_teacher(found.config.teacher)
+    is_one_step = METHODS[found.config.method].is_one_step
+    counts = candidate.steps or (student_steps if is_one_step else steps)
+    if not counts:
+        raise DimoError(
+            f"{candidate.model!r} has no step counts; name them, e.g. {candidate.model}@2,4"
         )
+    settings = student_settings(found.config, teacher.num_tokens, counts, choice)
+    return Planned(teacher, settings, found, candidate.name)
 
-    return [job for name in names for job in rows(name)]
+
+def _load(entry: Planned, device: torch.device, weights: Path | None) -> list[Job]:
+    precision = entry.rows[0].precision  # one choice made all rows
+    if entry.student is None:
+        loaded = load_teacher(
+            entry.teacher.name, device=device, weights=weights, precision=precision
+        )
+    else:
+        loaded = load_student(entry.student, device=device, weights=weights, precision=precision)
+    if entry.name is not None:
+        loaded = dataclasses.replace(loaded, name=entry.name)
+    make = _teacher_jobs if entry.student is None else _student_jobs
+    return make(loaded, entry.rows)
 
 
-def _find_student(name: str, weights: Path | None) -> StudentConfig:
+def _find_student(name: str, weights: Path | None) -> FoundStudent:
     try:
-        return find_student(name, weights=weights).config
+        return find_student(name, weights=weights)
     except DimoError as error:
         if name in PUBLISHED_STUDENTS:
             raise

@@ -20,8 +20,8 @@ from dimo.errors import DimoError, unknown_name
 from dimo.masking import DECODING_SCHEDULES, UNMASKING_RATES, check_steps
 from dimo.models.precision import check_precision
 from dimo.samplers import SAMPLERS
-from dimo.students import StudentConfig
-from dimo.teachers import Teacher
+from dimo.students import METHODS, StudentConfig
+from dimo.teachers import SamplerDefaults, Teacher, get_teacher
 
 # numeric settings -> whether a value is allowed, and the rule in words
 RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
@@ -86,11 +86,7 @@ def teacher_settings(
     own = teacher.defaults
     rows = []
     for sampler in choice.samplers or (own.sampler,):
-        defaults = dict(settings_of(sampler))
-        for name in defaults:
-            value = getattr(own, name, None)
-            if value is not None and (name != "mask_schedule" or sampler == own.sampler):
-                defaults[name] = value
+        defaults = _defaults(sampler, own)
         words = own.selected_by
         if sampler != own.sampler:
             words = f"guidance and temperature as for the teacher ({words}), else the sampler's own"
@@ -103,9 +99,14 @@ def student_settings(
 ) -> list[SamplerSettings]:
     """A student at each number of steps, at the temperature that was chosen for it, or as given.
 
+    A one-step student by its own samplers; one of another method, which starts from masked tokens,
+    by the confidence sampler with its teacher's settings.
+
     Raises:
         DimoError: A number of steps that the grid does not take.
     """
+    if not METHODS[student.method].is_one_step:
+        return _multi_step_settings(student, num_tokens, steps, choice)
     rows = []
     for num_steps in steps:
         sampler = "one_step" if num_steps == 1 else "few_step"
@@ -117,6 +118,32 @@ def student_settings(
             words = ""
         rows += _rows(sampler, [num_steps], defaults, words, num_tokens, choice)
     return rows
+
+
+def _multi_step_settings(
+    student: StudentConfig, num_tokens: int, steps: Sequence[int], choice: Choice
+) -> list[SamplerSettings]:
+    own = get_teacher(student.teacher).defaults
+    defaults = {**_defaults("confidence", own), "temperature": student.temperature}
+    if student.guidance_scale is not None:
+        defaults["guidance_scale"] = student.guidance_scale
+    words = f"temperature: {student.temperature_selected_by}; else as its teacher"
+    if student.teacher_unconditional:
+        words += "; its unconditional branch is the teacher"
+    return _rows("confidence", steps, defaults, words, num_tokens, choice)
+
+
+def _defaults(sampler: str, own: SamplerDefaults) -> dict[str, Any]:
+    """A sampler's settings: the teacher's, the sampler's own where the teacher says nothing.
+
+    A schedule is only of the sampler it was named for.
+    """
+    defaults = dict(settings_of(sampler))
+    for name in defaults:
+        value = getattr(own, name, None)
+        if value is not None and (name != "mask_schedule" or sampler == own.sampler):
+            defaults[name] = value
+    return defaults
 
 
 def check_used(rows: Sequence[SamplerSettings], choice: Choice) -> None:

@@ -1,10 +1,14 @@
 """Recipes: frozen dataclasses <-> TOML. An unknown key is an error that names the nearest one."""
 
 __all__ = [
+    "Di4CRecipe",
     "DistillRecipe",
+    "DistillationRecipe",
     "ExtractorRecipe",
+    "SDTTRecipe",
     "TrainRecipe",
     "list_recipes",
+    "load_distillation",
     "load_recipe",
     "to_toml",
 ]
@@ -12,7 +16,7 @@ __all__ = [
 import dataclasses
 import math
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar
@@ -22,12 +26,11 @@ from dimo.errors import DimoError, unknown_name
 from dimo.guidance import GUIDANCE_RULES
 from dimo.initialization import EMBEDDING_NOISE_WARMUPS, TOKEN_INITIALIZATIONS
 from dimo.masking import MASK_SCHEDULES
+from dimo.methods.recipes import Di4CRecipe, SDTTRecipe
+from dimo.recipe import Optimization, check, known
 from dimo.strict import Origin, decode
 
 _RECIPES = Path(__file__).parent / "recipes"
-_LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
-_AUXILIARY_SAMPLES = ("fresh", "shared")
-_PRECISIONS = ("float32", "bfloat16", "float16")
 _TEMPERATURES = (
     "temperature",
     "student_temperature",
@@ -37,78 +40,8 @@ _TEMPERATURES = (
 )
 
 
-def _check(ok: bool, key: str, value: object, allowed: str) -> None:
-    if not ok:
-        raise DimoError(f"recipe key {key} = {value!r} is out of range; allowed: {allowed}")
-
-
-def _known(kind: str, value: str, allowed: Iterable[str]) -> None:
-    if value not in allowed:
-        raise unknown_name(kind, value, allowed)
-
-
 @dataclass(frozen=True, kw_only=True)
-class _Optimization:
-    """What every training has.
-
-    `batch_size` counts the images of one step, over all ranks and all `accumulate` parts of it.
-    `gradient_checkpointing` recomputes activations in the backward pass instead of keeping them.
-    `ema_on_cpu` keeps the average out of the GPU's memory, for one transfer of the weights a step.
-    A training stops after `max_skipped` updates in a row that were not finite. The two newest
-    checkpoints are kept, and those at multiples of `keep_every` (0: no others).
-    """
-
-    seed: int = 0
-    steps: int
-    batch_size: int = 256
-    accumulate: int = 1
-    gradient_checkpointing: bool = False
-    learning_rate: float
-    lr_schedule: str = "constant"
-    lr_warmup_steps: int = 100
-    weight_decay: float = 0.0
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    adam_eps: float = 1e-8
-    grad_clip: float = 1.0
-    max_skipped: int = 20
-    ema_decay: float = 0.999
-    ema_on_cpu: bool = False
-    precision: str = "bfloat16"
-    checkpoint_every: int = 500
-    keep_every: int = 0
-
-    def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "accumulate", "max_skipped", "checkpoint_every"):
-            _check(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
-        for key in ("lr_warmup_steps", "keep_every"):
-            _check(getattr(self, key) >= 0, key, getattr(self, key), ">= 0")
-        _check(0 < self.learning_rate < 1, "learning_rate", self.learning_rate, "0 < x < 1")
-        _check(self.adam_eps > 0, "adam_eps", self.adam_eps, "> 0")
-        _check(self.grad_clip > 0, "grad_clip", self.grad_clip, "> 0")
-        _check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 <= x < 1")
-        _check(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
-        _check(
-            all(0 <= b < 1 for b in self.adam_betas), "adam_betas", self.adam_betas, "0 <= x < 1"
-        )
-        _known("lr_schedule", self.lr_schedule, _LEARNING_RATE_SCHEDULES)
-        _known("precision", self.precision, _PRECISIONS)
-
-    def learning_rate_at(self, step: int) -> float:
-        """The learning rate of one step: a pure function, so nothing of it needs saving."""
-        return self.learning_rate * self.learning_rate_factor(step)
-
-    def learning_rate_factor(self, step: int) -> float:
-        """Linear warm-up, then constant, or a fall to zero along a cosine or a line."""
-        if step < self.lr_warmup_steps:
-            return (step + 1) / self.lr_warmup_steps
-        progress = (step - self.lr_warmup_steps) / max(1, self.steps - self.lr_warmup_steps)
-        if self.lr_schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * progress))
-        return 1 - progress if self.lr_schedule == "linear" else 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class DistillRecipe(_Optimization):
+class DistillRecipe(Optimization):
     """One Di[M]O distillation; names as in `dimo.objective` and DESIGN's vocabulary.
 
     Attributes:
@@ -116,9 +49,6 @@ class DistillRecipe(_Optimization):
         auxiliary_learning_rate: That of the auxiliary model; `learning_rate` is the student's.
         auxiliary_steps: Auxiliary updates after each student update. The official `fake_rounds` = k
             makes the same sequence of updates, counting k steps where this counts one.
-        auxiliary_sample: What the first of them learns from: a fresh sample of the student (5 of
-            the 10 network forwards of a step), or the shared one of the student's own update, for
-            which the auxiliary model's prediction is there already (3 of 8).
         divergence: forward_kl, reverse_kl, jeffreys, js, hellinger or pearson.
         beta: Share of the reverse KL in jeffreys; may be negative.
         weighting: constant (official weight factor 1), or dmd: each image's gradient divided by
@@ -156,7 +86,6 @@ class DistillRecipe(_Optimization):
     teacher: str
     auxiliary_learning_rate: float
     auxiliary_steps: int = 1
-    auxiliary_sample: str = "fresh"
     divergence: str = "jeffreys"
     beta: float = 0.0
     weighting: str = "constant"
@@ -190,42 +119,41 @@ class DistillRecipe(_Optimization):
         super().__post_init__()
         self._check_names()
         rate = self.auxiliary_learning_rate
-        _check(0 < rate < 1, "auxiliary_learning_rate", rate, "0 < x < 1")
-        _check(self.auxiliary_steps >= 1, "auxiliary_steps", self.auxiliary_steps, ">= 1")
+        check(0 < rate < 1, "auxiliary_learning_rate", rate, "0 < x < 1")
+        check(self.auxiliary_steps >= 1, "auxiliary_steps", self.auxiliary_steps, ">= 1")
         for key in ("init_mask_ratio", "embedding_noise", "soft_targets", "inference_mask_ratio"):
             value = getattr(self, key)
-            _check(value is None or 0 <= value <= 1, key, value, "0 <= x <= 1")
+            check(value is None or 0 <= value <= 1, key, value, "0 <= x <= 1")
         for key in ("dropout", "label_smoothing"):
             value = getattr(self, key)
-            _check(value is None or 0 <= value < 1, key, value, "0 <= x < 1")
+            check(value is None or 0 <= value < 1, key, value, "0 <= x < 1")
         for key in ("init_mask_ratio_range", "mask_ratio_range"):
             low, high = getattr(self, key) or (0.0, 1.0)
-            _check(0 <= low <= high <= 1, key, [low, high], "0 <= low <= high <= 1")
+            check(0 <= low <= high <= 1, key, [low, high], "0 <= low <= high <= 1")
         for key in _TEMPERATURES:
-            _check(getattr(self, key) > 0, key, getattr(self, key), "> 0")
+            check(getattr(self, key) > 0, key, getattr(self, key), "> 0")
         for key in ("beta", "teacher_guidance_scale"):
-            _check(math.isfinite(getattr(self, key)), key, getattr(self, key), "a finite number")
-        if self.auxiliary_sample == "shared" and self.auxiliary_mask_schedule is not None:
-            raise DimoError(
-                f"auxiliary_mask_schedule {self.auxiliary_mask_schedule!r} needs a sample of its "
-                'own; set auxiliary_sample = "fresh" or leave the schedule out'
-            )
+            check(math.isfinite(getattr(self, key)), key, getattr(self, key), "a finite number")
         least = 0 if self.embedding_noise_warmup == "none" else 1
         steps = self.embedding_noise_warmup_steps
-        _check(steps >= least, "embedding_noise_warmup_steps", steps, f">= {least}")
+        check(steps >= least, "embedding_noise_warmup_steps", steps, f">= {least}")
 
     def _check_names(self) -> None:
-        _known("divergence", self.divergence, DIVERGENCES)
-        _known("weighting", self.weighting, WEIGHTINGS)
-        _known("auxiliary sample", self.auxiliary_sample, _AUXILIARY_SAMPLES)
-        _known("token initialization", self.token_initialization, TOKEN_INITIALIZATIONS)
-        _known("embedding noise warm-up", self.embedding_noise_warmup, EMBEDDING_NOISE_WARMUPS)
-        _known("guidance rule", self.teacher_guidance, GUIDANCE_RULES)
-        _known("loss reduction", self.loss_reduction, REDUCTIONS)
-        _known("soft target reduction", self.soft_target_reduction, REDUCTIONS)
-        _known("mask schedule", self.mask_schedule, MASK_SCHEDULES)
+        known("divergence", self.divergence, DIVERGENCES)
+        known("weighting", self.weighting, WEIGHTINGS)
+        known("token initialization", self.token_initialization, TOKEN_INITIALIZATIONS)
+        known("embedding noise warm-up", self.embedding_noise_warmup, EMBEDDING_NOISE_WARMUPS)
+        known("guidance rule", self.teacher_guidance, GUIDANCE_RULES)
+        known("loss reduction", self.loss_reduction, REDUCTIONS)
+        known("soft target reduction", self.soft_target_reduction, REDUCTIONS)
+        known("mask schedule", self.mask_schedule, MASK_SCHEDULES)
         if self.auxiliary_mask_schedule is not None:
-            _known("mask schedule", self.auxiliary_mask_schedule, MASK_SCHEDULES)
+            known("mask schedule", self.auxiliary_mask_schedule, MASK_SCHEDULES)
+
+    @property
+    def method(self) -> str:
+        """A key of `dimo.students.METHODS`."""
+        return "dimo"
 
     @property
     def sampling_mask_ratio(self) -> float:
@@ -238,7 +166,7 @@ class DistillRecipe(_Optimization):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainRecipe(_Optimization):
+class TrainRecipe(Optimization):
     """Training of an embedded teacher from data: masked cross-entropy, label dropout, EMA."""
 
     kind: ClassVar[str] = "train"
@@ -251,12 +179,12 @@ class TrainRecipe(_Optimization):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("label_smoothing", "label_dropout", "dropout"):
-            _check(0 <= getattr(self, key) < 1, key, getattr(self, key), "0 <= x < 1")
-        _known("mask schedule", self.mask_schedule, MASK_SCHEDULES)
+            check(0 <= getattr(self, key) < 1, key, getattr(self, key), "0 <= x < 1")
+        known("mask schedule", self.mask_schedule, MASK_SCHEDULES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractorRecipe(_Optimization):
+class ExtractorRecipe(Optimization):
     """Training of an embedded feature extractor."""
 
     kind: ClassVar[str] = "extractor"
@@ -266,10 +194,12 @@ class ExtractorRecipe(_Optimization):
     shift_probability: float = 0.3
 
 
-Recipe: TypeAlias = DistillRecipe | TrainRecipe | ExtractorRecipe
-_R = TypeVar("_R", DistillRecipe, TrainRecipe, ExtractorRecipe)
-_KINDS: dict[str, type[DistillRecipe] | type[TrainRecipe] | type[ExtractorRecipe]] = {
-    c.kind: c for c in (DistillRecipe, TrainRecipe, ExtractorRecipe)
+DistillationRecipe: TypeAlias = DistillRecipe | Di4CRecipe | SDTTRecipe
+Recipe: TypeAlias = DistillationRecipe | TrainRecipe | ExtractorRecipe
+_DISTILLATIONS: tuple[type[Recipe], ...] = (DistillRecipe, Di4CRecipe, SDTTRecipe)
+_R = TypeVar("_R", bound=Recipe)
+_KINDS: dict[str, type[Recipe]] = {
+    c.kind: c for c in (*_DISTILLATIONS, TrainRecipe, ExtractorRecipe)
 }
 
 
@@ -284,6 +214,23 @@ def load_recipe(expected: type[_R], name_or_path: str, overrides: Sequence[str] 
     Raises:
         DimoError: Unknown recipe, key or kind, bad type or value.
     """
+    recipe = _load((expected,), name_or_path, overrides)
+    assert isinstance(recipe, expected)
+    return recipe
+
+
+def load_distillation(name_or_path: str, overrides: Sequence[str] = ()) -> DistillationRecipe:
+    """As `load_recipe`, for the recipe of any distillation method.
+
+    Raises:
+        DimoError: As `load_recipe`.
+    """
+    recipe = _load(_DISTILLATIONS, name_or_path, overrides)
+    assert isinstance(recipe, DistillationRecipe)
+    return recipe
+
+
+def _load(expected: tuple[type[Any], ...], name_or_path: str, overrides: Sequence[str]) -> Recipe:
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = _RECIPES / f"{name_or_path}.toml"
@@ -302,17 +249,17 @@ def load_recipe(expected: type[_R], name_or_path: str, overrides: Sequence[str] 
     kind = content.pop("kind", None)
     if kind not in _KINDS:
         raise unknown_name("recipe kind", kind, _KINDS, f"set kind in {path}")
-    if _KINDS[kind] is not expected:
-        raise DimoError(
-            f"recipe {name_or_path!r} is of kind {kind!r}, this command needs {expected.kind!r}"
-        )
+    if _KINDS[kind] not in expected:
+        wanted = " or ".join(repr(cls.kind) for cls in expected)
+        raise DimoError(f"recipe {name_or_path!r} is of kind {kind!r}, this command needs {wanted}")
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
             raise DimoError(f"--set {override!r} is not key=value; e.g. --set steps=500")
         content[key.strip()] = _parse_value(value.strip())
     origin = Origin(f"recipe {name_or_path!r}", "keys are explained in dimo/config.py")
-    return decode(expected, content, origin)
+    recipe: Recipe = decode(_KINDS[kind], content, origin)
+    return recipe
 
 
 def _parse_value(text: str) -> Any:

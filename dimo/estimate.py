@@ -51,8 +51,7 @@ class Memory:
     - gradients: 4 x T of student and auxiliary model (each lives until its next update);
     - optimizer: two AdamW moments of both, 2 x 2 x 4 x T;
     - activations: what autograd keeps of the student's forward (as much as of the auxiliary
-      model's, which comes later, or beside it if the sample is shared), counted tensor by tensor,
-      autocast's casts included;
+      model's, which comes later), counted tensor by tensor, autocast's casts included;
     - checkpointed: the same if only each block's input [B, L, D] were kept, and the insides of the
       one block that is being recomputed;
     - working: the insides of one block of the pass under way (of the doubled batch when the teacher
@@ -165,23 +164,15 @@ def estimate_distillation(
 
 
 def _parts(recipe: DistillRecipe) -> dict[str, int]:
-    """Forwards an image and step.
-
-    With a guided teacher and one auxiliary step 10, or 8 if the sample is shared.
-    """
+    """Forwards an image and step: 10 with a guided teacher and one auxiliary step."""
     turns = recipe.auxiliary_steps
-    fresh = turns - _is_shared(recipe)
     return {
         "student forward and backward": 1 + _BACKWARD,
         "teacher": 1 + _is_guided(recipe),
-        "auxiliary evaluation": int(not _is_shared(recipe)),
-        "student re-sample": fresh,
+        "auxiliary evaluation": 1,
+        "student re-sample": turns,
         "auxiliary forward and backward": (1 + _BACKWARD) * turns,
     }
-
-
-def _is_shared(recipe: DistillRecipe) -> bool:
-    return recipe.auxiliary_sample == "shared"
 
 
 def _is_guided(recipe: DistillRecipe) -> bool:
@@ -198,16 +189,14 @@ def _memory(
     kept, depth = kept_bytes(whole), _depth(whole)
     one, two = (kept_bytes(_network(teacher, recipe, depth=number)) for number in (1, 2))
     block, tokens = two - one, _rows(recipe) * whole.num_tokens
-    networks = 3 if on_gpu and recipe.ema_on_cpu else 4
-    graphs = 1 + _is_shared(recipe)
     inner = _rows(recipe) * getattr(whole, "block_tokens", whole.num_tokens)
-    inputs = depth * _FLOAT * inner * whole.hidden_dim
+    networks = 3 if on_gpu and recipe.ema_on_cpu else 4
     return Memory(
         weights=networks * _FLOAT * total,
         gradients=2 * _FLOAT * trainable,
         optimizer=4 * _FLOAT * trainable,
-        activations=graphs * kept,
-        checkpointed=one + graphs * inputs,  # one = a block and the rest
+        activations=kept,
+        checkpointed=one + depth * _FLOAT * inner * whole.hidden_dim,  # one = a block and the rest
         working=block * (1 + _is_guided(recipe))
         + _LOGIT_ARRAYS * _FLOAT * tokens * whole.codebook_size,
         update=_FLOAT * trainable,

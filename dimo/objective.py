@@ -59,15 +59,6 @@ class AuxiliaryLoss:
 
 
 @dataclass(frozen=True)
-class _State:
-    """The intermediate state x~_t, and where it is masked."""
-
-    tokens: Tensor  # [B, L]
-    labels: Tensor  # [B]
-    positions: Tensor | None  # [B, K], hold every masked position; None: all positions
-
-
-@dataclass(frozen=True)
 class DiMOObjective:
     """What is fixed during one distillation.
 
@@ -194,10 +185,27 @@ class DiMOObjective:
             auxiliary: The auxiliary model.
             mask_ratio: [B], the share that was drawn for the mask; adaptive guidance needs it.
         """
-        state = _intermediate_state(tokens, mask, labels, teacher.mask_token_id)
+        assert not getattr(teacher, "training", False), "a teacher in train mode has dropout"
         with torch.no_grad():
-            q = self._logits_at(auxiliary, state)
-        return self._student_loss(student_logits, mask, state, q, teacher, mask_ratio)
+            positions = _masked_positions(mask)
+            kept = at_positions(mask[..., None], positions)  # [B, K, 1]
+            state = (tokens.masked_fill(mask, teacher.mask_token_id), labels, positions)
+            scale = guidance_scales(self.teacher_guidance, self.guidance_scale, mask_ratio)
+            p = _tempered(self._logits_at(teacher, *state, scale), self.teacher_temperature)
+            q = _tempered(self._logits_at(auxiliary, *state), self.auxiliary_temperature)
+            gradient = logit_gradient(
+                self.divergence, teacher_logits=p, auxiliary_logits=q, beta=self.beta
+            )
+            if self.weighting != "constant":
+                z = at_positions(student_logits, positions)
+                gradient = gradient / self._divisor(z, p, kept[..., 0])
+            gradient = gradient.masked_fill(~kept, 0.0)
+            gradient = _to_positions(gradient, positions, student_logits)
+        count = len(labels) if self.loss_reduction == "sum" else student_logits.numel()
+        # d/dz of <z, g> with g held fixed is g itself; the value is that of |z - (z - g)|^2 / 2
+        product = (student_logits * gradient).sum()
+        loss = (product - product.detach() + gradient.square().sum() / 2) / count
+        return StudentLoss(loss, gradient)
 
     def auxiliary_loss(
         self,
@@ -219,71 +227,10 @@ class DiMOObjective:
             labels: [B].
             student_logits: z [B, L, V], what x was drawn from; soft targets need it.
         """
-        state = _intermediate_state(tokens, mask, labels, auxiliary.mask_token_id)
-        q = self._logits_at(auxiliary, state)
-        return self._auxiliary_loss(q, tokens, mask, state, student_logits)
-
-    def both_losses(
-        self,
-        student_logits: Tensor,
-        tokens: Tensor,
-        mask: Tensor,
-        labels: Tensor,
-        *,
-        teacher: MaskedModel,
-        auxiliary: MaskedModel,
-        mask_ratio: Tensor | None = None,
-    ) -> tuple[StudentLoss, AuxiliaryLoss]:
-        """`student_loss` and `auxiliary_loss` of one sample, for one forward of each network.
-
-        The arguments are those of `student_loss`.
-        """
-        state = _intermediate_state(tokens, mask, labels, teacher.mask_token_id)
-        q = self._logits_at(auxiliary, state)
-        return (
-            self._student_loss(student_logits, mask, state, q.detach(), teacher, mask_ratio),
-            self._auxiliary_loss(q, tokens, mask, state, student_logits),
-        )
-
-    def _student_loss(
-        self,
-        student_logits: Tensor,
-        mask: Tensor,
-        state: _State,
-        auxiliary_logits: Tensor,
-        teacher: MaskedModel,
-        mask_ratio: Tensor | None,
-    ) -> StudentLoss:
-        assert not getattr(teacher, "training", False), "a teacher in train mode has dropout"
-        with torch.no_grad():
-            kept = at_positions(mask[..., None], state.positions)  # [B, K, 1]
-            scale = guidance_scales(self.teacher_guidance, self.guidance_scale, mask_ratio)
-            p = _tempered(self._logits_at(teacher, state, scale), self.teacher_temperature)
-            q = _tempered(auxiliary_logits, self.auxiliary_temperature)
-            gradient = logit_gradient(
-                self.divergence, teacher_logits=p, auxiliary_logits=q, beta=self.beta
-            )
-            if self.weighting != "constant":
-                z = at_positions(student_logits, state.positions)
-                gradient = gradient / self._divisor(z, p, kept[..., 0])
-            gradient = gradient.masked_fill(~kept, 0.0)
-            gradient = _to_positions(gradient, state.positions, student_logits)
-        count = len(gradient) if self.loss_reduction == "sum" else gradient.numel()
-        # d/dz of <z, g> with g held fixed is g itself; the value is that of |z - (z - g)|^2 / 2
-        product = (student_logits * gradient).sum()
-        loss = (product - product.detach() + gradient.square().sum() / 2) / count
-        return StudentLoss(loss, gradient)
-
-    def _auxiliary_loss(
-        self,
-        auxiliary_logits: Tensor,
-        tokens: Tensor,
-        mask: Tensor,
-        state: _State,
-        student_logits: Tensor | None,
-    ) -> AuxiliaryLoss:
-        kept = at_positions(mask[..., None], state.positions)[..., 0]
-        logits = auxiliary_logits[kept]  # [N, V], in the order of the mask
+        positions = _masked_positions(mask)
+        state = (tokens.masked_fill(mask, auxiliary.mask_token_id), labels, positions)
+        kept = at_positions(mask[..., None], positions)[..., 0]
+        logits = self._logits_at(auxiliary, *state)[kept]  # [N, V], in the order of the mask
         loss = F.cross_entropy(logits, tokens[mask], label_smoothing=self.label_smoothing)
         if self.soft_targets:
             assert student_logits is not None, "soft targets are the student's distribution"
@@ -309,9 +256,15 @@ class DiMOObjective:
         by_token = by_class.sum(-1) if self.soft_target_reduction == "sum" else by_class.mean(-1)
         return by_token.mean() * temperature**2
 
-    def _logits_at(self, model: MaskedModel, state: _State, scale: float | Tensor = 1.0) -> Tensor:
-        logits = guided_logits(model, state.tokens, state.labels, scale, state.positions)
-        return self._visible(model, logits)
+    def _logits_at(
+        self,
+        model: MaskedModel,
+        tokens: Tensor,
+        labels: Tensor,
+        positions: Tensor | None,
+        scale: float | Tensor = 1.0,
+    ) -> Tensor:
+        return self._visible(model, guided_logits(model, tokens, labels, scale, positions))
 
     def _visible(self, model: MaskedModel, logits: Tensor) -> Tensor:
         return logits[..., : model.codebook_size + self.keep_mask_class].float()
@@ -337,13 +290,10 @@ def _tempered(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1 else logits / temperature
 
 
-def _intermediate_state(tokens: Tensor, mask: Tensor, labels: Tensor, mask_token_id: int) -> _State:
+def _masked_positions(mask: Tensor) -> Tensor | None:
+    """Positions [B, K] that hold every masked one of mask [B, L], or None for all of them."""
     positions = masked_positions(mask)
-    return _State(
-        tokens.masked_fill(mask, mask_token_id),
-        labels,
-        None if positions.shape == mask.shape else positions,
-    )
+    return None if positions.shape == mask.shape else positions
 
 
 def _to_positions(values: Tensor, positions: Tensor | None, like: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """What a row of the table of teachers says; the table itself is `dimo.teachers`."""
 
-__all__ = ["Network", "SamplerDefaults", "Teacher", "TextConditioning"]
+__all__ = ["Architecture", "Network", "SamplerDefaults", "Teacher", "TextConditioning"]
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,6 +15,7 @@ from dimo.models.text import TextConditioned, TextEncoder
 from dimo.official import OFFICIAL
 
 Network: TypeAlias = MaskGIT | HaltonMaskGIT | TextConditioned
+Architecture: TypeAlias = type[MaskGIT] | type[HaltonMaskGIT] | type[Meissonic]
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,14 @@ class Teacher:
         names: Returns one name a class, for captions.
         label_smoothing: Of the teacher's training; the auxiliary model uses the same.
         defaults: Sampler settings for comparisons.
-        recipe: The distillation recipe taken when none is named; None: there is none yet.
+        recipe: The Di[M]O recipe taken when none is named; None: there is none yet.
+        other_recipes: Those of the other methods, by their keys in `dimo.students.METHODS`.
         text: How it reads prompts; None: its condition is a class.
     """
 
     name: str
     title: str
-    architecture: type[MaskGIT] | type[HaltonMaskGIT] | type[Meissonic]
+    architecture: Architecture
     network: Mapping[str, Any]
     tokenizer: Callable[[Path], Tokenizer]
     weights: Mapping[str, str]
@@ -96,7 +98,13 @@ class Teacher:
     label_smoothing: float
     defaults: SamplerDefaults
     recipe: str | None = None
+    other_recipes: Mapping[str, str] = field(default_factory=dict)
     text: TextConditioning | None = None
+
+    @property
+    def recipes(self) -> dict[str, str]:
+        """The recipe that each distillation method takes when none is named."""
+        return {**({"dimo": self.recipe} if self.recipe else {}), **self.other_recipes}
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -8,22 +8,34 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from dimo import rng
-from dimo.config import DistillRecipe, TrainRecipe, load_recipe, to_toml
+from dimo.config import (
+    Di4CRecipe,
+    DistillationRecipe,
+    DistillRecipe,
+    TrainRecipe,
+    load_recipe,
+    to_toml,
+)
 from dimo.errors import DimoError
 from dimo.files import remove_temporaries, sha256_file, write_atomic
 from dimo.launch import Ranks, ranks
+from dimo.models.di4c import Di4CStudent
 from dimo.models.text import prompts_from_file
 from dimo.students import StudentConfig, save_student
-from dimo.tasks import DistillTask, TeacherTask
+from dimo.tasks import Di4CTask, DistillTask, SDTTTask, TeacherTask
 from dimo.teachers import (
+    Teacher,
     get_teacher,
     load_network,
     load_prompts,
     make_network,
+    student_architecture,
     weights_file,
 )
 from dimo.train import OnStep, Watcher, fit
@@ -31,17 +43,19 @@ from dimo.weights import save_tensors
 
 
 def distill(
-    recipe: DistillRecipe,
+    recipe: DistillationRecipe,
     out: Path,
     *,
     recipe_name: str,
     device: torch.device,
     weights: Path | None = None,
+    data: Path | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
     watchers: Sequence[Watcher] = (),
+    ablation: dict[str, Any] | None = None,
 ) -> StudentConfig:
-    """Distils a teacher into a one-step student and writes the run folder.
+    """Distils a teacher into a student by the recipe's method and writes the run folder.
 
     The folder holds `recipe.toml`, `metrics.jsonl`, `checkpoints/` and, once finished,
     `student.safetensors` (the EMA) and `config.json`. The ranks that `torchrun` started share
@@ -53,44 +67,52 @@ def distill(
         recipe_name: Stored with the student.
         device: Where to train.
         weights: Folder of the teacher's weights; None: those shipped, or those fetched.
+        data: Encoded images, as `dimo encode` writes them, for a method that needs data; None:
+            the embedded data of the teacher.
         resume: There must be an unfinished run in `out`.
         on_step: As in `dimo.train.fit`.
         watchers: As in `dimo.train.fit`.
+        ablation: Noted with the student, see `dimo.students.varied`.
 
     Raises:
-        DimoError: No weights of the teacher, or some that are not finite; a batch that does not
+        DimoError: No weights of the teacher, or some that are not finite; no data, or data for a
+            method that takes none; a network that the method does not have; a batch that does not
             split; `out` holds something else, a finished run, a run of another recipe or one
             that is running; nothing to resume; or as `dimo.train.fit`.
     """
     with ranks() as group:
-        return _distill(recipe, out, recipe_name, device, weights, resume, on_step, watchers, group)
+        return _distill(
+            recipe,
+            out,
+            recipe_name,
+            device,
+            weights,
+            data,
+            resume,
+            on_step,
+            watchers,
+            ablation,
+            group,
+        )
 
 
 def _distill(
-    recipe: DistillRecipe,
+    recipe: DistillationRecipe,
     out: Path,
     recipe_name: str,
     device: torch.device,
     weights: Path | None,
+    data: Path | None,
     resume: bool,
     on_step: OnStep | None,
     watchers: Sequence[Watcher],
+    ablation: dict[str, Any] | None,
     group: Ranks,
 ) -> StudentConfig:
     """`distill` among ranks; nothing of the networks outlives it, see `dimo.launch.ranks`."""
     row = get_teacher(recipe.teacher)
     path = weights_file(row, "transformer", weights)
-    prompts = load_prompts(
-        row, None if recipe.prompts is None else prompts_from_file(recipe.prompts), weights
-    )
-    if prompts is not None:
-        prompts.to(device)
-    teacher = load_network(row, path, prompts)
-    student = make_network(row, prompts, dropout=recipe.dropout)
-    student.load_state_dict(teacher.state_dict())
-    task = DistillTask(recipe, teacher, student, row.label_smoothing, device, group)
-    if prompts is not None:
-        task.inputs += f" prompts {prompts.sha256}"
+    task = _distillation_of(recipe, row, path, weights, data, device, group)
     with _opened(out, recipe, out / "config.json", resume, group):
         seconds = fit(task, out, resume=True, on_step=on_step, watchers=watchers)
         config = StudentConfig.of_recipe(
@@ -99,9 +121,68 @@ def _distill(
             training_seconds=round(seconds, 1),
             images_seen=recipe.steps * recipe.batch_size,
             teacher_sha256=sha256_file(path),
+            ablation=ablation,
         )
         group.alike(lambda: save_student(out, task.ema, config) if group.is_first else None)
     return config
+
+
+def _distillation_of(
+    recipe: DistillationRecipe,
+    row: Teacher,
+    path: Path,
+    weights: Path | None,
+    data: Path | None,
+    device: torch.device,
+    group: Ranks,
+) -> DistillTask | Di4CTask | SDTTTask:
+    """The training of the recipe's method; what the student has beyond its teacher is fresh."""
+    architecture = student_architecture(row, recipe.method)
+    file = recipe.prompts if isinstance(recipe, DistillRecipe) else None
+    prompts = load_prompts(row, None if file is None else prompts_from_file(file), weights)
+    if prompts is not None:
+        prompts.to(device)
+    teacher = load_network(row, path, prompts)
+    torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
+    student = make_network(row, prompts, architecture, dropout=recipe.dropout)
+    student.load_state_dict({**student.state_dict(), **teacher.state_dict()})
+    if isinstance(recipe, DistillRecipe):
+        if data is not None:
+            raise DimoError(f"method {recipe.method!r} takes no data; leave out --data {data}")
+        task = DistillTask(recipe, teacher, student, row.label_smoothing, device, group)
+        if prompts is not None:
+            task.inputs += f" prompts {prompts.sha256}"
+        return task
+    images = _token_data(row, recipe.method, weights, data)
+    if isinstance(recipe, Di4CRecipe):
+        assert isinstance(student, Di4CStudent)
+        return Di4CTask(recipe, teacher, student, images, device, group)
+    return SDTTTask(recipe, teacher, student, images, device, group)
+
+
+def _token_data(
+    row: Teacher, method: str, weights: Path | None, data: Path | None
+) -> tuple[Tensor, Tensor]:
+    """Tokens [N, L] and labels [N] of a file, or of the teacher's embedded data.
+
+    Raises:
+        DimoError: Neither is there, or the file is no such file.
+    """
+    if data is not None:
+        from dimo.datasets.tokens import load_tokens
+
+        found = load_tokens(data, teacher=row.name)
+        return found.tokens, found.labels
+    if not row.is_embedded:
+        raise DimoError(
+            f"method {method!r} learns from data, and teacher {row.name!r} has none embedded; "
+            f"encode images once with: dimo encode PATH --teacher {row.name} -o tokens.safetensors,"
+            " and give that file with --data"
+        )
+    from dimo.datasets import digits
+
+    images, labels = digits.load()
+    return row.tokenizer(weights_file(row, "tokenizer", weights)).encode(images), labels
 
 
 def train_teacher(
@@ -171,7 +252,7 @@ def _train_teacher(
 
 @contextmanager
 def _opened(
-    out: Path, recipe: DistillRecipe | TrainRecipe, finished: Path, resume: bool, group: Ranks
+    out: Path, recipe: DistillationRecipe | TrainRecipe, finished: Path, resume: bool, group: Ranks
 ) -> Iterator[None]:
     """The run folder, made or found fit to go on, and locked against a second process."""
     locks: list[int] = []
@@ -191,7 +272,9 @@ def _opened(
             os.close(handle)
 
 
-def _check(out: Path, recipe: DistillRecipe | TrainRecipe, finished: Path, resume: bool) -> None:
+def _check(
+    out: Path, recipe: DistillationRecipe | TrainRecipe, finished: Path, resume: bool
+) -> None:
     """
     Raises:
         DimoError: The folder is no place for this run, or no run to go on with.
@@ -203,7 +286,7 @@ def _check(out: Path, recipe: DistillRecipe | TrainRecipe, finished: Path, resum
         if out.exists() and any(not p.name.endswith(".tmp") for p in out.iterdir()):
             raise DimoError(f"output {out} exists and is not empty; choose another --out")
         return
-    found = load_recipe(type(recipe), str(path))  # type: ignore[type-var]
+    found = load_recipe(type(recipe), str(path))
     there = dataclasses.asdict(found)
     here = dataclasses.asdict(recipe)
     told = [f"{k} = {there[k]!r} there, {here[k]!r} here" for k in here if here[k] != there[k]]

@@ -18,14 +18,15 @@ __all__ = [
     "load_student",
     "load_teacher",
     "make_network",
+    "student_architecture",
     "weights_file",
 ]
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -34,6 +35,7 @@ from dimo.errors import DimoError, unknown_name
 from dimo.files import sha256_file
 from dimo.models import MaskedModel, Tokenizer
 from dimo.models.clip_text import CLIPText
+from dimo.models.di4c import Di4CStudent
 from dimo.models.diffusers_vq import DiffusersVQ
 from dimo.models.digits import DigitsTokenizer
 from dimo.models.halton import SIZES, HaltonMaskGIT
@@ -41,12 +43,11 @@ from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.models.maskgit import MaskGIT
 from dimo.models.meissonic import Meissonic
 from dimo.models.precision import in_precision
-from dimo.models.text import Conditions, Prompts, TextConditioned, ZeroText
+from dimo.models.text import TextConditioned
 from dimo.models.vqgan import VQGAN
-from dimo.official import OFFICIAL, locate
-from dimo.rows import Network, SamplerDefaults, Teacher, TextConditioning
-from dimo.students import StudentConfig, find_student
-from dimo.weights import ASSETS
+from dimo.networks import load_network, load_prompts, make_network, weights_file
+from dimo.rows import Architecture, Network, SamplerDefaults, Teacher, TextConditioning
+from dimo.students import METHODS, FoundStudent, StudentConfig, find_student
 
 
 def _digits() -> Teacher:
@@ -83,6 +84,11 @@ def _digits() -> Teacher:
             selected_by="as Maskgit-pytorch (choice temperature 4.5, temperature 1), no guidance",
         ),
         recipe="digits",
+        other_recipes={
+            "di4c": "digits-di4c",
+            "di4c-d": "digits-di4c-d",
+            "sdtt": "digits-sdtt",
+        },
     )
 
 
@@ -111,6 +117,7 @@ def _maskgit(name: str, side: int, *, w: float, choice_temperature: float, steps
             "those of the schedule arccos-v1",
         ),
         recipe="maskgit",
+        other_recipes={"di4c": "maskgit-di4c", "di4c-d": "maskgit-di4c-d"},
     )
 
 
@@ -218,6 +225,7 @@ class Loaded:
         name: Name in tables.
         student: None for a teacher.
         precision: What the network computes in, see `dimo.models.precision`.
+        unconditional: Predicts without the condition in guided sampling; None: the network itself.
     """
 
     teacher: Teacher
@@ -227,6 +235,7 @@ class Loaded:
     name: str
     student: StudentConfig | None = None
     precision: str = "float32"
+    unconditional: MaskedModel | None = None
 
     @property
     def num_conditions(self) -> int:
@@ -252,94 +261,26 @@ def get_teacher(name: str) -> Teacher:
     return TEACHERS[name]
 
 
-def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Path:
-    """Where the weights of a row lie: a file that comes with the package, or an official one.
+def student_architecture(teacher: Teacher, method: str) -> Architecture:
+    """The class of a student's network, which takes the constructor arguments of its teacher's.
 
     Args:
         teacher: The row.
-        role: A key of its `weights`.
-        folder: Where to look; None: the package, or `dimo.official.default_folder()`.
+        method: A key of `dimo.students.METHODS`.
 
     Raises:
-        DimoError: No such file.
+        DimoError: Unknown method, or one that this teacher's network cannot have.
     """
-    name = teacher.weights[role]
-    if name in OFFICIAL:
-        return locate(name, folder)
-    path = (folder or ASSETS) / name
-    if not path.is_file():
-        raise DimoError(f"teacher {teacher.name!r} needs {path}; give its folder with --weights")
-    return path
-
-
-def make_network(teacher: Teacher, conditions: Conditions | None = None, **changes: Any) -> Network:
-    """The row's network with fresh weights.
-
-    Args:
-        teacher: The row.
-        conditions: What the labels of a text-conditioned network stand for; None: all zeros, to
-            look at the network alone.
-        **changes: Constructor arguments in place of the row's.
-    """
-    return _conditioned(teacher, teacher.architecture(**{**teacher.network, **changes}), conditions)
-
-
-def load_network(teacher: Teacher, path: Path, conditions: Conditions | None = None) -> Network:
-    """The row's network with the weights of a file, in eval mode on the CPU.
-
-    Args:
-        teacher: The row.
-        path: The file.
-        conditions: As for `make_network`.
-
-    Raises:
-        DimoError: The file is not one of this network.
-    """
-    network = teacher.architecture.from_official(path, **teacher.network)
-    return _conditioned(teacher, network, conditions).eval()
-
-
-def _conditioned(
-    teacher: Teacher,
-    network: MaskGIT | HaltonMaskGIT | Meissonic,
-    conditions: Conditions | None,
-) -> Network:
-    if not isinstance(network, Meissonic):
-        return network
-    text = teacher.text
-    assert text is not None, "a text-conditioned network's row says how it reads prompts"
-    zero = ZeroText(text.length, text.states_dim, text.pooled_dim)
-    return TextConditioned(network, zero if conditions is None else conditions)
-
-
-def load_prompts(
-    teacher: Teacher, prompts: Sequence[str] | None, weights: Path | None = None
-) -> Prompts | None:
-    """The prompts with the teacher's text encoder on the CPU; None for a class-conditional one.
-
-    Args:
-        teacher: The row.
-        prompts: What it shall draw; a class-conditional teacher takes None.
-        weights: Folder with the row's weight files.
-
-    Raises:
-        DimoError: Prompts that are missing, or that the teacher cannot read; a missing or foreign
-            weights file.
-    """
-    text = teacher.text
-    if text is None:
-        if prompts is not None:
-            raise DimoError(
-                f"teacher {teacher.name!r} draws classes, not prompts; leave the prompts out"
-            )
-        return None
-    if prompts is None:
+    if method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    if not METHODS[method].has_latent:
+        return teacher.architecture
+    if teacher.architecture is not MaskGIT:
         raise DimoError(
-            f"teacher {teacher.name!r} draws prompts; give them, to a distillation as a text file, "
-            "one a line: --set prompts=FILE"
+            f"method {method!r} needs a teacher with the MaskGIT network, and that of "
+            f"{teacher.name!r} is {teacher.architecture.__name__}; use e.g. --teacher digits"
         )
-    encoder = text.encoder(weights_file(teacher, "text", weights))
-    return Prompts(encoder, prompts, negative_prompt=text.negative_prompt)
+    return Di4CStudent
 
 
 def load_teacher(
@@ -370,23 +311,43 @@ def load_teacher(
 
 
 def load_student(
-    run: str | Path,
+    run: str | Path | FoundStudent,
     *,
     device: torch.device,
     weights: Path | None = None,
     precision: str | None = None,
     prompts: Sequence[str] | None = None,
+    teacher_unconditional: bool | None = None,
 ) -> Loaded:
-    """Loads a distilled student, see `find_student`, with its teacher's tokenizer.
+    """Loads a distilled student, found or to be found by `find_student`, with its tokenizer.
+
+    Args:
+        run: As in `find_student`.
+        device: Where to put the networks.
+        weights: Folder of the weights; None: those shipped, or those fetched.
+        precision: As in `load_teacher`.
+        teacher_unconditional: Loads the teacher's network too, for the unconditional branch of
+            guided sampling (the official `--lfg` of di4c); None: as the student's settings say.
 
     Raises:
-        DimoError: As `find_student` and `load_prompts`; weights that do not fit; unknown precision.
+        DimoError: As `find_student` and `load_prompts`; weights that do not fit; unknown precision;
+            a one-step student with a teacher beside it.
     """
-    found = find_student(run, weights=weights)
-    teacher = get_teacher(found.config.teacher)
-    return _load(
-        teacher, found.path, found.title, device, weights, precision, found.config, prompts
-    )
+    found = run if isinstance(run, FoundStudent) else find_student(run, weights=weights)
+    config, teacher = found.config, get_teacher(found.config.teacher)
+    if teacher_unconditional is not None:
+        config = dataclasses.replace(config, teacher_unconditional=teacher_unconditional)
+    if config.teacher_unconditional and METHODS[config.method].is_one_step:
+        raise DimoError(
+            f"student {found.title} is sampled without guidance and has no unconditional branch; "
+            "leave teacher_unconditional out"
+        )
+    loaded = _load(teacher, found.path, found.title, device, weights, precision, config, prompts)
+    if not config.teacher_unconditional:
+        return loaded
+    path = weights_file(teacher, "transformer", weights)
+    beside = _ready(load_network(teacher, path), device, precision)
+    return dataclasses.replace(loaded, unconditional=beside)
 
 
 def load_model(
@@ -417,8 +378,14 @@ def _load(
     conditions = load_prompts(teacher, prompts, weights)
     if conditions is not None:
         conditions.to(device)
-    model = load_network(teacher, path, conditions).to(device)
-    if precision is not None:
-        model = in_precision(model, precision)
+    method = student.method if student else None
+    architecture = student_architecture(teacher, method) if method else teacher.architecture
+    model = _ready(load_network(teacher, path, conditions, architecture), device, precision)
     digest = sha256_file(path)
     return Loaded(teacher, model, tokenizer, digest, title, student, precision or "float32")
+
+
+def _ready(network: Network, device: torch.device, precision: str | None) -> Network:
+    """The network on the device, ready for sampling in a precision."""
+    network = network.to(device)
+    return network if precision is None else in_precision(network, precision)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dimo.checkpoint import latest_checkpoint, remove_unfinished, save_checkpoint
-from dimo.config import DistillRecipe, TrainRecipe
+from dimo.config import DistillationRecipe, TrainRecipe
 from dimo.errors import DimoError
 from dimo.files import write_atomic
 from dimo.launch import Ranks
@@ -32,7 +32,7 @@ class Task(Protocol):
     """What the loop drives."""
 
     @property
-    def recipe(self) -> DistillRecipe | TrainRecipe:
+    def recipe(self) -> DistillationRecipe | TrainRecipe:
         """What to do."""
 
     @property
@@ -49,7 +49,7 @@ class Task(Protocol):
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """By name, plain modules: "student", "auxiliary" and "ema", or "model" and "ema"."""
+        """By name, plain modules: "ema", and "model" or "student" with those beside it."""
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Updates the networks; returns means for the log as (sum, weight), float64 [2].

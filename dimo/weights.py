@@ -7,6 +7,7 @@ else the error says which do not, or what the file looks like instead.
 
 __all__ = [
     "ASSETS",
+    "DI4C_KIND",
     "KINDS",
     "VQGAN_KIND",
     "check_state",
@@ -14,6 +15,7 @@ __all__ = [
     "load_state_dict",
     "looks_like",
     "read_state_dict",
+    "read_tensors",
     "save_tensors",
     "state_sha256",
 ]
@@ -56,9 +58,10 @@ _INERT_CLASSES = (
 _INERT_MAPPINGS = ("pytorch_lightning.utilities.parsing.AttributeDict",)
 
 VQGAN_KIND = "taming VQGAN"
+DI4C_KIND = "di4c student"
 # A key that only this kind of network has; the first that is found names the file.
 _KINDS = (
-    ("latent_projection.0.weight", "di4c student"),
+    ("latent_projection.0.weight", DI4C_KIND),
     ("transformer.layers.0.0.fn.mha.in_proj_weight", "MaskGIT v1.0 transformer"),
     ("transformer.layers.0.attn.wq.weight", "Halton-MaskGIT transformer"),
     ("single_transformer_blocks.0.attn.to_q.weight", "Meissonic transformer"),
@@ -259,6 +262,23 @@ def load_metadata(path: str | PathLike[str]) -> dict[str, Any]:
         raise DimoError(
             f"cannot read weights {path}: {_reason(error)}; fetch or convert the file again"
         ) from error
+
+
+def read_tensors(
+    path: str | PathLike[str], *, next_step: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote: the tensors, mapped from disk, and the metadata.
+
+    Raises:
+        DimoError: The file is missing, damaged or no safetensors file; says `next_step`.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("dimo", "{}")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, dict(json.loads(text))
+    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        raise DimoError(f"cannot read {path}: {_reason(error)}; {next_step}") from error
 
 
 def state_sha256(state: dict[str, Tensor]) -> str:

@@ -30,7 +30,18 @@ def world(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "distill", "bench", "report", "sample", "demo", "eval", "compare", "reference"]
+    [
+        "train",
+        "distill",
+        "bench",
+        "report",
+        "sample",
+        "demo",
+        "eval",
+        "compare",
+        "reference",
+        "encode",
+    ]
     + ["protocols list", "protocols show", "protocols validate"],
 )
 def test_every_command_has_help_with_an_example(command, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from bench.protocol import protocol_text
 from dimo.cli import main
 from dimo.teachers import TEACHERS
+from dimo.weights import ASSETS
 
 
 @pytest.fixture
@@ -115,6 +117,17 @@ MISTAKES = {
     "unknown precision": (["--precision", "fp16"], "allowed: bfloat16, float32"),
     "setting of no row": (["--theta", "0.4"], "it is one of theta_trapezoidal"),
     "theta": (["--samplers", "theta_trapezoidal", "--theta", "2"], "strictly between 0 and 1"),
+    "bad steps of a student": (
+        ["--student", "x=digits-dimo@2,"],
+        "steps '2,' of 'x=digits-dimo@2,'",
+    ),
+    "too many steps of its own": (["--student", "digits-dimo@17"], "takes 1 to 16 steps"),
+    "no name": (["--baseline", "=digits-dimo"], "has an empty name"),
+    "missing baseline": (["--baseline", "di4c=nowhere@4"], "run 'nowhere' does not exist"),
+    "a student without steps": (
+        ["--steps", "", "--student-steps", "", "--student", "digits-dimo"],
+        "'digits-dimo' has no step counts; name them, e.g. digits-dimo@2,4",
+    ),
     "published student elsewhere": (["--student", "dimo-maskgit"], "pytorch_model.bin"),
 }
 
@@ -134,7 +147,7 @@ def test_a_student_of_another_teacher_is_refused(dimo, small_maskgit):
 def test_a_teacher_without_recipe_or_data(dimo, monkeypatch):
     bare = dataclasses.replace(TEACHERS["maskgit"], recipe=None)
     monkeypatch.setitem(TEACHERS, "maskgit", bare)
-    assert "no distillation recipe for teacher 'maskgit'" in refused(
+    assert "no recipe of method 'dimo' for teacher 'maskgit'" in refused(
         dimo, "distill", "--teacher", "maskgit"
     )
     assert "dimo weights fetch maskgit-256" in refused(
@@ -173,3 +186,64 @@ def test_students_at_several_steps_and_other_settings(dimo, protocol_file):
         assert f" {column} " in header
     for column in ("Top-p", "Final temp.", "Random start", "Choice temp."):
         assert f" {column} " not in header
+
+
+def make_run(folder, **changes):
+    """A run folder of another method, with the shipped student's weights."""
+    shutil.copytree(ASSETS / "digits-dimo", folder)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_every_distilled_model_is_a_row_at_its_own_steps(dimo, protocol_file, tmp_path):
+    slow = make_run(tmp_path / "slow", method="sdtt", seed=3, images_seen=1_234_000)
+    other = make_run(tmp_path / "a=b@2", method="sdtt", training_seconds=None)
+    protocol = protocol_file("quick")
+    out, _ = dimo(
+        *("bench", "--teacher", "digits", "--steps", "2,4", "--student", "mine=digits-dimo"),
+        *("--baseline", f"sdtt={slow}", "--baseline", f"{other}@3"),
+        *("--no-reference-rows", "--json", "--protocol", protocol),
+    )
+    methods = [record["method"] for record in json.loads(out)]
+    rows = [(method["section"], method["name"], method["num_steps"]) for method in methods]
+    assert rows[:5] == [
+        ("Teacher", "MaskGIT", 2),
+        ("Teacher", "MaskGIT", 4),
+        ("Distill.", "mine", 1),
+        ("Distill.", "sdtt", 2),
+        ("Distill.", "sdtt", 4),
+    ]
+    section, name, steps = rows[5]
+    assert (section, steps, len(rows)) == ("Distill.", 3, 6)
+    assert "a=b@2" in name
+    assert [method["training"].get("method") for method in methods] == [
+        None,
+        None,
+        "dimo",
+        "sdtt",
+        "sdtt",
+        "sdtt",
+    ]
+    assert methods[3]["training"]["images_seen"] == 1_234_000
+    report, _ = dimo("report", "--protocol", protocol)
+    for row in ("mine ", "sdtt "):
+        assert f"| {row}" in report
+
+
+def test_a_picture_of_named_models_at_their_own_steps(dimo, tmp_path):
+    run = make_run(tmp_path / "slow", method="sdtt")
+    arguments = ("sample", "--model", "digits@2", "--model", f"x={run}@2,3", "--labels", "3")
+    dimo(*arguments, "--out", "x.png")
+    assert "these are 2, 3; name one" in refused(
+        dimo, "sample", "--model", f"{run}@2,3", "--count", "3", "--out", "n"
+    )
+    out, _ = dimo("sample", "--model", f"{run}@3", "--count", "3", "--out", "n.npz", "--json")
+    assert json.loads(out)["made"] == 3
+
+
+def test_sample_checks_labels_before_it_loads_a_network(dimo, small_maskgit):
+    (small_maskgit / "MaskGIT_ImageNet_256.pth").write_bytes(b"no network")
+    arguments = ("sample", "--model", "maskgit", "--weights", small_maskgit, "--out", "x.png")
+    assert "give whole numbers from 0 to 4" in refused(dimo, *arguments, "--labels", "5")
+    assert "cannot read weights" in refused(dimo, *arguments, "--labels", "4")

@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bench.generate import sample_images
-from bench.jobs import load_models
+from bench.jobs import load_planned, plan_models
 from bench.paths import data_dir
 from dimo.cli.watching import Watching, watching
 from dimo.config import DistillRecipe
@@ -172,7 +172,7 @@ def test_official_teachers_have_pictures_without_the_teacher(small_maskgit, tmp_
 
 def test_three_lines_of_python_sample_a_run(watched):
     folder, _ = watched
-    (job,) = load_models([str(folder)], [], device=CPU)
+    (job,) = load_planned(plan_models([str(folder)], []), device=CPU)
     labels, index = torch.tensor([3, 1, 4]), torch.arange(3)
     batch = sample_images(
         job.loaded, job.settings, labels=labels, seed=0, index=index, uint8="round"

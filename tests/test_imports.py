@@ -96,11 +96,17 @@ def test_metrics_see_arrays_only():
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["report", "--help"], ["report"], ["protocols", "list"]]
+    + [["report", "-f", name] for name in ("latex", "csv", "json")]
+    + [["report", "--ablation"], ["report", "--update", "page.md"]]
     + [["weights", "--help"], ["weights", "list"], ["weights", "list", "--json"]],
     ids=" ".join,
 )
 def test_light_commands_do_not_load_torch(arguments, tmp_path):
     (tmp_path / "results").mkdir()
+    for path in (ROOT / "results").glob("*.json"):
+        (tmp_path / "results" / path.name).symlink_to(path)
+    marks = "<!-- dimo report --protocol digits -->\n<!-- dimo report end -->\n"
+    (tmp_path / "page.md").write_text(marks)
     code = (
         "import sys; sys.argv = ['dimo', *sys.argv[1:]]\n"
         "from dimo.cli import main\n"

@@ -83,7 +83,9 @@ class _ArraySource:
         digest.update(pixels.data)
         return ImageInfo(digest.hexdigest(), height, width, mode, "array", None)
 
-    def decode(self, item: tuple[int, npt.NDArray[np.uint8] | None]) -> npt.NDArray[np.uint8]:
+    def decode(
+        self, item: tuple[int, npt.NDArray[np.uint8] | None], *, lossy: bool
+    ) -> npt.NDArray[np.uint8]:
         row, pixels = item
         if pixels is None:
             raise DimoError(f"{self.names[row]!r}: {self._problem}; make the file again")

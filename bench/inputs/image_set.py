@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bench.images import ImageInfo
+from bench.images import ImageInfo, centre_crop
 from bench.inputs.arrays import open_npz
 from bench.inputs.checks import sizes_text
 from bench.inputs.labels import find_labels
@@ -67,8 +68,29 @@ class ImageSet:
                 on_done(len(infos))
         return infos
 
-    def load(self, rows: range) -> Tensor:
+    def batches(self, rows: range, size: int, *, side: int | None = None) -> Iterator[Tensor]:
+        """The images `rows` in order, `size` at a time; the next are read while the caller works.
+
+        Arguments and errors as of `load`.
+        """
+        pending: Future[Tensor] | None = None
+        with ThreadPoolExecutor(1) as reader:
+            for start in range(rows.start, rows.stop, size):
+                part = range(start, min(start + size, rows.stop))
+                ahead = reader.submit(self.load, part, side=side)
+                if pending is not None:
+                    yield pending.result()
+                pending = ahead
+            if pending is not None:
+                yield pending.result()
+
+    def load(self, rows: range, *, side: int | None = None) -> Tensor:
         """The images `rows` (ascending, not empty) as uint8 [n, 3, H, W].
+
+        Args:
+            rows: Which images.
+            side: Crop and resize each to this, by `bench.images.centre_crop`, and take colours
+                that lose something on the way to RGB; None: all as they are.
 
         Raises:
             DimoError: One is no 8-bit image or not to be had without a loss or a guess (see
@@ -76,7 +98,13 @@ class ImageSet:
         """
         images = None
         sizes: dict[tuple[int, int], list[str]] = {}
-        for place, pixels in enumerate(self._run(rows, lambda source: source.decode)):
+
+        def decoder(source: Source) -> Callable[[Any], npt.NDArray[np.uint8]]:
+            if side is None:
+                return lambda item: source.decode(item, lossy=False)
+            return lambda item: centre_crop(source.decode(item, lossy=True), side)
+
+        for place, pixels in enumerate(self._run(rows, decoder)):
             height, width, _ = pixels.shape
             sizes.setdefault((height, width), []).append(self.names[rows[place]])
             if images is None:

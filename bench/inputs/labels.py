@@ -1,6 +1,6 @@
 """Labels of a set of images: what comes with it, a rule over names, or a manifest."""
 
-__all__ = ["find_labels", "first_out_of_order", "parse_label", "read_manifest"]
+__all__ = ["class_folders", "find_labels", "first_out_of_order", "parse_label", "read_manifest"]
 
 import csv
 import io
@@ -24,8 +24,9 @@ def find_labels(sources: Sequence[Source], rule: str) -> Labels | None:
     Args:
         sources: The set, in order.
         rule: "" (a manifest with the images, else labels inside npz or WebDataset files),
-            "filename" (the integer after the last `_` of a name: 000123_207.png), "cyclic:K" (the
-            image's position in the set modulo K) or the path of a manifest.
+            "filename" (the integer after the last `_` of a name: 000123_207.png), "folder" (see
+            `class_folders`), "cyclic:K" (the image's position in the set modulo K) or the path of
+            a manifest.
 
     Raises:
         DimoError: Unknown rule, a name without a label, or a manifest that cannot be read, misses
@@ -36,11 +37,32 @@ def find_labels(sources: Sequence[Source], rule: str) -> Labels | None:
         return _labels_that_come_along(sources)
     if rule == "filename":
         return _from_names(names)
+    if rule == "folder":
+        return class_folders(names)
     if match := re.fullmatch(r"cyclic:([1-9]\d{0,8})", rule):
         return _cyclic(names, int(match[1]))
     if rule.lower().endswith((".csv", ".json")):
         return _from_manifest(read_manifest(Path(rule)), names)
-    raise unknown_name("labels", rule, ("filename", "cyclic:1000", "FILE.csv", "FILE.json"))
+    allowed = ("filename", "folder", "cyclic:1000", "FILE.csv", "FILE.json")
+    raise unknown_name("labels", rule, allowed)
+
+
+def class_folders(names: Sequence[str]) -> Labels:
+    """ImageFolder's rule: the place of an image's folder among the sorted names of all of them.
+
+    Raises:
+        DimoError: An image lies in no folder, or in one inside another.
+    """
+    folders = [PurePosixPath(name).parts[:-1] for name in names]
+    bad = [name for name, parts in zip(names, folders, strict=True) if len(parts) != 1]
+    if bad:
+        raise DimoError(
+            f"{len(bad):,} of {len(names):,} images are not in a folder of their class "
+            f"({shown(bad)}); allowed: names like n01440764/n01440764_18.JPEG; or give their "
+            "labels with --labels"
+        )
+    known = {folder: label for label, folder in enumerate(sorted(set(folders)))}
+    return np.array([known[folder] for folder in folders], dtype=np.int64)
 
 
 def parse_label(value: object, where: str) -> int:

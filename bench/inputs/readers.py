@@ -82,10 +82,10 @@ class _FileSource:
         except READ_ERRORS as error:
             return ImageInfo("", 0, 0, "", "", f"cannot be read: {reason(error)}")
 
-    def decode(self, item: int) -> npt.NDArray[np.uint8]:
+    def decode(self, item: int, *, lossy: bool) -> npt.NDArray[np.uint8]:
         name = self.names[item]
         try:
-            return decode_image(self._read(self._base + name))
+            return decode_image(self._read(self._base + name), lossy=lossy)
         except READ_ERRORS as error:  # DimoError is a ValueError
             raise DimoError(f"{name!r} in {self.path}: {reason(error)}; replace it") from error
 

@@ -64,8 +64,11 @@ class Source(Protocol):
     def inspect(self, item: Any) -> ImageInfo:
         """Checks one image; never raises for a bad one."""
 
-    def decode(self, item: Any) -> npt.NDArray[np.uint8]:
-        """One image, uint8 [H, W, 3]. Raises DimoError, naming it, where that is impossible."""
+    def decode(self, item: Any, *, lossy: bool) -> npt.NDArray[np.uint8]:
+        """One image, uint8 [H, W, 3]; `lossy` as of `bench.images.decode_image`.
+
+        Raises DimoError, naming it, where that is impossible.
+        """
 
 
 def reason(error: Exception) -> str:

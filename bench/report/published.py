@@ -4,7 +4,7 @@ The file has one number a line (long form). A table is the wide form of one benc
 benchmark were measured alike, lines of two were not and never share a table.
 """
 
-__all__ = ["QUOTED_TITLES", "PublishedRow", "load_published", "published_frame"]
+__all__ = ["QUOTED_METRICS", "QUOTED_TITLES", "PublishedRow", "load_published", "published_frame"]
 
 import csv
 import os
@@ -22,6 +22,25 @@ QUOTED_TITLES = {
     "imagenet256-c2i": "ImageNet 256 x 256, class-conditional",
     "imagenet256-c2i-redi": "ImageNet 256 x 256, class-conditional, as measured by ReDi",
     "imagenet256-c2i-other": "ImageNet 256 x 256, class-conditional, other sources",
+    "geneval": "GenEval",
+    "hpsv2-v2.0": "HPS v2.0",
+    "coco30k": "COCO, 30,000 captions",
+}
+# Headings of quoted metrics that `bench.catalog.METRICS` does not know; higher is better in all.
+QUOTED_METRICS = {
+    "overall": "Overall",
+    "single_object": "Single obj.",
+    "two_object": "Two obj.",
+    "counting": "Counting",
+    "colors": "Colors",
+    "position": "Position",
+    "color_attr": "Color attr.",
+    "animation": "Animation",
+    "concept_art": "Concept art",
+    "painting": "Painting",
+    "photo": "Photo",
+    "average": "Average",
+    "clip_score": "CLIP score",
 }
 
 _SECTION_ORDER = ("Teacher", "Sampler", "Distill.", "Other")

@@ -1,80 +1,120 @@
-"""Quoted numbers as GitHub Markdown, in tables of their own, each row with its source."""
+"""Quoted numbers as blocks, in tables of their own, each row with its source."""
 
-__all__ = ["quoted_blocks"]
+__all__ = ["quoted_beside", "quoted_blocks"]
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
 from bench.catalog import METRICS
+from bench.protocol import Protocol
 from bench.report import cells
-from bench.report.published import QUOTED_TITLES, PublishedRow, published_frame
+from bench.report.blocks import (
+    Block,
+    Bullets,
+    Heading,
+    Line,
+    Mark,
+    Paragraph,
+    Source,
+    Strong,
+    Table,
+    Words,
+    joined,
+)
+from bench.report.notes import rank_legend
+from bench.report.plain import LONGEST_NOTE
+from bench.report.published import (
+    QUOTED_METRICS,
+    QUOTED_TITLES,
+    PublishedRow,
+    published_frame,
+)
 from bench.report.table import best_and_second
 
 _Row = dict[str, Any]
+_PAPER = "imagenet256"  # quoted beside data that nobody published numbers of
 
 
-def quoted_blocks(published_rows: Sequence[PublishedRow]) -> list[str]:
-    """Blocks of Markdown: a heading, a warning, then a table and its notes for each benchmark."""
-    blocks = []
+def quoted_beside(rows: Iterable[PublishedRow], protocol: Protocol) -> tuple[PublishedRow, ...]:
+    """The published rows of the data that a protocol is about; the paper's if there are none.
+
+    A benchmark belongs to a protocol if its name begins with a word of the protocol's name.
+    """
+    words = tuple(protocol.name.split("-"))
+    rows = tuple(rows)
+    return tuple(row for row in rows if row.benchmark.startswith(words)) or tuple(
+        row for row in rows if row.benchmark.startswith(_PAPER)
+    )
+
+
+def quoted_blocks(published_rows: Sequence[PublishedRow]) -> list[Block]:
+    """A heading, a warning, then a table and its notes for each benchmark."""
+    blocks: list[Block] = []
     for benchmark, title in QUOTED_TITLES.items():
         frame = published_frame(published_rows, benchmark)
         if not frame.empty:
-            blocks += [f"### Quoted: {title}", *_table(frame)]
+            blocks += [Heading(2, (f"Quoted: {title}",)), *_table(frame)]
     if not blocks:
         return []
-    opening = (
-        "Published by others, **not measured here**: not to be compared with the table above, "
-        "nor one of these tables with another."
+    opening: Line = (
+        "Published by others, ",
+        Strong("not measured here"),
+        ": not to be compared with the table above, nor one of these tables with another.",
     )
-    return ["## Quoted results", opening, *blocks]
+    return [Heading(1, ("Quoted results",)), Paragraph(opening), *blocks]
 
 
-def _table(frame: pd.DataFrame) -> list[str]:
+def _table(frame: pd.DataFrame) -> list[Block]:
     rows = cells.rows(frame)
-    metrics = [name for name in METRICS if name in frame.columns]
+    known = dict.fromkeys([*METRICS, *QUOTED_METRICS])
+    metrics = [name for name in known if name in frame.columns]
     papers = list(dict.fromkeys(row["source"] for row in rows))
     teachers = list(dict.fromkeys(row["teacher"] for row in rows))
     columns = [_column(frame[name], name, ranked=len(papers) == 1) for name in metrics]
     letters, common_note = _notes(rows)
     with_teacher = len(teachers) > 1
     header = ["Method", *["Teacher"] * with_teacher, "Steps (↓)"]
-    header += [*map(cells.metric_heading, metrics), "Source"]
-    body = [
-        [
-            cells.text(row["method"]),
-            *[cells.text(row["teacher"] or cells.MISSING)] * with_teacher,
-            cells.integer(row["steps"]),
+    header += [*map(_heading, metrics), "Source"]
+    body = tuple(
+        (
+            (Words(row["method"]),),
+            *[(Words(row["teacher"] or cells.MISSING),)] * with_teacher,
+            (cells.integer(row["steps"]),),
             *values,
             _source(row, letters),
-        ]
+        )
         for row, values in zip(rows, zip(*columns, strict=True), strict=True)
-    ]
-    notes = [f"Quoted from {', '.join(map(cells.link, papers))}."]
+    )
+    notes: list[Line] = [("Quoted from ", *joined((Source(paper),) for paper in papers), ".")]
     if not with_teacher and teachers[0]:
-        notes.append(f"Teacher of every row: {cells.text(teachers[0])}.")
+        notes.append(("Teacher of every row: ", Words(teachers[0]), "."))
     if len(papers) == 1:
-        notes.append(f"{cells.RANK_LEGEND}.")
+        notes.append((*rank_legend(), "."))
     if common_note:
-        notes.append(f"Every row: {cells.text(common_note, cells.LONGEST_NOTE)}.")
-    notes += [f"({mark}) {cells.text(note, cells.LONGEST_NOTE)}." for note, mark in letters.items()]
+        notes.append(("Every row: ", Words(common_note, LONGEST_NOTE), "."))
+    notes += [(f"({mark}) ", Words(note, LONGEST_NOTE), ".") for note, mark in letters.items()]
     doubts = dict.fromkeys(row["certainty"] for row in rows if row["certainty"] != "read")
     if doubts:
-        notes.append(f"† {', '.join(map(cells.text, doubts))}: not checked in the source itself.")
-    left = [0, *[1] * with_teacher, len(header) - 1]
-    sections = [row["section"] for row in rows]
-    return [cells.table(header, body, left=left, sections=sections), cells.bullets(notes)]
+        said = joined((Words(doubt),) for doubt in doubts)
+        notes.append(("† ", *said, ": not checked in the source itself."))
+    left = (0, *[1] * with_teacher, len(header) - 1)
+    sections = tuple(row["section"] for row in rows)
+    return [Table(tuple(header), body, left=left, sections=sections), Bullets(tuple(notes))]
 
 
-def _column(values: "pd.Series[Any]", name: str, *, ranked: bool) -> list[str]:
+def _heading(name: str) -> str:
+    return cells.metric_heading(name) if name in METRICS else f"{QUOTED_METRICS[name]} (↑)"
+
+
+def _column(values: "pd.Series[Any]", name: str, *, ranked: bool) -> list[Line]:
     """Numbers with the digits they were published with, marked within one source."""
     decimals = max(len(value.partition(".")[2]) for value in values if value is not None)
-    places = best_and_second(
-        pd.to_numeric(values), higher_is_better=METRICS[name].higher_is_better, decimals=decimals
-    )
+    higher = name not in METRICS or METRICS[name].higher_is_better
+    places = best_and_second(pd.to_numeric(values), higher_is_better=higher, decimals=decimals)
     return [
-        cells.MISSING if value is None else cells.marked(value, place if ranked else 0)
+        (cells.MISSING,) if value is None else (Mark(value, place if ranked else 0),)
         for value, place in zip(values, places, strict=True)
     ]
 
@@ -88,7 +128,7 @@ def _notes(rows: list[_Row]) -> tuple[dict[str, str], str]:
     return dict(zip(filter(None, notes), marks, strict=False)), ""
 
 
-def _source(row: _Row, letters: dict[str, str]) -> str:
+def _source(row: _Row, letters: dict[str, str]) -> Line:
     mark = f" ({letters[row['note']]})" if row["note"] in letters else ""
     dagger = "" if row["certainty"] == "read" else " †"
-    return cells.text(f"{row['source']}, {row['location']}") + mark + dagger
+    return (Words(f"{row['source']}, {row['location']}"), mark + dagger)

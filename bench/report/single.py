@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from bench.record import ResultRecord
 from bench.report import cells
+from bench.report.markdown import pipe_table, text
 
 if TYPE_CHECKING:
     from bench.compare import Difference
@@ -31,7 +32,7 @@ def metric_table(record: ResultRecord, *, level: float) -> str:
             [cells.metric_heading(name), _number(metric.value), interval, f"{metric.n:,}", extra]
         )
     header = ["Metric", "Value", f"{level:.0%} interval", "N", ""]
-    return cells.table(header, body, left=[0, 4]) + "\n"
+    return pipe_table(header, body, left=[0, 4]) + "\n"
 
 
 def difference_table(
@@ -69,12 +70,12 @@ def difference_table(
         f"{level:.0%} interval, paired",
         "Better",
     ]
-    return cells.table(header, body, left=[0, 5]) + "\n"
+    return pipe_table(header, body, left=[0, 5]) + "\n"
 
 
 def _row_name(record: ResultRecord) -> str:
     steps = record.method.num_steps
-    return cells.text(record.method.name + (f", {steps} steps" if steps and steps > 1 else ""))
+    return text(record.method.name + (f", {steps} steps" if steps and steps > 1 else ""))
 
 
 def _number(value: float) -> str:

@@ -7,11 +7,14 @@ A frame has one row for each method, in the order in which tables show them, and
 __all__ = [
     "ROW_COLUMNS",
     "SECTIONS",
+    "SETTINGS",
     "best_and_second",
     "comparable",
+    "decimals_of",
     "latest",
+    "ordered",
     "results_frame",
-    "under_protocol",
+    "setting",
 ]
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 from bench.catalog import ANY
-from bench.protocol import Protocol, protocol_sha256
+from bench.protocol import Protocol
 from bench.record import MethodInfo, ResultRecord
 
 SECTIONS = ("Reference", "Teacher", "Sampler", "Distill.", "Image sets")
@@ -56,7 +59,7 @@ ROW_COLUMNS = (
 )
 
 # What tells one method from another: a newer record with the same values replaces an older one.
-_SETTINGS = {
+SETTINGS = {
     "teacher": "teacher",
     "sampler": "sampler",
     "mask_schedule": "schedule",
@@ -74,18 +77,6 @@ _SETTINGS = {
 }
 # What a record of this sampler used where it does not say: the only value there was at the time.
 _UNSAID = {("theta_trapezoidal", "theta"): 0.5}
-
-
-def under_protocol(
-    records: Iterable[ResultRecord], protocol: Protocol
-) -> tuple[list[ResultRecord], list[ResultRecord]]:
-    """Splits records into those measured under exactly this protocol, and the rest."""
-    sha256 = protocol_sha256(protocol)
-    ours: list[ResultRecord] = []
-    others: list[ResultRecord] = []
-    for record in records:
-        (ours if record.protocol.sha256 == sha256 else others).append(record)
-    return ours, others
 
 
 def comparable(
@@ -124,6 +115,11 @@ def latest(records: Iterable[ResultRecord]) -> list[ResultRecord]:
     return sorted(newest.values(), key=lambda record: (record.created, record.run_id))
 
 
+def ordered(records: Iterable[ResultRecord]) -> list[ResultRecord]:
+    """The records behind the rows of `results_frame`, in its order."""
+    return sorted(latest(records), key=_table_order)
+
+
 def results_frame(records: Iterable[ResultRecord], metrics: Sequence[str]) -> pd.DataFrame:
     """One row for each method: the newest record of each, in the order of the paper's table.
 
@@ -134,7 +130,7 @@ def results_frame(records: Iterable[ResultRecord], metrics: Sequence[str]) -> pd
         records: Records of one protocol.
         metrics: Names of the metrics to show.
     """
-    chosen = sorted(latest(records), key=_table_order)
+    chosen = ordered(records)
     columns = [*ROW_COLUMNS]
     for name in metrics:
         columns += [name, f"{name}_low", f"{name}_high", f"{name}_n"]
@@ -143,7 +139,7 @@ def results_frame(records: Iterable[ResultRecord], metrics: Sequence[str]) -> pd
         {"num_steps": "Int64", "nfe": "Int64", "seed": "Int64", "batch_size": "Int64"}
     )
     for column in ("images_per_second", "coverage_ceiling", *columns[len(ROW_COLUMNS) :]):
-        frame[column] = frame[column].astype(float)
+        frame[column] = frame[column].astype("Int64" if column.endswith("_n") else float)
     frame["method"] = _distinct_names(chosen)
     return frame
 
@@ -158,6 +154,13 @@ def best_and_second(
     shown = values.round(decimals)
     ranks = shown.rank(method="dense", ascending=not higher_is_better)
     return ranks.where(ranks <= 2, 0).fillna(0).astype(int)
+
+
+def decimals_of(name: str, values: "pd.Series[float]") -> int:
+    """Digits after the point, as papers have them; a third one for Frechet distances below 1."""
+    if name == "inception_score" or (name == "fid" and not values.min() < 1):
+        return 2
+    return 3
 
 
 def _row(record: ResultRecord, metrics: Sequence[str]) -> dict[str, Any]:
@@ -185,7 +188,8 @@ def _row(record: ResultRecord, metrics: Sequence[str]) -> dict[str, Any]:
     return row
 
 
-def _setting(record: ResultRecord, name: str) -> Any:
+def setting(record: ResultRecord, name: str) -> Any:
+    """What a record was made with, for a key of `SETTINGS` or a field of its method."""
     if name == "seed":
         return record.seed
     value = getattr(record.method, name)
@@ -197,7 +201,7 @@ def _name_and_steps(record: ResultRecord) -> tuple[Any, ...]:
 
 
 def _identity(record: ResultRecord) -> tuple[Any, ...]:
-    return (*_name_and_steps(record), *(_setting(record, name) for name in _SETTINGS))
+    return (*_name_and_steps(record), *(setting(record, name) for name in SETTINGS))
 
 
 def _table_order(record: ResultRecord) -> tuple[Any, ...]:
@@ -217,7 +221,7 @@ def _distinct_names(records: Sequence[ResultRecord]) -> list[str]:
     names = []
     for record in records:
         group = groups[_name_and_steps(record)]
-        varying = [s for s in _SETTINGS if len({_setting(other, s) for other in group}) > 1]
+        varying = [s for s in SETTINGS if len({setting(other, s) for other in group}) > 1]
         details = ", ".join(_detail(record, name) for name in varying)
         names.append(f"{record.method.name} ({details})" if details else record.method.name)
     return names
@@ -225,7 +229,7 @@ def _distinct_names(records: Sequence[ResultRecord]) -> list[str]:
 
 def _detail(record: ResultRecord, name: str) -> str:
     """A setting in words; a schedule with the tokens of each step, of many steps the outer ones."""
-    words = f"{_SETTINGS[name]} {_short(_setting(record, name))}"
+    words = f"{SETTINGS[name]} {_short(setting(record, name))}"
     counts = [str(count) for count in record.method.token_counts or ()]
     if name != "mask_schedule" or not counts:
         return words

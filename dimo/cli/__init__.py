@@ -7,6 +7,7 @@ import sys
 from dimo import terminal
 from dimo.cli import (  # noqa: F401  (they register)
     benchmarks,
+    encoding,
     exchange,
     measuring,
     reporting,

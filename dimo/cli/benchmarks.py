@@ -13,6 +13,7 @@ from dimo.cli.app import app
 from dimo.cli.options import (
     STEPS,
     AllowCode,
+    Baselines,
     Cache,
     ChoiceTemperature,
     Device,
@@ -31,9 +32,8 @@ from dimo.cli.options import (
     TopP,
     Weights,
     cache_folder,
-    parse_names,
+    parse_choice,
     parse_steps,
-    sampler_options,
 )
 from dimo.cli.reporting import measured_table, report_text
 from dimo.cli.training import run_distill
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 @app.command(
     epilog="Examples: `dimo bench --teacher digits --student digits-dimo --steps 1,2,4,8,16` · "
+    "`dimo bench --student runs/mine --baseline di4c=runs/a --baseline di4c-d=runs/b@2,4` · "
     "`dimo bench --student runs/mine --tune temperature=0.6,0.8,1` · "
     "`dimo bench --teacher maskgit --protocol imagenet256-adm --reference "
     "VIRTUAL_imagenet256_labeled.npz --schedule arccos,arccos-v1`"
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 def bench(
     teacher: Teacher = "digits",
     students: Students = [],  # noqa: B006
+    baselines: Baselines = [],  # noqa: B006
     steps: Annotated[
         str, typer.Option(help="Teacher's step counts; empty: no teacher row.")
     ] = STEPS,
@@ -87,8 +89,8 @@ def bench(
     allow_code: AllowCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Records on stdout, as JSON.")] = False,
 ) -> None:
-    """Score a teacher at each step count, and students, under one protocol."""
-    from bench.jobs import load_jobs, reference_jobs
+    """Score a teacher at each step count, and distilled models, under one protocol."""
+    from bench.jobs import load_planned, plan_jobs, reference_jobs
     from bench.plan import check_protocol
     from bench.protocol import load_protocol
     from bench.references import reference_images
@@ -97,31 +99,31 @@ def bench(
     from dimo.teachers import get_teacher
 
     place, grid, fixed = choose_device(device), parse_grid(tune), load_protocol(protocol)
-    counts, student_counts = parse_steps(steps), parse_steps(student_steps)
+    choice = parse_choice(
+        samplers,
+        schedules,
+        precision,
+        guidance_scale=guidance_scale,
+        temperature=temperature,
+        choice_temperature=choice_temperature,
+        theta=theta,
+        top_k=top_k,
+        top_p=top_p,
+    )
     check_protocol(get_teacher(teacher), fixed)
-    if not counts and not (students and student_counts):
+    planned = plan_jobs(
+        teacher,
+        [*students, *baselines],
+        parse_steps(steps),
+        weights=weights,
+        choice=choice,
+        student_steps=parse_steps(student_steps),
+    )
+    if not planned:
         raise DimoError("there is nothing to score; name step counts with --steps or a --student")
     if reference is None:
         reference_images(fixed)  # complains before any network is loaded
-    jobs = load_jobs(
-        teacher,
-        students,
-        counts,
-        device=place,
-        weights=weights,
-        overrides=sampler_options(
-            guidance_scale=guidance_scale,
-            temperature=temperature,
-            choice_temperature=choice_temperature,
-            theta=theta,
-            top_k=top_k,
-            top_p=top_p,
-        ),
-        samplers=parse_names(samplers),
-        schedules=parse_names(schedules),
-        student_steps=student_counts,
-        precision=precision,
-    )
+    jobs = load_planned(planned, device=place, weights=weights)
     if reference_rows and reference is None:
         jobs = reference_jobs(jobs[0].loaded, fixed) + jobs
     records = _bench(

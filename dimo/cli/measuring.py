@@ -34,8 +34,9 @@ Recursive = Annotated[bool, typer.Option("--recursive", help="Read folders with 
 Labels = Annotated[
     str,
     typer.Option(
-        help="Where labels come from: filename (000123_207.png), cyclic:1000 (image i has label "
-        "i mod 1000), or a .csv or .json file; default: labels.csv or labels.json in the set."
+        help="Where labels come from: filename (000123_207.png), folder (one a class, sorted by "
+        "name), cyclic:1000 (image i has label i mod 1000), or a .csv or .json file; default: "
+        "labels.csv or labels.json in the set."
     ),
 ]
 

@@ -3,8 +3,10 @@
 __all__ = [
     "STEPS",
     "AllowCode",
+    "Baselines",
     "Cache",
     "ChoiceTemperature",
+    "Data",
     "Device",
     "ExtractorWeights",
     "GuidanceScale",
@@ -24,18 +26,21 @@ __all__ = [
     "TopP",
     "Weights",
     "cache_folder",
+    "parse_choice",
     "parse_labels",
     "parse_names",
     "parse_steps",
-    "sampler_options",
 ]
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dimo.errors import DimoError
+
+if TYPE_CHECKING:
+    from bench.plan import Choice
 
 STEPS = "1,2,4,8,16"
 Teacher = Annotated[str, typer.Option(help="Name of a teacher.")]
@@ -46,6 +51,10 @@ Weights = Annotated[
         help="Folder of the weights, as published or converted; default: shipped or fetched."
     ),
 ]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Encoded images, made by dimo encode, for a method that needs data."),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe.")
@@ -55,11 +64,23 @@ Students = Annotated[
     list[str],
     typer.Option(
         "--student",
-        metavar="RUN",
-        help="Run folder, or digits-dimo or dimo-maskgit; may be repeated.",
+        metavar="[NAME=]RUN[@STEPS]",
+        help="Distilled model: run folder, file, digits-dimo or dimo-maskgit, with a name for its "
+        "rows and step counts of its own; may be repeated.",
     ),
 ]
-StudentSteps = Annotated[str, typer.Option(help="Students' step counts.")]
+Baselines = Annotated[
+    list[str],
+    typer.Option(
+        "--baseline",
+        metavar="[NAME=]RUN[@STEPS]",
+        help="Distilled model to compare with, as --student, e.g. di4c=runs/di4c@2,4; may be "
+        "repeated.",
+    ),
+]
+StudentSteps = Annotated[
+    str, typer.Option(help="Step counts of one-step students; others have those of --steps.")
+]
 Samplers = Annotated[
     str,
     typer.Option(
@@ -121,13 +142,24 @@ def cache_folder(given: str) -> Path | None:
     return default_folder()
 
 
-def sampler_options(**options: Any) -> dict[str, Any]:
-    """The sampler settings that were given, for `overrides` of `bench.jobs`."""
-    return {name: value for name, value in options.items() if value is not None}
+def parse_choice(samplers: str, schedules: str, precision: str, **settings: Any) -> "Choice":
+    """What was asked of the rows; a setting that is None was not given.
+
+    Raises:
+        DimoError: As `bench.plan.Choice`.
+    """
+    from bench.plan import Choice
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    return Choice(_names(samplers), _names(schedules), given, precision)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
 def parse_names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")] if text else []
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def parse_steps(text: str) -> list[int]:

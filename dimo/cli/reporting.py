@@ -10,48 +10,146 @@ import typer
 from dimo import terminal
 from dimo.cli.app import app, protocols_app
 from dimo.cli.options import Results
+from dimo.errors import DimoError, unknown_name
 
 if TYPE_CHECKING:
     from bench.protocol import Protocol
     from bench.record import ResultRecord
+    from bench.report import Report
 
 
 @app.command(
-    epilog="Examples: `dimo report` · `dimo report --results runs/demo/results --out table.md`"
+    epilog="Examples: `dimo report` · `dimo report --protocol digits --format latex -o table.tex` "
+    "· `dimo report --format html -o report.html --plots plots` · `dimo report --ablation`"
 )
 def report(
-    protocol: Annotated[str, typer.Option(help="Protocol name or file.")] = "digits",
+    protocol: Annotated[
+        str, typer.Option(help="Protocol name or file; default: every one with results.")
+    ] = "",
     results: Results = Path("results"),
-    out: Annotated[Path | None, typer.Option(help="Write here instead of printing.")] = None,
+    format_: Annotated[
+        str, typer.Option("--format", "-f", help="markdown, latex, csv, json or html.")
+    ] = "markdown",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write here instead of printing.")
+    ] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Also write plots here, as SVG and PNG.")
+    ] = None,
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="The ablations, averaged over training seeds.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 if a file of results was left out.")
+    ] = False,
+    update: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Renew the tables in this Markdown file, each between `<!-- dimo report "
+            "--protocol NAME -->` and `<!-- dimo report end -->`, and print nothing.",
+        ),
+    ] = None,
 ) -> None:
-    """Print the paper's tables in Markdown: measured rows, and quoted rows apart from them."""
-    text = report_text(protocol, results)
-    if out is None:
-        print(text)
-    else:
-        from dimo.files import write_atomic
+    """Print the paper's tables: measured rows, and quoted rows apart from them."""
+    from bench.report import FORMATS
 
-        write_atomic(out, text)
-        terminal.say(f"report: {out}")
+    if format_ not in FORMATS:
+        raise unknown_name("format", format_, FORMATS)
+    if update is not None:
+        if protocol or out or plots or ablation or format_ != "markdown":
+            raise DimoError("--update takes only --results and --strict; the file says the rest")
+        problems = _updated(update, results)
+    else:
+        found = _collected(protocol, results, ablation=ablation)
+        problems = list(found.problems)
+        _put(_rendered(found, format_), out)
+        if plots is not None:
+            from bench.report.plots import write_plots
+
+            terminal.say(f"plots: {len(write_plots(found, plots))} files in {plots}")
+    if strict and problems:
+        count = len(problems)
+        terminal.say(f"{count} {'file' if count == 1 else 'files'} left out (--strict)")
+        raise typer.Exit(1)
 
 
 def report_text(protocol_name: str, results: Path) -> str:
-    from bench.paths import data_dir
-    from bench.protocol import load_protocol
-    from bench.report import load_published, report_markdown
-    from bench.store import load_all
-
-    records, problems = load_all(results)
-    for problem in problems:
-        terminal.say(problem, style="yellow")
-    published = load_published(data_dir("published") / "published.csv")
-    return report_markdown(records, problems, published, protocol=load_protocol(protocol_name))
+    """The Markdown report of one protocol on a folder of results."""
+    return _rendered(_collected(protocol_name, results), "markdown")
 
 
 def measured_table(records: "list[ResultRecord]", protocol: "Protocol") -> str:
-    from bench.report import report_markdown
+    """Markdown of these records alone."""
+    from bench.report import collect_report, report_markdown
 
-    return report_markdown(records, [], [], protocol=protocol)
+    found = collect_report(records, [], [], protocols=[protocol], folder=Path())
+    return report_markdown(found)
+
+
+def _collected(protocol_name: str, results: Path, *, ablation: bool = False) -> "Report":
+    from bench.paths import data_dir
+    from bench.protocol import list_protocols, load_protocol
+    from bench.report import collect_report, load_published, with_records
+    from bench.store import load_all
+
+    chosen = [load_protocol(protocol_name)] if protocol_name else []
+    records, problems = load_all(results)
+    for problem in problems:
+        terminal.say(problem, style="yellow")
+    return collect_report(
+        records,
+        problems,
+        load_published(data_dir("published") / "published.csv"),
+        protocols=chosen or with_records(list_protocols(), records) or [load_protocol("digits")],
+        folder=results,
+        ablation=ablation,
+    )
+
+
+def _rendered(found: "Report", name: str) -> str:
+    if name == "html":
+        from bench.report.page import render_page
+
+        return render_page(found)
+    from bench.report import report_csv, report_json, report_latex, report_markdown
+
+    written = {"latex": report_latex, "csv": report_csv, "json": report_json}
+    return written.get(name, report_markdown)(found)
+
+
+def _put(text: str, out: Path | None) -> None:
+    if out is None:
+        print(text, end="")
+        return
+    from dimo.files import write_atomic
+
+    write_atomic(out, text)
+    terminal.say(f"report: {out}")
+
+
+def _updated(page: Path, results: Path) -> list[str]:
+    """Renews the tables of a page; returns the files of results that were left out."""
+    from bench.report import section_markdown
+    from bench.report.update import renewed
+    from dimo.files import write_atomic
+
+    problems: dict[str, None] = {}
+
+    def section(protocol: str) -> str:
+        found = _collected(protocol, results)
+        problems.update(dict.fromkeys(found.problems))
+        return section_markdown(found)
+
+    try:
+        before = page.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DimoError(f"cannot read {page}: {error}; give a Markdown file") from error
+    after = renewed(before, section)
+    if after != before:
+        write_atomic(page, after)
+    terminal.say(f"{page}: {'tables made again' if after != before else 'up to date'}")
+    return list(problems)
 
 
 @protocols_app.command("list", epilog="Example: `dimo protocols list`")

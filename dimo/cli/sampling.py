@@ -25,10 +25,9 @@ from dimo.cli.options import (
     TopK,
     TopP,
     Weights,
+    parse_choice,
     parse_labels,
-    parse_names,
     parse_steps,
-    sampler_options,
 )
 from dimo.errors import DimoError
 
@@ -36,7 +35,8 @@ if TYPE_CHECKING:
     import torch
 
     from bench.export import Exported
-    from bench.jobs import Job
+    from bench.jobs import Job, Planned
+    from bench.plan import Choice
 
 
 @app.command(
@@ -50,14 +50,16 @@ def sample(
         list[str],
         typer.Option(
             "--model",
-            metavar="NAME|RUN",
-            help="Teacher, shipped student or run folder; may be repeated for a picture.",
+            metavar="[NAME=]MODEL[@STEPS]",
+            help="Teacher, shipped student, run folder or file, with a name for its rows and step "
+            "counts of its own; may be repeated for a picture.",
         ),
     ] = ["digits"],  # noqa: B006
     steps: Annotated[
         str,
         typer.Option(
-            help=f"Step counts; students among teachers stay at 1. Default for a picture: {STEPS}."
+            help="Step counts; one-step students among teachers stay at 1. Default for a picture: "
+            f"{STEPS}."
         ),
     ] = "",
     samplers: Samplers = "",
@@ -105,7 +107,10 @@ def sample(
 ) -> None:
     """Draw a grid (a row for each model and step count), or write --count images to score."""
     _check_out(out, count, force=force)
-    overrides = sampler_options(
+    choice = parse_choice(
+        samplers,
+        schedules,
+        precision,
         guidance_scale=guidance_scale,
         temperature=temperature,
         choice_temperature=choice_temperature,
@@ -113,50 +118,35 @@ def sample(
         top_k=top_k,
         top_p=top_p,
     )
-    counts = parse_steps(steps)
-
-    def load(place: "torch.device") -> "list[Job]":
-        from bench.jobs import load_models
-        from dimo.teachers import TEACHERS
-
-        any_teacher = any(name in TEACHERS for name in models)
-        return load_models(
-            models,
-            counts or parse_steps(STEPS),
-            device=place,
-            weights=weights,
-            overrides=overrides,
-            samplers=parse_names(samplers),
-            schedules=parse_names(schedules),
-            student_steps=[1] if any_teacher or not counts else counts,
-            precision=precision,
-        )
-
-    if count is None:
-        if as_json:
-            raise DimoError("--json tells about written images; add --count, or leave it out")
-        _draw(
-            load,
-            labels=labels,
-            seed=seed,
-            out=out,
-            batch_size=batch_size,
-            device=device,
-        )
-        return
-    if labels:
+    if count is None and as_json:
+        raise DimoError("--json tells about written images; add --count, or leave it out")
+    if count is not None and labels:
         raise DimoError(
             "--labels chooses columns of a picture; with --count image i has label i modulo the "
             "classes; leave one of them out"
         )
-    _check_one(models, counts, count)
+    planned = _plan(models, parse_steps(steps), choice, weights)
+
+    def load(place: "torch.device") -> "list[Job]":
+        from bench.jobs import load_planned
+
+        return load_planned(planned, device=place, weights=weights)
+
+    if count is None:
+        from bench.grid import shared_classes
+
+        classes = shared_classes(entry.teacher for entry in planned)
+        wanted = parse_labels(labels, classes) if labels else []
+        _draw(load, wanted, seed=seed, out=out, batch_size=batch_size, device=device)
+        return
+    _check_one(planned, count)
     from bench.export import export_images
     from dimo.launch import choose_device, ranks
 
     try:
         with ranks() as group, terminal.work_bar() as progress:
             place = choose_device(device)
-            (job,) = group.alike(lambda: _one(load(place)))
+            (job,) = group.alike(lambda: load(place))
             done = export_images(
                 job,
                 out,
@@ -178,24 +168,23 @@ def sample(
 
 def _draw(
     load: "Callable[[torch.device], list[Job]]",
+    labels: list[int],
     *,
-    labels: str,
     seed: int,
     out: Path,
     batch_size: int,
     device: str,
 ) -> None:
-    from bench.grid import draw_samples, shared_classes
+    from bench.grid import draw_samples
     from dimo.launch import choose_device, peak_memory_bytes
 
     place = choose_device(device)
     jobs = load(place)
-    wanted = parse_labels(labels, shared_classes(jobs)) if labels else []
     start = time.monotonic()
     with terminal.work_bar() as progress:
         draw_samples(
             jobs,
-            wanted,
+            labels,
             seed=seed,
             out=out,
             device=place,
@@ -220,31 +209,44 @@ def _check_out(out: Path, count: int | None, *, force: bool) -> None:
         raise DimoError(f"--out {out} cannot hold --count images; allowed: a folder or an .npz")
 
 
-def _check_one(models: list[str], counts: list[int], count: int) -> None:
-    """`--count` is one set of images."""
+def _plan(
+    models: list[str], counts: list[int], choice: "Choice", weights: Path | None
+) -> "list[Planned]":
+    """The rows; one-step students beside teachers, and without step counts, stay at one step."""
+    from bench.candidates import parse_candidate
+    from bench.jobs import plan_models
     from dimo.teachers import TEACHERS
 
+    any_teacher = any(parse_candidate(text).model in TEACHERS for text in models)
+    return plan_models(
+        models,
+        counts or parse_steps(STEPS),
+        weights=weights,
+        choice=choice,
+        student_steps=[1] if any_teacher or not counts else counts,
+    )
+
+
+def _check_one(planned: "list[Planned]", count: int) -> None:
+    """`--count` is one set of images: of one model, step count, sampler and schedule."""
     if count < 1:
         raise DimoError(f"--count {count} is not allowed; give a whole number from 1, e.g. 50000")
-    if len(models) > 1:
+    if len(planned) > 1:
         raise DimoError(
-            f"--count writes the images of one model, and --model names {len(models)}; give one"
+            f"--count writes the images of one model, and --model names {len(planned)}; give one"
         )
-    if len(counts) > 1 or (not counts and models[0] in TEACHERS):
-        given = f"{len(counts)} were given" if counts else "none was given"
+    rows = planned[0].rows
+    counts = list(dict.fromkeys(str(row.num_steps) for row in rows))
+    if len(counts) > 1:
         raise DimoError(
-            f"--count writes the images of one step count, and {given}; name one, e.g. --steps 8"
+            f"--count writes the images of one step count, and these are {', '.join(counts)}; "
+            "name one, e.g. --steps 8"
         )
-
-
-def _one(jobs: "list[Job]") -> "list[Job]":
-    """`--sampler` and `--schedule` may name several, of which `--count` takes one."""
-    if len(jobs) > 1:
+    if len(rows) > 1:
         raise DimoError(
-            f"--count writes one set of images, and these options make {len(jobs)}; "
+            f"--count writes one set of images, and these options make {len(rows)}; "
             "name one sampler and one schedule"
         )
-    return jobs
 
 
 def _report(done: "Exported", count: int, out: Path, *, as_json: bool) -> None:

@@ -13,12 +13,21 @@ import typer
 
 from dimo import terminal
 from dimo.cli.app import app, is_first_rank
-from dimo.cli.options import Device, Reference, Resume, Settings, Teacher, Weights
+from dimo.cli.options import (
+    Data,
+    Device,
+    Reference,
+    Resume,
+    Settings,
+    Teacher,
+    Weights,
+    parse_names,
+)
 from dimo.cli.watching import Watching, watching
 from dimo.errors import DimoError
 
 if TYPE_CHECKING:
-    from dimo.config import DistillRecipe
+    from dimo.config import DistillationRecipe
     from dimo.estimate import Estimate
     from dimo.train import Watcher
 
@@ -91,16 +100,23 @@ def _train_extractor(name: str, recipe: str, settings: list[str], out: Path | No
 @app.command(
     epilog="Examples: `dimo distill --teacher digits --out runs/mine` · "
     "`dimo distill --recipe digits-full --set seed=1 --set beta=0.3 --out runs/seed1` · "
+    "`dimo distill --method di4c-d --out runs/di4c-d` · "
     "`dimo distill --teacher maskgit --recipe mine.toml --dry-run`"
 )
 def distill(
     teacher: Teacher = "digits",
-    recipe: Annotated[str, typer.Option(help="Recipe name or .toml; default: the teacher's.")] = "",
+    method: Annotated[
+        str, typer.Option(help="dimo, di4c, di4c-d or sdtt; default: the recipe's, or dimo.")
+    ] = "",
+    recipe: Annotated[
+        str, typer.Option(help="Recipe name or .toml; default: that of teacher and method.")
+    ] = "",
     settings: Settings = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/RECIPE.")] = None,
     resume: Resume = False,
     device: Device = "auto",
     weights: Weights = None,
+    data: Data = None,
     sample_every: Annotated[
         int | None,
         typer.Option(
@@ -125,6 +141,14 @@ def distill(
     wandb: Annotated[
         str, typer.Option(metavar="PROJECT", help="Log to Weights & Biases too.")
     ] = "",
+    ablation: Annotated[
+        str,
+        typer.Option(
+            metavar="KEY,KEY",
+            help="Recipe keys that an ablation varies; noted with the student, for "
+            "`dimo report --ablation`.",
+        ),
+    ] = "",
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -137,21 +161,33 @@ def distill(
         bool, typer.Option("--json", help="With --dry-run: the same as JSON.")
     ] = False,
 ) -> None:
-    """Distil a teacher into a one-step student with Di[M]O.
+    """Distil a teacher into a one-step student with Di[M]O, or a few-step one (di4c, SDTT).
 
     RUN gets student.safetensors (the EMA, with its provenance) and config.json, which together are
     the student that the other commands take; recipe.toml, every key resolved; metrics.jsonl, a line
     each 50 steps, and the same in tensorboard/; samples/, curve.jsonl and checkpoints/.
     """
     if dry_run:
-        _dry_run(teacher, recipe, settings, device, as_json=as_json)
+        _dry_run(teacher, method, recipe, settings, device, as_json=as_json)
         return
     if as_json:
         raise DimoError("--json tells what --dry-run finds; add --dry-run, or leave it out")
     watched = Watching(
         sample_every, score_every, score_protocol, reference, extractor_weights, wandb
     )
-    folder = run_distill(teacher, recipe, settings, out, resume, device, weights, watched)
+    folder = run_distill(
+        teacher,
+        recipe,
+        settings,
+        out,
+        resume,
+        device,
+        weights,
+        watched,
+        method=method,
+        data=data,
+        ablation=parse_names(ablation),
+    )
     terminal.say(
         f"student: {folder}; score it with: dimo bench --teacher {teacher} --student {folder}"
     )
@@ -166,12 +202,18 @@ def run_distill(
     device: str,
     weights: Path | None,
     watched: Watching | None = None,
+    *,
+    method: str = "",
+    data: Path | None = None,
+    ablation: Sequence[str] = (),
 ) -> Path:
     """Distils, shows how far it is, and returns the run folder; None watches nothing more."""
     from dimo.launch import choose_device
     from dimo.runs import distill as run
+    from dimo.students import varied
 
-    name, loaded = _distill_recipe(teacher, recipe, settings)
+    name, loaded = _distill_recipe(teacher, method, recipe, settings)
+    noted = varied(loaded, ablation)
     folder, place = out or Path("runs") / name, choose_device(device)
     with ExitStack() as stack:
         watchers: tuple[Watcher, ...] = ()
@@ -188,41 +230,54 @@ def run_distill(
             recipe_name=name,
             device=place,
             weights=weights,
+            data=data,
             resume=resume,
             on_step=stack.enter_context(bar),
             watchers=watchers,
+            ablation=noted,
         )
     return folder
 
 
 def _distill_recipe(
-    teacher: str, recipe: str, settings: Sequence[str]
-) -> "tuple[str, DistillRecipe]":
+    teacher: str, method: str, recipe: str, settings: Sequence[str]
+) -> "tuple[str, DistillationRecipe]":
     """The recipe that options name, and its name."""
-    from dimo.config import DistillRecipe, load_recipe
+    from dimo.config import load_distillation
+    from dimo.errors import unknown_name
+    from dimo.students import METHODS
     from dimo.teachers import get_teacher
 
-    name = recipe or get_teacher(teacher).recipe
+    if method and method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    name = recipe or get_teacher(teacher).recipes.get(method or "dimo")
     if name is None:
         raise DimoError(
-            f"there is no distillation recipe for teacher {teacher!r} yet; "
+            f"there is no recipe of method {method or 'dimo'!r} for teacher {teacher!r} yet; "
             "name one with --recipe NAME or --recipe FILE.toml"
         )
-    loaded = load_recipe(DistillRecipe, name, [f'teacher="{teacher}"', *settings])
+    loaded = load_distillation(name, [f'teacher="{teacher}"', *settings])
+    if method and loaded.method != method:
+        raise DimoError(
+            f"recipe {name!r} is one of method {loaded.method!r}, not {method!r}; "
+            "leave --method out, or name another recipe"
+        )
     return Path(name).stem, loaded
 
 
 def _dry_run(
-    teacher: str, recipe: str, settings: Sequence[str], device: str, *, as_json: bool
+    teacher: str, method: str, recipe: str, settings: Sequence[str], device: str, *, as_json: bool
 ) -> None:
     """What the distillation would be and cost, on stdout; a GPU's memory without a GPU too."""
-    from dimo.config import to_toml
+    from dimo.config import DistillRecipe, to_toml
     from dimo.estimate import estimate_distillation
     from dimo.launch import choose_device
     from dimo.teachers import get_teacher
 
     place = "cuda" if device == "cuda" else choose_device(device).type
-    name, loaded = _distill_recipe(teacher, recipe, settings)
+    name, loaded = _distill_recipe(teacher, method, recipe, settings)
+    if not isinstance(loaded, DistillRecipe):
+        raise DimoError(f"--dry-run counts Di[M]O alone, not method {loaded.method!r} yet")
     estimate = estimate_distillation(loaded, get_teacher(loaded.teacher), device_type=place)
     if as_json:
         print(json.dumps(_as_json(name, loaded, estimate), indent=2))
@@ -231,7 +286,7 @@ def _dry_run(
         print(f"# recipe {name}\n{to_toml(loaded)}{''.join(open_keys)}\n{_as_text(estimate)}")
 
 
-def _as_json(name: str, recipe: "DistillRecipe", estimate: "Estimate") -> dict[str, Any]:
+def _as_json(name: str, recipe: "DistillationRecipe", estimate: "Estimate") -> dict[str, Any]:
     memory = estimate.memory
     return {
         "recipe_name": name,

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from bench.jobs import Job
     from bench.protocol import Protocol
     from bench.run import Workbench
-    from dimo.config import DistillRecipe
+    from dimo.config import DistillationRecipe
     from dimo.models import MaskedModel, Tokenizer
     from dimo.students import StudentConfig
-    from dimo.tasks import DistillTask
+    from dimo.tasks.base import StudentTask
     from dimo.teachers import Teacher
     from dimo.train import Task, Watcher
     from dimo.watch import Trackers
@@ -65,7 +65,7 @@ class Watching:
 @contextmanager
 def watching(
     wanted: Watching,
-    recipe: "DistillRecipe",
+    recipe: "DistillationRecipe",
     folder: Path,
     *,
     device: "torch.device",
@@ -177,12 +177,12 @@ class _View:
     """How the networks of a task are sampled."""
 
     teacher: "Teacher"
-    recipe: "DistillRecipe"
+    recipe: "DistillationRecipe"
     tokenizer: "Tokenizer"
     device: "torch.device"
 
     def student_job(self, network: "nn.Module", name: str) -> "Job":
-        """One step at the recipe's temperature."""
+        """At the method's usual number of steps and the recipe's temperature."""
         from dimo.students import StudentConfig
 
         return self._jobs(network, name, StudentConfig.of_recipe(self.recipe, ""))[0]
@@ -195,12 +195,14 @@ class _View:
         self, network: "nn.Module", name: str, student: "StudentConfig | None"
     ) -> "list[Job]":
         from bench.jobs import jobs_of
+        from dimo.students import METHODS
         from dimo.teachers import Loaded
 
         model = cast("MaskedModel", _on(network, self.device))
         loaded = Loaded(self.teacher, model, self.tokenizer, "", name, student)
         steps = sorted({min(count, self.teacher.num_tokens) for count in _TEACHER_STEPS})
-        return jobs_of(loaded, steps, {})
+        usual = METHODS[self.recipe.method].usual_steps
+        return jobs_of(loaded, steps, student_steps=(usual,))
 
 
 def _on(network: "nn.Module", device: "torch.device") -> "nn.Module":
@@ -222,13 +224,13 @@ class _Pictures:
         from bench.grid import draw_samples, sample_rows
         from dimo.watch import is_due, undisturbed
 
-        view, networks = self.view, cast("DistillTask", task).networks
+        view, networks = self.view, cast("StudentTask", task).networks
         path = self.folder / f"step-{step:07d}.png"
         is_start = self.above is None
         if self.above is None:
             self.above = []
             if view.teacher.is_embedded:
-                teacher = cast("DistillTask", task).teacher
+                teacher = cast("StudentTask", task).teacher
                 with undisturbed(teacher):
                     jobs = view.teacher_jobs(teacher)
                     self.above = sample_rows(jobs, [], seed=_PICTURE_SEED, device=view.device)
@@ -266,7 +268,7 @@ class _Scores:
             return  # resumed where it was scored
         if not is_due(step, self.every, self.view.recipe.steps):
             return
-        seeds, ema = self.workbench.protocol.seeds, cast("DistillTask", task).networks["ema"]
+        seeds, ema = self.workbench.protocol.seeds, cast("StudentTask", task).networks["ema"]
         start = time.monotonic()
         with undisturbed(ema):
             job = self.view.student_job(ema, "EMA")

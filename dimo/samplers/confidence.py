@@ -25,6 +25,7 @@ def sample_confidence(
     guidance_scale: float = 1.0,
     temperature: float = 1.0,
     choice_temperature: float = 4.5,
+    unconditional: MaskedModel | None = None,
     callback: Callback | None = None,
 ) -> Samples:
     """Samples every masked token, keeps the most confident, masks the rest again, and repeats.
@@ -42,6 +43,7 @@ def sample_confidence(
         guidance_scale: s at the last step; 1 = off.
         temperature: Divides the logits; 1 = as trained.
         choice_temperature: Of the confidence noise; 0 = none.
+        unconditional: Predicts without the condition where guidance needs that; None: the model.
         callback: Called after each step with its number (from 0) and the tokens [B, L].
 
     Raises:
@@ -55,6 +57,7 @@ def sample_confidence(
         guidance=lambda progress: 1 + (guidance_scale - 1) * progress,
         temperature=temperature,
         choice_temperature=choice_temperature,
+        unconditional=unconditional,
         callback=callback,
     )
 
@@ -68,6 +71,7 @@ def sample_by_confidence(
     guidance: Callable[[float], float],
     temperature: float,
     choice_temperature: float,
+    unconditional: MaskedModel | None = None,
     callback: Callback | None = None,
 ) -> Samples:
     """As `sample_confidence`, revealing `counts[i]` tokens at step i.
@@ -80,6 +84,7 @@ def sample_by_confidence(
         guidance: Progress, from 0 at the first step to 1 at the last -> guidance scale.
         temperature: Divides the logits; 1 = as trained.
         choice_temperature: Of the confidence noise at the first step; 0 = none.
+        unconditional: As in `sample_confidence`.
         callback: Called after each step with its number (from 0) and the tokens [B, L].
 
     Raises:
@@ -87,7 +92,7 @@ def sample_by_confidence(
     """
     if choice_temperature < 0:
         raise DimoError(f"choice temperature {choice_temperature:g} is negative; 0 is no noise")
-    predict = Predictor(model, condition, noise)
+    predict = Predictor(model, condition, noise, unconditional)
     tokens, masked = predict.all_masked(), model.num_tokens
     for step, count in enumerate(counts):
         progress = progress_of(step, len(counts))

@@ -26,12 +26,14 @@ class Predictor:
 
     Nothing is computed twice or for nobody: logits only at the positions asked for, and a grid that
     is still all masked once for each label, without condition once in all. A model with a latent
-    (di4c) gets a new one for each image at each prediction, and so no shared grid.
+    (di4c) gets a new one for each image at each prediction, which both guided halves share, and so
+    no shared grid.
 
     Args:
         model: Masked model in eval mode.
         condition: [B] int64 labels.
         noise: The images' random numbers.
+        unconditional: Another model for the unconditional half of guidance; None: the model.
 
     Attributes:
         nfe: Network forwards per image so far, as papers count them: a guided prediction is two.
@@ -40,9 +42,16 @@ class Predictor:
         DimoError: A label out of range.
     """
 
-    def __init__(self, model: MaskedModel, condition: Tensor, noise: ImageNoise) -> None:
+    def __init__(
+        self,
+        model: MaskedModel,
+        condition: Tensor,
+        noise: ImageNoise,
+        unconditional: MaskedModel | None = None,
+    ) -> None:
         check_labels(condition, model.num_classes)
         self.model, self.condition, self.noise = model, condition, noise
+        self.unconditional = unconditional
         self.nfe = 0
 
     def all_masked(self) -> Tensor:
@@ -83,10 +92,20 @@ class Predictor:
             inputs = {}
             if latent:
                 inputs["z"] = self.noise.uniform(f"sample/latent/{step}", ())  # [B]
-            logits = guided_logits(
-                self.model, tokens, self.condition, guidance_scale, positions, **inputs
-            )
+            logits = self._logits(tokens, guidance_scale, positions, **inputs)
         return (logits[..., : self.model.codebook_size].double() / temperature).log_softmax(-1)
+
+    def _logits(
+        self, tokens: Tensor, guidance_scale: float, positions: Tensor | None, **inputs: Tensor
+    ) -> Tensor:
+        """Guided logits [B, K, V'] of the model with `inputs`, and of the unconditional one."""
+        labels, other = self.condition, self.unconditional
+        if other is None or guidance_scale == 1:
+            return guided_logits(self.model, tokens, labels, guidance_scale, positions, **inputs)
+        conditional = guided_logits(self.model, tokens, labels, 1, positions, **inputs)
+        drop = torch.ones_like(labels, dtype=torch.bool)
+        unconditional = guided_logits(other, tokens, labels, 1, positions, drop=drop)
+        return guide(conditional, unconditional, guidance_scale)
 
     def _all_masked_logits(self, tokens: Tensor, guidance_scale: float) -> Tensor:
         """Guided logits [B, L, V'] with nothing revealed: images of one label share them."""
@@ -94,7 +113,8 @@ class Predictor:
         logits = self.model(tokens[: len(labels)], labels)
         if guidance_scale != 1:
             drop = torch.ones(1, dtype=torch.bool, device=tokens.device)
-            logits = guide(logits, self.model(tokens[:1], labels[:1], drop=drop), guidance_scale)
+            other = self.unconditional or self.model
+            logits = guide(logits, other(tokens[:1], labels[:1], drop=drop), guidance_scale)
         return logits[image]
 
 

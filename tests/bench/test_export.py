@@ -18,6 +18,7 @@ from PIL import Image
 from bench.export import export_images
 from bench.generate import generate
 from bench.jobs import jobs_of
+from bench.plan import Choice
 from bench.protocol import load_protocol
 from bench.run import Workbench
 from dimo.cli import main
@@ -31,8 +32,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
 
 def jobs_of_every_sampler():
     teacher, student = (load_model(name, device=CPU) for name in ("digits", "digits-dimo"))
-    return {"one_step": jobs_of(student, [1], {})[0]} | {
-        name: jobs_of(teacher, [2], {}, [name])[0] for name in SAMPLERS
+    return {"one_step": jobs_of(student, [1])[0]} | {
+        name: jobs_of(teacher, [2], Choice((name,)))[0] for name in SAMPLERS
     }
 
 
@@ -359,8 +360,14 @@ MISTAKES = {
         ["--model", "digits", "--model", "digits-dimo", "--count", "5", "--out", "n"],
         "images of one model, and --model names 2",
     ),
-    "several steps": (["--steps", "1,4", "--count", "5", "--out", "n"], "and 2 were given"),
-    "no steps": (["--count", "5", "--out", "n"], "none was given; name one, e.g. --steps 8"),
+    "several steps": (
+        ["--steps", "1,4", "--count", "5", "--out", "n"],
+        "step count, and these are 1, 4; name one",
+    ),
+    "no steps": (
+        ["--count", "5", "--out", "n"],
+        "these are 1, 2, 4, 8, 16; name one, e.g. --steps 8",
+    ),
     "sampler of a student": (
         ["--model", "digits-dimo", "--sampler", "halton", "--out", "n.png"],
         "--sampler halton is for teachers",

@@ -185,9 +185,8 @@ def test_a_record_has_every_setting_of_its_row():
         ["digits-dimo"],
         [4],
         device=CPU,
-        samplers=["halton", "theta_trapezoidal"],
+        choice=Choice(("halton", "theta_trapezoidal"), settings={"top_k": 5, "theta": 0.3}),
         student_steps=[4],
-        overrides={"top_k": 5, "theta": 0.3},
     )
     halton, theta, student = (method_info(job, None) for job in jobs)
     assert (halton.theta, halton.random_start, halton.network_precision) == (None, None, None)
@@ -199,7 +198,7 @@ def test_a_record_has_every_setting_of_its_row():
 
 def test_precision_is_that_of_the_loaded_network():
     loaded = load_teacher("digits", device=CPU, precision="bfloat16")
-    (job,) = jobs_of(loaded, [2], {})
+    (job,) = jobs_of(loaded, [2])
     assert job.settings is not None
     assert job.settings.precision == "bfloat16"
     assert method_info(job, None).network_precision == "bfloat16"
@@ -207,7 +206,7 @@ def test_precision_is_that_of_the_loaded_network():
 
 def test_rows_are_named_after_teacher_or_sampler(small_maskgit):
     loaded = load_teacher("maskgit", device=CPU, weights=small_maskgit)
-    own, other = jobs_of(loaded, [2], {}, ["confidence", "halton"])
+    own, other = jobs_of(loaded, [2], Choice(("confidence", "halton")))
     assert (own.name, own.section) == ("MaskGIT", "Teacher")
     assert (other.name, other.section) == ("Halton order", "Sampler")
 
@@ -216,6 +215,7 @@ def test_what_is_unknown_of_a_published_student_stays_unknown(small_maskgit):
     (job,) = load_jobs("maskgit", ["dimo-maskgit"], [], device=CPU, weights=small_maskgit)
     assert method_info(job, None).training == {
         "recipe": "of its authors",
+        "method": "dimo",
         "seconds": None,
         "images_seen": None,
         "seed": None,

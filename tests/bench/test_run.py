@@ -7,6 +7,7 @@ import torch
 
 from bench.features import extract
 from bench.jobs import load_jobs, reference_jobs
+from bench.plan import Choice
 from bench.protocol import load_protocol
 from bench.references import reference_images
 from bench.run import Workbench
@@ -124,7 +125,7 @@ def test_tuning_picks_the_better_setting(workbench):
 
 def test_other_samplers_are_rows_of_their_own(workbench):
     names = ("confidence", "random", "halton", "tau_leaping", "theta_trapezoidal")
-    jobs = load_jobs("digits", [], [1, 3], device=CPU, samplers=names)
+    jobs = load_jobs("digits", [], [1, 3], device=CPU, choice=Choice(names))
     found = {
         (job.settings.sampler, job.settings.num_steps): workbench.fid(
             job, seed=2000, num_images=500
@@ -136,4 +137,4 @@ def test_other_samplers_are_rows_of_their_own(workbench):
         assert found[name, 1] == pytest.approx(found["confidence", 1], rel=1e-6)  # one prediction
         assert found[name, 3] < 0.7 * found[name, 1]
     with pytest.raises(DimoError, match=r"unknown sampler 'randm'.* did you mean 'random'"):
-        load_jobs("digits", [], [1], device=CPU, samplers=["randm"])
+        Choice(("randm",))

@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 
 from dimo.config import (
+    Di4CRecipe,
     DistillRecipe,
     ExtractorRecipe,
+    SDTTRecipe,
     TrainRecipe,
     list_recipes,
     load_recipe,
@@ -25,6 +27,11 @@ KINDS = {
     "halton": DistillRecipe,
     "meissonic": DistillRecipe,
     "meissonic-official": DistillRecipe,
+    "digits-di4c": Di4CRecipe,
+    "digits-di4c-d": Di4CRecipe,
+    "digits-sdtt": SDTTRecipe,
+    "maskgit-di4c": Di4CRecipe,
+    "maskgit-di4c-d": Di4CRecipe,
 }
 
 

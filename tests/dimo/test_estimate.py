@@ -52,8 +52,6 @@ def test_the_official_networks_numbers():
         ({}, 10),
         ({"teacher_guidance_scale": 1.0}, 9),
         ({"auxiliary_steps": 3}, 18),
-        ({"auxiliary_sample": "shared"}, 8),
-        ({"auxiliary_sample": "shared", "auxiliary_steps": 3}, 16),
         ({"auxiliary_steps": 2, "teacher_guidance_scale": 1.0}, 13),
     ],
 )

@@ -1,6 +1,5 @@
 """Di[M]O against the official trainer's recorded steps, given its random draws."""
 
-import dataclasses
 import json
 
 import pytest
@@ -386,23 +385,6 @@ def test_a_recipe_becomes_an_objective():
     assert (found.label_smoothing, found.init_mask_ratio_range) == (0.1, (0.1, 0.9))
     own = DistillRecipe(**required, auxiliary_learning_rate=0.1, label_smoothing=0.0)
     assert objective_of(own, label_smoothing=0.1) == DiMOObjective()
-
-
-def test_both_losses_are_the_two_of_one_sample(networks, data, case):
-    official = _official(case, "fake_soft0.5")
-    objective = dataclasses.replace(official, divergence="jeffreys", beta=0.4)
-    teacher, auxiliary = networks["teacher"], networks["fake"]
-    logits = _student_logits(networks, data, case)
-    inputs = (data["sampled_codes"].flatten(1), data["remask"].flatten(1), data["labels"])
-    both = objective.both_losses(logits, *inputs, teacher=teacher, auxiliary=auxiliary)
-    student = objective.student_loss(logits, *inputs, teacher=teacher, auxiliary=auxiliary)
-    alone = objective.auxiliary_loss(auxiliary, *inputs, student_logits=logits)
-    torch.testing.assert_close(both[0].logit_gradient, student.logit_gradient)
-    torch.testing.assert_close(both[0].loss, student.loss)
-    torch.testing.assert_close(both[1].loss, alone.loss)
-    parameters = [p for p in auxiliary.parameters() if p.requires_grad]
-    found = torch.autograd.grad(both[1].loss, parameters)
-    torch.testing.assert_close(found, torch.autograd.grad(alone.loss, parameters))
 
 
 @pytest.mark.parametrize("field", ["loss_reduction", "soft_target_reduction"])

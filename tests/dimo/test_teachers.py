@@ -176,7 +176,7 @@ def test_a_teacher_of_the_other_architecture_is_distilled_and_sampled(
     student = load_model(str(tmp_path / "run"), device=CPU, weights=weights)
     assert student.student.teacher_sha256 == teacher.weights_sha256
     index = torch.arange(3)
-    for job in jobs_of(teacher, [4], {}) + jobs_of(student, [], {}, student_steps=[1, 4]):
+    for job in jobs_of(teacher, [4]) + jobs_of(student, [], student_steps=[1, 4]):
         found = sample_tokens(job.loaded, job.settings, labels=index, seed=0, index=index)
         assert found.nfe == {"halton": 8, "one_step": 1, "few_step": 4}[job.settings.sampler]
         assert found.tokens.max() < network["codebook_size"]

@@ -9,8 +9,9 @@ from straightforward import PlainDistillation, PlainMaskGIT
 
 from dimo.config import DistillRecipe, load_recipe
 from dimo.launch import device_name
+from dimo.models import layers
 from dimo.models.maskgit import MaskGIT
-from dimo.tasks import DistillTask
+from dimo.tasks import DistillTask, base
 
 CPU = torch.device("cpu")
 BATCH, STEPS = 2, 2
@@ -37,12 +38,26 @@ def _plain(autocast):
 
 def _ours(precision):
     torch.manual_seed(0)
-    settings = [f"batch_size={BATCH}", f'precision="{precision}"', "beta=0.0"]
-    recipe = load_recipe(DistillRecipe, "maskgit", settings)
+    settings = {"batch_size": BATCH, "precision": precision, "beta": 0.0}
+    recipe = load_recipe(DistillRecipe, "maskgit", [f"{k}={v}" for k, v in settings.items()])
     teacher, student = MaskGIT(), MaskGIT()
     student.load_state_dict(teacher.state_dict())
     task = DistillTask(recipe, teacher, student, 0.1, CPU)
     return _seconds(task.step)
+
+
+def _by_measure(monkeypatch, precision):
+    """Name -> seconds, each with one measure more."""
+    found = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(layers, "_drop_out", torch.nn.functional.dropout)
+        patch.setattr(base, "in_precision", lambda network, precision: network)
+        found["logits where masked, no attention maps"] = _ours(precision)
+    with monkeypatch.context() as patch:
+        patch.setattr(base, "in_precision", lambda network, precision: network)
+        found["+ quick dropout"] = _ours(precision)
+    found["+ teacher's weights packed = dimo"] = _ours(precision)
+    return found
 
 
 def _matmul_rate(dtype):
@@ -59,21 +74,20 @@ def _timed(x, weight):
 
 
 @pytest.mark.slow
-def test_a_step_against_the_official_structure():
+def test_a_step_against_the_official_structure(monkeypatch):
     rates = {dtype: _matmul_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    seconds = {
-        "official structure, float32": _plain(False),
-        "dimo, float32": _ours("float32"),
-        "official structure, naive bfloat16 autocast": _plain(True),
-        "dimo, bfloat16": _ours("bfloat16"),
-    }
-    slow = seconds["official structure, float32"]
+    seconds = {("float32", "official structure"): _plain(False)}
+    seconds |= {("float32", k): v for k, v in _by_measure(monkeypatch, "float32").items()}
+    seconds["bfloat16", "official structure, naive autocast"] = _plain(True)
+    seconds |= {("bfloat16", k): v for k, v in _by_measure(monkeypatch, "bfloat16").items()}
+    slow = seconds["float32", "official structure"]
     print(f"\nDi[M]O step, 174 M, batch {BATCH}, on {device_name(CPU)}")
-    for name, value in seconds.items():
+    for (precision, name), value in seconds.items():
         rate = UNITS * BATCH * FORWARD / value / rates[torch.float32]
-        print(f"  {name:44s} {value:6.1f} s {slow / value:5.2f} x  {rate:.2f} of the matmul rate")
+        print(f"  {precision:8s} {name:40s} {value:6.2f} s {slow / value:5.2f} x  rate {rate:.2f}")
     products = rates[torch.bfloat16] / rates[torch.float32]
+    print(f"  rate: {UNITS} forwards an image, as a share of float32's matmul rate")
     print(f"  matrix products alone: bfloat16 {products:.2f} x float32")
-    # what is reached; the aims, 1.2 and 2.5 on a CPU with tiles for bfloat16, are not yet
-    assert slow >= 0.95 * seconds["dimo, float32"]
-    assert slow >= 0.6 * products * seconds["dimo, bfloat16"]
+    assert slow >= 1.2 * seconds["float32", "+ teacher's weights packed = dimo"]
+    # the aim, 2.5, is where products in bfloat16 are 2.5 x those in float32 or more
+    assert slow >= min(2.5, products) * seconds["bfloat16", "+ teacher's weights packed = dimo"]

@@ -11,23 +11,23 @@ from torch import nn
 
 
 class _Attention(nn.Module):
-    def __init__(self, dim, heads):
+    def __init__(self, dim, heads, dropout):
         super().__init__()
-        self.mha = nn.MultiheadAttention(dim, heads, dropout=0.1, batch_first=True)
+        self.mha = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=True)
 
     def forward(self, x):
         return self.mha(x, x, x, need_weights=True)
 
 
 class _FeedForward(nn.Module):
-    def __init__(self, dim, mlp_dim):
+    def __init__(self, dim, mlp_dim, dropout):
         super().__init__()
         self.net = nn.Sequential(
             nn.Linear(dim, mlp_dim),
             nn.GELU(),
-            nn.Dropout(0.1),
+            nn.Dropout(dropout),
             nn.Linear(mlp_dim, dim),
-            nn.Dropout(0.1),
+            nn.Dropout(dropout),
         )
 
     def forward(self, x):
@@ -45,11 +45,14 @@ class _PreNorm(nn.Module):
 
 
 class _Transformer(nn.Module):
-    def __init__(self, dim, depth, heads, mlp_dim):
+    def __init__(self, dim, depth, heads, mlp_dim, dropout):
         super().__init__()
         self.layers = nn.ModuleList(
             nn.ModuleList(
-                [_PreNorm(dim, _Attention(dim, heads)), _PreNorm(dim, _FeedForward(dim, mlp_dim))]
+                [
+                    _PreNorm(dim, _Attention(dim, heads, dropout)),
+                    _PreNorm(dim, _FeedForward(dim, mlp_dim, dropout)),
+                ]
             )
             for _ in range(depth)
         )
@@ -67,27 +70,38 @@ class _Transformer(nn.Module):
 class PlainMaskGIT(nn.Module):
     """Official parameter names, so that it takes the state dict of `dimo.models.maskgit`."""
 
-    def __init__(self, *, side=16, dim=768, codebook=1024, depth=24, heads=16, mlp_dim=3072):
+    def __init__(
+        self,
+        *,
+        side=16,
+        dim=768,
+        codebook=1024,
+        depth=24,
+        heads=16,
+        mlp_dim=3072,
+        classes=1000,
+        dropout=0.1,
+    ):
         super().__init__()
-        self.codebook, self.num_tokens = codebook, side * side
-        vocabulary, length = codebook + 1 + 1000 + 1, side * side + 1
+        self.codebook, self.num_tokens, self.classes = codebook, side * side, classes
+        vocabulary, length = codebook + 1 + classes + 1, side * side + 1
         self.tok_emb = nn.Embedding(vocabulary, dim)
         self.pos_emb = nn.Parameter(torch.zeros(1, length, dim))
         self.bias = nn.Parameter(torch.zeros(length, vocabulary))
         norm = {"eps": 1e-12}
         self.first_layer = nn.Sequential(
             nn.LayerNorm(dim, **norm),
-            nn.Dropout(0.1),
+            nn.Dropout(dropout),
             nn.Linear(dim, dim),
             nn.GELU(),
             nn.LayerNorm(dim, **norm),
-            nn.Dropout(0.1),
+            nn.Dropout(dropout),
             nn.Linear(dim, dim),
         )
-        self.transformer = _Transformer(dim, depth, heads, mlp_dim)
+        self.transformer = _Transformer(dim, depth, heads, mlp_dim, dropout)
         self.last_layer = nn.Sequential(
             nn.LayerNorm(dim, **norm),
-            nn.Dropout(0.1),
+            nn.Dropout(dropout),
             nn.Linear(dim, dim),
             nn.GELU(),
             nn.LayerNorm(dim, **norm),
@@ -172,7 +186,7 @@ class PlainDistillation:
 
     def _generate(self, batch_size):
         student = self.student
-        labels = torch.randint(0, 1000, (batch_size,))
+        labels = torch.randint(0, student.classes, (batch_size,))
         tokens = torch.randint(0, student.codebook, (batch_size, student.num_tokens))
         hidden = torch.rand(tokens.shape).argsort(1) < round(0.6 * student.num_tokens)
         nobody = torch.zeros(batch_size, dtype=torch.bool)

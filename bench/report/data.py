@@ -1,0 +1,132 @@
+"""The report for programs: CSV of the measured rows, JSON of everything.
+
+The JSON is one object, ASCII, without NaN:
+
+    format      1, of this layout
+    title, generated, folder, problems   as in `bench.report.document.Report`
+    protocols   a list, one entry a table:
+        protocol        what the protocol file says
+        sha256, measured_with
+        metrics         names, in the order of the table
+        rows            the table: a list of objects with the columns of
+                        `bench.report.table.results_frame`, null where there is nothing
+        records         the record behind each row, in the same order, as in its file
+        quoted          published rows that belong beside the table: lines of published.csv
+        ablations       a list of tables: subject, keys, settings and rows, see
+                        `bench.report.ablation.AblationTable`
+        excluded        run_id, method, kind and reason of each record that is in no row
+"""
+
+__all__ = ["report_csv", "report_json"]
+
+import csv
+import dataclasses
+import io
+import json
+from typing import Any
+
+from bench.record import record_to_json
+from bench.report import cells
+from bench.report.ablation import AblationTable, ablation_tables
+from bench.report.document import ProtocolReport, Report
+from bench.report.plain import one_line
+from dimo.strict import canonical_json, encode
+
+_FORMAT = 1
+_LONGEST_TEXT = 1000
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # spreadsheets act on them
+
+
+def report_csv(report: Report) -> str:
+    """One line a method with numbers in full precision, measured rows only.
+
+    Columns: `protocol`, `protocol_version`, `protocol_sha256`, `measured_with`, then those of
+    `bench.report.table.results_frame` (of an ablation: of `AblationTable`), empty where there is
+    nothing. Lists are separated by spaces, tables are JSON. A text that a spreadsheet would take
+    for a formula has a `'` in front; texts are one line of at most 1,000 characters.
+    """
+    lines: list[dict[str, Any]] = []
+    columns: dict[str, None] = {}
+    for part in report.protocols:
+        of_protocol = {
+            "protocol": part.protocol.name,
+            "protocol_version": part.protocol.version,
+            "protocol_sha256": part.sha256,
+            "measured_with": part.measured_with,
+        }
+        tables = [found.frame for found in _ablations(part)] if report.ablation else [part.frame]
+        for frame in tables:
+            columns |= dict.fromkeys([*of_protocol, *map(str, frame.columns)])
+            lines += [of_protocol | row for row in cells.rows(frame)]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([_csv_text(name) for name in columns])
+    writer.writerows([_csv_cell(line.get(name)) for name in columns] for line in lines)
+    return file.getvalue()
+
+
+def report_json(report: Report) -> str:
+    """Records, tables, quoted rows and what was left out; see above."""
+    content = {
+        "format": _FORMAT,
+        "title": report.title,
+        "generated": report.generated,
+        "folder": str(report.folder),
+        "protocols": [_protocol(part) for part in report.protocols],
+        "problems": list(report.problems),
+    }
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def _protocol(part: ProtocolReport) -> dict[str, Any]:
+    return {
+        "protocol": encode(part.protocol),
+        "sha256": part.sha256,
+        "measured_with": list(part.measured_with),
+        "metrics": [metric.name for metric in part.protocol.metrics],
+        "rows": [_plain(row) for row in cells.rows(part.frame)],
+        "records": [json.loads(record_to_json(record)) for record in part.records],
+        "quoted": [dataclasses.asdict(row) for row in part.quoted],
+        "ablations": [
+            {
+                "subject": list(found.subject),
+                "keys": list(found.keys),
+                "settings": list(found.settings),
+                "rows": [_plain(row) for row in cells.rows(found.frame)],
+            }
+            for found in _ablations(part)
+        ],
+        "excluded": [
+            {
+                "run_id": one.record.run_id,
+                "method": one.record.method.name,
+                "kind": one.kind,
+                "reason": one.reason,
+            }
+            for one in part.excluded
+        ],
+    }
+
+
+def _ablations(part: ProtocolReport) -> list[AblationTable]:
+    records = [one.record for one in part.excluded if one.kind == "ablation"]
+    return ablation_tables(records, [metric.name for metric in part.protocol.metrics])
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if cells.is_missing(value) else value for name, value in row.items()}
+
+
+def _csv_cell(value: Any) -> str:
+    if cells.is_missing(value):
+        return ""
+    if isinstance(value, (bool, int, float)):
+        return str(value).lower() if isinstance(value, bool) else repr(value)
+    if isinstance(value, (list, tuple)):
+        return " ".join(_csv_cell(item) for item in value)
+    return _csv_text(canonical_json(value) if isinstance(value, dict) else str(value))
+
+
+def _csv_text(text: str) -> str:
+    line = one_line(text, _LONGEST_TEXT)
+    return f"'{line}" if line.startswith(_FORMULA) else line

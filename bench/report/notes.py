@@ -1,0 +1,218 @@
+"""What must be said below a table of measured rows, in the same words in every format."""
+
+__all__ = ["caption", "excluded_notes", "protocol_name", "rank_legend", "table_notes", "who"]
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from bench.protocol import Protocol, protocol_sha256
+from bench.report import cells
+from bench.report.blocks import Code, Line, Mark, Strong, Words, joined
+from bench.report.document import Excluded
+from bench.report.plain import LONGEST_NAME, LONGEST_NOTE
+
+_Row = dict[str, Any]
+_Groups = dict[Line, list[_Row]]
+
+
+def table_notes(rows: list[_Row], protocol: Protocol) -> list[Line]:
+    """Uncertainty, ranks, N, ceiling, choice of settings, training, speed and code of the rows.
+
+    Args:
+        rows: Of `bench.report.table.results_frame`, as dicts.
+        protocol: What they were measured under.
+    """
+    names = [metric.name for metric in protocol.metrics]
+    return [
+        _uncertainty_note(protocol),
+        (*rank_legend(), ", as shown; Reference rows do not compete."),
+        *_count_notes(rows, names, protocol),
+        *_ceiling_notes(rows),
+        *_selection_notes(rows),
+        *_training_notes(rows),
+        *_speed_notes(rows),
+        *_revision_notes(rows),
+    ]
+
+
+def excluded_notes(excluded: Iterable[Excluded]) -> list[Line]:
+    """How many results the table does not show, and why."""
+    found = {
+        kind: [one.record for one in excluded if one.kind == kind]
+        for kind in ("replaced", "ablation", "nonconforming", "other protocol")
+    }
+    notes: list[Line] = []
+    if records := found["replaced"]:
+        words = "replaced by a newer one of the same settings."
+        notes.append((f"Not shown: {_results(len(records))} {words}",))
+    if records := found["ablation"]:
+        command = Code("dimo report --ablation")
+        notes.append((f"Not shown: {_results(len(records))} of ablations; see them with ", command))
+    if records := found["nonconforming"]:
+        what = f"{_results(len(records))} of image sets that do not conform to the protocol"
+        named: list[Line] = [
+            (Words(name),) for name in dict.fromkeys(record.method.name for record in records)
+        ]
+        notes.append((f"Not shown: {what}: ", *joined(named), "."))
+    if records := found["other protocol"]:
+        counts = Counter((r.protocol.name, r.protocol.version, r.protocol.sha256) for r in records)
+        listed: list[Line] = [
+            (Code(name), f", version {version}, ", Code(sha256[:12]), f" ({count})")
+            for (name, version, sha256), count in sorted(counts.items())
+        ]
+        what = f"{_results(len(records))} measured under another protocol"
+        notes.append((f"Not shown: {what}: ", *joined(listed, "; "), "."))
+    return notes
+
+
+def caption(protocol: Protocol) -> Line:
+    """What the protocol fixes, in one sentence: its name and hash, N, extractor, reference."""
+    images, reference = protocol.images, protocol.reference
+    height, width = images.resolution
+    params = {key: value for metric in protocol.metrics for key, value in metric.params.items()}
+    rules: list[Line] = [
+        (
+            f"N = {images.num_images:,} images a row, {images.num_images // images.num_classes:,} "
+            f"for each of {images.num_classes:,} labels, {height} x {width}, "
+            f"seed {protocol.seeds.report}",
+        ),
+        ("features of ", Code(protocol.extractor.name)),
+        ("reference ", Code(reference.name), f", {reference.count:,} images"),
+    ]
+    if "splits" in params:
+        rules.append((f"IS over {params['splits']} splits",))
+    if "k" in params:
+        rules.append((f"k = {params['k']} nearest neighbours",))
+    paper = Words(protocol.paper, LONGEST_NOTE)
+    name = protocol_name(protocol)
+    return (Strong("Protocol"), " ", *name, ": ", *joined(rules, "; "), ". Source: ", paper, ".")
+
+
+def protocol_name(protocol: Protocol) -> Line:
+    """Name, version and the first digits of the hash."""
+    digest = protocol_sha256(protocol)[:12]
+    return (Code(protocol.name), f", version {protocol.version}, ", Code(digest))
+
+
+def rank_legend() -> Line:
+    """What bold and underlined mean."""
+    return ("Best in ", Mark("bold", 1), ", second ", Mark("underlined", 2))
+
+
+def who(rows: list[_Row]) -> Line:
+    """`MaskGIT (16, 8 steps), Di[M]O (1 step)`."""
+    steps: dict[str, list[str]] = {}
+    for row in rows:
+        listed = steps.setdefault(row["method"], [])
+        listed += [] if cells.is_missing(row["num_steps"]) else [cells.integer(row["num_steps"])]
+    return joined(
+        (Words(name, LONGEST_NAME), *[f" ({_counted(numbers)})"] * bool(numbers))
+        for name, numbers in steps.items()
+    )
+
+
+def _counted(numbers: list[str]) -> str:
+    """Steps in words; of very many the first ones."""
+    if numbers == ["1"]:
+        return "1 step"
+    if len(numbers) > 24:
+        return f"{', '.join(numbers[:20])} and {len(numbers) - 20:,} other numbers of steps"
+    return f"{', '.join(numbers)} steps"
+
+
+def _uncertainty_note(protocol: Protocol) -> Line:
+    bootstrap = protocol.uncertainty
+    return (
+        f"± is half of the {bootstrap.level * 100:g}% bootstrap interval "
+        f"({bootstrap.n_bootstrap:,} resamples of the generated images).",
+    )
+
+
+def _count_notes(rows: list[_Row], metrics: list[str], protocol: Protocol) -> list[Line]:
+    groups: _Groups = {}
+    for row in rows:
+        found = [row[f"{name}_n"] for name in metrics]
+        counts = {int(count) for count in found if not cells.is_missing(count)}
+        if counts - {protocol.images.num_images}:
+            shown = " and ".join(f"{count:,}" for count in sorted(counts))
+            groups.setdefault((shown,), []).append(row)
+    return [("N = ", *shown, " for ", *who(group), ".") for shown, group in groups.items()]
+
+
+def _ceiling_notes(rows: list[_Row]) -> list[Line]:
+    ceilings = sorted(
+        f"{row['coverage_ceiling']:.3f}"
+        for row in rows
+        if row["section"] != "Reference" and not cells.is_missing(row["coverage_ceiling"])
+    )
+    if not ceilings:
+        return []
+    shown = " to ".join(dict.fromkeys((ceilings[0], ceilings[-1])))
+    return [
+        (
+            f"Coverage has a ceiling of {shown}: what as many images drawn from the reference's "
+            "own distribution are expected to reach.",
+        )
+    ]
+
+
+def _selection_notes(rows: list[_Row]) -> list[Line]:
+    chosen = [row for row in rows if row["section"] != "Reference" and row["selected_by"].strip()]
+    groups = _grouped(
+        chosen, lambda row: (Words(row["selected_by"].strip().rstrip("."), LONGEST_NOTE),)
+    )
+    return [
+        ("How the settings of ", *who(group), " were chosen: ", *words, ".")
+        for words, group in groups.items()
+    ]
+
+
+def _speed_notes(rows: list[_Row]) -> list[Line]:
+    def place(row: _Row) -> Line:
+        batch = cells.integer(row["batch_size"])
+        device = Words(row["device"], LONGEST_NOTE)
+        return (device, *[f", batch {batch}"] * (batch != cells.MISSING))
+
+    timed = [row for row in rows if not cells.is_missing(row["images_per_second"])]
+    return _by_group("images/s", "on", _grouped(timed, place))
+
+
+def _revision_notes(rows: list[_Row]) -> list[Line]:
+    def state(row: _Row) -> Line:
+        if cells.is_missing(row["commit"]):
+            return ("an unknown commit",)
+        changed = not cells.is_missing(row["dirty"]) and bool(row["dirty"])
+        return ("commit ", Code(row["commit"][:12]), *[" with changes"] * changed)
+
+    return _by_group("Code", "at", _grouped(rows, state))
+
+
+def _training_notes(rows: list[_Row]) -> list[Line]:
+    def cost(row: _Row) -> Line:
+        return (cells.training_cost(row["training"]),)
+
+    trained = [row for row in rows if row["section"] == "Distill." and cost(row) != ("",)]
+    groups = _grouped(trained, cost)
+    return [("Training of ", *who(group), ": ", *took, ".") for took, group in groups.items()]
+
+
+def _grouped(rows: list[_Row], key: Callable[[_Row], Line]) -> _Groups:
+    groups: _Groups = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def _by_group(what: str, preposition: str, groups: _Groups) -> list[Line]:
+    """A note for each group, which says whose it is only if there are several."""
+    if len(groups) == 1:
+        return [(f"{what} {preposition} ", *shared, ".") for shared in groups]
+    return [
+        (f"{what} of ", *who(rows), f" {preposition} ", *shared, ".")
+        for shared, rows in groups.items()
+    ]
+
+
+def _results(count: int) -> str:
+    return f"{count:,} result" if count == 1 else f"{count:,} results"

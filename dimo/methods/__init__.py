@@ -1,0 +1,1 @@
+"""Distillation methods beside Di[M]O (`dimo.objective`), a page each."""

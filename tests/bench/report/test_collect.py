@@ -1,0 +1,78 @@
+"""Which record goes in which table, and what is said of the others."""
+
+import dataclasses
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+from bench.catalog import ANY
+from bench.protocol import Protocol, protocol_sha256
+from bench.record import Evidence, ProtocolInfo, ResultRecord
+from bench.report import Report, collect_report, report_markdown, with_records
+
+RecordMaker = Callable[..., ResultRecord]
+EVIDENCE = Evidence((), "a" * 64, "", "digits-cnn", "b" * 64, "digits-all", "c" * 64, 0, (), (), "")
+
+
+def under(protocol: Protocol) -> ProtocolInfo:
+    return ProtocolInfo(protocol.name, protocol.version, protocol_sha256(protocol))
+
+
+def test_rows_and_records_are_in_the_same_order(study: Report) -> None:
+    (part,) = study.protocols
+    assert [record.run_id for record in part.records] == part.frame["run_id"].tolist()
+    assert [record.method.name for record in part.records] == part.frame["method"].tolist()
+
+
+def test_each_protocol_has_its_own_table(make_record: RecordMaker, protocol: Protocol) -> None:
+    second = dataclasses.replace(protocol, name="second", title="Second")
+    newer = dataclasses.replace(protocol, name="second", version=2)
+    records = [
+        make_record("A"),
+        make_record("B", number=2, protocol=under(second)),
+        make_record("C", number=3, protocol=under(newer)),
+        make_record("D", number=4, protocol=ProtocolInfo("gone", 1, "ef" * 32)),
+    ]
+    known = [protocol, second, dataclasses.replace(protocol, name="third")]
+    chosen = with_records(known, records)
+    assert chosen == [protocol, second]
+    report = collect_report(records, [], [], protocols=chosen, folder=Path())
+    assert report.title == "Results"
+    first, other = report.protocols
+    assert [record.method.name for record in first.records] == ["A"]
+    assert [record.method.name for record in other.records] == ["B"]
+    assert first.excluded == ()
+    assert [one.record.method.name for one in other.excluded] == ["C", "D"]
+    assert "measured under second, version 2, " in other.excluded[0].reason
+    markdown = report_markdown(report)
+    assert markdown.index("## Handwritten digits") < markdown.index("| A ")
+    assert markdown.index("| A ") < markdown.index("## Second") < markdown.index("| B ")
+
+
+def test_an_open_protocol_has_a_table_for_each_reference(
+    make_record: RecordMaker, protocol: Protocol
+) -> None:
+    reference = dataclasses.replace(protocol.reference, sha256=ANY)
+    protocol = dataclasses.replace(protocol, reference=reference)
+    other = dataclasses.replace(EVIDENCE, reference_sha256="d" * 64)
+    refused = dataclasses.replace(EVIDENCE, nonconforming=("one image short",))
+    records = [
+        make_record("A", protocol=under(protocol), evidence=EVIDENCE),
+        make_record("B", number=2, protocol=under(protocol), evidence=other),
+        make_record("C", number=3, protocol=under(protocol), evidence=refused),
+    ]
+    report = collect_report(records, [], [], protocols=[protocol], folder=Path())
+    assert [part.measured_with for part in report.protocols] == [("c" * 64,), ("d" * 64,)]
+    assert [len(part.records) for part in report.protocols] == [1, 1]
+    assert [one.reason for one in report.protocols[-1].excluded] == ["one image short"]
+    markdown = report_markdown(report)
+    assert markdown.count("## Handwritten digits\n") == 1
+    assert markdown.index("### Measured with `cccccccccccc`") < markdown.index("| A ")
+    assert "image sets that do not conform to the protocol: C." in markdown
+
+
+def test_the_time_is_utc(protocol: Protocol) -> None:
+    now = datetime(2026, 1, 2, 1, 30, tzinfo=timezone(timedelta(hours=2)))
+    report = collect_report([], [], [], protocols=[protocol], folder=Path(), now=now)
+    assert report.generated == "2026-01-01 23:30 UTC"
+    assert datetime.strptime(report.generated, "%Y-%m-%d %H:%M %Z").astimezone(UTC)

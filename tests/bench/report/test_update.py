@@ -1,0 +1,31 @@
+"""Tables inside a page: only they change, and marks that do not pair are errors."""
+
+import pytest
+
+from bench.report.update import renewed
+from dimo.errors import DimoError
+
+BEGIN, END = "<!-- dimo report --protocol digits -->", "<!-- dimo report end -->"
+
+
+def test_only_what_is_between_the_marks_changes() -> None:
+    page = f"above\n{BEGIN}\nold\n\nolder\n{END}\nbetween\n{BEGIN}\n{END}\nbelow"
+    expected = f"above\n{BEGIN}\nnew\n{END}\nbetween\n{BEGIN}\nnew\n{END}\nbelow"
+    asked = []
+    assert renewed(page, lambda name: asked.append(name) or "new\n") == expected
+    assert asked == ["digits", "digits"]
+    assert renewed(expected, lambda _: "new\n") == expected
+
+
+def test_a_table_may_hold_what_a_pattern_would_act_on() -> None:
+    assert renewed(f"{BEGIN}\n{END}", lambda _: "\\1 \\g<0>\n") == f"{BEGIN}\n\\1 \\g<0>\n{END}"
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}\n{BEGIN}\n{END}", f"{BEGIN}\n{END}\n{END}"]
+    + [f"in a line {BEGIN}\n{END}"],
+)
+def test_marks_that_do_not_pair_are_an_error(page: str) -> None:
+    with pytest.raises(DimoError, match="whole tables between"):
+        renewed(page, lambda _: "new\n")

@@ -1,0 +1,135 @@
+"""`dimo report` as a user meets it: formats, files left out, ablations, a page kept up to date."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.generate import SamplerSettings
+from bench.jobs import Job, method_info
+from dimo.teachers import load_student
+
+ROOT = Path(__file__).parent.parent
+DIMO = [str(Path(sys.executable).with_name("dimo"))]
+TINY = ["--set", "steps=2", "--set", "batch_size=4", "--set", "checkpoint_every=2"]
+
+
+def run(*arguments, cwd, code=0):
+    """Runs the installed command; returns the finished process, output as text."""
+    done = subprocess.run([*DIMO, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A folder with the shipped records, all readable."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for path in (ROOT / "results").glob("*.json"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def test_the_tables_of_the_readme_are_those_of_the_records(tmp_path):
+    """Stale? `dimo report --update README.md` makes them again from `results/`."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = tmp_path / "README.md"
+    page.write_text(text, encoding="utf-8")
+    run("report", "--update", page, "--results", ROOT / "results", cwd=tmp_path)
+    fresh = page.read_text(encoding="utf-8")
+    assert "<!-- dimo report --protocol digits -->" in fresh
+    assert fresh == text, "README.md is stale: run `dimo report --update README.md`"
+
+
+def test_every_format_of_the_same_results(world):
+    markdown = run("report", cwd=world).stdout
+    assert markdown.startswith("## Handwritten digits, 8 x 8")
+    assert run("report", "--protocol", "digits", cwd=world).stdout == markdown
+    latex = run("report", "-f", "latex", cwd=world).stdout
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 5
+    assert "0.286" in latex
+    assert run("report", "-f", "csv", cwd=world).stdout.count("\n") == 22
+    content = json.loads(run("report", "-f", "json", cwd=world).stdout)
+    assert [part["protocol"]["name"] for part in content["protocols"]] == ["digits"]
+    run("report", "-f", "latex", "-o", "table.tex", cwd=world)
+    assert (world / "table.tex").read_text() == latex
+
+
+def test_strict_exits_with_1_and_still_reports(world):
+    assert run("report", "--strict", cwd=world).returncode == 0
+    text = next((world / "results").glob("*maskgit-8*")).read_text()
+    broken = {
+        "half.json": text[: len(text) // 2],
+        "edited.json": text.replace('"seed": 1000', '"seed": 1001'),
+        "newer.json": text.replace('"format": 1', '"format": 2'),
+        "foreign.json": '{"name": "package", "version": "1.0"}',
+        "binary.json": "\udcff\udcfe",
+    }
+    for name, content in broken.items():
+        (world / "results" / name).write_text(content, errors="surrogateescape")
+    (world / "results" / "copy.json").write_text(text)
+    done = run("report", "--strict", cwd=world, code=1)
+    reasons = {
+        "half.json": "not valid JSON",
+        "edited.json": "was edited or damaged",
+        "newer.json": "'format' is 2, and this dimo reads 1",
+        "foreign.json": "unknown key 'name'",
+        "binary.json": "not a text file",
+        "20261121T034207Z-digits-maskgit-8-d6036e6c.json": "the same run as",
+    }
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(reasons) + 1
+    for name, reason in reasons.items():
+        assert [line for line in lines if name in line and reason in line], (name, lines)
+        assert name in done.stdout.split("## Files left out")[1]
+    assert "6 files left out (--strict)" in lines[-1]
+    assert "| MaskGIT " in done.stdout
+    assert run("report", cwd=world).stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--format", "pdf"], "unknown format 'pdf'; allowed: csv, html, json, latex, markdown"),
+        (["--protocol", "adm"], "unknown protocol 'adm'"),
+        (["--results", "nowhere"], "no results folder nowhere"),
+        (["--update", "nowhere.md"], "cannot read nowhere.md"),
+        (["--update", "results/README.md", "--ablation"], "--update takes only --results"),
+        (["--update", "page.md"], "0 whole tables between"),
+    ],
+)
+def test_mistakes_are_one_line(world, arguments, words):
+    (world / "page.md").write_text("nothing here\n")
+    done = run("report", *arguments, cwd=world, code=2)
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+
+
+def test_an_ablation_is_noted_from_distillation_to_record(tmp_path):
+    unwatched = ("--sample-every", "0", "--score-every", "0")
+    chosen = ("--set", "beta=0.3", "--ablation", "beta,init_mask_ratio")
+    run("distill", *TINY, *unwatched, *chosen, "--out", "varied", cwd=tmp_path)
+    run("distill", *TINY, *unwatched, "--out", "plain", cwd=tmp_path)
+    config, training = {}, {}
+    for name in ("varied", "plain"):
+        config[name] = json.loads((tmp_path / name / "config.json").read_text())
+        student = load_student(str(tmp_path / name), device=torch.device("cpu"))
+        job = Job(name, "Distill.", student, SamplerSettings("one_step"))
+        training[name] = method_info(job, None).training
+    assert training["varied"]["ablation"] == config["varied"]["ablation"]
+    assert config["varied"]["ablation"] == {"beta": 0.3, "init_mask_ratio": 0.6}
+    assert "ablation" not in training["plain"]
+    assert "ablation" not in config["plain"]
+
+
+def test_an_unknown_key_to_ablate_is_said_before_training(tmp_path):
+    done = run("distill", *TINY, "--ablation", "bta", "--out", "x", cwd=tmp_path, code=2)
+    assert "unknown key of the recipe to ablate 'bta'" in done.stderr
+    assert "did you mean 'beta'" in done.stderr
+    assert not (tmp_path / "x").exists()
