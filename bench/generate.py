@@ -180,7 +180,7 @@ def generate(
     uint8: str,
     device: torch.device,
 ) -> Iterator[ImageBatch]:
-    """Makes images 0..num_images-1 in order; the label of image i is i modulo the classes.
+    """Makes images 0..num_images-1 in order; the label of image i is i modulo the conditions.
 
     Args:
         loaded: Network and tokenizer.
@@ -193,5 +193,5 @@ def generate(
     """
     for start in range(0, num_images, batch_size):
         index = torch.arange(start, min(start + batch_size, num_images), device=device)
-        labels = index % loaded.teacher.num_classes
+        labels = index % loaded.num_conditions
         yield sample_images(loaded, settings, labels=labels, seed=seed, index=index, uint8=uint8)

@@ -76,7 +76,7 @@ def draw_samples(
         jobs, labels, seed=seed, device=device, batch_size=batch_size, progress=progress
     )
     wanted = list(labels) or _default_labels(_classes_of(jobs))
-    names = jobs[0].loaded.teacher.class_names
+    names = jobs[0].loaded.condition_names
     columns = [names[label].partition(",")[0] for label in wanted]
     save_grid(out, [*above, *rows], columns=columns)
 
@@ -107,7 +107,8 @@ def sample_rows(
 
 
 def _classes_of(jobs: Sequence[Job]) -> int:
-    return shared_classes(job.loaded.teacher for job in jobs)
+    shared_classes(job.loaded.teacher for job in jobs)
+    return jobs[0].loaded.num_conditions
 
 
 def write_picture(job: Job, folder: Path, run_id: str, *, seed: int, device: torch.device) -> None:

@@ -79,6 +79,7 @@ class DistillRecipe(Optimization):
             token's logit is left out everywhere.
         temperature: Divides the student's logits when it is sampled.
         temperature_selected_by: How that was chosen.
+        prompts: Text file with the prompts of a text-conditioned teacher, one a line.
     """
 
     kind: ClassVar[str] = "distill"
@@ -112,6 +113,7 @@ class DistillRecipe(Optimization):
     keep_mask_class: bool = False
     temperature: float = 1.0
     temperature_selected_by: str = "default"
+    prompts: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dimo.config import Di4CRecipe, DistillationRecipe, DistillRecipe
 from dimo.models.layers import gpu_kernels
-from dimo.teachers import Network, Teacher, student_architecture
+from dimo.models.text import TextConditioned
+from dimo.teachers import Network, Teacher, make_network, student_architecture
 
 _FLOAT = 4  # bytes: weights, gradients, optimizer states and the residual stream are float32
 _LOGIT_ARRAYS = 8  # [B, L, V] alive at once, see `Memory`
@@ -146,7 +147,7 @@ def estimate_distillation(
     total = sum(sizes.values())
     trained = Parameters(total, sum(n for name, n in sizes.items() if name not in frozen))
     untrained = Parameters(total, 0)
-    parameters = {"teacher": _size_of(teacher.architecture, teacher), "student": trained}
+    parameters = {"teacher": _size_of(teacher), "student": trained}
     if isinstance(recipe, DistillRecipe):
         parameters["auxiliary"] = trained
     elif not isinstance(recipe, Di4CRecipe):
@@ -164,9 +165,9 @@ def estimate_distillation(
     )
 
 
-def _size_of(architecture: type[Network], teacher: Teacher) -> Parameters:
+def _size_of(teacher: Teacher) -> Parameters:
     with torch.device("meta"):
-        network = architecture(**teacher.network)
+        network = make_network(teacher)
     return Parameters(sum(value.numel() for value in network.parameters()), 0)
 
 
@@ -210,9 +211,10 @@ def _memory(
         return _kept_bytes(network, recipe, on_gpu=on_gpu)
 
     whole = _network(teacher, recipe)
-    kept, depth = kept_bytes(whole), len(whole.transformer.layers)
+    kept, depth = kept_bytes(whole), _depth(whole)
     one, two = (kept_bytes(_network(teacher, recipe, depth=number)) for number in (1, 2))
     block, tokens = two - one, _rows(recipe) * whole.num_tokens
+    inner = _rows(recipe) * getattr(whole, "block_tokens", whole.num_tokens)
     there = sum(
         size.total
         for name, size in parameters.items()
@@ -224,7 +226,7 @@ def _memory(
         gradients=_FLOAT * sum(trainable),
         optimizer=2 * _FLOAT * sum(trainable),
         activations=kept,
-        checkpointed=one + depth * _FLOAT * tokens * whole.hidden_dim,  # one = a block and the rest
+        checkpointed=one + depth * _FLOAT * inner * whole.hidden_dim,  # one = a block and the rest
         working=block * (1 + _is_guided(recipe))
         + _LOGIT_ARRAYS * _FLOAT * tokens * whole.codebook_size,
         update=_FLOAT * max(trainable),
@@ -239,12 +241,21 @@ def _rows(recipe: DistillationRecipe) -> int:
     return images
 
 
-def _network(teacher: Teacher, recipe: DistillationRecipe, **changes: int) -> Network:
+def _network(teacher: Teacher, recipe: DistillationRecipe, **changes: Any) -> Network:
     """The student without memory, in train mode; `changes` are constructor arguments."""
     architecture = student_architecture(teacher, recipe.method)
     with torch.device("meta"):
-        network = architecture(**{**teacher.network, "dropout": recipe.dropout, **changes})
+        network = make_network(
+            teacher, architecture=architecture, dropout=recipe.dropout, **changes
+        )
     return network.train()
+
+
+def _depth(network: Network) -> int:
+    """Number of its blocks."""
+    if isinstance(network, TextConditioned):
+        return network.depth
+    return len(network.transformer.layers)
 
 
 def _frozen_names(network: Network, recipe: DistillationRecipe) -> set[str]:

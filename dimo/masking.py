@@ -51,7 +51,14 @@ MASK_SCHEDULES: dict[str, Schedule] = {
 }
 
 # How decoding turns a schedule into counts; see `tokens_per_step`.
-DECODING_SCHEDULES = ("arccos", "cosine", "arccos-halton", "arccos-v1", "cosine-v1")
+DECODING_SCHEDULES = (
+    "arccos",
+    "cosine",
+    "arccos-halton",
+    "arccos-v1",
+    "cosine-v1",
+    "cosine-amused",
+)
 
 # Of absorbing-state diffusion; see `unmasking_rate`.
 UNMASKING_RATES: dict[str, Callable[[float], float]] = {
@@ -118,6 +125,8 @@ def tokens_per_step(schedule: str, num_steps: int, num_tokens: int) -> list[int]
       floor((1 - arccos(i / n) / (pi / 2)) * L) tokens are revealed.
     - "arccos-v1", "cosine-v1": Maskgit-pytorch v1.0 and Di[M]O: step i reveals a share of all
       tokens proportional to gamma(1 - i / (n - 1)), i from 0; arccos, two steps: [1, 255].
+    - "cosine-amused": Meissonic, as aMUSEd: after step i, floor(gamma(i / n) * L) tokens are
+      masked; 4096 tokens, three steps: [549, 1500, 2047].
 
     Args:
         schedule: One of `DECODING_SCHEDULES`.
@@ -183,6 +192,13 @@ def _floored(gamma: Schedule, num_steps: int, num_tokens: int) -> list[int]:
     return [after - before for before, after in pairwise([0, *revealed])]
 
 
+def _floored_masked(gamma: Schedule, num_steps: int, num_tokens: int) -> list[int]:
+    # float32, as above: 4096 * cos(pi / 3) is 2047 then
+    u = torch.tensor([(step + 1) / num_steps for step in range(num_steps)])
+    left = [num_tokens, *(num_tokens * gamma(u)).int().tolist()]
+    return [before - after for before, after in pairwise([*left[:-1], 0])]
+
+
 def _proportional(gamma: Schedule, num_steps: int, num_tokens: int) -> list[int]:
     if num_steps == 1:
         return [num_tokens]
@@ -191,4 +207,9 @@ def _proportional(gamma: Schedule, num_steps: int, num_tokens: int) -> list[int]
 
 
 # suffix of a decoding schedule -> how it turns gamma into counts
-_COUNTING_RULES = {"": _cumulative, "halton": _floored, "v1": _proportional}
+_COUNTING_RULES = {
+    "": _cumulative,
+    "halton": _floored,
+    "v1": _proportional,
+    "amused": _floored_masked,
+}

@@ -73,6 +73,14 @@ def _halton(variant: str, size: int | None, contents: str, sha256: str = "") -> 
     return OfficialFile("llvictorll/Halton-MaskGIT", path, "MIT", size, contents, sha256)
 
 
+def _meissonic(
+    path: str, contents: str, *, companion: str = "", size: int | None = None
+) -> OfficialFile:
+    return OfficialFile(
+        "MeissonFlow/Meissonic", path, "Apache-2.0", size, contents, companion=companion
+    )
+
+
 # Sizes and hashes are those that the sources' own pages state; hashes of extractors are those of
 # the protocols that fix them. Halton-MaskGIT has no tiny network for 384 and no large for 256.
 OFFICIAL: dict[str, OfficialFile] = {
@@ -131,6 +139,35 @@ OFFICIAL: dict[str, OfficialFile] = {
         "3e707c8fcf75ddf73d812de04d2561d3ff69f52f21c08e079e0fa4d0b596fcd6",
     ),
     "halton-large-384": _halton("384_large", None, "Halton-MaskGIT large, 384 x 384"),
+    "meissonic": _meissonic(
+        "transformer/diffusion_pytorch_model.safetensors",
+        "Meissonic transformer, 1024 x 1024",
+        companion="meissonic-config",
+        size=4030 * _MB,
+    ),
+    "meissonic-config": _meissonic("transformer/config.json", "configuration of it"),
+    "meissonic-vq": _meissonic(
+        "vqvae/diffusion_pytorch_model.safetensors",
+        "VQ f16/8192, tokenizer of Meissonic",
+        companion="meissonic-vq-config",
+        size=585 * _MB,
+    ),
+    "meissonic-vq-config": _meissonic("vqvae/config.json", "configuration of that VQ"),
+    "meissonic-text": _meissonic(
+        "text_encoder/model.safetensors",
+        "CLIP ViT-H/14 text encoder of Meissonic",
+        companion="meissonic-text-config",
+    ),
+    "meissonic-text-config": _meissonic(
+        "text_encoder/config.json", "configuration of it", companion="meissonic-vocabulary"
+    ),
+    "meissonic-vocabulary": _meissonic(
+        "tokenizer/vocab.json", "words of its text tokenizer", companion="meissonic-merges"
+    ),
+    "meissonic-merges": _meissonic(
+        "tokenizer/merges.txt", "merges of it", companion="meissonic-text-tokenizer"
+    ),
+    "meissonic-text-tokenizer": _meissonic("tokenizer/tokenizer_config.json", "settings of it"),
     "llamagen-vq16": OfficialFile(
         "FoundationVision/LlamaGen",
         "vq_ds16_c2i.pt",
@@ -161,6 +198,12 @@ OFFICIAL: dict[str, OfficialFile] = {
         1_217_586_395,
         "feature extractor of FD-DINOv2",
     ),
+    "hps-v2.0": OfficialFile(
+        "xswu/HPSv2", "HPS_v2_compressed.pt", "Apache-2.0", None, "CLIP ViT-H/14 of HPS v2.0"
+    ),
+    "hps-v2.1": OfficialFile(
+        "xswu/HPSv2", "HPS_v2.1_compressed.pt", "Apache-2.0", None, "CLIP ViT-H/14 of HPS v2.1"
+    ),
     "clip-vit-l-14-336": OfficialFile(
         "https://openaipublic.azureedge.net/clip/models/"
         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
@@ -173,7 +216,18 @@ OFFICIAL: dict[str, OfficialFile] = {
 }
 
 # Names that many networks' files have: such a file keeps its source's folders.
-_AMBIGUOUS = ("last.ckpt", "model.yaml", "pytorch_model.bin")
+_AMBIGUOUS = (
+    "last.ckpt",
+    "model.yaml",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.safetensors",
+    "model.safetensors",
+    "config.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+)
+_NO_WEIGHTS = (".yaml", ".json", ".txt")
 
 
 def default_folder() -> Path:
@@ -221,7 +275,7 @@ def find(name: str, folder: Path) -> Path | None:
 
 def _forms(official: Path) -> list[Path]:
     """The file converted, if it is one of weights, and as it is."""
-    converted = [] if official.suffix == ".yaml" else [official.with_suffix(".safetensors")]
+    converted = [] if official.suffix in _NO_WEIGHTS else [official.with_suffix(".safetensors")]
     return [*converted, official]
 
 

@@ -26,9 +26,18 @@ from dimo.errors import DimoError
 from dimo.files import remove_temporaries, sha256_file, write_atomic
 from dimo.launch import Ranks, ranks
 from dimo.models.di4c import Di4CStudent
+from dimo.models.text import prompts_from_file
 from dimo.students import StudentConfig, save_student
 from dimo.tasks import Di4CTask, DistillTask, SDTTTask, TeacherTask
-from dimo.teachers import Teacher, get_teacher, load_network, student_architecture, weights_file
+from dimo.teachers import (
+    Teacher,
+    get_teacher,
+    load_network,
+    load_prompts,
+    make_network,
+    student_architecture,
+    weights_file,
+)
 from dimo.train import OnStep, Watcher, fit
 from dimo.weights import save_tensors
 
@@ -129,14 +138,21 @@ def _distillation_of(
 ) -> DistillTask | Di4CTask | SDTTTask:
     """The training of the recipe's method; what the student has beyond its teacher is fresh."""
     architecture = student_architecture(row, recipe.method)
-    teacher = load_network(row, path)
+    file = recipe.prompts if isinstance(recipe, DistillRecipe) else None
+    prompts = load_prompts(row, None if file is None else prompts_from_file(file), weights)
+    if prompts is not None:
+        prompts.to(device)
+    teacher = load_network(row, path, prompts)
     torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
-    student = architecture(**{**row.network, "dropout": recipe.dropout})
+    student = make_network(row, prompts, architecture, dropout=recipe.dropout)
     student.load_state_dict({**student.state_dict(), **teacher.state_dict()})
     if isinstance(recipe, DistillRecipe):
         if data is not None:
             raise DimoError(f"method {recipe.method!r} takes no data; leave out --data {data}")
-        return DistillTask(recipe, teacher, student, row.label_smoothing, device, group)
+        task = DistillTask(recipe, teacher, student, row.label_smoothing, device, group)
+        if prompts is not None:
+            task.inputs += f" prompts {prompts.sha256}"
+        return task
     images = load_tokens(data, teacher=row.name, weights=weights)
     if isinstance(recipe, Di4CRecipe):
         assert isinstance(student, Di4CStudent)
@@ -194,7 +210,7 @@ def _train_teacher(
     size = teacher.network["codebook_size"]
     tokenizer = DigitsTokenizer.fit(images, codebook_size=size, seed=recipe.seed)
     torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
-    network = teacher.architecture(**{**teacher.network, "dropout": recipe.dropout})
+    network = make_network(teacher, dropout=recipe.dropout)
     task = TeacherTask(recipe, network, tokenizer.encode(images), labels, device, group)
     provenance = {"recipe": to_toml(recipe), "data": "scikit-learn digits, 1,797 images"}
 

@@ -10,21 +10,23 @@ __all__ = [
     "Network",
     "SamplerDefaults",
     "Teacher",
+    "TextConditioning",
     "get_teacher",
     "load_model",
     "load_network",
+    "load_prompts",
     "load_student",
     "load_teacher",
+    "make_network",
     "student_architecture",
     "weights_file",
 ]
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import torch
 
@@ -32,96 +34,20 @@ from dimo.datasets import imagenet
 from dimo.errors import DimoError, unknown_name
 from dimo.files import sha256_file
 from dimo.models import MaskedModel, Tokenizer
+from dimo.models.clip_text import CLIPText
 from dimo.models.di4c import Di4CStudent
+from dimo.models.diffusers_vq import DiffusersVQ
 from dimo.models.digits import DigitsTokenizer
 from dimo.models.halton import SIZES, HaltonMaskGIT
 from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.models.maskgit import MaskGIT
+from dimo.models.meissonic import Meissonic
 from dimo.models.precision import in_precision
+from dimo.models.text import TextConditioned
 from dimo.models.vqgan import VQGAN
-from dimo.official import OFFICIAL, locate
+from dimo.networks import load_network, load_prompts, make_network, weights_file
+from dimo.rows import Architecture, Network, SamplerDefaults, Teacher, TextConditioning
 from dimo.students import METHODS, FoundStudent, StudentConfig, find_student
-from dimo.weights import ASSETS
-
-Network: TypeAlias = MaskGIT | HaltonMaskGIT
-
-
-@dataclass(frozen=True)
-class SamplerDefaults:
-    """Settings of the multi-step sampler in comparisons, and how they were chosen.
-
-    Attributes:
-        sampler: The teacher's own sampler, a key of `dimo.samplers.SAMPLERS`.
-        mask_schedule: Of that sampler; another one takes its own default.
-        guidance_scale: s, 1 = off.
-        temperature: Divides the logits.
-        selected_by: Where the values come from.
-        choice_temperature: Of the confidence noise; None: the sampler's default, if it has any.
-        final_temperature: Of the last step; None: `temperature` throughout.
-        random_start: Whether each image starts at a place of its own in the Halton order.
-    """
-
-    sampler: str
-    mask_schedule: str
-    guidance_scale: float
-    temperature: float
-    selected_by: str
-    choice_temperature: float | None = None
-    final_temperature: float | None = None
-    random_start: bool = False
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """One row of the table.
-
-    Attributes:
-        name: What `--teacher` takes.
-        title: Name in tables.
-        architecture: The class of the network.
-        network: Its constructor arguments.
-        tokenizer: Builds the tokenizer from its weights file.
-        weights: Role ("transformer", "tokenizer") -> a name of `dimo.official.OFFICIAL`, or the
-            name of a file that comes with the package.
-        image_size: Side of its images in pixels.
-        num_tokens: L.
-        num_classes: Size of the condition.
-        names: Returns one name a class, for captions.
-        label_smoothing: Of the teacher's training; the auxiliary model uses the same.
-        defaults: Sampler settings for comparisons.
-        recipe: The Di[M]O recipe taken when none is named; None: there is none yet.
-        other_recipes: Those of the other methods, by their keys in `dimo.students.METHODS`.
-    """
-
-    name: str
-    title: str
-    architecture: type[MaskGIT] | type[HaltonMaskGIT]
-    network: Mapping[str, Any]
-    tokenizer: Callable[[Path], Tokenizer]
-    weights: Mapping[str, str]
-    image_size: int
-    num_tokens: int
-    num_classes: int
-    names: Callable[[], tuple[str, ...]]
-    label_smoothing: float
-    defaults: SamplerDefaults
-    recipe: str | None = None
-    other_recipes: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def recipes(self) -> dict[str, str]:
-        """The recipe that each distillation method takes when none is named."""
-        return {**({"dimo": self.recipe} if self.recipe else {}), **self.other_recipes}
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """One name a class."""
-        return self.names()
-
-    @property
-    def is_embedded(self) -> bool:
-        """Whether its weights come with the package, and its training data too."""
-        return not any(name in OFFICIAL for name in self.weights.values())
 
 
 def _digits() -> Teacher:
@@ -232,6 +158,46 @@ def _halton(size: str, side: int, *, w: float) -> Teacher:
     )
 
 
+# The official pipeline's and Di[M]O's, word for word ("signature" stands twice there).
+_NEGATIVE_PROMPT = (
+    "worst quality, low quality, low res, blurry, distortion, watermark, logo, signature, text, "
+    "jpeg artifacts, signature, sketch, duplicate, ugly, identifying mark"
+)
+
+
+def _meissonic() -> Teacher:
+    return Teacher(
+        name="meissonic",
+        title="Meissonic",
+        architecture=Meissonic,
+        network={},
+        tokenizer=partial(DiffusersVQ.from_official, image_size=1024),
+        weights={"transformer": "meissonic", "tokenizer": "meissonic-vq", "text": "meissonic-text"},
+        image_size=1024,
+        num_tokens=4096,
+        num_classes=0,
+        names=tuple,
+        label_smoothing=0.0,
+        defaults=SamplerDefaults(
+            sampler="meissonic",
+            mask_schedule="cosine-amused",
+            guidance_scale=9.0,
+            temperature=1.0,
+            choice_temperature=2.0,
+            selected_by="defaults of the official pipeline (48 steps, scale 9, temperature (2, 0)) "
+            "and its inference script's negative prompt",
+        ),
+        recipe="meissonic",
+        text=TextConditioning(
+            encoder=CLIPText.from_official,
+            negative_prompt=_NEGATIVE_PROMPT,
+            length=77,
+            states_dim=1024,
+            pooled_dim=1024,
+        ),
+    )
+
+
 TEACHERS: dict[str, Teacher] = {
     teacher.name: teacher
     for teacher in (
@@ -242,6 +208,7 @@ TEACHERS: dict[str, Teacher] = {
         _halton("small", 256, w=1.0),
         _halton("base", 256, w=0.7),
         _halton("large", 384, w=0.5),  # published for 384 alone
+        _meissonic(),
     )
 }
 
@@ -270,6 +237,18 @@ class Loaded:
     precision: str = "float32"
     unconditional: MaskedModel | None = None
 
+    @property
+    def num_conditions(self) -> int:
+        """Classes, or prompts that were given."""
+        return self.model.num_classes
+
+    @property
+    def condition_names(self) -> Sequence[str]:
+        """One name a class, or the prompts."""
+        if isinstance(self.model, TextConditioned):
+            return self.model.conditions.prompts
+        return self.teacher.class_names
+
 
 def get_teacher(name: str) -> Teacher:
     """The row of that name.
@@ -282,36 +261,7 @@ def get_teacher(name: str) -> Teacher:
     return TEACHERS[name]
 
 
-def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Path:
-    """Where the weights of a row lie: a file that comes with the package, or an official one.
-
-    Args:
-        teacher: The row.
-        role: "transformer" or "tokenizer".
-        folder: Where to look; None: the package, or `dimo.official.default_folder()`.
-
-    Raises:
-        DimoError: No such file.
-    """
-    name = teacher.weights[role]
-    if name in OFFICIAL:
-        return locate(name, folder)
-    path = (folder or ASSETS) / name
-    if not path.is_file():
-        raise DimoError(f"teacher {teacher.name!r} needs {path}; give its folder with --weights")
-    return path
-
-
-def load_network(teacher: Teacher, path: Path) -> Network:
-    """The row's network with the weights of a file, in eval mode on the CPU.
-
-    Raises:
-        DimoError: The file is not one of this network.
-    """
-    return teacher.architecture.from_official(path, **teacher.network)
-
-
-def student_architecture(teacher: Teacher, method: str) -> type[Network]:
+def student_architecture(teacher: Teacher, method: str) -> Architecture:
     """The class of a student's network, which takes the constructor arguments of its teacher's.
 
     Args:
@@ -334,7 +284,12 @@ def student_architecture(teacher: Teacher, method: str) -> type[Network]:
 
 
 def load_teacher(
-    name: str, *, device: torch.device, weights: Path | None = None, precision: str | None = None
+    name: str,
+    *,
+    device: torch.device,
+    weights: Path | None = None,
+    precision: str | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Loaded:
     """Loads a teacher and its tokenizer in eval mode.
 
@@ -344,13 +299,15 @@ def load_teacher(
         weights: Folder with the row's weight files; None: those shipped, or those fetched.
         precision: Makes the network ready for sampling in it, see `dimo.models.precision`; None:
             leaves it as it is, to be trained too.
+        prompts: What the labels stand for, if the teacher draws prompts; else None.
 
     Raises:
-        DimoError: Unknown teacher or precision; a missing or foreign weights file.
+        DimoError: Unknown teacher or precision; a missing or foreign weights file; as
+            `load_prompts`.
     """
     teacher = get_teacher(name)
     path = weights_file(teacher, "transformer", weights)
-    return _load(teacher, path, teacher.title, device, weights, precision)
+    return _load(teacher, path, teacher.title, device, weights, precision, prompts=prompts)
 
 
 def load_student(
@@ -359,6 +316,7 @@ def load_student(
     device: torch.device,
     weights: Path | None = None,
     precision: str | None = None,
+    prompts: Sequence[str] | None = None,
     teacher_unconditional: bool | None = None,
 ) -> Loaded:
     """Loads a distilled student, found or to be found by `find_student`, with its tokenizer.
@@ -372,8 +330,8 @@ def load_student(
             guided sampling (the official `--lfg` of di4c); None: as the student's settings say.
 
     Raises:
-        DimoError: As `find_student`; weights that do not fit; unknown precision; a one-step student
-            with a teacher beside it.
+        DimoError: As `find_student` and `load_prompts`; weights that do not fit; unknown precision;
+            a one-step student with a teacher beside it.
     """
     found = run if isinstance(run, FoundStudent) else find_student(run, weights=weights)
     config, teacher = found.config, get_teacher(found.config.teacher)
@@ -384,20 +342,25 @@ def load_student(
             f"student {found.title} is sampled without guidance and has no unconditional branch; "
             "leave teacher_unconditional out"
         )
-    loaded = _load(teacher, found.path, found.title, device, weights, precision, config)
+    loaded = _load(teacher, found.path, found.title, device, weights, precision, config, prompts)
     if not config.teacher_unconditional:
         return loaded
     path = weights_file(teacher, "transformer", weights)
-    beside = _ready(teacher.architecture, teacher, path, device, precision)
+    beside = _ready(load_network(teacher, path), device, precision)
     return dataclasses.replace(loaded, unconditional=beside)
 
 
 def load_model(
-    name: str, *, device: torch.device, weights: Path | None = None, precision: str | None = None
+    name: str,
+    *,
+    device: torch.device,
+    weights: Path | None = None,
+    precision: str | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Loaded:
     """The teacher of that name, else the student of that name or in that folder."""
     load = load_teacher if name in TEACHERS else load_student
-    return load(name, device=device, weights=weights, precision=precision)
+    return load(name, device=device, weights=weights, precision=precision, prompts=prompts)
 
 
 def _load(
@@ -408,23 +371,21 @@ def _load(
     weights: Path | None,
     precision: str | None,
     student: StudentConfig | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Loaded:
     # the tokenizer first: what is missing or foreign shows before the larger file is read
     tokenizer = teacher.tokenizer(weights_file(teacher, "tokenizer", weights)).to(device)
+    conditions = load_prompts(teacher, prompts, weights)
+    if conditions is not None:
+        conditions.to(device)
     method = student.method if student else None
     architecture = student_architecture(teacher, method) if method else teacher.architecture
-    model = _ready(architecture, teacher, path, device, precision)
+    model = _ready(load_network(teacher, path, conditions, architecture), device, precision)
     digest = sha256_file(path)
     return Loaded(teacher, model, tokenizer, digest, title, student, precision or "float32")
 
 
-def _ready(
-    architecture: type[Network],
-    teacher: Teacher,
-    path: Path,
-    device: torch.device,
-    precision: str | None,
-) -> Network:
-    """The network of a file in eval mode on the device, ready for sampling in a precision."""
-    model = architecture.from_official(path, **teacher.network).to(device)
-    return model if precision is None else in_precision(model, precision)
+def _ready(network: Network, device: torch.device, precision: str | None) -> Network:
+    """The network on the device, ready for sampling in a precision."""
+    network = network.to(device)
+    return network if precision is None else in_precision(network, precision)

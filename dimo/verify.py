@@ -19,6 +19,7 @@ from dimo.models.di4c import Di4CStudent
 from dimo.models.halton import SIZES, HaltonMaskGIT
 from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.models.maskgit import MaskGIT
+from dimo.models.meissonic import Meissonic
 from dimo.models.vqgan import TRAINING_KEYS, VQGAN, read_config
 from dimo.official import OFFICIAL, find, name_of
 from dimo.weights import (
@@ -37,6 +38,7 @@ _NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "dimo-maskgit": MaskGIT,
     "di4c-d": Di4CStudent,
     "llamagen-vq16": LlamaGenVQ,
+    "meissonic": Meissonic,
     **{
         f"halton-{size}-{side}": partial(HaltonMaskGIT, **SIZES[size], input_size=side // 16)
         for size in SIZES

@@ -43,6 +43,8 @@ DOORS = {
     "scipy": {"bench/metrics/frechet.py"},
     "tensorboard": {"dimo/watch.py"},
     "wandb": {"dimo/watch.py"},
+    "diffusers": {"dimo/models/diffusers_vq.py"},
+    "transformers": {"dimo/models/clip_text.py"},
 }
 
 

@@ -1,27 +1,42 @@
-"""CLIP ViT-L/14 at 336 pixels, the features of CMMD (arXiv:2401.09603), with open_clip's network.
+"""CLIP with open_clip's networks: features of CMMD (arXiv:2401.09603), and pairs of image and text.
 
-The published weights were trained with QuickGELU; plain GELU loads them too and is wrong.
+CMMD's are of ViT-L/14 at 336 pixels. OpenAI's weights were trained with QuickGELU; plain GELU loads
+them too and is wrong.
 """
 
-__all__ = ["CLIPImages", "load_clip", "make_clip"]
+__all__ = ["CLIPImages", "CLIPPairs", "load_clip", "load_pairs", "make_clip", "make_pairs"]
 
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import open_clip
 import torch
 from torch import Tensor, nn
 
-from bench.features.resize import Resizer, pil_bicubic_bytes, torch_bicubic
+from bench.features.resize import (
+    PREPROCESSINGS,
+    Resizer,
+    central_square,
+    pil_bicubic_bytes,
+    torch_bicubic,
+)
 from bench.features.torchscript import is_torchscript, load_torchscript
-from dimo.errors import DimoError
+from dimo.errors import DimoError, unknown_name
 from dimo.weights import load_state_dict, read_state_dict
+
+T = TypeVar("T")
 
 _ARCHITECTURE = "ViT-L-14-336-quickgelu"
 _RESIZERS: dict[str, Resizer] = {
     "pil-bicubic": pil_bicubic_bytes,
     "torch-bicubic": torch_bicubic,
 }
+_FORWARD = 32  # images or texts in a forward
+_OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")  # tensors in its archive
 _TOWER = "visual."  # what the keys of the image tower begin with
 
 
@@ -95,3 +110,116 @@ def make_clip(
     tower = tower.to_empty(device="cpu")
     load_state_dict(tower, state, name=name)
     return CLIPImages(tower, int(config["vision_cfg"]["image_size"]), resize)
+
+
+class CLIPPairs(nn.Module):
+    """Both towers of CLIP in float32: embeddings of images and of texts, to be compared.
+
+    Args:
+        network: open_clip's.
+        preprocessing: How images reach its size, see `bench.features.resize.central_square`.
+        side: Height and width of its images.
+        context_length: Tokens of a text; what is longer is cut off.
+
+    Raises:
+        DimoError: Unknown preprocessing.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, network: nn.Module, preprocessing: str, *, side: int, context_length: int
+    ) -> None:
+        super().__init__()
+        if preprocessing not in PREPROCESSINGS:
+            raise unknown_name("preprocessing", preprocessing, PREPROCESSINGS)
+        self.network: Any = network
+        self.preprocessing, self.side = preprocessing, side
+        self.tokenizer = open_clip.SimpleTokenizer(context_length=context_length)
+        self.register_buffer("mean", torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1))
+
+    def preprocess(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
+        """uint8 [H, W, 3] -> what the image tower takes, float32 [3, S, S]."""
+        square = central_square(pixels, self.side, self.preprocessing)
+        return (square - self.mean.cpu()) / self.std.cpu()
+
+    @torch.inference_mode()
+    def images(self, images: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """Images uint8 [H, W, 3] of any sizes -> embeddings of length one, float32 [N, D]."""
+        return _stacked(
+            self.network.encode_image(
+                torch.stack([self.preprocess(image) for image in part]).to(self.mean.device),
+                normalize=True,
+            )
+            for part in _parts(images)
+        )
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Texts -> embeddings of length one, float32 [N, D]."""
+        return _stacked(
+            self.network.encode_text(self.tokenizer(part).to(self.mean.device), normalize=True)
+            for part in _parts(texts)
+        )
+
+
+def load_pairs(weights: Path, architecture: str, preprocessing: str) -> CLIPPairs:
+    """Both towers of a checkpoint, every key accounted for.
+
+    Args:
+        weights: A state dict with open_clip's keys, alone or under "state_dict"; or OpenAI's
+            archive.
+        architecture: open_clip's name, e.g. "ViT-H-14" or "ViT-L-14-quickgelu".
+        preprocessing: As for `CLIPPairs`.
+
+    Raises:
+        DimoError: Unknown architecture or preprocessing, unreadable file, or other weights.
+    """
+    config = open_clip.get_model_config(architecture)
+    if config is None or config.keys() - {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}:
+        raise DimoError(
+            f"architecture {architecture!r} is no plain CLIP of open_clip; allowed are e.g. "
+            "'ViT-B-32', 'ViT-L-14-quickgelu', 'ViT-H-14', 'ViT-g-14'"
+        )
+    if is_torchscript(weights):
+        state = load_torchscript(weights).state_dict()
+    else:
+        state = read_state_dict(weights)
+    return make_pairs(state, preprocessing, config, name=str(weights))
+
+
+def make_pairs(
+    state: dict[str, Tensor], preprocessing: str, config: dict[str, Any], *, name: str
+) -> CLIPPairs:
+    """Both towers of a state dict, in float32.
+
+    Args:
+        state: Keys as in open_clip's checkpoints, or OpenAI's archive with three sizes beside them.
+        preprocessing: As for `CLIPPairs`.
+        config: As `open_clip.get_model_config` gives it.
+        name: Of the weights, for errors.
+
+    Raises:
+        DimoError: Keys or shapes that do not fit; unknown preprocessing.
+    """
+    with torch.device("meta"):  # nothing is drawn that is overwritten anyway
+        network = open_clip.CLIP(**config)
+    network = network.to_empty(device="cpu")
+    load_state_dict(network, state, name=name, ignore=_OPENAI_SIZES)
+    length = network.context_length
+    network.attn_mask = torch.full((length, length), -torch.inf).triu(1)  # is in no state dict
+    side = int(config["vision_cfg"]["image_size"])
+    pairs = CLIPPairs(network.eval(), preprocessing, side=side, context_length=length)
+    return pairs.requires_grad_(False)
+
+
+def _parts(items: Iterable[T]) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while part := list(islice(iterator, _FORWARD)):
+        yield part
+
+
+def _stacked(parts: Iterator[Tensor]) -> npt.NDArray[np.float32]:
+    return np.concatenate([part.float().cpu().numpy() for part in parts])

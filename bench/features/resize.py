@@ -5,7 +5,9 @@ Numbers of two resizers do not compare: clean-fid's README has FID 2.83 with `le
 """
 
 __all__ = [
+    "PREPROCESSINGS",
     "Resizer",
+    "central_square",
     "pil_bicubic",
     "pil_bicubic_bytes",
     "pil_bicubic_floor",
@@ -24,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
+from dimo.errors import DimoError, unknown_name
 
 Resizer: TypeAlias = Callable[[Tensor, int], Tensor]
 _Pixels: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
@@ -89,6 +93,49 @@ def pil_bicubic_bytes(images: Tensor, side: int) -> Tensor:
     target = np.empty((len(images), side, side, 3), dtype=np.uint8)
     _in_threads(one, images.permute(0, 2, 3, 1).contiguous().cpu().numpy(), target)
     return torch.from_numpy(target).permute(0, 3, 1, 2).float().to(images.device)
+
+
+# How CLIP's image reaches its size: on bytes by Pillow; as a float tensor, antialiased or not.
+# torchvision antialiases tensors since 0.17 only, so that one call stands for the last two.
+PREPROCESSINGS = ("pil", "tensor-antialias", "tensor-noaa")
+
+
+def central_square(pixels: npt.NDArray[np.uint8], side: int, preprocessing: str) -> Tensor:
+    """The image resized until its shorter side fits, and its central square: [3, S, S].
+
+    Args:
+        pixels: uint8 [H, W, 3].
+        side: S.
+        preprocessing: One of `PREPROCESSINGS`, bicubic all.
+
+    Returns:
+        float32, 0 to 1; as a tensor's bicubic overshoots and is not clipped, a little beyond.
+
+    Raises:
+        DimoError: Unknown preprocessing, or pixels of another shape or type.
+    """
+    if preprocessing not in PREPROCESSINGS:
+        raise unknown_name("preprocessing", preprocessing, PREPROCESSINGS)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise DimoError(
+            f"image is {pixels.dtype} {list(pixels.shape)}; allowed: uint8 [H, W, 3]; convert it"
+        )
+    height, width = pixels.shape[:2]
+    short = min(height, width)
+    height, width = side * height // short, side * width // short
+    if preprocessing == "pil":
+        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        levels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
+    else:
+        levels = F.interpolate(
+            torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255,
+            size=(height, width),
+            mode="bicubic",
+            align_corners=False,
+            antialias=preprocessing == "tensor-antialias",
+        )[0]
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    return levels[:, top : top + side, left : left + side]
 
 
 def _pil_resize(image: Image.Image, side: int) -> _Pixels:

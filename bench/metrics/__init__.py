@@ -3,22 +3,28 @@
 __all__ = [
     "CMMD",
     "PRDC",
+    "HPSSummary",
     "InceptionScore",
     "KernelDistance",
     "ManifoldMembership",
     "class_accuracy",
     "class_hits",
     "cmmd",
+    "cosines",
     "coverage_ceiling",
     "frechet_distance",
+    "hps_summary",
     "inception_score",
     "kernel_distance",
     "manifold_membership",
     "prdc",
+    "scaled_cosines",
 ]
 
 from bench.metrics.class_accuracy import class_accuracy, class_hits
+from bench.metrics.clip_score import cosines, scaled_cosines
 from bench.metrics.frechet import frechet_distance
+from bench.metrics.hps import HPSSummary, hps_summary
 from bench.metrics.inception_score import InceptionScore, inception_score
 from bench.metrics.kernel import CMMD, KernelDistance, cmmd, kernel_distance
 from bench.metrics.prdc import (

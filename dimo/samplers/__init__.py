@@ -7,6 +7,7 @@ __all__ = ["SAMPLERS"]
 
 from dimo.samplers.confidence import sample_confidence
 from dimo.samplers.halton import sample_halton
+from dimo.samplers.meissonic import sample_meissonic
 from dimo.samplers.random_order import sample_random
 from dimo.samplers.tau_leaping import sample_tau_leaping
 from dimo.samplers.theta_trapezoidal import sample_theta_trapezoidal
@@ -17,6 +18,7 @@ SAMPLERS: dict[str, Sampler] = {
     "confidence": sample_confidence,
     "random": sample_random,
     "halton": sample_halton,
+    "meissonic": sample_meissonic,
     "tau_leaping": sample_tau_leaping,
     "theta_trapezoidal": sample_theta_trapezoidal,
 }

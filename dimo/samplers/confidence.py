@@ -1,6 +1,8 @@
 """Confidence-ordered parallel decoding of MaskGIT (Chang et al., arXiv 2202.04200, sec. 3.2)."""
 
-__all__ = ["sample_confidence"]
+__all__ = ["sample_by_confidence", "sample_confidence"]
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -47,14 +49,54 @@ def sample_confidence(
     Raises:
         DimoError: A setting or label out of range, an unknown schedule.
     """
+    return sample_by_confidence(
+        model,
+        condition,
+        noise,
+        counts=tokens_per_step(mask_schedule, num_steps, model.num_tokens),
+        guidance=lambda progress: 1 + (guidance_scale - 1) * progress,
+        temperature=temperature,
+        choice_temperature=choice_temperature,
+        unconditional=unconditional,
+        callback=callback,
+    )
+
+
+def sample_by_confidence(
+    model: MaskedModel,
+    condition: Tensor,
+    noise: ImageNoise,
+    *,
+    counts: Sequence[int],
+    guidance: Callable[[float], float],
+    temperature: float,
+    choice_temperature: float,
+    unconditional: MaskedModel | None = None,
+    callback: Callback | None = None,
+) -> Samples:
+    """As `sample_confidence`, revealing `counts[i]` tokens at step i.
+
+    Args:
+        model: Masked model in eval mode.
+        condition: [B] int64 labels.
+        noise: The images' random numbers.
+        counts: Positive numbers that sum to L.
+        guidance: Progress, from 0 at the first step to 1 at the last -> guidance scale.
+        temperature: Divides the logits; 1 = as trained.
+        choice_temperature: Of the confidence noise at the first step; 0 = none.
+        unconditional: As in `sample_confidence`.
+        callback: Called after each step with its number (from 0) and the tokens [B, L].
+
+    Raises:
+        DimoError: A setting or label out of range.
+    """
     if choice_temperature < 0:
         raise DimoError(f"choice temperature {choice_temperature:g} is negative; 0 is no noise")
-    counts = tokens_per_step(mask_schedule, num_steps, model.num_tokens)
     predict = Predictor(model, condition, noise, unconditional)
     tokens, masked = predict.all_masked(), model.num_tokens
     for step, count in enumerate(counts):
-        progress = progress_of(step, num_steps)
-        scale = 1 + (guidance_scale - 1) * progress
+        progress = progress_of(step, len(counts))
+        scale = guidance(progress)
         positions = masked_positions(tokens == model.mask_token_id, masked)  # [B, K]
         log_p = predict(tokens, step, positions, guidance_scale=scale, temperature=temperature)
         proposal = draw_tokens(log_p, noise, f"sample/tokens/{step}", positions)  # [B, K]
@@ -68,4 +110,4 @@ def sample_confidence(
         masked -= count
         if callback is not None:
             callback(step, tokens)
-    return Samples(tokens=tokens, nfe=predict.nfe, token_counts=counts)
+    return Samples(tokens=tokens, nfe=predict.nfe, token_counts=list(counts))

@@ -25,6 +25,8 @@ KINDS = {
     "maskgit": DistillRecipe,
     "maskgit-official": DistillRecipe,
     "halton": DistillRecipe,
+    "meissonic": DistillRecipe,
+    "meissonic-official": DistillRecipe,
     "digits-di4c": Di4CRecipe,
     "digits-di4c-d": Di4CRecipe,
     "digits-sdtt": SDTTRecipe,

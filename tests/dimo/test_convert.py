@@ -28,6 +28,8 @@ from dimo.weights import (
     state_sha256,
 )
 
+TEXTS = (".yaml", ".json", ".txt")  # official files that are not weights
+
 # network, golden file, container of the trainer that writes it, name it is published under
 LAYOUTS = {
     "maskgit": (MaskGIT, "maskgit_v1_transformer.official.pth", None, "net.pth"),
@@ -206,7 +208,10 @@ def test_a_whole_official_file_is_found_in_order(row, tmp_path):
 
 def test_every_transformer_and_tokenizer_has_its_network():
     extractors = {"inception", "inception-torchscript", "dinov2-vit-l-14", "clip-vit-l-14-336"}
-    assert set(OFFICIAL) - extractors - {"maskgit-vqgan", "maskgit-vqgan-config"} == set(_NETWORKS)
+    extractors |= {"hps-v2.0", "hps-v2.1"}
+    elsewhere = {"maskgit-vqgan", "meissonic-vq", "meissonic-text"}  # by their own configuration
+    texts = {name for name, row in OFFICIAL.items() if row.path.endswith(TEXTS)}
+    assert set(OFFICIAL) - extractors - elsewhere - texts == set(_NETWORKS)
     with torch.device("meta"):
         sizes = {
             name: sum(p.numel() for p in net().parameters()) for name, net in _NETWORKS.items()
@@ -296,8 +301,9 @@ def test_what_is_fetched_or_converted_is_found(name, tmp_path):
     assert [other for other in OFFICIAL if find(other, tmp_path)] == [name]
     converted = path.with_suffix(".safetensors")
     converted.write_bytes(b"converted")
-    assert locate(name, tmp_path) == (path if path.suffix == ".yaml" else converted)
-    assert name_of(converted) == (None if path.suffix == ".yaml" else name)
+    is_text = path.suffix in TEXTS
+    assert locate(name, tmp_path) == (path if is_text else converted)
+    assert name_of(converted) == (None if is_text else name)
 
 
 def test_no_two_files_lie_at_one_place(tmp_path):

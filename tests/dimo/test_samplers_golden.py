@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import Tensor
 
+from dimo.masking import tokens_per_step
 from dimo.models.di4c import Di4CStudent
 from dimo.models.halton import HaltonMaskGIT
 from dimo.models.maskgit import MaskGIT
 from dimo.rng import ImageNoise
-from dimo.samplers.confidence import sample_confidence
+from dimo.samplers.confidence import sample_by_confidence, sample_confidence
 from dimo.samplers.halton import halton_order, sample_halton, temperature_between
+from dimo.samplers.meissonic import sample_meissonic
 from dimo.samplers.predictor import Predictor
 
 # name in the manifest -> our decoding schedule; di4c changed the rule, not the name
@@ -204,3 +207,57 @@ def test_inverse_temperature_is_linear_between_first_and_last():
     """Halton-MaskGIT multiplies logits by linspace(1, 1.2, steps)."""
     found = [temperature_between(1.0, 1 / 1.2, i / 4) for i in range(5)]
     assert found == pytest.approx([1 / (1 + 0.05 * i) for i in range(5)])
+
+
+class Replay:
+    """A model that gives the recorded logits of one step after the other, as it is asked."""
+
+    num_tokens, num_classes, codebook_size, mask_token_id, hidden_dim = 16, 2, 12, 99, 1
+
+    def __init__(self, logits):
+        self.logits = iter(logits.flatten(3).transpose(2, 3))  # [steps, B, L, V]
+
+    def __call__(self, tokens, labels):
+        assert labels.tolist() == [0, 1]
+        return next(self.logits)
+
+
+def _meissonic_run(golden_arrays, prefix):
+    data = golden_arrays("meissonic_scheduler")
+    return {k.split("/")[1]: v for k, v in data.items() if k.startswith(f"{prefix}/")}
+
+
+@pytest.mark.parametrize("prefix", ["cosine_6", "linear_4"])
+def test_meissonic_runs_are_reproduced(golden_arrays, prefix):
+    arrays = _meissonic_run(golden_arrays, prefix)
+    steps = len(arrays["sample_in"])
+    history = []
+    noise = Recorded(0, torch.arange(2), arrays["multinomial"], arrays["confidence_noise"].double())
+    noise.choice[-1] = 0  # none is drawn at the last step
+    settings = {"choice_temperature": 2.0, "callback": lambda step, x: history.append(x)}
+    if prefix == "cosine_6":
+        run = partial(sample_meissonic, num_steps=steps, **settings)
+    else:
+        fixed = {"counts": [4] * 4, "guidance": lambda progress: 1.0, "temperature": 1.0}
+        run = partial(sample_by_confidence, **fixed, **settings)
+    labels = torch.tensor([0, 1])
+    found = run(Replay(arrays["model_output"]), labels, noise)
+    assert torch.equal(torch.stack(history), arrays["prev_sample"].flatten(2))
+    masked = (torch.stack(history) == 99).sum(-1)
+    assert torch.equal(masked, arrays["mask_len"].long())
+    assert torch.equal(found.tokens, history[-1])
+    # the noise decides
+    history.clear()
+    noise = Recorded(0, torch.arange(2), arrays["multinomial"], noise.choice.roll(1, dims=0))
+    run(Replay(arrays["model_output"]), labels, noise)
+    assert not torch.equal(torch.stack(history), arrays["prev_sample"].flatten(2))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 12, 16, 32, 48, 64])
+def test_meissonic_counts_are_floored_in_float32(golden, steps):
+    content = json.loads((golden / "meissonic_scheduler.data.json").read_text())
+    left = content["schedules"]["cosine"][str(steps)]["masked_after_step"]
+    counts = tokens_per_step("cosine-amused", steps, 4096)
+    assert [4096 - sum(counts[: step + 1]) for step in range(steps)] == left
+    if steps == 3:
+        assert left[1] == 2047  # exactly, cos(pi / 3) is a half: 2048

@@ -16,7 +16,14 @@ from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.official import OFFICIAL
 from dimo.runs import distill
 from dimo.students import PUBLISHED_STUDENTS, StudentConfig, find_student, save_student
-from dimo.teachers import TEACHERS, get_teacher, load_model, load_student, load_teacher
+from dimo.teachers import (
+    TEACHERS,
+    get_teacher,
+    load_model,
+    load_student,
+    load_teacher,
+    make_network,
+)
 from dimo.weights import ASSETS
 
 CPU = torch.device("cpu")
@@ -27,9 +34,9 @@ def test_a_row_agrees_with_its_network(name):
     row = TEACHERS[name]
     assert row.name == name
     with torch.device("meta"):
-        network = row.architecture(**row.network)
+        network = make_network(row)
     assert network.num_tokens == row.num_tokens
-    assert network.num_classes == row.num_classes
+    assert row.num_classes == (0 if row.text else network.num_classes)
     for weights in row.weights.values():
         assert weights in OFFICIAL or (ASSETS / weights).is_file()
     own = row.defaults
@@ -54,6 +61,7 @@ def test_the_settings_of_the_sources():
         "halton-small": 2.0,
         "halton-base": 1.7,
         "halton-large": 1.5,
+        "meissonic": 9.0,
     }
     maskgit, halton = TEACHERS["maskgit"], TEACHERS["halton-base"]
     assert (maskgit.label_smoothing, halton.label_smoothing) == (0.1, 0.0)

@@ -1,0 +1,111 @@
+"""CLIP's text encoder with its projection, of an official folder. The one door to transformers."""
+
+__all__ = ["CLIPText"]
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from dimo.errors import DimoError
+from dimo.models.text import TextFeatures
+
+LENGTH = 77  # tokens, what CLIP was trained on
+
+
+class CLIPText:
+    """Texts -> states of the last layer but one [B, 77, D], and the projected last token [B, P].
+
+    As Meissonic was trained: padded to 77 tokens, all of which are read, and cut off after them.
+
+    Args:
+        model: transformers' `CLIPTextModelWithProjection`.
+        tokenizer: Its tokenizer.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer, self.device = tokenizer, torch.device("cpu")
+
+    @classmethod
+    def from_official(cls, path: str | os.PathLike[str]) -> Self:
+        """Loads the encoder without asking the network for anything.
+
+        Args:
+            path: Its weights file in the folder `text_encoder` of a diffusers snapshot; the folder
+                `tokenizer` lies beside that folder.
+
+        Raises:
+            DimoError: transformers is not installed, a file is missing or damaged, or its keys or
+                shapes do not fit.
+        """
+        try:
+            import transformers
+        except ImportError as error:
+            raise DimoError(
+                f"text-to-image needs the package {error.name or 'transformers'}; install it with: "
+                "pip install 'dimo[t2i]'"
+            ) from None
+        folder = Path(path).parent
+        tokenizer_folder = folder.parent / "tokenizer"
+        for needed in (
+            folder / "config.json",
+            Path(path),
+            *(tokenizer_folder / name for name in ("vocab.json", "merges.txt")),
+        ):
+            if not needed.is_file():
+                raise DimoError(
+                    f"no {needed.name} in {needed.parent}; give a whole snapshot of the model, "
+                    "with its folders text_encoder and tokenizer"
+                )
+        verbosity = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        try:
+            tokenizer = transformers.CLIPTokenizer.from_pretrained(
+                tokenizer_folder, local_files_only=True
+            )
+            model, found = transformers.CLIPTextModelWithProjection.from_pretrained(
+                folder,
+                local_files_only=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # they are reported below, with the rest
+            )
+        except Exception as error:  # a damaged file raises anything
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DimoError(
+                f"cannot read text encoder {folder}: {reason}; fetch it again"
+            ) from error
+        finally:
+            transformers.logging.set_verbosity(verbosity)
+        kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+        wrong = [
+            f"{len(found[kind])} {kind} ({min(map(str, found[kind]))})"
+            for kind in kinds
+            if found[kind]
+        ]
+        if wrong:
+            raise DimoError(
+                f"text encoder {folder} does not fit its config.json: {', '.join(wrong)}; "
+                "fetch it again"
+            )
+        return cls(model, tokenizer)
+
+    def to(self, device: torch.device) -> Self:
+        """Moves the weights; returns the encoder."""
+        self.model, self.device = self.model.to(device), device
+        return self
+
+    def __call__(self, texts: Sequence[str]) -> TextFeatures:
+        ids = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=LENGTH,
+            return_tensors="pt",
+        ).input_ids
+        out = self.model(ids.to(self.device), output_hidden_states=True)
+        return TextFeatures(out.hidden_states[-2], out.text_embeds)

@@ -1,0 +1,285 @@
+"""Text conditions behind the interface of class labels: a label is the index of a prompt.
+
+Engine, samplers and objective know labels [B] in 0..num_classes-1. `TextConditioned` lets them
+drive a network that wants encoded text; prompts are encoded when they are asked for.
+"""
+
+__all__ = [
+    "MAX_PROMPT_LENGTH",
+    "Conditions",
+    "Prompts",
+    "TextConditioned",
+    "TextEncoder",
+    "TextFeatures",
+    "TextNetwork",
+    "ZeroText",
+    "prompts_from_file",
+]
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from dimo.errors import DimoError
+
+MAX_PROMPT_LENGTH = 1000  # characters; no text encoder in use reads that far
+_ROWS = 8  # prompts that are encoded at once, always: another number has other last bits
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Encoded prompts: states [B, T, D] of their tokens, and one pooled vector [B, P] each."""
+
+    states: Tensor
+    pooled: Tensor
+
+
+class TextEncoder(Protocol):
+    """Texts -> features, row by row, on the encoder's device."""
+
+    def __call__(self, texts: Sequence[str]) -> TextFeatures:
+        """Encodes each text by itself, cut off or padded to one length."""
+
+    def to(self, device: torch.device) -> "TextEncoder":
+        """Moves the weights; returns the encoder."""
+
+
+class TextNetwork(Protocol):
+    """A network as `dimo.models.MaskedModel`, with encoded text in place of a label.
+
+    `depth` is its number of blocks, and `block_tokens` what is between them: tokens of one image.
+    """
+
+    codebook_size: int
+    num_tokens: int
+    hidden_dim: int
+    mask_token_id: int
+    takes_positions: bool
+    depth: int
+    block_tokens: int
+
+    def __call__(self, tokens: Tensor, text: TextFeatures, **inputs: Any) -> Tensor:
+        """Logits [B, L, V'] of tokens [B, L]."""
+
+
+class Conditions(Protocol):
+    """A numbered list of conditions, with the prompt of each, and the hash of them all."""
+
+    prompts: Sequence[str]
+    sha256: str
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, labels: Tensor, drop: Tensor | None) -> TextFeatures:
+        """Features of conditions `labels` [B]; where drop [B] is True, those of no condition."""
+
+
+class Prompts:
+    """Prompts with their encoder; shared by all networks of a run, also through `copy.deepcopy`.
+
+    Args:
+        encoder: Texts -> features.
+        prompts: One condition each.
+        negative_prompt: Stands for no condition.
+        cache_size: Prompts whose features are kept; those of a batch always are until the next.
+
+    Attributes:
+        sha256: Of the prompts and the negative one.
+
+    Raises:
+        DimoError: No prompts.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        prompts: Sequence[str],
+        *,
+        negative_prompt: str = "",
+        cache_size: int = 256,
+    ) -> None:
+        if not prompts:
+            raise DimoError("there is no prompt; give one or more")
+        self.encoder, self.prompts, self.negative_prompt = encoder, prompts, negative_prompt
+        self.cache_size = cache_size
+        self._cache: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()  # -1 = negative prompt
+        digest = hashlib.sha256(negative_prompt.encode())
+        for prompt in prompts:
+            digest.update(b"\n" + prompt.encode())
+        self.sha256 = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def to(self, device: torch.device) -> Self:
+        """Moves the encoder; returns the prompts."""
+        self.encoder = self.encoder.to(device)
+        self._cache.clear()
+        return self
+
+    def __call__(self, labels: Tensor, drop: Tensor | None) -> TextFeatures:
+        wanted = labels if drop is None else labels.masked_fill(drop, -1)
+        numbers: list[int] = wanted.tolist()
+        self._fill(list(dict.fromkeys(numbers)))
+        states, pooled = zip(*(self._cache[number] for number in numbers), strict=True)
+        features = TextFeatures(
+            torch.stack(states).to(labels.device), torch.stack(pooled).to(labels.device)
+        )
+        while len(self._cache) > self.cache_size:
+            self._cache.popitem(last=False)
+        return features
+
+    def _fill(self, numbers: list[int]) -> None:
+        for number in numbers:
+            if number in self._cache:
+                self._cache.move_to_end(number)
+        new = [number for number in numbers if number not in self._cache]
+        for start in range(0, len(new), _ROWS):
+            part = new[start : start + _ROWS]
+            texts = [self._text(number) for number in part]
+            # outside autocast and the graph, so that features do not depend on who asks first
+            with (
+                torch.no_grad(),
+                torch.autocast("cuda", enabled=False),
+                torch.autocast("cpu", enabled=False),
+            ):
+                found = self.encoder([*texts, *texts[-1:] * (_ROWS - len(texts))])
+            for row, number in enumerate(part):
+                self._cache[number] = (found.states[row].clone(), found.pooled[row].clone())
+
+    def _text(self, number: int) -> str:
+        return self.negative_prompt if number < 0 else self.prompts[number]
+
+
+class ZeroText:
+    """One condition that is all zeros, in the shape of real ones: to count what a network takes."""
+
+    prompts: Sequence[str] = ("",)
+    sha256 = ""
+
+    def __init__(self, length: int, states_dim: int, pooled_dim: int) -> None:
+        self.shape, self.pooled_dim = (length, states_dim), pooled_dim
+
+    def __len__(self) -> int:
+        return 1
+
+    def __call__(self, labels: Tensor, drop: Tensor | None) -> TextFeatures:
+        return TextFeatures(
+            torch.zeros(len(labels), *self.shape, device=labels.device),
+            torch.zeros(len(labels), self.pooled_dim, device=labels.device),
+        )
+
+
+class TextConditioned(nn.Module):
+    """A text-conditioned network as a `dimo.models.MaskedModel`; its labels number `conditions`.
+
+    Its state dict is that of the network alone.
+
+    Args:
+        network: Wants encoded text.
+        conditions: What the labels stand for.
+    """
+
+    def __init__(self, network: nn.Module, conditions: Conditions) -> None:
+        super().__init__()
+        about: Any = network
+        self.network: Any = network
+        self.conditions = conditions
+        self.num_classes = len(conditions)
+        self.codebook_size: int = about.codebook_size
+        self.mask_token_id: int = about.mask_token_id
+        self.num_tokens: int = about.num_tokens
+        self.hidden_dim: int = about.hidden_dim
+        self.takes_positions: bool = about.takes_positions
+        self.depth: int = about.depth
+        self.block_tokens: int = about.block_tokens
+
+    def embedding_parameters(self) -> list[Tensor]:
+        """What distillation keeps frozen, see the network."""
+        found: list[Tensor] = self.network.embedding_parameters()
+        return found
+
+    def forward(
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        *,
+        drop: Tensor | None = None,
+        embedding_noise: float = 0.0,
+        noise: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, L, V'], or [B, K, V'] at positions [B, K]; see `dimo.models.MaskedModel`.
+
+        Args:
+            tokens: [B, L] int64.
+            labels: [B] int64 numbers of conditions.
+            drop: [B] bool, True = no condition, for which the negative prompt stands.
+            embedding_noise: sigma.
+            noise: [B, L, hidden_dim] standard normal.
+            positions: [B, K] int64.
+        """
+        inputs: dict[str, Any] = {} if positions is None else {"positions": positions}
+        text = self.conditions(labels, drop)
+        logits: Tensor = self.network(
+            tokens, text, embedding_noise=embedding_noise, noise=noise, **inputs
+        )
+        return logits
+
+    def state_dict(  # type: ignore[override]
+        self, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The network's, under its own names."""
+        found: dict[str, Any] = self.network.state_dict(*args, **kwargs)
+        return found
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As the network's."""
+        return self.network.load_state_dict(*args, **kwargs)
+
+
+def prompts_from_file(path: str | PathLike[str]) -> list[str]:
+    """Prompts of a UTF-8 text file, one a line; spaces around them and empty lines are left out.
+
+    Raises:
+        DimoError: No such file, not UTF-8, no prompt, one that is too long or comes twice.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise DimoError(
+            f"cannot read prompts {path}: {error.strerror}; give a text file, one prompt a line"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DimoError(
+            f"prompts {path} are not UTF-8: {error.reason}; save them as UTF-8"
+        ) from None
+    first: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        prompt = line.strip()
+        if len(prompt) > MAX_PROMPT_LENGTH:
+            raise DimoError(
+                f"{path} line {number} has {len(prompt):,} characters; allowed are "
+                f"{MAX_PROMPT_LENGTH:,}; shorten or remove it"
+            )
+        if prompt in first:
+            raise DimoError(
+                f"{path} line {number} repeats line {first[prompt]}; a prompt may come once; "
+                "remove one of them"
+            )
+        if prompt:
+            first[prompt] = number
+    if not first:
+        raise DimoError(f"prompts {path} hold no prompt; write one or more, one a line")
+    return list(first)
