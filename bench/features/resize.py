@@ -9,6 +9,7 @@ __all__ = [
     "pil_bicubic",
     "pil_bicubic_bytes",
     "pil_bicubic_floor",
+    "pil_central_square",
     "tf1_bilinear",
     "torch_bicubic",
     "torch_bilinear",
@@ -89,6 +90,21 @@ def pil_bicubic_bytes(images: Tensor, side: int) -> Tensor:
     target = np.empty((len(images), side, side, 3), dtype=np.uint8)
     _in_threads(one, images.permute(0, 2, 3, 1).contiguous().cpu().numpy(), target)
     return torch.from_numpy(target).permute(0, 3, 1, 2).float().to(images.device)
+
+
+def pil_central_square(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    """CLIP's: the shorter side to `side`, antialiased and on bytes, then the central square.
+
+    Args:
+        image: uint8 [H, W, 3] of any size.
+        side: Height and width of what is returned.
+    """
+    height, width = image.shape[:2]
+    short = min(height, width)
+    size = (side * width // short, side * height // short)
+    resized = np.asarray(Image.fromarray(image).resize(size, resample=Image.Resampling.BICUBIC))
+    left, top = (round((length - side) / 2) for length in size)
+    return resized[top : top + side, left : left + side]
 
 
 def _pil_resize(image: Image.Image, side: int) -> _Pixels:
