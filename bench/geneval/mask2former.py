@@ -216,12 +216,15 @@ def load_mask2former(folder: Path) -> Any:
             "Mask2Former needs the package 'transformers'; install it with: pip install 'dimo[t2i]'"
         ) from error
     try:
-        network, report = Mask2FormerForUniversalSegmentation.from_pretrained(
+        loaded: Any = Mask2FormerForUniversalSegmentation.from_pretrained(
             folder, local_files_only=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DimoError(f"cannot load Mask2Former from {folder}: {reason}") from error
+    except Exception as error:  # damaged files and foreign configurations raise many types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DimoError(
+            f"cannot load Mask2Former from {folder}: {reason}; fetch the folder again"
+        ) from error
+    network, report = loaded
     lacking = sorted(report["missing_keys"])
     if lacking:
         raise DimoError(

@@ -211,7 +211,9 @@ def train_scene_network(
     torch.manual_seed(seed)
     network = SceneNetwork().train()
     with torch.no_grad():
-        network.heads.bias[: len(SHAPES)] = -4.0  # most cells have no shape
+        bias = network.heads.bias
+        assert bias is not None
+        bias[: len(SHAPES)] = -4.0  # most cells have no shape
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=weight_decay)
     for step in range(steps):
         index = torch.arange(step * batch_size, (step + 1) * batch_size)
