@@ -1,10 +1,20 @@
 """What is known of metrics and feature extractors apart from any protocol; no heavy imports."""
 
-__all__ = ["ANY", "EXTRACTORS", "METRICS", "ExtractorKind", "MetricKind"]
+__all__ = [
+    "ANY",
+    "DETECTORS",
+    "EXTRACTORS",
+    "METRICS",
+    "NONE",
+    "DetectorKind",
+    "ExtractorKind",
+    "MetricKind",
+]
 
 from dataclasses import dataclass
 
 ANY = "any"  # in place of a SHA-256: whatever file is given; its hash is recorded
+NONE = "none"  # name of the extractor or the reference of a protocol that needs none
 
 
 @dataclass(frozen=True)
@@ -14,11 +24,13 @@ class MetricKind:
     Attributes:
         label: Column heading in tables.
         higher_is_better: Direction; a protocol must state the same.
-        needs: Output of the extractor it is computed from: "features", "logits" or "spatial".
+        needs: Output of the extractor it is computed from: "features", "logits" or "spatial"; or
+            "detections", which a detector gives.
         compares_with: Of the reference: its "statistics" (Frechet distances), its "samples", or
             nothing.
         params: Names of the integers that a protocol must give.
         optional: Names of the integers that it may give, all of them or none.
+        tag: Of the prompts whose images it is about; empty: all.
     """
 
     label: str
@@ -27,6 +39,7 @@ class MetricKind:
     compares_with: str = ""
     params: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    tag: str = ""
 
 
 _BLOCKS = ("blocks", "block_size", "seed")
@@ -58,6 +71,18 @@ METRICS: dict[str, MetricKind] = {
     ),
     "cmmd": MetricKind("CMMD", higher_is_better=False, compares_with="samples"),
     "class_accuracy": MetricKind("Acc.", higher_is_better=True, needs="logits"),
+    "geneval": MetricKind("GenEval", higher_is_better=True, needs="detections"),
+    **{
+        f"geneval_{tag}": MetricKind(label, higher_is_better=True, needs="detections", tag=tag)
+        for tag, label in (
+            ("single_object", "Single"),
+            ("two_object", "Two"),
+            ("counting", "Counting"),
+            ("colors", "Colors"),
+            ("position", "Position"),
+            ("color_attr", "Attribution"),
+        )
+    },
 }
 
 
@@ -101,4 +126,27 @@ EXTRACTORS: dict[str, ExtractorKind] = {
         "ViT-L-14-336px.pt, https://openaipublic.azureedge.net/clip/models/"
         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/",
     ),
+}
+
+
+@dataclass(frozen=True)
+class DetectorKind:
+    """A detector of objects.
+
+    Attributes:
+        weights: The official files and where they are; empty: shipped with dimo, or none at all.
+        reads_results: Whether it is not run here, but the file with its verdicts is read.
+    """
+
+    weights: str = ""
+    reads_results: bool = False
+
+
+DETECTORS: dict[str, DetectorKind] = {
+    "mmdet-mask2former-swin-s": DetectorKind(reads_results=True),
+    "hf-mask2former-swin-s": DetectorKind(
+        "the folder of facebook/mask2former-swin-small-coco-instance, and in it OpenAI's "
+        "ViT-L-14.pt",
+    ),
+    "scenes-detector": DetectorKind(),
 }

@@ -5,9 +5,11 @@ their protocols have the same `protocol_sha256`. Each key is explained in `proto
 """
 
 __all__ = [
+    "Detector",
     "Extractor",
     "Images",
     "Metric",
+    "Prompts",
     "Protocol",
     "Reference",
     "Seeds",
@@ -20,15 +22,14 @@ __all__ = [
 ]
 
 import os
-import re
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.catalog import ANY, EXTRACTORS, METRICS
+from bench.catalog import ANY, METRICS, NONE
 from bench.paths import data_dir
+from bench.protocol_checks import contradictions
 from dimo.errors import DimoError, unknown_name
 from dimo.files import sha256_bytes
 from dimo.strict import Origin, canonical_json, decode, encode
@@ -42,18 +43,19 @@ class Images:
     """The images to score.
 
     Attributes:
-        resolution: Height and width in pixels.
+        resolution: Height and width in pixels; zeros, with prompts only: any.
         channels: 1 or 3.
         num_images: How many images a row of the table stands on.
-        labels: `"balanced"`: image i has the label `i % num_classes`.
-        num_classes: Number of class labels.
+        labels: `"balanced"`: image i has the label `i % num_classes`. `"prompts"`: the labels are
+            the numbers of the prompts, and as many images have each.
+        num_classes: Number of class labels or prompts.
         uint8: How a value in [0, 255] becomes a byte: to the nearest, or cut off.
     """
 
     resolution: tuple[int, int]
     channels: int
     num_images: int
-    labels: Literal["balanced"]
+    labels: Literal["balanced", "prompts"]
     num_classes: int
     uint8: Literal["round", "floor"]
 
@@ -118,6 +120,47 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """The prompts that images are made from.
+
+    Attributes:
+        name: An embedded list, or the name of the official file.
+        sha256: Of the list in the official form: a line of JSON a prompt (`bench.geneval.prompts`).
+        images_per_prompt: How many images show each.
+        tags: How many prompts there are of each tag.
+    """
+
+    name: str
+    sha256: str
+    images_per_prompt: int
+    tags: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """What says which objects are on an image, and in which colours.
+
+    Attributes:
+        name: Of `DETECTORS`.
+        sha256: Of its weights file, or `"any"`.
+        colors: What tells colours apart, in words.
+        colors_sha256: Of its weights file, or `"any"`; empty where it has none.
+        accuracy: Share of right verdicts on images whose contents are known, by tag; empty: not
+            known.
+    """
+
+    name: str
+    sha256: str
+    colors: str
+    colors_sha256: str = ""
+    accuracy: dict[str, float] = field(default_factory=dict)
+
+
+_NO_EXTRACTOR = Extractor(NONE, ANY)
+_NO_REFERENCE = Reference(NONE, ANY, 0)
+
+
+@dataclass(frozen=True)
 class Uncertainty:
     """The bootstrap: number of resamples, seed, and level of the interval (0.95 for 95 %)."""
 
@@ -128,7 +171,11 @@ class Uncertainty:
 
 @dataclass(frozen=True)
 class Protocol:
-    """One benchmark. `metrics` are in the order in which tables show them."""
+    """One benchmark. `metrics` are in the order in which tables show them.
+
+    Metrics that a detector decides need `prompts` and `detector`, the others `extractor` and, most
+    of them, `reference`; what no metric needs is left out of the file.
+    """
 
     format: int
     name: str
@@ -137,10 +184,12 @@ class Protocol:
     paper: str
     images: Images
     seeds: Seeds
-    extractor: Extractor
-    reference: Reference
     metrics: tuple[Metric, ...]
     uncertainty: Uncertainty
+    extractor: Extractor = _NO_EXTRACTOR
+    reference: Reference = _NO_REFERENCE
+    prompts: Prompts | None = None
+    detector: Detector | None = None
 
 
 def load_protocol(name_or_path: str | os.PathLike[str]) -> Protocol:
@@ -165,17 +214,21 @@ def protocol_sha256(protocol: Protocol) -> str:
     does not give it, or old results would lose their protocol.
     """
     content = encode(protocol)
-    for name, default in (("extractor", Extractor("", "")), ("reference", Reference("", "", 0))):
-        content[name] = {
-            key: value
-            for key, value in content[name].items()
-            if key in ("name", "sha256", "count") or value != getattr(default, key)
-        }
+    for name in ("extractor", "reference", "prompts", "detector"):
+        part, table = getattr(protocol, name), content.pop(name)
+        if part not in (None, _NO_EXTRACTOR, _NO_REFERENCE):
+            content[name] = {k: v for k, v in table.items() if v != _default(part, k)}
     content["metrics"] = [
         {"name": metric.name, "higher_is_better": metric.higher_is_better, **metric.params}
         for metric in protocol.metrics
     ]
     return sha256_bytes(canonical_json(content).encode())
+
+
+def _default(part: Any, key: str) -> Any:
+    """What a key of a table is where the file leaves it out; MISSING if it may not."""
+    found = next(f for f in fields(part) if f.name == key)
+    return found.default if found.default_factory is MISSING else found.default_factory()
 
 
 def protocol_text(name_or_path: str | os.PathLike[str]) -> str:
@@ -212,7 +265,7 @@ def validate_file(path: str | os.PathLike[str]) -> Protocol:
             for index, table in enumerate(data["metrics"])
         ]
     protocol = decode(Protocol, data, origin)
-    problem = next(_contradictions(protocol, Path(path).stem), None)
+    problem = next(contradictions(protocol, Path(path).stem), None)
     if problem is not None:
         raise origin.error(problem)
     return protocol
@@ -265,115 +318,3 @@ def _gather_params(table: Any, path: str, origin: Origin) -> Any:
             raise origin.error(f"'{path}.{key}' must be an integer, not {table[key]!r}")
     gathered = {key: table[key] for key in fields if key in table}
     return gathered | {"params": {key: table[key] for key in params}}
-
-
-def _contradictions(protocol: Protocol, stem: str) -> Iterator[str]:
-    """What is wrong with well-typed values, one line each."""
-    images, seeds, reference = protocol.images, protocol.seeds, protocol.reference
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", protocol.name):
-        yield f"'name' must be lower-case words joined by '-', not {protocol.name!r}"
-    if protocol.name != stem:
-        yield f"'name' is {protocol.name!r} but the file is named {stem!r}; make them the same"
-    for path, value, lowest in (
-        ("version", protocol.version, 1),
-        ("images.resolution", min(images.resolution), 1),
-        ("images.num_images", images.num_images, 2),
-        ("images.num_classes", images.num_classes, 1),
-        ("seeds.report", seeds.report, 0),
-        ("seeds.select", seeds.select, 0),
-        ("seeds.n_select", seeds.n_select, 2),
-        ("reference.count", reference.count, 2),
-        ("reference.statistics_count", reference.statistics_count or 2, 2),
-        ("uncertainty.n_bootstrap", protocol.uncertainty.n_bootstrap, 2),
-        ("uncertainty.seed", protocol.uncertainty.seed, 0),
-    ):
-        if value < lowest:
-            yield f"'{path}' must be at least {lowest}, not {value}"
-    if images.channels not in (1, 3):
-        yield f"'images.channels' must be 1 or 3, not {images.channels}"
-    for path, count in (
-        ("images.num_images", images.num_images),
-        ("seeds.n_select", seeds.n_select),
-    ):
-        if count % images.num_classes:
-            yield (
-                f"'{path}' is {count}, not a multiple of 'images.num_classes' "
-                f"({images.num_classes}), which balanced labels need"
-            )
-    if seeds.report == seeds.select:
-        yield (
-            f"'seeds.select' must differ from 'seeds.report' ({seeds.report}): settings are not "
-            "chosen on the images that are reported"
-        )
-    for path, digest in (
-        ("extractor.sha256", protocol.extractor.sha256),
-        ("reference.sha256", reference.sha256),
-    ):
-        if digest != ANY and not re.fullmatch(r"[0-9a-f]{64}", digest):
-            yield f"'{path}' must be 64 lower-case hex digits or {ANY!r}, not {digest[:80]!r}"
-    if not 0 < protocol.uncertainty.level < 1:
-        yield f"'uncertainty.level' must be between 0 and 1, not {protocol.uncertainty.level}"
-    if not protocol.metrics:
-        yield "'metrics' must name at least one metric"
-    yield from _extractor_contradictions(protocol.extractor)
-    yield from _metric_contradictions(protocol)
-
-
-def _metric_contradictions(protocol: Protocol) -> Iterator[str]:
-    num_images = protocol.images.num_images
-    ranges = {  # of each parameter, both ends included
-        "k": (1, min(num_images, protocol.reference.count) - 1),
-        "splits": (1, num_images),
-        "subsets": (1, 10_000),
-        "subset_size": (2, min(num_images, protocol.reference.count)),
-        "blocks": (1, num_images),
-        "block_size": (2, min(num_images, protocol.reference.count)),
-        "seed": (0, 2**32 - 1),
-    }
-    outputs = EXTRACTORS[protocol.extractor.name].outputs if _is_known(protocol.extractor) else None
-    seen: set[str] = set()
-    for index, metric in enumerate(protocol.metrics):
-        path, kind = f"metrics[{index}]", METRICS[metric.name]
-        if metric.name in seen:
-            yield f"'{path}.name' repeats {metric.name!r}"
-        seen.add(metric.name)
-        if metric.higher_is_better != kind.higher_is_better:
-            right = str(kind.higher_is_better).lower()
-            yield f"'{path}.higher_is_better' must be {right} for {metric.name!r}"
-        if outputs is not None and kind.needs not in outputs:
-            yield (
-                f"'{path}.name' is {metric.name!r}, which needs {kind.needs}; the extractor "
-                f"{protocol.extractor.name!r} gives {', '.join(outputs)}"
-            )
-        used = metric.params.get("blocks", 1) * metric.params.get("block_size", 0)
-        if used > min(num_images, protocol.reference.count):
-            yield (
-                f"'{path}' uses {used} images of each side; there are {num_images} generated "
-                f"and {protocol.reference.count} reference ones"
-            )
-        for key, value in metric.params.items():
-            low, high = ranges[key]
-            if not low <= value <= high:
-                yield f"'{path}.{key}' must be from {low} to {high}, not {value}"
-    neighbours = [metric.params for metric in protocol.metrics if "k" in metric.params]
-    if any(params != neighbours[0] for params in neighbours):
-        yield "'k', 'blocks', 'block_size' and 'seed' must be the same for every metric with a 'k'"
-
-
-def _extractor_contradictions(extractor: Extractor) -> Iterator[str]:
-    if not _is_known(extractor):
-        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", extractor.name):
-            allowed = [*EXTRACTORS, "package.module:attribute"]
-            yield str(unknown_name("'extractor.name'", extractor.name, allowed))
-        elif extractor.resize:
-            yield "'extractor.resize' must be left out: code of one's own resizes by itself"
-        return
-    resizes = EXTRACTORS[extractor.name].resizes
-    if resizes and extractor.resize not in resizes:
-        yield str(unknown_name("'extractor.resize'", extractor.resize, resizes))
-    if not resizes and extractor.resize:
-        yield f"'extractor.resize' must be left out: {extractor.name!r} takes images as they are"
-
-
-def _is_known(extractor: Extractor) -> bool:
-    return extractor.name in EXTRACTORS

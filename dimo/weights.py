@@ -70,6 +70,7 @@ _KINDS = (
     ("encoder.down_blocks.0.resnets.0.conv1.weight", "diffusers VQModel"),
     ("codebook", "digits tokenizer"),
     ("convolutions.0.weight", "digits feature extractor"),
+    ("fine.0.weight", "scenes detector"),
 )
 KINDS = tuple(kind for _, kind in _KINDS)
 

@@ -36,7 +36,7 @@ DOORS = {
     "matplotlib": {"bench/report/plots.py"},
     "torch_fidelity": {"bench/features/inception.py"},
     "timm": {"bench/features/dinov2.py"},
-    "open_clip": {"bench/features/clip.py"},
+    "open_clip": {"bench/features/clip.py", "bench/geneval/clip_encoder.py"},
     "huggingface_hub": {"dimo/fetch.py"},
     "yaml": {"dimo/models/vqgan.py"},
     "torchvision": {"dimo/datasets/imagenet.py"},
@@ -44,7 +44,7 @@ DOORS = {
     "tensorboard": {"dimo/watch.py"},
     "wandb": {"dimo/watch.py"},
     "diffusers": {"dimo/models/diffusers_vq.py"},
-    "transformers": {"dimo/models/clip_text.py"},
+    "transformers": {"bench/geneval/mask2former.py", "dimo/models/clip_text.py"},
 }
 
 

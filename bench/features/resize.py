@@ -11,6 +11,7 @@ __all__ = [
     "pil_bicubic",
     "pil_bicubic_bytes",
     "pil_bicubic_floor",
+    "pil_central_square",
     "tf1_bilinear",
     "torch_bicubic",
     "torch_bilinear",
@@ -95,6 +96,21 @@ def pil_bicubic_bytes(images: Tensor, side: int) -> Tensor:
     return torch.from_numpy(target).permute(0, 3, 1, 2).float().to(images.device)
 
 
+def pil_central_square(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    """CLIP's: the shorter side to `side`, antialiased and on bytes, then the central square.
+
+    Args:
+        image: uint8 [H, W, 3] of any size.
+        side: Height and width of what is returned.
+    """
+    height, width = image.shape[:2]
+    short = min(height, width)
+    size = (side * width // short, side * height // short)
+    resized = np.asarray(Image.fromarray(image).resize(size, resample=Image.Resampling.BICUBIC))
+    left, top = (round((length - side) / 2) for length in size)
+    return resized[top : top + side, left : left + side]
+
+
 # How CLIP's image reaches its size: on bytes by Pillow; as a float tensor, antialiased or not.
 # torchvision antialiases tensors since 0.17 only, so that one call stands for the last two.
 PREPROCESSINGS = ("pil", "tensor-antialias", "tensor-noaa")
@@ -120,20 +136,19 @@ def central_square(pixels: npt.NDArray[np.uint8], side: int, preprocessing: str)
         raise DimoError(
             f"image is {pixels.dtype} {list(pixels.shape)}; allowed: uint8 [H, W, 3]; convert it"
         )
+    if preprocessing == "pil":
+        square = np.array(pil_central_square(pixels, side))
+        return torch.from_numpy(square).permute(2, 0, 1).float() / 255
     height, width = pixels.shape[:2]
     short = min(height, width)
     height, width = side * height // short, side * width // short
-    if preprocessing == "pil":
-        resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-        levels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
-    else:
-        levels = F.interpolate(
-            torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255,
-            size=(height, width),
-            mode="bicubic",
-            align_corners=False,
-            antialias=preprocessing == "tensor-antialias",
-        )[0]
+    levels = F.interpolate(
+        torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255,
+        size=(height, width),
+        mode="bicubic",
+        align_corners=False,
+        antialias=preprocessing == "tensor-antialias",
+    )[0]
     top, left = round((height - side) / 2), round((width - side) / 2)
     return levels[:, top : top + side, left : left + side]
 

@@ -23,7 +23,9 @@ from dimo.errors import DimoError, unknown_name
 
 if TYPE_CHECKING:
     from bench.compare import Difference
+    from bench.protocol import Protocol
     from bench.record import ResultRecord
+    from bench.run import Measured
 
 Paths = Annotated[
     list[Path],
@@ -77,13 +79,25 @@ def evaluate(
     if section not in sections:
         raise unknown_name("section", section, sections)
     from bench.protocol import load_protocol
-    from bench.record import record_to_json
-    from bench.report import metric_table
     from bench.run import Workbench
-    from bench.store import append
     from dimo.launch import choose_device, ranks
 
     fixed = load_protocol(protocol)
+    if fixed.detector is not None:
+        _judge(
+            paths,
+            fixed,
+            protocol,
+            name=name or paths[0].name,
+            section=section,
+            steps=steps,
+            weights=weights,
+            nonconforming=nonconforming,
+            results=results,
+            device=device,
+            as_json=as_json,
+        )
+        return
     with ranks() as group, terminal.work_bar() as progress:
         workbench = Workbench(
             fixed,
@@ -107,13 +121,66 @@ def evaluate(
         )
     if measured is None:
         return
+    _show(measured, fixed, protocol, results, as_json=as_json)
+
+
+def _judge(
+    paths: list[Path],
+    protocol: "Protocol",
+    named: str,
+    *,
+    name: str,
+    section: str,
+    steps: int | None,
+    weights: Path | None,
+    nonconforming: bool,
+    results: Path,
+    device: str,
+    as_json: bool,
+) -> None:
+    """`dimo eval` where a detector decides whether images show what their prompts ask for."""
+    from bench.geneval.measure import measure_geneval
+    from bench.geneval.results import results_text
+    from dimo.files import write_atomic
+    from dimo.launch import choose_device
+
+    if len(paths) > 1:
+        raise DimoError(
+            f"{len(paths)} paths; allowed: one under {protocol.name!r}, the folder of all prompts"
+        )
+    with terminal.work_bar() as progress:
+        found = measure_geneval(
+            paths[0],
+            protocol,
+            name=name,
+            section=section,  # type: ignore[arg-type]
+            num_steps=steps,
+            weights=weights,
+            device=choose_device(device),
+            nonconforming=nonconforming,
+            progress=progress,
+        )
+    file = results / "verdicts" / f"{found.measured.record.run_id}.jsonl"
+    write_atomic(file, results_text(found.results))
+    _show(found.measured, protocol, named, results, as_json=as_json)
+    terminal.say(f"verdict on each image: {file}")
+
+
+def _show(
+    measured: "Measured", protocol: "Protocol", named: str, results: Path, *, as_json: bool
+) -> None:
+    """Keeps a record, prints it, and says what is worth knowing; `named`: as the user named it."""
+    from bench.record import record_to_json
+    from bench.report import metric_table
+    from bench.store import append
+
     record = measured.record
     path = append(record, results, measured.contributions)
-    level = fixed.uncertainty.level
+    level = protocol.uncertainty.level
     print(record_to_json(record) if as_json else metric_table(record, level=level), end="")
     for note in _notes(record):
         terminal.say(note, style="yellow")
-    terminal.say(f"record: {path}; tables: dimo report --protocol {protocol} --results {results}")
+    terminal.say(f"record: {path}; tables: dimo report --protocol {named} --results {results}")
 
 
 def _notes(record: "ResultRecord") -> list[str]:

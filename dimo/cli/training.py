@@ -4,7 +4,7 @@ __all__ = ["distill", "run_distill", "train"]
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +27,9 @@ from dimo.cli.watching import Watching, watching
 from dimo.errors import DimoError
 
 if TYPE_CHECKING:
-    from dimo.config import DistillationRecipe
+    from torch.nn import Module
+
+    from dimo.config import DistillationRecipe, ExtractorRecipe
     from dimo.estimate import Estimate
     from dimo.train import Watcher
 
@@ -65,36 +67,64 @@ def train(
 
 
 def _train_extractor(name: str, recipe: str, settings: list[str], out: Path | None) -> None:
-    from bench.features.digits import train_digits_cnn
     from dimo.config import ExtractorRecipe, load_recipe, to_toml
-    from dimo.datasets import digits
     from dimo.errors import unknown_name
     from dimo.weights import save_tensors
 
-    if name != "digits-cnn":
-        raise unknown_name("extractor", name, ["digits-cnn"])
-    loaded = load_recipe(ExtractorRecipe, recipe or "digits-features", settings)
+    trainers = {
+        "digits-cnn": ("digits-features", _train_digits_cnn),
+        "scenes-detector": ("scenes-detector", _train_scenes_detector),
+    }
+    if name not in trainers:
+        raise unknown_name("extractor", name, trainers)
+    own, train = trainers[name]
+    loaded = load_recipe(ExtractorRecipe, recipe or own, settings)
     path = (out or Path("runs") / name) / f"{name}.safetensors"
     if path.exists():
         raise DimoError(f"output {path} exists; choose another --out")
-    images, labels = digits.load()
     with terminal.training_bar(f"train {name}", loaded.steps, loaded.batch_size) as on_step:
-        model = train_digits_cnn(
-            images,
-            labels,
-            steps=loaded.steps,
-            batch_size=loaded.batch_size,
-            learning_rate=loaded.learning_rate_at,
-            weight_decay=loaded.weight_decay,
-            label_smoothing=loaded.label_smoothing,
-            pixel_noise=loaded.pixel_noise,
-            shift_probability=loaded.shift_probability,
-            seed=loaded.seed,
-            on_step=lambda step, loss: on_step(step, {"loss": loss}),
-        )
-    provenance = {"recipe": to_toml(loaded), "data": "scikit-learn digits, 1,797 images"}
-    save_tensors(path, model.state_dict(), provenance)
+        model, data = train(loaded, lambda step, loss: on_step(step, {"loss": loss}))
+    save_tensors(path, model.state_dict(), {"recipe": to_toml(loaded), "data": data})
     terminal.say(f"weights: {path}")
+
+
+def _train_digits_cnn(
+    recipe: "ExtractorRecipe", on_step: Callable[[int, float], None]
+) -> "tuple[Module, str]":
+    from bench.features.digits import train_digits_cnn
+    from dimo.datasets import digits
+
+    images, labels = digits.load()
+    model = train_digits_cnn(
+        images,
+        labels,
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate_at,
+        weight_decay=recipe.weight_decay,
+        label_smoothing=recipe.label_smoothing,
+        pixel_noise=recipe.pixel_noise,
+        shift_probability=recipe.shift_probability,
+        seed=recipe.seed,
+        on_step=on_step,
+    )
+    return model, "scikit-learn digits, 1,797 images"
+
+
+def _train_scenes_detector(
+    recipe: "ExtractorRecipe", on_step: Callable[[int, float], None]
+) -> "tuple[Module, str]":
+    from bench.geneval.scenes import train_scene_network
+
+    model = train_scene_network(
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate_at,
+        weight_decay=recipe.weight_decay,
+        seed=recipe.seed,
+        on_step=on_step,
+    )
+    return model, "scenes, training prompts, each picture once"
 
 
 @app.command(

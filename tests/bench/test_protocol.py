@@ -179,7 +179,9 @@ def test_any_value_changes_the_hash(tmp_path: Path, old: str, new: str) -> None:
         ("higher_is_better = false", "higher_is_better = 0", "must be true or false, not 0"),
         ("resolution = [8, 12]", "resolution = [8]", "must be a list of 2 values, not [8]"),
         ("resolution = [8, 12]", 'resolution = [8, "x"]', "'images.resolution[1]' must be an int"),
-        ('"balanced"', '"random"', "'images.labels' must be one of 'balanced', not 'random'"),
+        ('"balanced"', '"random"', "must be one of 'balanced', 'prompts', not 'random'"),
+        ('"balanced"', '"prompts"', "'images.labels' must be 'prompts' where there is a table"),
+        ('[reference]\nname = "digits-all"', "[prompts]", "unknown key 'prompts.count'"),
         ('uint8 = "round"', 'uint8 = "trunc"', "must be one of 'round', 'floor', not 'trunc'"),
         ('paper = "none"', 'paper = "none"\nseeds = 3', "not valid TOML"),
         # versions

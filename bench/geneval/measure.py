@@ -1,0 +1,247 @@
+"""GenEval on one screen: images in the official layout -> detections -> verdicts -> record."""
+
+__all__ = ["Measurement", "measure_geneval"]
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.catalog import DETECTORS
+from bench.compare import pack_contributions
+from bench.content import labels_sha256
+from bench.evaluate import Progress
+from bench.geneval.detectors import ObjectDetector, load_detector, verdicts
+from bench.geneval.folder import PromptFolder, check_complete, read_folder
+from bench.geneval.prompts import Metadata, list_sha256, same_list, tag_counts
+from bench.geneval.results import ImageResult, contradictions, read_results
+from bench.geneval.scores import geneval_scores, geneval_values
+from bench.images import ImageInfo, decode_image, inspect_image
+from bench.inputs import content_sha256
+from bench.protocol import Detector, Prompts, Protocol
+from bench.record import Evidence, MethodInfo, Section, Speed, new_record
+from bench.run import Measured
+from dimo.errors import DimoError
+from dimo.files import sha256_bytes, sha256_file
+from dimo.launch import device_name
+
+_CHUNK = 64  # images decoded before they are looked at
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A record with its contributions, and the verdict on each image."""
+
+    measured: Measured
+    results: list[ImageResult]
+
+
+@dataclass(frozen=True)
+class _Verdicts:
+    """Everything a record says of the images."""
+
+    results: list[ImageResult]
+    prompts: list[int]  # number of each image's prompt
+    images_sha256: str
+    copies: int
+    detector_sha256: str
+    problems: list[str]
+    notes: list[str]
+
+
+def measure_geneval(
+    path: Path,
+    protocol: Protocol,
+    *,
+    name: str,
+    section: Section = "Image sets",
+    num_steps: int | None = None,
+    weights: Path | None = None,
+    device: torch.device,
+    nonconforming: bool = False,
+    progress: Progress = lambda what, done, total, unit: None,
+) -> Measurement:
+    """Scores a set of images, or reads what the official evaluator made of it.
+
+    Args:
+        path: Folder in the official layout; for a detector that is not run here, the official
+            results.jsonl, or a folder with it.
+        protocol: With prompts and a detector.
+        name: Of the row.
+        section: Block of the table.
+        num_steps: Sampling steps the images were made with, if known.
+        weights: Of the detector.
+        device: Where networks run.
+        nonconforming: Whether a set that is not the protocol's is scored all the same.
+        progress: Told how many images are done.
+
+    Raises:
+        DimoError: The set is incomplete or of other prompts, an image cannot be read, or the
+            detector's weights are missing or others.
+    """
+    start = time.monotonic()
+    assert protocol.prompts is not None
+    assert protocol.detector is not None
+    if DETECTORS[protocol.detector.name].reads_results:
+        found = _read(_results_file(path, protocol.detector), protocol.prompts)
+    else:
+        folders, problems = read_folder(path, protocol.prompts)
+        if not nonconforming:
+            check_complete(path, problems, protocol.name)
+        detector = load_detector(protocol.detector, weights=weights, device=device)
+        found = _detect(path, folders, detector, problems, progress)
+    if not nonconforming:
+        check_complete(path, found.problems, protocol.name)
+    tags = [result.metadata["tag"] for result in found.results]
+    scores = geneval_scores(protocol, tags, found.prompts, [r.correct for r in found.results])
+    contributions = pack_contributions(scores)
+    labels = np.array(found.prompts, dtype=np.int64)
+    evidence = Evidence(
+        images=(str(path),),
+        images_sha256=found.images_sha256,
+        labels_sha256=labels_sha256(labels),
+        extractor=protocol.detector.name,
+        extractor_sha256=found.detector_sha256,
+        reference=protocol.prompts.name,
+        reference_sha256=list_sha256(_prompts_in_order(found)),
+        copies=found.copies,
+        notes=tuple(found.notes),
+        nonconforming=tuple(found.problems),
+        contributions_sha256=sha256_bytes(contributions),
+    )
+    record = new_record(
+        protocol=protocol,
+        method=_method(name, section, num_steps),
+        metrics=geneval_values(scores, protocol, tags),
+        speed=Speed(None, None, None, None, device_name(device)),
+        seed=None,
+        command=shlex.join(["dimo", *sys.argv[1:]]),
+        seconds=time.monotonic() - start,
+        evidence=evidence,
+    )
+    return Measurement(Measured(record, contributions), found.results)
+
+
+def _detect(
+    path: Path,
+    folders: Sequence[PromptFolder],
+    detector: ObjectDetector,
+    problems: list[str],
+    progress: Progress,
+) -> _Verdicts:
+    files = [(folder, file) for folder in folders for file in folder.images]
+    results: list[ImageResult] = []
+    infos: list[ImageInfo] = []
+    for start in range(0, len(files), _CHUNK):
+        progress("images", start, len(files), "images")
+        chunk = files[start : start + _CHUNK]
+        pixels = []
+        for _, file in chunk:
+            data = _bytes(file)
+            infos.append(inspect_image(data))
+            try:
+                pixels.append(decode_image(data))
+            except DimoError as error:
+                raise DimoError(f"{file}: {error}; make the image again") from error
+        for (folder, file), found in zip(
+            chunk, verdicts(detector, pixels, [f.metadata for f, _ in chunk]), strict=True
+        ):
+            details = {name: group.boxes.tolist() for name, group in found.kept.items()}
+            results.append(
+                ImageResult(
+                    str(file.relative_to(path)),
+                    found.correct,
+                    found.reason,
+                    folder.metadata,
+                    details,
+                )
+            )
+    progress("images", len(files), len(files), "images")
+    numbers = [folder.number for folder, _ in files]
+    copies = len(infos) - len({info.sha256 for info in infos})
+    notes = [f"{copies} images are copies of others"] if copies else []
+    return _Verdicts(
+        results,
+        numbers,
+        content_sha256(infos, np.array(numbers, dtype=np.int64)),
+        copies,
+        detector.sha256,
+        problems,
+        notes,
+    )
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DimoError(f"cannot read {file}: {error.strerror}; make the image again") from error
+
+
+def _results_file(path: Path, detector: Detector) -> Path:
+    file = path / "results.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        raise DimoError(
+            f"no results at {file}: detector {detector.name!r} is not run by dimo; give the "
+            "results.jsonl that GenEval's evaluate_images.py wrote, or score the images with "
+            "--protocol geneval-hf"
+        )
+    return file
+
+
+def _read(file: Path, wanted: Prompts) -> _Verdicts:
+    results = sorted(read_results(file), key=lambda result: result.filename)
+    prompts: list[Metadata] = []
+    numbers: list[int] = []
+    for found in results:  # files of one prompt follow one another
+        if not prompts or prompts[-1] != found.metadata:
+            prompts.append(found.metadata)
+        numbers.append(len(prompts) - 1)
+    problems = []
+    counts = {tag: tag_counts(prompts).get(tag, 0) for tag in wanted.tags}
+    few = [f"{counts[tag]} of {n} {tag}" for tag, n in wanted.tags.items() if counts[tag] != n]
+    if few:
+        problems.append(f"{len(prompts)} of {sum(wanted.tags.values())} prompts: {', '.join(few)}")
+    images = [numbers.count(number) for number in range(len(prompts))]
+    wrong = sum(count != wanted.images_per_prompt for count in images)
+    if wrong:
+        problems.append(f"{wrong} prompts have not {wanted.images_per_prompt} images")
+    if not problems and not same_list(prompts, wanted.sha256):
+        problems.append(f"the prompts are not those of the list {wanted.name}")
+    against = contradictions(results)
+    if against:
+        problems.append(
+            f"{len(against)} verdicts are not what the rules make of the boxes beside them, first "
+            f"that on {against[0]}"
+        )
+    notes = [] if any(found.details for found in results) else ["no boxes to check verdicts by"]
+    return _Verdicts(results, numbers, sha256_file(file), 0, "", problems, notes)
+
+
+def _prompts_in_order(found: _Verdicts) -> list[Metadata]:
+    by_number = {n: r.metadata for n, r in zip(found.prompts, found.results, strict=True)}
+    return [by_number[number] for number in sorted(by_number)]
+
+
+def _method(name: str, section: Section, num_steps: int | None) -> MethodInfo:
+    return MethodInfo(
+        name=name,
+        section=section,
+        teacher=None,
+        sampler=None,
+        num_steps=num_steps,
+        nfe=None,
+        mask_schedule=None,
+        token_counts=None,
+        guidance_scale=None,
+        temperature=None,
+        choice_temperature=None,
+        selected_by="not known",
+        weights_sha256=None,
+        training={},
+    )

@@ -1,0 +1,134 @@
+"""GenEval's file of verdicts, `results.jsonl`: a line of JSON for each image."""
+
+__all__ = ["ImageResult", "contradictions", "read_results", "results_text"]
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.geneval.prompts import Metadata, check_metadata, parse_metadata
+from bench.metrics.geneval import Detected, judge
+from dimo.strict import Origin
+
+_KEYS = ("filename", "tag", "prompt", "correct", "reason", "metadata", "details")
+_NEXT_STEP = "give the results.jsonl that GenEval's evaluate_images.py or dimo eval wrote"
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """The verdict on one image.
+
+    Attributes:
+        filename: Of the image.
+        correct: Whether it shows what is asked for.
+        reason: Why not.
+        metadata: Of its prompt.
+        details: Boxes that were looked at, by class: x1, y1, x2, y2, score.
+    """
+
+    filename: str
+    correct: bool
+    reason: str
+    metadata: Metadata
+    details: dict[str, list[list[float]]]
+
+
+def results_text(results: Sequence[ImageResult]) -> str:
+    """The text of the file."""
+    lines = []
+    for found in results:
+        row = {
+            "filename": found.filename,
+            "tag": found.metadata["tag"],
+            "prompt": found.metadata["prompt"],
+            "correct": found.correct,
+            "reason": found.reason,
+            "metadata": json.dumps(found.metadata),
+            "details": json.dumps(found.details),
+        }
+        lines.append(json.dumps(row) + "\n")
+    return "".join(lines)
+
+
+def read_results(path: Path) -> list[ImageResult]:
+    """Reads the official file.
+
+    Raises:
+        DimoError: It cannot be read, has no line, or a line is not a verdict.
+    """
+    origin = Origin(str(path), _NEXT_STEP)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise origin.error(f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise origin.error("not a text file") from error
+    if not lines:
+        raise origin.error("no verdicts, not a single line")
+    return [_result(line, origin, f"line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def contradictions(results: Sequence[ImageResult]) -> list[str]:
+    """Files whose verdict is not what the rules make of the boxes beside it.
+
+    The colours that were seen are not in the file, so a wrong verdict on a prompt with colours is
+    believed. Files without any boxes at all say nothing to check.
+    """
+    if not any(found.details for found in results):
+        return []
+    wrong = []
+    for found in results:
+        boxes = {
+            name: Detected(np.array(rows, dtype=np.float32).reshape(-1, 5))
+            for name, rows in found.details.items()
+        }
+        clauses = found.metadata["include"]
+        bare = [{k: v for k, v in clause.items() if k != "color"} for clause in clauses]
+        verdict = judge(boxes, found.metadata | {"include": bare}, colors=_not_asked)
+        believed = bare != clauses and not found.correct
+        if verdict.correct != found.correct and not believed:
+            wrong.append(found.filename)
+    return wrong
+
+
+def _not_asked(name: str, objects: Detected) -> list[str]:
+    raise AssertionError(f"no clause asks for the colour of {name}")
+
+
+def _result(line: str, origin: Origin, where: str) -> ImageResult:
+    row = parse_metadata(line, origin, where)
+    if not isinstance(row, dict) or set(row) != set(_KEYS):
+        raise origin.error(f"{where} must have the keys {', '.join(_KEYS)}")
+    for key in _KEYS:
+        kind = bool if key == "correct" else str
+        if not isinstance(row[key], kind):
+            raise origin.error(
+                f"{where}: {key!r} must be {_KIND[kind]}, not {ascii(row[key])[:80]}"
+            )
+    metadata = check_metadata(parse_metadata(row["metadata"], origin, where), origin, where)
+    if (metadata["tag"], metadata["prompt"]) != (row["tag"], row["prompt"]):
+        raise origin.error(f"{where}: 'tag' and 'prompt' are not those of 'metadata'")
+    details = parse_metadata(row["details"], origin, where)
+    if not _are_boxes(details):
+        raise origin.error(f"{where}: 'details' must have lists of 5 numbers for each class")
+    return ImageResult(row["filename"], row["correct"], row["reason"], metadata, details)
+
+
+_KIND = {bool: "true or false", str: "a text"}
+
+
+def _are_boxes(details: Any) -> bool:
+    return isinstance(details, dict) and all(
+        isinstance(rows, list)
+        and all(
+            isinstance(row, list)
+            and len(row) == 5
+            and all(isinstance(x, (int, float)) for x in row)
+            for row in rows
+        )
+        for rows in details.values()
+    )

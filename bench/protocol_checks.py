@@ -1,0 +1,192 @@
+"""What is wrong with a protocol whose values are well typed: contradictions, one line each."""
+
+__all__ = ["contradictions"]
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from bench.catalog import ANY, DETECTORS, EXTRACTORS, METRICS, NONE
+from dimo.errors import unknown_name
+
+if TYPE_CHECKING:
+    from bench.protocol import Extractor, Protocol
+
+
+def contradictions(protocol: "Protocol", stem: str) -> Iterator[str]:
+    """What is wrong with well-typed values, one line each."""
+    images, seeds, reference = protocol.images, protocol.seeds, protocol.reference
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", protocol.name):
+        yield f"'name' must be lower-case words joined by '-', not {protocol.name!r}"
+    if protocol.name != stem:
+        yield f"'name' is {protocol.name!r} but the file is named {stem!r}; make them the same"
+    for path, value, lowest in (
+        ("version", protocol.version, 1),
+        ("images.resolution", min(images.resolution), 0 if protocol.prompts else 1),
+        ("images.num_images", images.num_images, 2),
+        ("images.num_classes", images.num_classes, 1),
+        ("seeds.report", seeds.report, 0),
+        ("seeds.select", seeds.select, 0),
+        ("seeds.n_select", seeds.n_select, 2),
+        ("reference.count", reference.count, 0 if reference.name == NONE else 2),
+        ("reference.statistics_count", reference.statistics_count or 2, 2),
+        ("uncertainty.n_bootstrap", protocol.uncertainty.n_bootstrap, 2),
+        ("uncertainty.seed", protocol.uncertainty.seed, 0),
+    ):
+        if value < lowest:
+            yield f"'{path}' must be at least {lowest}, not {value}"
+    if images.channels not in (1, 3):
+        yield f"'images.channels' must be 1 or 3, not {images.channels}"
+    for path, count in (
+        ("images.num_images", images.num_images),
+        ("seeds.n_select", seeds.n_select),
+    ):
+        if count % images.num_classes:
+            yield (
+                f"'{path}' is {count}, not a multiple of 'images.num_classes' "
+                f"({images.num_classes}), which balanced labels need"
+            )
+    if seeds.report == seeds.select:
+        yield (
+            f"'seeds.select' must differ from 'seeds.report' ({seeds.report}): settings are not "
+            "chosen on the images that are reported"
+        )
+    for path, digest in _hashes(protocol):
+        if digest != ANY and not re.fullmatch(r"[0-9a-f]{64}", digest):
+            yield f"'{path}' must be 64 lower-case hex digits or {ANY!r}, not {digest[:80]!r}"
+    if not 0 < protocol.uncertainty.level < 1:
+        yield f"'uncertainty.level' must be between 0 and 1, not {protocol.uncertainty.level}"
+    if not protocol.metrics:
+        yield "'metrics' must name at least one metric"
+    yield from _missing_parts(protocol)
+    yield from _extractor_contradictions(protocol.extractor)
+    yield from _prompt_contradictions(protocol)
+    yield from _metric_contradictions(protocol)
+
+
+def _hashes(protocol: "Protocol") -> Iterator[tuple[str, str]]:
+    yield "extractor.sha256", protocol.extractor.sha256
+    yield "reference.sha256", protocol.reference.sha256
+    if protocol.prompts is not None:
+        yield "prompts.sha256", protocol.prompts.sha256
+    if protocol.detector is not None:
+        yield "detector.sha256", protocol.detector.sha256
+        if protocol.detector.colors_sha256:
+            yield "detector.colors_sha256", protocol.detector.colors_sha256
+
+
+def _missing_parts(protocol: "Protocol") -> Iterator[str]:
+    """A table that a metric needs and the file has not, or the other way round."""
+    kinds = {metric.name: METRICS[metric.name] for metric in protocol.metrics}
+    decided = [name for name, kind in kinds.items() if kind.needs == "detections"]
+    measured = [name for name in kinds if name not in decided]
+    compared = [name for name, kind in kinds.items() if kind.compares_with]
+    for part, present, users in (
+        ("extractor", protocol.extractor.name != NONE, measured),
+        ("reference", protocol.reference.name != NONE, compared),
+        ("prompts", protocol.prompts is not None, decided),
+        ("detector", protocol.detector is not None, decided),
+    ):
+        if users and not present:
+            yield f"missing key {part!r}, which the metric {users[0]!r} needs"
+    if protocol.detector is not None and not decided:
+        yield "'detector' must be left out: no metric needs it"
+
+
+def _prompt_contradictions(protocol: "Protocol") -> Iterator[str]:
+    prompts, detector, images = protocol.prompts, protocol.detector, protocol.images
+    if (prompts is not None) != (images.labels == "prompts"):
+        yield (
+            "'images.labels' must be 'prompts' where there is a table [prompts], and only there, "
+            f"not {images.labels!r}"
+        )
+    if detector is not None and detector.name not in DETECTORS:
+        yield str(unknown_name("'detector.name'", detector.name, DETECTORS))
+    if prompts is None:
+        return
+    if (
+        sum(prompts.tags.values()) != images.num_classes
+        or min(prompts.tags.values(), default=0) < 1
+    ):
+        yield (
+            f"'prompts.tags' has {sum(prompts.tags.values())} prompts, 'images.num_classes' is "
+            f"{images.num_classes}; they must agree, and each tag have one prompt or more"
+        )
+    if prompts.images_per_prompt * images.num_classes != images.num_images:
+        yield (
+            f"'images.num_images' must be {prompts.images_per_prompt} images for each of "
+            f"{images.num_classes} prompts, not {images.num_images}"
+        )
+    if detector is not None:
+        for tag, share in detector.accuracy.items():
+            if tag not in prompts.tags or not 0 <= share <= 1:
+                yield (
+                    f"'detector.accuracy.{tag}' is {share}; allowed: from 0 to 1, of the tags "
+                    f"{', '.join(prompts.tags)}"
+                )
+    for index, metric in enumerate(protocol.metrics):
+        tag = METRICS[metric.name].tag
+        if tag and tag not in prompts.tags:
+            yield f"'metrics[{index}].name' is {metric.name!r}, and no prompt has the tag {tag!r}"
+
+
+def _metric_contradictions(protocol: "Protocol") -> Iterator[str]:
+    num_images = protocol.images.num_images
+    ranges = {  # of each parameter, both ends included
+        "k": (1, min(num_images, protocol.reference.count) - 1),
+        "splits": (1, num_images),
+        "subsets": (1, 10_000),
+        "subset_size": (2, min(num_images, protocol.reference.count)),
+        "blocks": (1, num_images),
+        "block_size": (2, min(num_images, protocol.reference.count)),
+        "seed": (0, 2**32 - 1),
+    }
+    outputs = EXTRACTORS[protocol.extractor.name].outputs if _is_known(protocol.extractor) else None
+    seen: set[str] = set()
+    for index, metric in enumerate(protocol.metrics):
+        path, kind = f"metrics[{index}]", METRICS[metric.name]
+        if metric.name in seen:
+            yield f"'{path}.name' repeats {metric.name!r}"
+        seen.add(metric.name)
+        if metric.higher_is_better != kind.higher_is_better:
+            right = str(kind.higher_is_better).lower()
+            yield f"'{path}.higher_is_better' must be {right} for {metric.name!r}"
+        if outputs is not None and kind.needs not in (*outputs, "detections"):
+            yield (
+                f"'{path}.name' is {metric.name!r}, which needs {kind.needs}; the extractor "
+                f"{protocol.extractor.name!r} gives {', '.join(outputs)}"
+            )
+        used = metric.params.get("blocks", 1) * metric.params.get("block_size", 0)
+        if used > min(num_images, protocol.reference.count):
+            yield (
+                f"'{path}' uses {used} images of each side; there are {num_images} generated "
+                f"and {protocol.reference.count} reference ones"
+            )
+        for key, value in metric.params.items():
+            low, high = ranges[key]
+            if not low <= value <= high:
+                yield f"'{path}.{key}' must be from {low} to {high}, not {value}"
+    neighbours = [metric.params for metric in protocol.metrics if "k" in metric.params]
+    if any(params != neighbours[0] for params in neighbours):
+        yield "'k', 'blocks', 'block_size' and 'seed' must be the same for every metric with a 'k'"
+
+
+def _extractor_contradictions(extractor: "Extractor") -> Iterator[str]:
+    if extractor.name == NONE:
+        return
+    if not _is_known(extractor):
+        if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", extractor.name):
+            allowed = [*EXTRACTORS, "package.module:attribute"]
+            yield str(unknown_name("'extractor.name'", extractor.name, allowed))
+        elif extractor.resize:
+            yield "'extractor.resize' must be left out: code of one's own resizes by itself"
+        return
+    resizes = EXTRACTORS[extractor.name].resizes
+    if resizes and extractor.resize not in resizes:
+        yield str(unknown_name("'extractor.resize'", extractor.resize, resizes))
+    if not resizes and extractor.resize:
+        yield f"'extractor.resize' must be left out: {extractor.name!r} takes images as they are"
+
+
+def _is_known(extractor: "Extractor") -> bool:
+    return extractor.name in EXTRACTORS
