@@ -32,6 +32,7 @@ from bench.jobs import Job
 from dimo.errors import DimoError
 from dimo.files import remove_temporaries, replacing, write_atomic
 from dimo.launch import ALONE, Ranks, peak_memory_bytes
+from dimo.models.text import TextConditioned
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
@@ -101,7 +102,7 @@ def export_images(
     """
     start = time.monotonic()
     about = _describe(job, seed, count, device)
-    classes = job.loaded.teacher.num_classes
+    classes = job.loaded.num_conditions
     store: _Store = (_Npz if out.suffix.lower() == ".npz" else _Folder)(out, about, count, classes)
     missing = ranks.together(
         lambda: _prepared(store, out, batch_size, force=force) if ranks.is_first else []
@@ -143,7 +144,7 @@ def _work(
         parts: list[Pixels] = []
         for start in range(chunk.start, chunk.stop, batch_size):
             index = torch.arange(start, min(start + batch_size, chunk.stop), device=device)
-            labels = index % job.loaded.teacher.num_classes
+            labels = index % job.loaded.num_conditions
             batch = sample_images(
                 job.loaded, job.settings, labels=labels, seed=seed, index=index, uint8=_UINT8
             )
@@ -157,6 +158,8 @@ def _describe(job: Job, seed: int, count: int, device: torch.device) -> dict[str
     """Everything that the images depend on, as JSON holds it."""
     assert job.settings is not None
     loaded, student = job.loaded, job.loaded.student
+    model = loaded.model
+    prompts = {"prompts": model.conditions.sha256} if isinstance(model, TextConditioned) else {}
     return {
         "format": 1,
         "model": loaded.name,
@@ -171,7 +174,8 @@ def _describe(job: Job, seed: int, count: int, device: torch.device) -> dict[str
         },
         "seed": seed,
         "count": count,
-        "labels": f"index modulo {loaded.teacher.num_classes}",
+        "labels": f"index modulo {loaded.num_conditions}",
+        **prompts,
         "uint8": _UINT8,
         "device": device.type,
         "dimo": importlib.metadata.version("dimo"),

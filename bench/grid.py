@@ -19,7 +19,7 @@ from bench.images import encode_png, save_grid
 from bench.jobs import Job
 from dimo.errors import DimoError
 from dimo.files import write_atomic
-from dimo.teachers import Teacher
+from dimo.teachers import Loaded, Teacher
 
 _FEW_CLASSES = 20  # of that many, each is drawn twice
 _COLUMNS = 10  # of more classes, so many
@@ -76,9 +76,9 @@ def draw_samples(
         jobs, labels, seed=seed, device=device, batch_size=batch_size, progress=progress
     )
     wanted = list(labels) or _default_labels(_classes_of(jobs))
-    names = jobs[0].loaded.condition_names
-    columns = [names[label].partition(",")[0] for label in wanted]
-    save_grid(out, [*above, *rows], columns=columns)
+    loaded = jobs[0].loaded
+    columns = [_condition(loaded, label) for label in wanted]
+    save_grid(out, [*above, *rows], columns=columns, sentences=loaded.teacher.text is not None)
 
 
 def sample_rows(
@@ -124,18 +124,24 @@ def write_picture(job: Job, folder: Path, run_id: str, *, seed: int, device: tor
         seed: Of the images: the protocol's reporting seed.
         device: Where the network is.
     """
-    teacher = job.loaded.teacher
-    if teacher.num_classes <= _FEW_CLASSES:
-        columns = teacher.num_classes
+    classes = job.loaded.num_conditions
+    if classes <= _FEW_CLASSES:
+        columns = classes
         labels = math.ceil(max(_ENOUGH, 2 * columns) / columns) * list(range(columns))
     else:
         columns, count = _COLUMNS, 2 * _COLUMNS
-        labels = [(2 * i + 1) * teacher.num_classes // (2 * count) for i in range(count)]
+        labels = [(2 * i + 1) * classes // (2 * count) for i in range(count)]
     images, _ = _row(job, labels, seed, device, len(labels), lambda done: None)
-    names = [teacher.class_names[label].partition(",")[0] for label in labels]
+    names = [_condition(job.loaded, label) for label in labels]
     told = json.dumps({"seed": seed, "columns": columns, "labels": names})
     picture = encode_png(_tiled(images, columns).numpy(), text=told)
     write_atomic(folder / "pictures" / f"{run_id}.png", picture)
+
+
+def _condition(loaded: Loaded, label: int) -> str:
+    """The prompt, or the first name of a class."""
+    name = loaded.condition_names[label]
+    return name.partition(",")[0] if loaded.teacher.text is None else name
 
 
 def _tiled(images: Tensor, columns: int) -> Tensor:

@@ -52,6 +52,7 @@ _SIDE = 40  # pixels of one image in a grid, at least
 _GAP = 5  # pixels between images
 _LETTERS = 15  # size of the captions in pixels, at least; a twelfth of an image if that is more
 _HEAD_LINES = 2
+_PROMPT_SIDE, _PROMPT_LINES = 128, 6  # the same where captions are prompts
 
 
 @dataclass(frozen=True)
@@ -290,7 +291,11 @@ def is_whole_png(path: Path) -> bool:
 
 
 def save_grid(
-    path: str | PathLike[str], rows: list[tuple[str, Tensor]], *, columns: list[str]
+    path: str | PathLike[str],
+    rows: list[tuple[str, Tensor]],
+    *,
+    columns: list[str],
+    sentences: bool = False,
 ) -> None:
     """Writes a captioned PNG: one row of images each, the same condition down each column.
 
@@ -301,23 +306,31 @@ def save_grid(
         path: Where to write, atomically.
         rows: Caption, of one line or more, and uint8 [C, 3, H, W] of each row.
         columns: C captions, above.
+        sentences: They are prompts: they stand below, on more lines and below larger images.
     """
-    tiles = [[_tile(image) for image in images] for _, images in rows]
+    pixels, most = (_PROMPT_SIDE, _PROMPT_LINES) if sentences else (_SIDE, _HEAD_LINES)
+    tiles = [[_tile(image, pixels) for image in images] for _, images in rows]
     width = max(tile.width for row in tiles for tile in row)
     height = max(tile.height for row in tiles for tile in row)
     font = _font(max(_LETTERS, width // 12))
     line = int(font.size * 1.25)
-    heads = [_wrapped(_plain(caption), width, font) for caption in columns]
+    heads = [_wrapped(_plain(caption), width, font, most) for caption in columns]
     sides = [_plain(caption) for caption, _ in rows]
     left = 12 + max(int(font.getlength(text)) for side in sides for text in side.split("\n"))
-    top = 8 + line * max(head.count("\n") + 1 for head in heads)
+    captions = 8 + line * max(head.count("\n") + 1 for head in heads)
+    top = _GAP if sentences else captions
     height = max(height, line * max(side.count("\n") + 1 for side in sides))
-    size = (left + len(columns) * (width + _GAP) + _GAP, top + len(rows) * (height + _GAP) + _GAP)
+    bottom = top + len(rows) * (height + _GAP)
+    size = (
+        left + len(columns) * (width + _GAP) + _GAP,
+        bottom + (captions if sentences else _GAP),
+    )
     canvas = Image.new("RGB", size, "white")
     write = functools.partial(ImageDraw.Draw(canvas).multiline_text, fill="black", font=font)
     for c, head in enumerate(heads):
         middle = left + c * (width + _GAP) + width // 2
-        write((middle, top - 4), head, anchor="md", align="center", spacing=2)
+        place, anchor = (bottom, "ma") if sentences else (top - 4, "md")
+        write((middle, place), head, anchor=anchor, align="center", spacing=2)
     for r, (side, row) in enumerate(zip(sides, tiles, strict=True)):
         y = top + r * (height + _GAP)
         write((left - 8, y + height // 2), side, anchor="rm", align="right", spacing=2)
@@ -334,10 +347,10 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def _tile(image: Tensor) -> Image.Image:
-    """uint8 [3, H, W] as a picture of at least `_SIDE` pixels, where a whole factor allows."""
+def _tile(image: Tensor, side: int) -> Image.Image:
+    """uint8 [3, H, W] as a picture enlarged to at most `side` pixels, where a factor allows."""
     picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))
-    scale = max(1, _SIDE // picture.width)
+    scale = max(1, side // picture.width)
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
@@ -348,12 +361,12 @@ def _plain(text: str) -> str:
     return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
 
 
-def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
-    """At most `_HEAD_LINES` lines that are no wider than `width` pixels."""
+def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont, most: int) -> str:
+    """At most `most` lines that are no wider than `width` pixels."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width and len(lines) < _HEAD_LINES:
+        if lines[-1] and font.getlength(longer) > width and len(lines) < most:
             lines.append(word)
         else:
             lines[-1] = longer

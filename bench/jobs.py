@@ -16,6 +16,7 @@ __all__ = [
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +258,11 @@ def plan_models(
 
 
 def load_planned(
-    planned: Sequence[Planned], *, device: torch.device, weights: Path | None = None
+    planned: Sequence[Planned],
+    *,
+    device: torch.device,
+    weights: Path | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> list[Job]:
     """Loads the networks in the precision of their rows.
 
@@ -265,11 +270,12 @@ def load_planned(
         planned: What `plan_jobs` or `plan_models` returned.
         device: Where to put the networks.
         weights: Folder of the weights, as before.
+        prompts: What teachers of prompts draw; None for teachers of classes.
 
     Raises:
-        DimoError: A missing or foreign weights file.
+        DimoError: A missing or foreign weights file; prompts missing, or that cannot be read.
     """
-    return [job for entry in planned for job in _load(entry, device, weights)]
+    return [job for entry in planned for job in _load(entry, device, weights, prompts)]
 
 
 def load_jobs(
@@ -307,14 +313,16 @@ def _plan_student(
     return Planned(teacher, settings, found, candidate.model, candidate.name)
 
 
-def _load(entry: Planned, device: torch.device, weights: Path | None) -> list[Job]:
+def _load(
+    entry: Planned, device: torch.device, weights: Path | None, prompts: Sequence[str] | None
+) -> list[Job]:
+    load = (
+        partial(load_teacher, entry.teacher.name)
+        if entry.student is None
+        else partial(load_student, entry.student)
+    )
     precision = entry.rows[0].precision  # one choice made all rows
-    if entry.student is None:
-        loaded = load_teacher(
-            entry.teacher.name, device=device, weights=weights, precision=precision
-        )
-    else:
-        loaded = load_student(entry.student, device=device, weights=weights, precision=precision)
+    loaded = load(device=device, weights=weights, precision=precision, prompts=prompts)
     if entry.name is not None:
         loaded = dataclasses.replace(loaded, name=entry.name)
     if entry.student is None:

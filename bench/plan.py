@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.generate import ALL_SAMPLERS, SamplerSettings, settings_of
+from bench.geneval.prompts import EMBEDDED
 from bench.protocol import Protocol, list_protocols
 from dimo.errors import DimoError, unknown_name
 from dimo.masking import DECODING_SCHEDULES, UNMASKING_RATES, check_steps
@@ -178,11 +179,13 @@ def check_protocol(teacher: Teacher, protocol: Protocol) -> None:
     if _fits(teacher, protocol):
         return
     fitting = [found.name for found in fitting_protocols(teacher)]
-    height, width = protocol.images.resolution
+    images, side = protocol.images, teacher.image_size
+    size = " x ".join(map(str, images.resolution)) if any(images.resolution) else "any"
+    wanted = f"{images.num_classes:,} {'prompts' if protocol.prompts else 'classes'}"
+    made = "prompts" if teacher.text else f"{teacher.num_classes:,} classes"
     raise DimoError(
-        f"protocol {protocol.name!r} is for {height} x {width} images of "
-        f"{protocol.images.num_classes:,} classes, and teacher {teacher.name!r} makes "
-        f"{teacher.image_size} x {teacher.image_size} of {teacher.num_classes:,}; "
+        f"protocol {protocol.name!r} is for {size} images of {wanted}, and teacher "
+        f"{teacher.name!r} makes {side} x {side} of {made}; "
         f"protocols that fit: {', '.join(fitting) or 'none'}"
     )
 
@@ -194,7 +197,12 @@ def fitting_protocols(teacher: Teacher) -> list[Protocol]:
 
 def _fits(teacher: Teacher, protocol: Protocol) -> bool:
     images, side = protocol.images, teacher.image_size
-    return (images.resolution, images.num_classes) == ((side, side), teacher.num_classes)
+    if teacher.text is None and protocol.prompts is None:
+        return (images.resolution, images.num_classes) == ((side, side), teacher.num_classes)
+    if teacher.text is None or protocol.prompts is None:
+        return False
+    known = (protocol.prompts.name == EMBEDDED) == teacher.is_embedded
+    return known and images.resolution in ((0, 0), (side, side))
 
 
 def _rows(

@@ -6,10 +6,9 @@ The only module that sees both ends.
 __all__ = ["Measured", "Workbench"]
 
 import shlex
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +21,9 @@ from bench.compare import pack_contributions
 from bench.content import Content, Tally
 from bench.evaluate import FeaturesOfSet, Progress, features_of_file, features_of_paths
 from bench.features import Features, extract, load_extractor
-from bench.generate import generate, sample_tokens
 from bench.inputs import Findings, npz_keys
 from bench.jobs import Cost, Job, method_info
+from bench.making import Maker, no_speed
 from bench.protocol import Protocol
 from bench.record import Evidence, MethodInfo, ResultRecord, Section, Speed, new_record
 from bench.references import load_reference, reference_conformity, reference_images
@@ -32,7 +31,7 @@ from bench.scores import metric_values, score
 from bench.stats import compute_stats
 from dimo.errors import DimoError
 from dimo.files import sha256_bytes
-from dimo.launch import ALONE, Ranks, device_name, peak_memory_bytes
+from dimo.launch import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,11 @@ class Workbench:
         progress: Progress = lambda what, done, total, unit: None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
+        if protocol.detector is not None:
+            raise DimoError(
+                f"protocol {protocol.name!r} is decided by a detector, not by features; score with "
+                "dimo bench or dimo eval, or name another protocol"
+            )
         self.protocol, self.device, self.batch_size = protocol, device, batch_size
         self.ranks, self.progress = ranks, progress
         self.nonconforming = nonconforming
@@ -113,7 +117,7 @@ class Workbench:
         if job.images is not None:
             assert job.labels is not None
             features, content = self._features_of_images(job.images, job.labels)
-            speed, cost = _no_speed(self.device), None
+            speed, cost = no_speed(self.device), None
         else:
             features, content, speed, cost = self._run(job, seed, self.protocol.images.num_images)
         return self._record(features, method_info(job, cost), speed, seed, start, content=content)
@@ -192,7 +196,7 @@ class Workbench:
             tuple(found.findings.nonconforming),
         )
         return self._record(
-            found.features, method, _no_speed(self.device), None, start, content=content
+            found.features, method, no_speed(self.device), None, start, content=content
         )
 
     def fid(self, job: Job, *, seed: int, num_images: int) -> float:
@@ -287,55 +291,14 @@ class Workbench:
         return features, tally.content()
 
     def _run(self, job: Job, seed: int, num_images: int) -> tuple[Features, Content, Speed, Cost]:
-        assert job.settings is not None
-        cost = self._warm_up(job, seed)
-        seconds: list[float] = []
-        tally = Tally()
-
-        def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            stream = generate(
-                job.loaded,
-                job.settings,  # type: ignore[arg-type]
-                seed=seed,
-                num_images=num_images,
-                batch_size=self.batch_size,
-                uint8=self.protocol.images.uint8,
-                device=self.device,
-            )
-            done = 0
-            while True:
-                start = time.perf_counter()
-                batch = next(stream, None)
-                if batch is None:
-                    return
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)
-                seconds.append(time.perf_counter() - start)
-                done += len(batch.images)
-                self.progress(job.caption, done, num_images, "images")
-                yield tally.add(batch.images, batch.labels)
-
-        features = extract(self.extractor, batches(), count=num_images)
-        size = min(self.batch_size, num_images)
-        full = seconds[: num_images // size]
-        speed = Speed(
-            images_per_second=size / statistics.median(full),
-            seconds_per_batch=statistics.median(full),
-            batch_size=size,
-            peak_memory_bytes=peak_memory_bytes(self.device),
-            device=device_name(self.device),
+        maker = Maker(
+            job,
+            seed=seed,
+            num_images=num_images,
+            batch_size=self.batch_size,
+            uint8=self.protocol.images.uint8,
+            device=self.device,
+            progress=self.progress,
         )
-        return features, tally.content(), speed, cost
-
-    @torch.inference_mode()
-    def _warm_up(self, job: Job, seed: int) -> Cost:
-        """One small batch that is thrown away: warms the machine up and tells the costs."""
-        assert job.settings is not None
-        index = torch.arange(8, device=self.device)
-        labels = index % job.loaded.teacher.num_classes
-        samples = sample_tokens(job.loaded, job.settings, labels=labels, seed=seed, index=index)
-        return Cost(samples.nfe, tuple(samples.token_counts))
-
-
-def _no_speed(device: torch.device) -> Speed:
-    return Speed(None, None, None, None, device_name(device))
+        features = extract(self.extractor, maker.batches(), count=num_images)
+        return features, maker.tally.content(), maker.speed(), maker.cost

@@ -167,7 +167,10 @@ class DistillRecipe(Optimization):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe(Optimization):
-    """Training of an embedded teacher from data: masked cross-entropy, label dropout, EMA."""
+    """Training of an embedded teacher from data: masked cross-entropy, label dropout, EMA.
+
+    Its tokenizer is trained first, in `tokenizer_steps` if it is a network.
+    """
 
     kind: ClassVar[str] = "train"
     teacher: str
@@ -175,9 +178,12 @@ class TrainRecipe(Optimization):
     label_smoothing: float = 0.0
     label_dropout: float = 0.1
     dropout: float = 0.1
+    tokenizer_steps: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        steps = self.tokenizer_steps
+        check(steps >= 0, "tokenizer_steps", steps, ">= 0")
         for key in ("label_smoothing", "label_dropout", "dropout"):
             check(0 <= getattr(self, key) < 1, key, getattr(self, key), "0 <= x < 1")
         known("mask schedule", self.mask_schedule, MASK_SCHEDULES)

@@ -10,6 +10,7 @@ from dimo.errors import DimoError
 from dimo.models.halton import HaltonMaskGIT
 from dimo.models.maskgit import MaskGIT
 from dimo.models.meissonic import Meissonic
+from dimo.models.scenes import SceneTransformer
 from dimo.models.text import Conditions, Prompts, TextConditioned, ZeroText
 from dimo.official import OFFICIAL, locate
 from dimo.rows import Architecture, Network, Teacher
@@ -32,7 +33,10 @@ def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Pat
         return locate(name, folder)
     path = (folder or ASSETS) / name
     if not path.is_file():
-        raise DimoError(f"teacher {teacher.name!r} needs {path}; give its folder with --weights")
+        train = f"train it with: dimo train --teacher {teacher.name}, and " if teacher.world else ""
+        raise DimoError(
+            f"teacher {teacher.name!r} needs {path}; {train}give its folder with --weights"
+        )
     return path
 
 
@@ -78,10 +82,10 @@ def load_network(
 
 def _conditioned(
     teacher: Teacher,
-    network: MaskGIT | HaltonMaskGIT | Meissonic,
+    network: MaskGIT | HaltonMaskGIT | Meissonic | SceneTransformer,
     conditions: Conditions | None,
 ) -> Network:
-    if not isinstance(network, Meissonic):
+    if isinstance(network, MaskGIT | HaltonMaskGIT):
         return network
     text = teacher.text
     assert text is not None, "a text-conditioned network's row says how it reads prompts"
@@ -115,5 +119,9 @@ def load_prompts(
             f"teacher {teacher.name!r} draws prompts; give them, to a distillation as a text file, "
             "one a line: --set prompts=FILE"
         )
-    encoder = text.encoder(weights_file(teacher, "text", weights))
+    if text.check is not None:
+        for prompt in dict.fromkeys(prompts):
+            text.check(prompt)
+    needed = [weights_file(teacher, "text", weights)] if "text" in teacher.weights else []
+    encoder = text.encoder(*needed)
     return Prompts(encoder, prompts, negative_prompt=text.negative_prompt)

@@ -11,11 +11,14 @@ from dimo.models import Tokenizer
 from dimo.models.halton import HaltonMaskGIT
 from dimo.models.maskgit import MaskGIT
 from dimo.models.meissonic import Meissonic
+from dimo.models.scenes import SceneTransformer
 from dimo.models.text import TextConditioned, TextEncoder
-from dimo.official import OFFICIAL
+from dimo.worlds import World
 
 Network: TypeAlias = MaskGIT | HaltonMaskGIT | TextConditioned
-Architecture: TypeAlias = type[MaskGIT] | type[HaltonMaskGIT] | type[Meissonic]
+Architecture: TypeAlias = (
+    type[MaskGIT] | type[HaltonMaskGIT] | type[Meissonic] | type[SceneTransformer]
+)
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,21 @@ class TextConditioning:
     """How a teacher reads prompts.
 
     Attributes:
-        encoder: Builds the text encoder from its weights file, the row's role "text".
+        encoder: Builds the text encoder from its weights file, the row's role "text"; from nothing
+            where the row has no such role.
         negative_prompt: What stands for no condition in guidance.
         length: Tokens of an encoded prompt.
         states_dim: Width of each.
         pooled_dim: Width of the vector of the whole prompt.
+        check: Raises a `DimoError` for a prompt that it cannot read; None: it reads any.
     """
 
-    encoder: Callable[[Path], TextEncoder]
+    encoder: Callable[..., TextEncoder]
     negative_prompt: str
     length: int
     states_dim: int
     pooled_dim: int
+    check: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class Teacher:
         recipe: The Di[M]O recipe taken when none is named; None: there is none yet.
         other_recipes: Those of the other methods, by their keys in `dimo.students.METHODS`.
         text: How it reads prompts; None: its condition is a class.
+        world: The embedded data it is trained from; None: its weights are published.
     """
 
     name: str
@@ -100,6 +107,7 @@ class Teacher:
     recipe: str | None = None
     other_recipes: Mapping[str, str] = field(default_factory=dict)
     text: TextConditioning | None = None
+    world: World | None = None
 
     @property
     def recipes(self) -> dict[str, str]:
@@ -114,4 +122,4 @@ class Teacher:
     @property
     def is_embedded(self) -> bool:
         """Whether its weights come with the package, and its training data too."""
-        return not any(name in OFFICIAL for name in self.weights.values())
+        return self.world is not None

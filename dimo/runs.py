@@ -40,6 +40,7 @@ from dimo.teachers import (
 )
 from dimo.train import OnStep, Watcher, fit
 from dimo.weights import save_tensors
+from dimo.worlds import OnTokenizer
 
 
 def distill(
@@ -138,8 +139,7 @@ def _distillation_of(
 ) -> DistillTask | Di4CTask | SDTTTask:
     """The training of the recipe's method; what the student has beyond its teacher is fresh."""
     architecture = student_architecture(row, recipe.method)
-    file = recipe.prompts if isinstance(recipe, DistillRecipe) else None
-    prompts = load_prompts(row, None if file is None else prompts_from_file(file), weights)
+    prompts = load_prompts(row, _drawn_prompts(recipe, row), weights)
     if prompts is not None:
         prompts.to(device)
     teacher = load_network(row, path, prompts)
@@ -160,6 +160,26 @@ def _distillation_of(
     return SDTTTask(recipe, teacher, student, images, device, group)
 
 
+def _drawn_prompts(recipe: DistillationRecipe, row: Teacher) -> Sequence[str] | None:
+    """Those of the recipe's file, or of the teacher's world; None for classes.
+
+    Raises:
+        DimoError: A method that knows classes alone, or the file is not one of prompts.
+    """
+    if not isinstance(recipe, DistillRecipe):
+        if row.text is not None:
+            raise DimoError(
+                f"method {recipe.method!r} distils teachers of classes, and {row.name!r} draws "
+                "prompts; use --method dimo"
+            )
+        return None
+    if recipe.prompts is not None:
+        return prompts_from_file(recipe.prompts)
+    if row.world is None or row.world.prompts is None:
+        return None
+    return row.world.prompts()
+
+
 def train_teacher(
     recipe: TrainRecipe,
     out: Path,
@@ -168,6 +188,7 @@ def train_teacher(
     resume: bool = False,
     on_step: OnStep | None = None,
     watchers: Sequence[Watcher] = (),
+    on_tokenizer: OnTokenizer = lambda done: None,
 ) -> None:
     """Trains an embedded teacher from its data; `out` then works as `--weights`.
 
@@ -178,12 +199,13 @@ def train_teacher(
         resume: There must be an unfinished run in `out`.
         on_step: As in `dimo.train.fit`.
         watchers: As in `dimo.train.fit`.
+        on_tokenizer: Told the steps done of a tokenizer that is a network.
 
     Raises:
         DimoError: The teacher has no embedded data; or as `distill`.
     """
     with ranks() as group:
-        _train_teacher(recipe, out, device, resume, on_step, watchers, group)
+        _train_teacher(recipe, out, device, resume, on_step, watchers, on_tokenizer, group)
 
 
 def _train_teacher(
@@ -193,34 +215,43 @@ def _train_teacher(
     resume: bool,
     on_step: OnStep | None,
     watchers: Sequence[Watcher],
+    on_tokenizer: OnTokenizer,
     group: Ranks,
 ) -> None:
     """`train_teacher` among ranks, as `_distill`."""
-    from dimo.datasets import digits
-    from dimo.models.digits import DigitsTokenizer
-
     teacher = get_teacher(recipe.teacher)
-    if not teacher.is_embedded:
+    world = teacher.world
+    if world is None:
         raise DimoError(
             f"teacher {teacher.name!r} is not trained here, its weights are published; "
             f"fetch them with: dimo weights fetch {teacher.weights['transformer']}"
         )
     finished = out / teacher.weights["transformer"]
-    images, labels = digits.load()
-    size = teacher.network["codebook_size"]
-    tokenizer = DigitsTokenizer.fit(images, codebook_size=size, seed=recipe.seed)
-    torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
-    network = make_network(teacher, dropout=recipe.dropout)
-    task = TeacherTask(recipe, network, tokenizer.encode(images), labels, device, group)
-    provenance = {"recipe": to_toml(recipe), "data": "scikit-learn digits, 1,797 images"}
+    codebook = out / teacher.weights["tokenizer"]
+    provenance = {"recipe": to_toml(recipe), "data": world.data}
+
+    def fit_tokenizer() -> None:
+        if group.is_first and not codebook.is_file():
+            tokenizer = world.fit_tokenizer(
+                codebook_size=teacher.network["codebook_size"],
+                steps=recipe.tokenizer_steps,
+                seed=recipe.seed,
+                on_step=on_tokenizer,
+            )
+            save_tensors(codebook, tokenizer.state_dict(), provenance)
 
     def save() -> None:
         if group.is_first:
-            codebook = out / teacher.weights["tokenizer"]
-            save_tensors(codebook, tokenizer.state_dict(), provenance)
             save_tensors(finished, task.ema.state_dict(), provenance)
 
     with _opened(out, recipe, finished, resume, group):
+        group.alike(fit_tokenizer)
+        data = world.training_data(teacher.tokenizer(codebook))
+        captions = world.captions() if world.captions is not None else None
+        prompts = load_prompts(teacher, captions)
+        torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
+        network = make_network(teacher, prompts, dropout=recipe.dropout)
+        task = TeacherTask(recipe, network, data, device, group)
         fit(task, out, resume=True, on_step=on_step, watchers=watchers)
         group.alike(save)
 

@@ -43,11 +43,13 @@ from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.models.maskgit import MaskGIT
 from dimo.models.meissonic import Meissonic
 from dimo.models.precision import in_precision
+from dimo.models.scenes import SceneTokenizer, SceneTransformer, SceneWords
 from dimo.models.text import TextConditioned
 from dimo.models.vqgan import VQGAN
 from dimo.networks import load_network, load_prompts, make_network, weights_file
 from dimo.rows import Architecture, Network, SamplerDefaults, Teacher, TextConditioning
 from dimo.students import METHODS, FoundStudent, StudentConfig, find_student
+from dimo.worlds import DIGITS, SCENES
 
 
 def _digits() -> Teacher:
@@ -89,6 +91,7 @@ def _digits() -> Teacher:
             "di4c-d": "digits-di4c-d",
             "sdtt": "digits-sdtt",
         },
+        world=DIGITS,
     )
 
 
@@ -198,10 +201,54 @@ def _meissonic() -> Teacher:
     )
 
 
+def _scenes() -> Teacher:
+    return Teacher(
+        name="scenes",
+        title="MaskGIT-scenes",
+        architecture=SceneTransformer,
+        network={
+            "hidden_dim": 160,
+            "codebook_size": 512,
+            "depth": 6,
+            "heads": 5,
+            "mlp_dim": 320,
+        },
+        tokenizer=SceneTokenizer.from_file,
+        weights={
+            "transformer": "scenes-teacher.safetensors",
+            "tokenizer": "scenes-tokenizer.safetensors",
+        },
+        image_size=32,
+        num_tokens=64,
+        num_classes=0,
+        names=tuple,
+        label_smoothing=0.0,
+        defaults=SamplerDefaults(
+            sampler="confidence",
+            mask_schedule="arccos",
+            guidance_scale=3.0,
+            temperature=1.0,
+            choice_temperature=4.5,
+            selected_by="as digits, with guidance 3; not tuned",
+        ),
+        recipe="scenes",
+        text=TextConditioning(
+            encoder=SceneWords,
+            negative_prompt="",
+            length=SceneWords.length,
+            states_dim=SceneWords.width,
+            pooled_dim=SceneWords.width,
+            check=SceneWords.check,
+        ),
+        world=SCENES,
+    )
+
+
 TEACHERS: dict[str, Teacher] = {
     teacher.name: teacher
     for teacher in (
         _digits(),
+        _scenes(),
         _maskgit("maskgit", 256, w=3.0, choice_temperature=4.5, steps=8),
         _maskgit("maskgit-512", 512, w=2.8, choice_temperature=7.0, steps=15),
         _halton("tiny", 256, w=1.5),

@@ -62,12 +62,14 @@ DI4C_KIND = "di4c student"
 # A key that only this kind of network has; the first that is found names the file.
 _KINDS = (
     ("latent_projection.0.weight", DI4C_KIND),
+    ("word_positions", "scenes transformer"),
     ("transformer.layers.0.0.fn.mha.in_proj_weight", "MaskGIT v1.0 transformer"),
     ("transformer.layers.0.attn.wq.weight", "Halton-MaskGIT transformer"),
     ("single_transformer_blocks.0.attn.to_q.weight", "Meissonic transformer"),
     ("encoder.down.0.block.0.conv1.weight", VQGAN_KIND),
     ("encoder.conv_blocks.0.res.0.conv1.weight", "LlamaGen VQ tokenizer"),
     ("encoder.down_blocks.0.resnets.0.conv1.weight", "diffusers VQModel"),
+    ("encoder.1.weight", "scenes tokenizer"),
     ("codebook", "digits tokenizer"),
     ("convolutions.0.weight", "digits feature extractor"),
     ("fine.0.weight", "scenes detector"),

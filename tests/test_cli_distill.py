@@ -241,7 +241,7 @@ MISTAKES = {
     "unknown protocol": (["distill", "--score-protocol", "digit"], "did you mean 'digits'"),
     "foreign protocol": (
         ["distill", "--score-protocol", "imagenet256-adm"],
-        "teacher 'digits' makes 8 x 8 of 10; protocols that fit: digits",
+        "teacher 'digits' makes 8 x 8 of 10 classes; protocols that fit: digits",
     ),
     "folder under a file": (["distill", "--out", "file/run"], "choose another"),
     "unknown method": (["distill", "--method", "di4cd"], "did you mean 'di4c-d'"),

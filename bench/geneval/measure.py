@@ -1,6 +1,6 @@
 """GenEval on one screen: images in the official layout -> detections -> verdicts -> record."""
 
-__all__ = ["Measurement", "measure_geneval"]
+__all__ = ["Measurement", "Verdicts", "measure_geneval", "record_verdicts"]
 
 import shlex
 import sys
@@ -23,12 +23,12 @@ from bench.geneval.results import ImageResult, contradictions, read_results
 from bench.geneval.scores import geneval_scores, geneval_values
 from bench.images import ImageInfo, decode_image, inspect_image
 from bench.inputs import content_sha256
+from bench.making import no_speed
 from bench.protocol import Detector, Prompts, Protocol
 from bench.record import Evidence, MethodInfo, Section, Speed, new_record
 from bench.run import Measured
 from dimo.errors import DimoError
 from dimo.files import sha256_bytes, sha256_file
-from dimo.launch import device_name
 
 _CHUNK = 64  # images decoded before they are looked at
 
@@ -42,7 +42,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class _Verdicts:
+class Verdicts:
     """Everything a record says of the images."""
 
     results: list[ImageResult]
@@ -97,12 +97,46 @@ def measure_geneval(
         found = _detect(path, folders, detector, problems, progress)
     if not nonconforming:
         check_complete(path, found.problems, protocol.name)
+    return record_verdicts(
+        found,
+        protocol,
+        images=(str(path),),
+        method=_method(name, section, num_steps),
+        speed=no_speed(device),
+        seed=None,
+        start=start,
+    )
+
+
+def record_verdicts(
+    found: Verdicts,
+    protocol: Protocol,
+    *,
+    images: tuple[str, ...],
+    method: MethodInfo,
+    speed: Speed,
+    seed: int | None,
+    start: float,
+) -> Measurement:
+    """The record of images that were judged.
+
+    Args:
+        found: The verdicts.
+        protocol: With prompts and a detector.
+        images: Where they are; empty: they were made in process.
+        method: What made them.
+        speed: Of making them.
+        seed: They were made with; None: not known, or none.
+        start: `time.monotonic()` when the work began.
+    """
+    assert protocol.prompts is not None
+    assert protocol.detector is not None
     tags = [result.metadata["tag"] for result in found.results]
     scores = geneval_scores(protocol, tags, found.prompts, [r.correct for r in found.results])
     contributions = pack_contributions(scores)
     labels = np.array(found.prompts, dtype=np.int64)
     evidence = Evidence(
-        images=(str(path),),
+        images=images,
         images_sha256=found.images_sha256,
         labels_sha256=labels_sha256(labels),
         extractor=protocol.detector.name,
@@ -116,10 +150,10 @@ def measure_geneval(
     )
     record = new_record(
         protocol=protocol,
-        method=_method(name, section, num_steps),
+        method=method,
         metrics=geneval_values(scores, protocol, tags),
-        speed=Speed(None, None, None, None, device_name(device)),
-        seed=None,
+        speed=speed,
+        seed=seed,
         command=shlex.join(["dimo", *sys.argv[1:]]),
         seconds=time.monotonic() - start,
         evidence=evidence,
@@ -133,7 +167,7 @@ def _detect(
     detector: ObjectDetector,
     problems: list[str],
     progress: Progress,
-) -> _Verdicts:
+) -> Verdicts:
     files = [(folder, file) for folder in folders for file in folder.images]
     results: list[ImageResult] = []
     infos: list[ImageInfo] = []
@@ -165,7 +199,7 @@ def _detect(
     numbers = [folder.number for folder, _ in files]
     copies = len(infos) - len({info.sha256 for info in infos})
     notes = [f"{copies} images are copies of others"] if copies else []
-    return _Verdicts(
+    return Verdicts(
         results,
         numbers,
         content_sha256(infos, np.array(numbers, dtype=np.int64)),
@@ -194,7 +228,7 @@ def _results_file(path: Path, detector: Detector) -> Path:
     return file
 
 
-def _read(file: Path, wanted: Prompts) -> _Verdicts:
+def _read(file: Path, wanted: Prompts) -> Verdicts:
     results = sorted(read_results(file), key=lambda result: result.filename)
     prompts: list[Metadata] = []
     numbers: list[int] = []
@@ -220,10 +254,10 @@ def _read(file: Path, wanted: Prompts) -> _Verdicts:
             f"that on {against[0]}"
         )
     notes = [] if any(found.details for found in results) else ["no boxes to check verdicts by"]
-    return _Verdicts(results, numbers, sha256_file(file), 0, "", problems, notes)
+    return Verdicts(results, numbers, sha256_file(file), 0, "", problems, notes)
 
 
-def _prompts_in_order(found: _Verdicts) -> list[Metadata]:
+def _prompts_in_order(found: Verdicts) -> list[Metadata]:
     by_number = {n: r.metadata for n, r in zip(found.prompts, found.results, strict=True)}
     return [by_number[number] for number in sorted(by_number)]
 

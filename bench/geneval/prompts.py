@@ -5,10 +5,12 @@ hash is that of the official file if and only if it says the same in the same or
 """
 
 __all__ = [
+    "EMBEDDED",
     "check_metadata",
     "embedded_prompts",
     "list_sha256",
     "parse_metadata",
+    "prompts_of",
     "read_prompts",
     "same_list",
     "tag_counts",
@@ -23,11 +25,14 @@ from typing import Any
 
 from bench.catalog import ANY
 from bench.metrics.geneval import COLORS, RELATIONS, TAGS
+from bench.protocol import Prompts
 from dimo.datasets.scene_prompts import prompts as scene_prompts
+from dimo.errors import DimoError
 from dimo.files import sha256_bytes
 from dimo.strict import Origin, unique_keys
 
 Metadata = dict[str, Any]
+EMBEDDED = "scenes-held-out"  # a protocol's name of the list that comes with dimo
 
 _NEXT_STEP = "use GenEval's evaluation_metadata.jsonl, or a file of the same form"
 _CLAUSE = {"include": ("class", "count", "color", "position"), "exclude": ("class", "count")}
@@ -36,6 +41,31 @@ _CLAUSE = {"include": ("class", "count", "color", "position"), "exclude": ("clas
 def embedded_prompts() -> tuple[Metadata, ...]:
     """The held-out prompts of `scenes` in the official form."""
     return tuple(prompt.metadata for prompt in scene_prompts("held-out"))
+
+
+def prompts_of(wanted: Prompts, path: Path | None) -> tuple[Metadata, ...]:
+    """The prompts of a protocol.
+
+    Args:
+        wanted: What the protocol says of them.
+        path: File of the official form; None: they come with dimo.
+
+    Raises:
+        DimoError: They do not come with dimo and there is no file, or the file is another list.
+    """
+    if path is not None:
+        return read_prompts(path, sha256=wanted.sha256)
+    if wanted.name != EMBEDDED:
+        raise DimoError(
+            f"prompts {wanted.name} do not come with dimo; give the official file with --prompts"
+        )
+    found = embedded_prompts()
+    if not same_list(found, wanted.sha256):
+        raise DimoError(
+            f"prompts {wanted.name} have sha256 {list_sha256(found)[:12]}..., the protocol names "
+            f"{wanted.sha256[:12]}...; use the protocol that comes with this dimo"
+        )
+    return found
 
 
 def read_prompts(path: str | PathLike[str], *, sha256: str = ANY) -> tuple[Metadata, ...]:

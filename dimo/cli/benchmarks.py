@@ -40,7 +40,9 @@ from dimo.cli.training import run_distill
 from dimo.errors import DimoError
 
 if TYPE_CHECKING:
-    from bench.jobs import Job
+    import torch
+
+    from bench.jobs import Job, Planned
     from bench.protocol import Protocol
     from bench.record import ResultRecord
 
@@ -85,6 +87,10 @@ def bench(
     extractor_weights: Annotated[
         Path | None, typer.Option(help="Weights file of the extractor; default: shipped.")
     ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="The protocol's official file of prompts; default: the embedded ones."),
+    ] = None,
     cache: Cache = "",
     allow_code: AllowCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Records on stdout, as JSON.")] = False,
@@ -121,6 +127,23 @@ def bench(
     )
     if not planned:
         raise DimoError("there is nothing to score; name step counts with --steps or a --student")
+    if fixed.prompts is not None:
+        records = _bench_prompts(
+            planned,
+            fixed,
+            results,
+            prompts=prompts,
+            grid=grid,
+            reference_rows=reference_rows,
+            batch_size=batch_size,
+            device=place,
+            weights=weights,
+            detector_weights=extractor_weights,
+        )
+        _tell(records, fixed, results, as_json=as_json)
+        return
+    if prompts is not None:
+        raise DimoError(f"--prompts {prompts} is not used: protocol {fixed.name!r} has no prompts")
     if reference is None:
         reference_images(fixed)  # complains before any network is loaded
     jobs = load_planned(planned, device=place, weights=weights)
@@ -139,13 +162,73 @@ def bench(
         cache=cache_folder(cache),
         allow_code=allow_code,
     )
+    _tell(records, fixed, results, as_json=as_json)
+
+
+def _tell(
+    records: "list[ResultRecord]", protocol: "Protocol", results: Path, *, as_json: bool
+) -> None:
+    """The records on stdout, and where they are."""
     if as_json:
         from bench.record import record_to_json
 
         print(json.dumps([json.loads(record_to_json(r)) for r in records], indent=2))
     else:
-        print(measured_table(records, fixed))
+        print(measured_table(records, protocol))
     terminal.say(f"{len(records)} records in {results}; tables: dimo report --results {results}")
+
+
+def _bench_prompts(
+    planned: "list[Planned]",
+    protocol: "Protocol",
+    results: Path,
+    *,
+    prompts: Path | None,
+    grid: dict[str, list[float]],
+    reference_rows: bool,
+    batch_size: int,
+    device: "torch.device",
+    weights: Path | None,
+    detector_weights: Path | None,
+) -> "list[ResultRecord]":
+    """As `_bench`, under a protocol with prompts and a detector; the verdicts are kept too."""
+    from bench.geneval.bench import DetectorBench, rendered_jobs
+    from bench.geneval.prompts import prompts_of
+    from bench.geneval.results import results_text
+    from bench.grid import write_picture
+    from bench.jobs import load_planned
+    from bench.store import append
+    from bench.tuning import check_grid
+    from dimo.files import write_atomic
+
+    assert protocol.prompts is not None
+    check_grid(grid, [], protocol)
+    asked = prompts_of(protocol.prompts, prompts)
+    texts = [metadata["prompt"] for metadata in asked]
+    jobs = load_planned(planned, device=device, weights=weights, prompts=texts)
+    if reference_rows:
+        jobs = rendered_jobs(jobs[0].loaded, protocol) + jobs
+    records = []
+    with terminal.work_bar() as progress:
+        bench = DetectorBench(
+            protocol,
+            asked,
+            device=device,
+            batch_size=batch_size,
+            weights=detector_weights,
+            progress=progress,
+        )
+        for job in jobs:
+            found = bench.measure(job)
+            record = found.measured.record
+            append(record, results, found.measured.contributions)
+            verdicts = results / "verdicts" / f"{record.run_id}.jsonl"
+            write_atomic(verdicts, results_text(found.results))
+            if job.settings is not None:
+                seed = protocol.seeds.report
+                write_picture(job, results, record.run_id, seed=seed, device=device)
+            records.append(record)
+    return records
 
 
 def _bench(

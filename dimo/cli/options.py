@@ -111,6 +111,10 @@ TopP = Annotated[
     float | None, typer.Option(help="Students draw among the likeliest tokens of total p.")
 ]
 Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of every network.")]
+PromptsFile = Annotated[
+    Path | None,
+    typer.Option("--prompts", help="Text file with a prompt a line, for teachers of prompts."),
+]
 Cache = Annotated[
     str,
     typer.Option(
@@ -168,6 +172,27 @@ def parse_steps(text: str) -> list[int]:
 
 def parse_labels(text: str, num_classes: int) -> list[int]:
     return _parse_integers("--labels", text, low=0, high=num_classes - 1)
+
+
+def parse_prompts(prompts: list[str], file: Path | None) -> list[str] | None:
+    """What `--prompt` and `--prompts` give; None where neither does.
+
+    Raises:
+        DimoError: Both, an empty or too long prompt, or the file is none of prompts.
+    """
+    from dimo.models.text import MAX_PROMPT_LENGTH, prompts_from_file
+
+    if file is not None:
+        if prompts:
+            raise DimoError("--prompt and --prompts give prompts twice; leave one of them out")
+        return prompts_from_file(file)
+    for prompt in prompts:
+        if not prompt.strip() or len(prompt) > MAX_PROMPT_LENGTH:
+            raise DimoError(
+                f"--prompt has {len(prompt.strip()):,} characters; allowed: 1 to "
+                f"{MAX_PROMPT_LENGTH:,}; e.g. --prompt 'a photo of a red circle'"
+            )
+    return prompts or None
 
 
 def _parse_integers(option: str, text: str, *, low: int, high: int | None) -> list[int]:

@@ -18,6 +18,7 @@ from dimo.cli.options import (
     Device,
     GuidanceScale,
     Precision,
+    PromptsFile,
     Samplers,
     Schedules,
     Temperature,
@@ -27,6 +28,7 @@ from dimo.cli.options import (
     Weights,
     parse_choice,
     parse_labels,
+    parse_prompts,
     parse_steps,
 )
 from dimo.errors import DimoError
@@ -41,9 +43,10 @@ if TYPE_CHECKING:
 
 @app.command(
     epilog="Examples: `dimo sample --model digits --model digits-dimo --steps 1,4,16 "
-    "--labels 3,3,7 --out grid.png` · `dimo sample --model digits --steps 4 --count 5000 "
-    "--seed 1000 --out samples.npz` · `torchrun --nproc_per_node=8 -m dimo sample --model digits "
-    "--steps 4 --count 5000 --out samples/`"
+    "--labels 3,3,7 --out grid.png` · `dimo sample --model scenes --steps 16 "
+    "--prompt 'a photo of a red circle above a blue square' --out grid.png` · `dimo sample "
+    "--model digits --steps 4 --count 5000 --seed 1000 --out samples.npz` · `torchrun "
+    "--nproc_per_node=8 -m dimo sample --model digits --steps 4 --count 5000 --out samples/`"
 )
 def sample(
     models: Annotated[
@@ -77,11 +80,18 @@ def sample(
             help="Picture: one column each; default: every class, twice, or 10 of many classes."
         ),
     ] = "",
+    prompt: Annotated[
+        list[str],
+        typer.Option(
+            metavar="TEXT", help="Picture: one column each, of a teacher of prompts; repeatable."
+        ),
+    ] = [],  # noqa: B006
+    prompts_file: PromptsFile = None,
     count: Annotated[
         int | None,
         typer.Option(
-            help="Write that many images as files, with label i modulo the classes; the same "
-            "command goes on after an interruption."
+            help="Write that many images as files, with label i modulo the classes or prompts; "
+            "the same command goes on after an interruption."
         ),
     ] = None,
     seed: Annotated[
@@ -126,17 +136,18 @@ def sample(
             "classes; leave one of them out"
         )
     planned = _plan(models, parse_steps(steps), choice, weights)
+    prompts = _conditions(planned, prompt, prompts_file, labels)
 
     def load(place: "torch.device") -> "list[Job]":
         from bench.jobs import load_planned
 
-        return load_planned(planned, device=place, weights=weights)
+        return load_planned(planned, device=place, weights=weights, prompts=prompts)
 
     if count is None:
         from bench.grid import shared_classes
 
         classes = shared_classes(entry.teacher for entry in planned)
-        wanted = parse_labels(labels, classes) if labels else []
+        wanted = parse_labels(labels, classes) if labels else list(range(len(prompts or ())))
         _draw(load, wanted, seed=seed, out=out, batch_size=batch_size, device=device)
         return
     _check_one(planned, count)
@@ -164,6 +175,28 @@ def sample(
         raise typer.Exit(130) from None
     if group.is_first:
         _report(done, count, out, as_json=as_json)
+
+
+def _conditions(
+    planned: "list[Planned]", prompt: list[str], file: Path | None, labels: str
+) -> list[str] | None:
+    """The prompts for models that draw them; None for models of classes."""
+    prompts = parse_prompts(prompt, file)
+    draws_prompts = [entry.teacher.text is not None for entry in planned]
+    names = ", ".join(dict.fromkeys(entry.teacher.name for entry in planned))
+    if not any(draws_prompts):
+        if prompts is not None:
+            raise DimoError(f"--prompt is for models that draw prompts, and {names} draws classes")
+        return None
+    if not all(draws_prompts):
+        raise DimoError(f"models of prompts and of classes share no picture ({names}); draw two")
+    if labels:
+        raise DimoError(f"--labels is for models of classes, and {names} draws prompts: --prompt")
+    if prompts is None:
+        raise DimoError(
+            f"{names} draws prompts; give one or more with --prompt TEXT, or a file with --prompts"
+        )
+    return prompts
 
 
 def _draw(

@@ -59,8 +59,17 @@ def train(
     name = recipe or f"{teacher}-teacher"
     loaded = load_recipe(TrainRecipe, name, [f'teacher="{teacher}"', *settings])
     folder = out or Path("runs") / f"{teacher}-teacher"
-    with terminal.training_bar(f"train {teacher}", loaded.steps, loaded.batch_size) as on_step:
-        train_teacher(loaded, folder, device=choose_device(device), resume=resume, on_step=on_step)
+    with ExitStack() as stack:
+        work = stack.enter_context(terminal.work_bar())
+        bar = terminal.training_bar(f"train {teacher}", loaded.steps, loaded.batch_size)
+        train_teacher(
+            loaded,
+            folder,
+            device=choose_device(device),
+            resume=resume,
+            on_step=stack.enter_context(bar),
+            on_tokenizer=lambda done: work("tokenizer", done, loaded.tokenizer_steps, "steps"),
+        )
     terminal.say(
         f"weights: {folder}; score them with: dimo bench --teacher {teacher} --weights {folder}"
     )

@@ -131,7 +131,7 @@ def _protocol(wanted: Watching, teacher: "Teacher") -> "Protocol | None":
         check_protocol(teacher, protocol)
         return protocol
     fitting = fitting_protocols(teacher)
-    if teacher.is_embedded and fitting:
+    if teacher.is_embedded and teacher.text is None and fitting:
         return fitting[0]
     if wanted.score_every:
         names = ", ".join(protocol.name for protocol in fitting) or "none"

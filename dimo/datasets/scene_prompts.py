@@ -9,11 +9,13 @@ the metadata. Coloured positions ("a red circle above a blue square") are in tra
 __all__ = [
     "BACKGROUNDS",
     "COLORS",
+    "NUMBERS",
     "RELATIONS",
     "SHAPES",
     "SIZES",
     "TAGS",
     "Prompt",
+    "plural",
     "prompts",
 ]
 
@@ -36,7 +38,7 @@ RELATIONS = ("left of", "right of", "above", "below")
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 _HELD_OUT = 40  # prompts a tag
-_NUMBERS = {2: "two", 3: "three", 4: "four"}
+NUMBERS = {2: "two", 3: "three", 4: "four"}
 _INVISIBLE = {("white", "light"), ("black", "dark")}  # colours that are not put on a background
 
 
@@ -122,7 +124,7 @@ def _bases(tag: str) -> list[Prompt]:
             _prompt(tag, (shape,), size=size) for shape in numbers for size in range(-1, len(SIZES))
         ]
     if tag == "counting":
-        return [_prompt(tag, (shape,) * count) for shape in numbers for count in _NUMBERS]
+        return [_prompt(tag, (shape,) * count) for shape in numbers for count in NUMBERS]
     if tag == "two_object":
         return [_prompt(tag, pair) for pair in pairs]
     if tag == "colors":
@@ -185,7 +187,7 @@ def _prompt(
     ]
     if tag == "counting":
         name = SHAPES[shapes[0]]
-        said = f"{_NUMBERS[len(shapes)]} {name}{'es' if name.endswith('s') else 's'}"
+        said = f"{NUMBERS[len(shapes)]} {plural(name)}"
     elif relation >= 0:
         said = f"{names[1]} {RELATIONS[relation]} {names[0]}"
     elif size >= 0:
@@ -193,6 +195,11 @@ def _prompt(
     else:
         said = " and ".join(names)
     return Prompt(f"a photo of {said}", tag, shapes, colors, relation, -1, size)
+
+
+def plural(name: str) -> str:
+    """Of the name of a shape."""
+    return f"{name}{'es' if name.endswith('s') else 's'}"
 
 
 def _article(words: str) -> str:

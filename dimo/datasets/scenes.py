@@ -6,7 +6,19 @@ shades and whatever the prompt leaves open are drawn for each picture; all of it
 machine rounds alike.
 """
 
-__all__ = ["RGB", "SIDE", "Scene", "SceneBatch", "batch", "boxes_of", "draw", "prompts", "render"]
+__all__ = [
+    "RGB",
+    "SIDE",
+    "Scene",
+    "SceneBatch",
+    "batch",
+    "boxes_of",
+    "captions",
+    "draw",
+    "drawn_captions",
+    "prompts",
+    "render",
+]
 
 import functools
 from collections.abc import Callable
@@ -138,6 +150,17 @@ def draw(seed: int, indices: Tensor, split: Split) -> SceneBatch:
             "int64; give one index a picture"
         )
     return _draw(table, _choose(table, seed, indices, split), seed, indices)
+
+
+def captions() -> list[str]:
+    """The text of each training prompt, in the order that `batch` numbers them."""
+    return [prompt.text for prompt in prompts("train")]
+
+
+def drawn_captions(count: int) -> list[str]:
+    """Captions as training draws them, each tag as often as another; some come more than once."""
+    numbers = _choose(_table("train"), 0, torch.arange(count), "train").tolist()
+    return [prompts("train")[number].text for number in numbers]
 
 
 def boxes_of(masks: Tensor) -> Tensor:

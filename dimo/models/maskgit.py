@@ -5,7 +5,7 @@ Sequence: L visual tokens, then the class token. The output head is the token em
 an official state dict loads without renaming.
 """
 
-__all__ = ["MaskGIT"]
+__all__ = ["Layers", "MaskGIT"]
 
 from functools import partial
 from os import PathLike
@@ -97,7 +97,9 @@ class _FeedForwardBranch(nn.Module):
         net[3] = convert(net[3].weight, net[3].bias)
 
 
-class _Layers(nn.Module):
+class Layers(nn.Module):
+    """Pre-norm transformer blocks, with the official names of their parameters."""
+
     def __init__(self, dim: int, depth: int, heads: int, mlp_dim: int, dropout: float) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
@@ -182,7 +184,7 @@ class MaskGIT(nn.Module):
             Dropout(dropout),
             nn.Linear(hidden_dim, hidden_dim),
         )
-        self.transformer = _Layers(hidden_dim, depth, heads, mlp_dim, dropout)
+        self.transformer = Layers(hidden_dim, depth, heads, mlp_dim, dropout)
         self.last_layer = nn.Sequential(
             nn.LayerNorm(hidden_dim, eps=1e-12),
             Dropout(dropout),

@@ -229,8 +229,8 @@ class ConvTokenizer(nn.Module):
 
     def __init__(
         self,
-        encoder: Encoder,
-        decoder: Decoder,
+        encoder: nn.Module,
+        decoder: nn.Module,
         *,
         factor: int,
         image_size: int,

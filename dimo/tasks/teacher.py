@@ -15,7 +15,7 @@ from dimo.launch import ALONE, Ranks
 from dimo.masking import mask_count, mask_ratio, random_mask
 from dimo.tasks.base import Task, add_mean
 from dimo.teachers import Network
-from dimo.weights import state_sha256
+from dimo.worlds import TrainingData
 
 
 class TeacherTask(Task):
@@ -24,8 +24,7 @@ class TeacherTask(Task):
     Args:
         recipe: What to do.
         network: The teacher to be, fresh; it is trained in place.
-        tokens: [N, L] int64, the encoded data.
-        labels: [N] int64.
+        data: What it learns from.
         device: Where to train.
         ranks: Who shares each batch.
 
@@ -39,16 +38,14 @@ class TeacherTask(Task):
         self,
         recipe: TrainRecipe,
         network: Network,
-        tokens: Tensor,
-        labels: Tensor,
+        data: TrainingData,
         device: torch.device,
         ranks: Ranks = ALONE,
     ) -> None:
         super().__init__(recipe, device, ranks)
-        self.inputs = state_sha256({"tokens": tokens, "labels": labels})
+        self.inputs, self.data = data.sha256, data
         self.model = network.to(device).train()
         self.ema = self._average_of(self.model)
-        self.tokens, self.labels = tokens.to(device), labels.to(device)
         self.networks = {"model": self.model, "ema": self.ema}
         self.updates = {"model": self._update_of(self.model)}
 
@@ -68,8 +65,7 @@ class TeacherTask(Task):
     def _loss(self, model: Any, index: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy of the masked tokens of images `index` [b], and their share."""
         recipe, seed = self.recipe, self.recipe.seed
-        rows = rng.integers(seed, index, "row", (), len(self.tokens))
-        tokens, labels = self.tokens[rows], self.labels[rows]
+        tokens, labels = self.data(seed, index)
         ratio = mask_ratio(recipe.mask_schedule, rng.uniform(seed, index, "mask_ratio", ()))
         ranks = rng.random_ranks(seed, index, "mask", tokens.shape[1])
         mask = random_mask(ranks, mask_count(ratio, tokens.shape[1]))

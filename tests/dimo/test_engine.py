@@ -20,6 +20,7 @@ from dimo.runs import distill
 from dimo.tasks import DistillTask, TeacherTask
 from dimo.teachers import get_teacher, load_network, weights_file
 from dimo.update import Update
+from dimo.worlds import EncodedImages
 
 CPU = torch.device("cpu")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
@@ -95,7 +96,7 @@ def test_accumulation_in_the_training_of_a_teacher(tiny_network):
             accumulate=parts,
         )
         tokens, labels = torch.randint(20, (30, 16)), torch.arange(30) % 5
-        task = TeacherTask(recipe, MaskGIT(**tiny_network), tokens, labels, CPU)
+        task = TeacherTask(recipe, MaskGIT(**tiny_network), EncodedImages(tokens, labels), CPU)
         curves.append(run_task(task, 5))
     assert_same_curve(curves[1], curves[0], 1e-6)
 
