@@ -115,6 +115,7 @@ _SAMPLER_NAMES = {
     "confidence": "Confidence order",
     "random": "Random order",
     "halton": "Halton order",
+    "meissonic": "Meissonic's order",
     "tau_leaping": "τ-leaping",
     "theta_trapezoidal": "θ-trapezoidal",
 }

@@ -85,7 +85,7 @@ def test_results_are_append_only(world, tmp_path):
     before = {p.name: p.read_bytes() for p in (world / "results").glob("**/*.*")}
     run("bench", "--steps", "1", "--no-reference-rows", cwd=world)
     after = {p.name: p.read_bytes() for p in (world / "results").glob("**/*.*")}
-    assert len(after) == len(before) + 2  # the record and its contributions
+    assert len(after) == len(before) + 3  # the record, its contributions and its picture
     assert all(after[name] == content for name, content in before.items())
 
 

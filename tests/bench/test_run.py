@@ -126,9 +126,8 @@ def test_another_extractor_or_reference_is_refused(protocol):
 
 def test_every_row_is_tuned_alike_and_keeps_its_sweep(small):
     """A teacher, another sampler, a student: each by what it has of the grid."""
-    jobs = load_jobs(
-        "digits", ["digits-dimo"], [2], device=CPU, samplers=["confidence", "tau_leaping"]
-    )
+    choice = Choice(samplers=("confidence", "tau_leaping"))
+    jobs = load_jobs("digits", ["digits-dimo"], [2], device=CPU, choice=choice)
     told = []
     bench = Workbench(small, device=CPU, progress=lambda *what: told.append(what))
     grid = parse_grid(["temperature=5,1", "guidance_scale=1,2"])
