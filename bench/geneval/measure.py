@@ -14,17 +14,17 @@ import torch
 
 from bench.catalog import DETECTORS
 from bench.compare import pack_contributions
-from bench.content import labels_sha256
+from bench.content import image_set_method, labels_sha256
 from bench.evaluate import Progress
 from bench.geneval.detectors import ObjectDetector, load_detector, verdicts
 from bench.geneval.folder import PromptFolder, check_complete, read_folder
 from bench.geneval.prompts import Metadata, list_sha256, same_list, tag_counts
 from bench.geneval.results import ImageResult, contradictions, read_results
 from bench.geneval.scores import geneval_scores, geneval_values
-from bench.images import ImageInfo, decode_image, inspect_image
+from bench.images import ImageInfo, read_image
 from bench.inputs import content_sha256
 from bench.protocol import Detector, Prompts, Protocol
-from bench.record import Evidence, MethodInfo, Section, Speed, new_record
+from bench.record import Evidence, Section, Speed, new_record
 from bench.run import Measured
 from dimo.errors import DimoError
 from dimo.files import sha256_bytes, sha256_file
@@ -116,7 +116,7 @@ def measure_geneval(
     )
     record = new_record(
         protocol=protocol,
-        method=_method(name, section, num_steps),
+        method=image_set_method(name, section, num_steps),
         metrics=geneval_values(scores, protocol, tags),
         speed=Speed(None, None, None, None, device_name(device)),
         seed=None,
@@ -142,12 +142,9 @@ def _detect(
         chunk = files[start : start + _CHUNK]
         pixels = []
         for _, file in chunk:
-            data = _bytes(file)
-            infos.append(inspect_image(data))
-            try:
-                pixels.append(decode_image(data))
-            except DimoError as error:
-                raise DimoError(f"{file}: {error}; make the image again") from error
+            info, image = read_image(file)
+            infos.append(info)
+            pixels.append(image)
         for (folder, file), found in zip(
             chunk, verdicts(detector, pixels, [f.metadata for f, _ in chunk]), strict=True
         ):
@@ -174,13 +171,6 @@ def _detect(
         problems,
         notes,
     )
-
-
-def _bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise DimoError(f"cannot read {file}: {error.strerror}; make the image again") from error
 
 
 def _results_file(path: Path, detector: Detector) -> Path:
@@ -226,22 +216,3 @@ def _read(file: Path, wanted: Prompts) -> _Verdicts:
 def _prompts_in_order(found: _Verdicts) -> list[Metadata]:
     by_number = {n: r.metadata for n, r in zip(found.prompts, found.results, strict=True)}
     return [by_number[number] for number in sorted(by_number)]
-
-
-def _method(name: str, section: Section, num_steps: int | None) -> MethodInfo:
-    return MethodInfo(
-        name=name,
-        section=section,
-        teacher=None,
-        sampler=None,
-        num_steps=num_steps,
-        nfe=None,
-        mask_schedule=None,
-        token_counts=None,
-        guidance_scale=None,
-        temperature=None,
-        choice_temperature=None,
-        selected_by="not known",
-        weights_sha256=None,
-        training={},
-    )

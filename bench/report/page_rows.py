@@ -134,10 +134,14 @@ def _facts(record: ResultRecord, protocol: Protocol) -> Iterator[Fact]:
     yield _fact("Packages", *(f"{name} {version}" for name, version in record.packages.items()))
     if evidence is not None:
         hashes = [f"images {evidence.images_sha256}"]
-        if protocol.reference.sha256 == ANY:
+        if protocol.reference.sha256 == ANY and evidence.reference_sha256:
             hashes.append(f"reference {evidence.reference_sha256}")
-        if protocol.extractor.sha256 == ANY:
+        if protocol.extractor.sha256 == ANY and evidence.extractor_sha256:
             hashes.append(f"extractor {evidence.extractor_sha256}")
+        if evidence.scorer_sha256:
+            hashes.append(f"scorer {evidence.scorer_sha256}")
+        if evidence.prompts_sha256:
+            hashes.append(f"prompts {evidence.prompts_sha256}")
         yield _fact("Evidence", *hashes)
         if evidence.notes:
             yield _fact("Notes", *evidence.notes)
