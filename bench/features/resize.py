@@ -140,7 +140,7 @@ def central_square(pixels: npt.NDArray[np.uint8], side: int, preprocessing: str)
     short = min(height, width)
     height, width = side * height // short, side * width // short
     levels = F.interpolate(
-        torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255,
+        torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255,
         size=(height, width),
         mode="bicubic",
         align_corners=False,

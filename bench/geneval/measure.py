@@ -1,6 +1,6 @@
 """GenEval on one screen: images in the official layout -> detections -> verdicts -> record."""
 
-__all__ = ["Measurement", "measure_geneval"]
+__all__ = ["Measurement", "keep_verdicts", "measure_geneval"]
 
 import shlex
 import sys
@@ -19,15 +19,17 @@ from bench.evaluate import Progress
 from bench.geneval.detectors import ObjectDetector, load_detector, verdicts
 from bench.geneval.folder import PromptFolder, check_complete, read_folder
 from bench.geneval.prompts import Metadata, list_sha256, same_list, tag_counts
-from bench.geneval.results import ImageResult, contradictions, read_results
+from bench.geneval.results import ImageResult, contradictions, read_results, results_text
 from bench.geneval.scores import geneval_scores, geneval_values
+from bench.geneval.sheet import draw_sheet, thumbnail
+from bench.geneval.shown import chosen
 from bench.images import ImageInfo, read_image
 from bench.inputs import content_sha256
 from bench.protocol import Detector, Prompts, Protocol
 from bench.record import Evidence, Section, Speed, new_record
 from bench.run import Measured
 from dimo.errors import DimoError
-from dimo.files import sha256_bytes, sha256_file
+from dimo.files import sha256_bytes, sha256_file, write_atomic
 from dimo.launch import device_name
 
 _CHUNK = 64  # images decoded before they are looked at
@@ -35,10 +37,17 @@ _CHUNK = 64  # images decoded before they are looked at
 
 @dataclass(frozen=True)
 class Measurement:
-    """A record with its contributions, and the verdict on each image."""
+    """A record with its contributions, and the verdict on each image.
+
+    Attributes:
+        measured: The record.
+        results: In the order of the images.
+        sheet: A PNG of some of them (`bench.geneval.sheet`); None where no image was looked at.
+    """
 
     measured: Measured
     results: list[ImageResult]
+    sheet: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class _Verdicts:
     detector_sha256: str
     problems: list[str]
     notes: list[str]
+    sheet: bytes | None = None
 
 
 def measure_geneval(
@@ -124,7 +134,27 @@ def measure_geneval(
         seconds=time.monotonic() - start,
         evidence=evidence,
     )
-    return Measurement(Measured(record, contributions), found.results)
+    return Measurement(Measured(record, contributions), found.results, found.sheet)
+
+
+def keep_verdicts(found: Measurement, results: Path) -> Path:
+    """Writes `verdicts/<run_id>.jsonl` beside the records, with a `.png` of some of the images.
+
+    Args:
+        found: What was measured.
+        results: Folder of the records.
+
+    Returns:
+        The file of verdicts.
+
+    Raises:
+        DimoError: It cannot be written.
+    """
+    file = results / "verdicts" / f"{found.measured.record.run_id}.jsonl"
+    if found.sheet is not None:
+        write_atomic(file.with_suffix(".png"), found.sheet)
+    write_atomic(file, results_text(found.results))
+    return file
 
 
 def _detect(
@@ -137,12 +167,16 @@ def _detect(
     files = [(folder, file) for folder in folders for file in folder.images]
     results: list[ImageResult] = []
     infos: list[ImageInfo] = []
+    shown = set(chosen([folder.metadata["tag"] for folder, _ in files]))
+    tiles = {}
     for start in range(0, len(files), _CHUNK):
         progress("images", start, len(files), "images")
         chunk = files[start : start + _CHUNK]
         pixels = []
         for _, file in chunk:
             info, image = read_image(file)
+            if len(infos) in shown:
+                tiles[str(file.relative_to(path))] = thumbnail(image)
             infos.append(info)
             pixels.append(image)
         for (folder, file), found in zip(
@@ -170,6 +204,7 @@ def _detect(
         detector.sha256,
         problems,
         notes,
+        draw_sheet(tiles) if tiles else None,
     )
 
 

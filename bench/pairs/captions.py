@@ -28,9 +28,7 @@ from dimo.files import sha256_bytes, sha256_file
 _READ_AHEAD = 64  # images decoded while the network works on as many
 
 
-def load_clip_scorer(
-    wanted: Scorer, weights: Path, device: torch.device
-) -> tuple[CLIPScorer, str]:
+def load_clip_scorer(wanted: Scorer, weights: Path, device: torch.device) -> tuple[CLIPScorer, str]:
     """The scorer of a protocol, and the SHA-256 of its weights.
 
     Raises:

@@ -68,9 +68,7 @@ def measure_hps(
     assert protocol.scorer is not None
     each = next(iter(protocol.prompts.tags.values()))
     texts = hps_prompts(prompts, prompts_per_style=each)
-    prompts_sha256 = check_prompts(
-        chain.from_iterable(texts.values()), protocol.prompts, prompts
-    )
+    prompts_sha256 = check_prompts(chain.from_iterable(texts.values()), protocol.prompts, prompts)
     files = hps_images(path, prompts_per_style=each)
     scorer = load_hps(
         weights,

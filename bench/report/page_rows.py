@@ -62,6 +62,7 @@ class RowView:
         label: The same with the number of steps.
         cells: All but the first cell of the row.
         facts: Its provenance.
+        run_id: Of its record.
     """
 
     section: str
@@ -69,6 +70,7 @@ class RowView:
     label: str
     cells: tuple[Line, ...]
     facts: tuple[Fact, ...]
+    run_id: str
 
 
 def columns_of(part: ProtocolReport) -> tuple[Column, ...]:
@@ -95,7 +97,7 @@ def row_views(part: ProtocolReport, table: Table) -> tuple[RowView, ...]:
         name, steps = one_line(row["method"], 90), row["num_steps"]
         counted = "" if cells.is_missing(steps) else f", {int(steps)} steps"
         facts = tuple(_facts(record, part.protocol))
-        views.append(RowView(row["section"], name, name + counted, body[1:], facts))
+        views.append(RowView(row["section"], name, name + counted, body[1:], facts, record.run_id))
     return tuple(views)
 
 

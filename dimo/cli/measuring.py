@@ -270,9 +270,7 @@ def _judge(
     as_json: bool,
 ) -> None:
     """`dimo eval` where a detector decides whether images show what their prompts ask for."""
-    from bench.geneval.measure import measure_geneval
-    from bench.geneval.results import results_text
-    from dimo.files import write_atomic
+    from bench.geneval.measure import keep_verdicts, measure_geneval
     from dimo.launch import choose_device
 
     if len(paths) > 1:
@@ -291,8 +289,7 @@ def _judge(
             nonconforming=nonconforming,
             progress=progress,
         )
-    file = results / "verdicts" / f"{found.measured.record.run_id}.jsonl"
-    write_atomic(file, results_text(found.results))
+    file = keep_verdicts(found, results)
     _show(found.measured, protocol, named, results, as_json=as_json)
     terminal.say(f"verdict on each image: {file}")
 
