@@ -111,7 +111,7 @@ def evaluate(
     _check_prompts_option(fixed, prompts, clip_weights)
     if fixed.scorer is not None and fixed.scorer.name == "hps":
         assert prompts is not None
-        measured = _prefer(
+        preferred = _prefer(
             paths,
             fixed,
             prompts,
@@ -121,7 +121,7 @@ def evaluate(
             weights=weights,
             device=device,
         )
-        _show(measured, fixed, protocol, results, as_json=as_json)
+        _show(preferred, fixed, protocol, results, as_json=as_json)
         return
     if fixed.detector is not None:
         _judge(
