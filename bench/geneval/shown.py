@@ -12,6 +12,9 @@ _EACH = 10  # of a tag
 def chosen(tags: Sequence[str]) -> list[int]:
     """Numbers of the images, ascending within each tag, tags in the order in which they come.
 
+    From step to step the place in a step moves on by one, so that not every image is the first of
+    its prompt.
+
     Args:
         tags: Of each image.
     """
@@ -19,7 +22,7 @@ def chosen(tags: Sequence[str]) -> list[int]:
     for number, tag in enumerate(tags):
         rows.setdefault(tag, []).append(number)
     return [
-        numbers[len(numbers) * place // count]
+        numbers[len(numbers) * place // count + place % (len(numbers) // count)]
         for numbers in rows.values()
         for count in [min(_EACH, len(numbers))]
         for place in range(count)
