@@ -6,12 +6,16 @@ __all__ = [
     "EXTRACTORS",
     "METRICS",
     "NONE",
+    "PREPROCESSINGS",
+    "SCORERS",
     "DetectorKind",
     "ExtractorKind",
     "MetricKind",
+    "ScorerKind",
 ]
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 ANY = "any"  # in place of a SHA-256: whatever file is given; its hash is recorded
 NONE = "none"  # name of the extractor or the reference of a protocol that needs none
@@ -25,7 +29,8 @@ class MetricKind:
         label: Column heading in tables.
         higher_is_better: Direction; a protocol must state the same.
         needs: Output of the extractor it is computed from: "features", "logits" or "spatial"; or
-            "detections", which a detector gives.
+            "detections", which a detector gives, or "pairs" of image and prompt, which a scorer
+            takes.
         compares_with: Of the reference: its "statistics" (Frechet distances), its "samples", or
             nothing.
         params: Names of the integers that a protocol must give.
@@ -83,6 +88,19 @@ METRICS: dict[str, MetricKind] = {
             ("color_attr", "Attribution"),
         )
     },
+    "hps": MetricKind("HPS", higher_is_better=True, needs="pairs"),
+    **{
+        f"hps_{style.replace('-', '_')}": MetricKind(
+            label, higher_is_better=True, needs="pairs", tag=style
+        )
+        for style, label in (
+            ("anime", "Anime"),
+            ("concept-art", "Concept art"),
+            ("paintings", "Paintings"),
+            ("photo", "Photo"),
+        )
+    },
+    "clip_score": MetricKind("CLIP score", higher_is_better=True, needs="pairs"),
 }
 
 
@@ -149,4 +167,40 @@ DETECTORS: dict[str, DetectorKind] = {
         "ViT-L-14.pt",
     ),
     "scenes-detector": DetectorKind(),
+}
+
+
+PREPROCESSINGS = ("pil", "tensor-antialias", "tensor-noaa")  # of images for a scorer
+
+
+@dataclass(frozen=True)
+class ScorerKind:
+    """What says how well an image fits its prompt.
+
+    Attributes:
+        metrics: Names of the metrics it gives.
+        model: The only architecture it has; empty: any plain CLIP of open_clip.
+        versions: Name of its published weights file by version; empty: it has no versions.
+        scales: Of its scores, of which a protocol names one; empty: there is no choice.
+        tags: Those that its prompts have, all alike in number; empty: any.
+    """
+
+    metrics: tuple[str, ...]
+    model: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    scales: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+_HPS = tuple(name for name in METRICS if name.startswith("hps"))
+
+SCORERS: dict[str, ScorerKind] = {
+    "hps": ScorerKind(
+        _HPS,
+        model="ViT-H-14",
+        # of xswu/HPSv2 on Hugging Face
+        versions={"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"},
+        tags=tuple(METRICS[name].tag for name in _HPS if METRICS[name].tag),
+    ),
+    "clip-score": ScorerKind(("clip_score",), scales=("cosine", "scaled")),
 }

@@ -1,6 +1,6 @@
 """Two rows on the same samples: is the difference more than chance?"""
 
-__all__ = ["Difference", "compare", "pack_contributions"]
+__all__ = ["Difference", "add_contributions", "compare", "pack_contributions"]
 
 import io
 import zipfile
@@ -44,14 +44,12 @@ class Difference:
 
 def pack_contributions(scores: Mapping[str, Score]) -> bytes:
     """An npz of float32 arrays by metric, and `METRIC.labels`; equal scores give equal bytes."""
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = {}
-    for name, score in scores.items():
-        arrays[name] = score.contributions.astype(np.float32)
-        if score.labels is not None:
-            arrays[f"{name}.labels"] = score.labels.astype(np.int32)
-    np.savez_compressed(buffer, **arrays)
-    return buffer.getvalue()
+    return _pack({}, scores)
+
+
+def add_contributions(data: bytes, scores: Mapping[str, Score]) -> bytes:
+    """The same npz with those of more metrics."""
+    return _pack(_unpack(data), scores)
 
 
 def compare(
@@ -112,11 +110,23 @@ def _check_pair(first: ResultRecord, second: ResultRecord) -> None:
         raise DimoError(f"{names}: a record from before version 0.2 cannot be paired; run it again")
     if (a.reference_sha256, a.extractor_sha256) != (b.reference_sha256, b.extractor_sha256):
         raise DimoError(f"{names} were measured with another reference or extractor; use one")
+    if (a.scorer_sha256, a.prompts_sha256) != (b.scorer_sha256, b.prompts_sha256):
+        raise DimoError(f"{names} were measured with another scorer or other prompts; use one")
     if first.seed != second.seed or (first.seed is None and a.labels_sha256 != b.labels_sha256):
         raise DimoError(
             f"{names} are not paired: their images have other seeds or labels; compare rows of "
             "the same seed, or sets with the same labels in the same order"
         )
+
+
+def _pack(arrays: _Arrays, scores: Mapping[str, Score]) -> bytes:
+    for name, score in scores.items():
+        arrays[name] = score.contributions.astype(np.float32)
+        if score.labels is not None:
+            arrays[f"{name}.labels"] = score.labels.astype(np.int32)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
 
 
 def _unpack(data: bytes) -> _Arrays:

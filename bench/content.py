@@ -1,6 +1,6 @@
 """What a record says of the images themselves: hashes that name them, copies, conformity."""
 
-__all__ = ["Content", "Tally", "labels_sha256"]
+__all__ = ["Content", "Tally", "image_set_method", "labels_sha256"]
 
 import hashlib
 from dataclasses import dataclass
@@ -11,12 +11,39 @@ from torch import Tensor
 
 from bench.images import ImageInfo
 from bench.inputs import content_sha256
+from bench.record import MethodInfo, Section
 from dimo.files import sha256_bytes
 
 
 def labels_sha256(labels: npt.NDArray[np.int64] | None) -> str:
     """Hash of labels in order; empty where there are none."""
     return "" if labels is None else sha256_bytes(labels.astype("<i8").tobytes())
+
+
+def image_set_method(name: str, section: Section, num_steps: int | None) -> MethodInfo:
+    """What is known of how images were made that were found in files.
+
+    Args:
+        name: Of the row.
+        section: Block of the table.
+        num_steps: Sampling steps, if known.
+    """
+    return MethodInfo(
+        name=name,
+        section=section,
+        teacher=None,
+        sampler=None,
+        num_steps=num_steps,
+        nfe=None,
+        mask_schedule=None,
+        token_counts=None,
+        guidance_scale=None,
+        temperature=None,
+        choice_temperature=None,
+        selected_by="not known",
+        weights_sha256=None,
+        training={},
+    )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ __all__ = [
     "encode_png",
     "inspect_image",
     "is_whole_png",
+    "read_image",
     "save_grid",
     "to_uint8",
 ]
@@ -149,6 +150,22 @@ def decode_image(data: bytes, *, lossy: bool = False) -> npt.NDArray[np.uint8]:
     if lossy and (mode in _LOSSY_MODES or (mode in _MODES and _is_transparent(image))):
         return _pixels(image)
     return _to_rgb(image)
+
+
+def read_image(path: Path) -> tuple[ImageInfo, npt.NDArray[np.uint8]]:
+    """A file that must be an image: what it is, and its pixels, uint8 [H, W, 3].
+
+    Raises:
+        DimoError: It cannot be read, or as `decode_image`.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DimoError(f"cannot read {path}: {error.strerror}; make the image again") from error
+    try:
+        return inspect_image(data), decode_image(data)
+    except DimoError as error:
+        raise DimoError(f"{path}: {error}; make the image again") from error
 
 
 def centre_crop(pixels: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:

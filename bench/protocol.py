@@ -12,6 +12,7 @@ __all__ = [
     "Prompts",
     "Protocol",
     "Reference",
+    "Scorer",
     "Seeds",
     "Uncertainty",
     "list_protocols",
@@ -125,7 +126,8 @@ class Prompts:
 
     Attributes:
         name: An embedded list, or the name of the official file.
-        sha256: Of the list in the official form: a line of JSON a prompt (`bench.geneval.prompts`).
+        sha256: Of the list in the official form: a line of JSON a prompt (`bench.geneval.prompts`),
+            or, for a scorer, a JSON text a line (`bench.pairs.prompts`); or `"any"`.
         images_per_prompt: How many images show each.
         tags: How many prompts there are of each tag.
     """
@@ -156,6 +158,29 @@ class Detector:
     accuracy: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Scorer:
+    """What says how well an image fits its prompt.
+
+    Attributes:
+        name: Of `SCORERS`.
+        model: Its network, as open_clip names it.
+        sha256: Of its weights file, or `"any"`.
+        preprocessing: How images reach its input size, of `PREPROCESSINGS`.
+        version: Of its weights, where there are several; empty where there are not.
+        prefix: Comes before each prompt as it is.
+        scale: Of the scores, where there is a choice.
+    """
+
+    name: str
+    model: str
+    sha256: str
+    preprocessing: str
+    version: str = ""
+    prefix: str = ""
+    scale: str = ""
+
+
 _NO_EXTRACTOR = Extractor(NONE, ANY)
 _NO_REFERENCE = Reference(NONE, ANY, 0)
 
@@ -173,8 +198,9 @@ class Uncertainty:
 class Protocol:
     """One benchmark. `metrics` are in the order in which tables show them.
 
-    Metrics that a detector decides need `prompts` and `detector`, the others `extractor` and, most
-    of them, `reference`; what no metric needs is left out of the file.
+    Metrics that a detector decides need `prompts` and `detector`, those of image and prompt
+    `prompts` and `scorer`, the others `extractor` and, most of them, `reference`; what no metric
+    needs is left out of the file.
     """
 
     format: int
@@ -190,6 +216,7 @@ class Protocol:
     reference: Reference = _NO_REFERENCE
     prompts: Prompts | None = None
     detector: Detector | None = None
+    scorer: Scorer | None = None
 
 
 def load_protocol(name_or_path: str | os.PathLike[str]) -> Protocol:
@@ -214,7 +241,7 @@ def protocol_sha256(protocol: Protocol) -> str:
     does not give it, or old results would lose their protocol.
     """
     content = encode(protocol)
-    for name in ("extractor", "reference", "prompts", "detector"):
+    for name in ("extractor", "reference", "prompts", "detector", "scorer"):
         part, table = getattr(protocol, name), content.pop(name)
         if part not in (None, _NO_EXTRACTOR, _NO_REFERENCE):
             content[name] = {k: v for k, v in table.items() if v != _default(part, k)}

@@ -6,18 +6,18 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from bench.catalog import ANY, DETECTORS, EXTRACTORS, METRICS, NONE
+from bench.catalog import ANY, DETECTORS, EXTRACTORS, METRICS, NONE, PREPROCESSINGS, SCORERS
 from dimo.errors import unknown_name
 
 if TYPE_CHECKING:
-    from bench.protocol import Extractor, Protocol
+    from bench.protocol import Extractor, Protocol, Scorer
 
 
 def contradictions(protocol: "Protocol", stem: str) -> Iterator[str]:
     """What is wrong with well-typed values, one line each."""
     images, seeds, reference = protocol.images, protocol.seeds, protocol.reference
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", protocol.name):
-        yield f"'name' must be lower-case words joined by '-', not {protocol.name!r}"
+    if not re.fullmatch(r"[a-z0-9]+([-.][a-z0-9]+)*", protocol.name):
+        yield f"'name' must be lower-case words joined by '-' or '.', not {protocol.name!r}"
     if protocol.name != stem:
         yield f"'name' is {protocol.name!r} but the file is named {stem!r}; make them the same"
     for path, value, lowest in (
@@ -61,6 +61,8 @@ def contradictions(protocol: "Protocol", stem: str) -> Iterator[str]:
     yield from _missing_parts(protocol)
     yield from _extractor_contradictions(protocol.extractor)
     yield from _prompt_contradictions(protocol)
+    if protocol.scorer is not None:
+        yield from _scorer_contradictions(protocol.scorer, protocol)
     yield from _metric_contradictions(protocol)
 
 
@@ -73,24 +75,30 @@ def _hashes(protocol: "Protocol") -> Iterator[tuple[str, str]]:
         yield "detector.sha256", protocol.detector.sha256
         if protocol.detector.colors_sha256:
             yield "detector.colors_sha256", protocol.detector.colors_sha256
+    if protocol.scorer is not None:
+        yield "scorer.sha256", protocol.scorer.sha256
 
 
 def _missing_parts(protocol: "Protocol") -> Iterator[str]:
     """A table that a metric needs and the file has not, or the other way round."""
     kinds = {metric.name: METRICS[metric.name] for metric in protocol.metrics}
     decided = [name for name, kind in kinds.items() if kind.needs == "detections"]
-    measured = [name for name in kinds if name not in decided]
+    paired = [name for name, kind in kinds.items() if kind.needs == "pairs"]
+    measured = [name for name in kinds if name not in (*decided, *paired)]
     compared = [name for name, kind in kinds.items() if kind.compares_with]
     for part, present, users in (
         ("extractor", protocol.extractor.name != NONE, measured),
         ("reference", protocol.reference.name != NONE, compared),
-        ("prompts", protocol.prompts is not None, decided),
+        ("prompts", protocol.prompts is not None, decided + paired),
         ("detector", protocol.detector is not None, decided),
+        ("scorer", protocol.scorer is not None, paired),
     ):
         if users and not present:
             yield f"missing key {part!r}, which the metric {users[0]!r} needs"
     if protocol.detector is not None and not decided:
         yield "'detector' must be left out: no metric needs it"
+    if protocol.scorer is not None and not paired:
+        yield "'scorer' must be left out: no metric needs it"
 
 
 def _prompt_contradictions(protocol: "Protocol") -> Iterator[str]:
@@ -130,6 +138,58 @@ def _prompt_contradictions(protocol: "Protocol") -> Iterator[str]:
             yield f"'metrics[{index}].name' is {metric.name!r}, and no prompt has the tag {tag!r}"
 
 
+def _scorer_contradictions(scorer: "Scorer", protocol: "Protocol") -> Iterator[str]:
+    if scorer.name not in SCORERS:
+        yield str(unknown_name("'scorer.name'", scorer.name, SCORERS))
+        return
+    kind = SCORERS[scorer.name]
+    for index, metric in enumerate(protocol.metrics):
+        if METRICS[metric.name].needs == "pairs" and metric.name not in kind.metrics:
+            yield (
+                f"'metrics[{index}].name' is {metric.name!r}; the scorer {scorer.name!r} gives "
+                f"{', '.join(kind.metrics)}"
+            )
+    if scorer.preprocessing not in PREPROCESSINGS:
+        yield str(unknown_name("'scorer.preprocessing'", scorer.preprocessing, PREPROCESSINGS))
+    if kind.model and scorer.model != kind.model:
+        yield f"'scorer.model' must be {kind.model!r} for {scorer.name!r}, not {scorer.model!r}"
+    for key, value, allowed in (
+        ("version", scorer.version, tuple(kind.versions)),
+        ("scale", scorer.scale, kind.scales),
+    ):
+        if allowed and value not in allowed:
+            yield str(unknown_name(f"'scorer.{key}'", value, allowed))
+        if value and not allowed:
+            yield f"'scorer.{key}' must be left out: {scorer.name!r} has none"
+    alone = all(METRICS[metric.name].needs == "pairs" for metric in protocol.metrics)
+    if alone != bool(kind.tags):
+        yield (
+            f"'metrics' must have {'only' if kind.tags else 'not only'} those of the scorer "
+            f"{scorer.name!r}: {', '.join(kind.metrics)}"
+        )
+    if kind.tags:
+        yield from _benchmark_contradictions(scorer, kind.tags, protocol)
+
+
+def _benchmark_contradictions(
+    scorer: "Scorer", tags: tuple[str, ...], protocol: "Protocol"
+) -> Iterator[str]:
+    """A scorer with a benchmark of its own: its tags, one image a prompt, no prefix."""
+    prompts = protocol.prompts
+    if scorer.prefix:
+        yield f"'scorer.prefix' must be left out: {scorer.name!r} has none"
+    if prompts is None:
+        return
+    counts = set(prompts.tags.values())
+    if tuple(prompts.tags) != tags or len(counts) != 1 or min(counts) % 10:
+        yield (
+            f"'prompts.tags' must be {', '.join(tags)} for {scorer.name!r}, each with the same "
+            "multiple of 10 prompts"
+        )
+    if prompts.images_per_prompt != 1:
+        yield f"'prompts.images_per_prompt' must be 1 for {scorer.name!r}"
+
+
 def _metric_contradictions(protocol: "Protocol") -> Iterator[str]:
     num_images = protocol.images.num_images
     ranges = {  # of each parameter, both ends included
@@ -151,7 +211,7 @@ def _metric_contradictions(protocol: "Protocol") -> Iterator[str]:
         if metric.higher_is_better != kind.higher_is_better:
             right = str(kind.higher_is_better).lower()
             yield f"'{path}.higher_is_better' must be {right} for {metric.name!r}"
-        if outputs is not None and kind.needs not in (*outputs, "detections"):
+        if outputs is not None and kind.needs not in (*outputs, "detections", "pairs"):
             yield (
                 f"'{path}.name' is {metric.name!r}, which needs {kind.needs}; the extractor "
                 f"{protocol.extractor.name!r} gives {', '.join(outputs)}"

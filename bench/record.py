@@ -203,6 +203,8 @@ class Evidence:
         notes: What the checks found worth saying.
         nonconforming: Why the set is not what the protocol asks for; empty: it is.
         contributions_sha256: Of the file of per-sample contributions (`dimo compare`).
+        scorer_sha256: Of the weights of the protocol's scorer; None: it has none.
+        prompts_sha256: Of the scorer's prompts, as the protocol names them; None: as above.
     """
 
     images: tuple[str, ...]
@@ -216,6 +218,8 @@ class Evidence:
     notes: tuple[str, ...]
     nonconforming: tuple[str, ...]
     contributions_sha256: str
+    scorer_sha256: str | None = None
+    prompts_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -425,7 +429,10 @@ def _check_tuning(tuning: Tuning, origin: Origin) -> None:
 def _encoded(record: ResultRecord) -> dict[str, Any]:
     """What the file holds; keys that came later are left out at their default, None."""
     content: dict[str, Any] = encode(record)
-    for value, table in ((record, content), (record.method, content["method"])):
+    parts: list[tuple[Any, Any]] = [(record, content), (record.method, content["method"])]
+    if record.evidence is not None:
+        parts.append((record.evidence, content["evidence"]))
+    for value, table in parts:
         for field in dataclasses.fields(value):
             if field.default is None and table[field.name] is None:
                 del table[field.name]

@@ -54,7 +54,7 @@ def score(
     device: torch.device,
     progress: Progress = lambda what, done, total, unit: None,
 ) -> dict[str, Score]:
-    """Every metric of the protocol.
+    """Every metric of the protocol that features decide.
 
     Args:
         protocol: Names metrics and their parameters.
@@ -68,8 +68,9 @@ def score(
     """
     scorer = _Scorer(found, reference, device)
     scores = {}
-    for done, metric in enumerate(protocol.metrics):
-        progress("metrics", done, len(protocol.metrics), "metrics")
+    ours = [m for m in protocol.metrics if METRICS[m.name].needs not in ("detections", "pairs")]
+    for done, metric in enumerate(ours):
+        progress("metrics", done, len(ours), "metrics")
         try:
             found_score = scorer.score(metric)
         except DimoError as error:
@@ -77,7 +78,7 @@ def score(
         scores[metric.name] = replace(
             found_score, labels=_strata(protocol, metric.name, found_score, found.labels)
         )
-    progress("metrics", len(protocol.metrics), len(protocol.metrics), "metrics")
+    progress("metrics", len(ours), len(ours), "metrics")
     return scores
 
 

@@ -110,6 +110,11 @@ def repeat(
             the record names; or the record does not say how it was made.
     """
     method = record.method
+    if protocol.prompts is not None:
+        raise DimoError(
+            f"records of {protocol.name!r} are not repeated by dimo verify; score the images again "
+            "with dimo eval, and set both side by side with: dimo results diff"
+        )
     is_image_set = method.sampler is None and method.section != "Reference"
     if is_image_set and not images:
         where = ", ".join(record.evidence.images) if record.evidence else ""

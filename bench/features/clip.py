@@ -17,8 +17,8 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
+from bench.catalog import PREPROCESSINGS
 from bench.features.resize import (
-    PREPROCESSINGS,
     Resizer,
     central_square,
     pil_bicubic_bytes,

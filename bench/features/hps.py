@@ -14,19 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bench.catalog import ANY
+from bench.catalog import ANY, SCORERS
 from bench.features.clip import CLIPPairs, load_pairs
 from bench.metrics.clip_score import cosines
 from dimo.errors import DimoError, unknown_name
 from dimo.files import sha256_file
 
-_ARCHITECTURE = "ViT-H-14"
-
-# version -> the name of its published file (xswu/HPSv2 on Hugging Face)
-HPS_VERSIONS: Mapping[str, str] = {
-    "v2.0": "HPS_v2_compressed.pt",
-    "v2.1": "HPS_v2.1_compressed.pt",
-}
+_ARCHITECTURE = SCORERS["hps"].model
+HPS_VERSIONS: Mapping[str, str] = SCORERS["hps"].versions  # version -> its published file
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,6 @@ Numbers of two resizers do not compare: clean-fid's README has FID 2.83 with `le
 """
 
 __all__ = [
-    "PREPROCESSINGS",
     "Resizer",
     "central_square",
     "pil_bicubic",
@@ -28,6 +27,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from bench.catalog import PREPROCESSINGS
 from dimo.errors import DimoError, unknown_name
 
 Resizer: TypeAlias = Callable[[Tensor, int], Tensor]
@@ -113,9 +113,6 @@ def pil_central_square(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[n
 
 # How CLIP's image reaches its size: on bytes by Pillow; as a float tensor, antialiased or not.
 # torchvision antialiases tensors since 0.17 only, so that one call stands for the last two.
-PREPROCESSINGS = ("pil", "tensor-antialias", "tensor-noaa")
-
-
 def central_square(pixels: npt.NDArray[np.uint8], side: int, preprocessing: str) -> Tensor:
     """The image resized until its shorter side fits, and its central square: [3, S, S].
 
@@ -143,7 +140,7 @@ def central_square(pixels: npt.NDArray[np.uint8], side: int, preprocessing: str)
     short = min(height, width)
     height, width = side * height // short, side * width // short
     levels = F.interpolate(
-        torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255,
+        torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255,
         size=(height, width),
         mode="bicubic",
         align_corners=False,

@@ -1,6 +1,6 @@
 """GenEval on one screen: images in the official layout -> detections -> verdicts -> record."""
 
-__all__ = ["Measurement", "Verdicts", "measure_geneval", "record_verdicts"]
+__all__ = ["Measurement", "Verdicts", "keep_verdicts", "measure_geneval", "record_verdicts"]
 
 import shlex
 import sys
@@ -14,31 +14,40 @@ import torch
 
 from bench.catalog import DETECTORS
 from bench.compare import pack_contributions
-from bench.content import labels_sha256
+from bench.content import image_set_method, labels_sha256
 from bench.evaluate import Progress
 from bench.geneval.detectors import ObjectDetector, load_detector, verdicts
 from bench.geneval.folder import PromptFolder, check_complete, read_folder
 from bench.geneval.prompts import Metadata, list_sha256, same_list, tag_counts
-from bench.geneval.results import ImageResult, contradictions, read_results
+from bench.geneval.results import ImageResult, contradictions, read_results, results_text
 from bench.geneval.scores import geneval_scores, geneval_values
-from bench.images import ImageInfo, decode_image, inspect_image
+from bench.geneval.sheet import draw_sheet, thumbnail
+from bench.geneval.shown import chosen
+from bench.images import ImageInfo, read_image
 from bench.inputs import content_sha256
 from bench.making import no_speed
 from bench.protocol import Detector, Prompts, Protocol
 from bench.record import Evidence, MethodInfo, Section, Speed, new_record
 from bench.run import Measured
 from dimo.errors import DimoError
-from dimo.files import sha256_bytes, sha256_file
+from dimo.files import sha256_bytes, sha256_file, write_atomic
 
 _CHUNK = 64  # images decoded before they are looked at
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A record with its contributions, and the verdict on each image."""
+    """A record with its contributions, and the verdict on each image.
+
+    Attributes:
+        measured: The record.
+        results: In the order of the images.
+        sheet: A PNG of some of them (`bench.geneval.sheet`); None where no image was looked at.
+    """
 
     measured: Measured
     results: list[ImageResult]
+    sheet: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,7 @@ class Verdicts:
     detector_sha256: str
     problems: list[str]
     notes: list[str]
+    sheet: bytes | None = None
 
 
 def measure_geneval(
@@ -101,7 +111,7 @@ def measure_geneval(
         found,
         protocol,
         images=(str(path),),
-        method=_method(name, section, num_steps),
+        method=image_set_method(name, section, num_steps),
         speed=no_speed(device),
         seed=None,
         start=start,
@@ -158,7 +168,27 @@ def record_verdicts(
         seconds=time.monotonic() - start,
         evidence=evidence,
     )
-    return Measurement(Measured(record, contributions), found.results)
+    return Measurement(Measured(record, contributions), found.results, found.sheet)
+
+
+def keep_verdicts(found: Measurement, results: Path) -> Path:
+    """Writes `verdicts/<run_id>.jsonl` beside the records, with a `.png` of some of the images.
+
+    Args:
+        found: What was measured.
+        results: Folder of the records.
+
+    Returns:
+        The file of verdicts.
+
+    Raises:
+        DimoError: It cannot be written.
+    """
+    file = results / "verdicts" / f"{found.measured.record.run_id}.jsonl"
+    if found.sheet is not None:
+        write_atomic(file.with_suffix(".png"), found.sheet)
+    write_atomic(file, results_text(found.results))
+    return file
 
 
 def _detect(
@@ -171,17 +201,18 @@ def _detect(
     files = [(folder, file) for folder in folders for file in folder.images]
     results: list[ImageResult] = []
     infos: list[ImageInfo] = []
+    shown = set(chosen([folder.metadata["tag"] for folder, _ in files]))
+    tiles = {}
     for start in range(0, len(files), _CHUNK):
         progress("images", start, len(files), "images")
         chunk = files[start : start + _CHUNK]
         pixels = []
         for _, file in chunk:
-            data = _bytes(file)
-            infos.append(inspect_image(data))
-            try:
-                pixels.append(decode_image(data))
-            except DimoError as error:
-                raise DimoError(f"{file}: {error}; make the image again") from error
+            info, image = read_image(file)
+            if len(infos) in shown:
+                tiles[str(file.relative_to(path))] = thumbnail(image)
+            infos.append(info)
+            pixels.append(image)
         for (folder, file), found in zip(
             chunk, verdicts(detector, pixels, [f.metadata for f, _ in chunk]), strict=True
         ):
@@ -207,14 +238,8 @@ def _detect(
         detector.sha256,
         problems,
         notes,
+        draw_sheet(tiles) if tiles else None,
     )
-
-
-def _bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise DimoError(f"cannot read {file}: {error.strerror}; make the image again") from error
 
 
 def _results_file(path: Path, detector: Detector) -> Path:
@@ -260,22 +285,3 @@ def _read(file: Path, wanted: Prompts) -> Verdicts:
 def _prompts_in_order(found: Verdicts) -> list[Metadata]:
     by_number = {n: r.metadata for n, r in zip(found.prompts, found.results, strict=True)}
     return [by_number[number] for number in sorted(by_number)]
-
-
-def _method(name: str, section: Section, num_steps: int | None) -> MethodInfo:
-    return MethodInfo(
-        name=name,
-        section=section,
-        teacher=None,
-        sampler=None,
-        num_steps=num_steps,
-        nfe=None,
-        mask_schedule=None,
-        token_counts=None,
-        guidance_scale=None,
-        temperature=None,
-        choice_temperature=None,
-        selected_by="not known",
-        weights_sha256=None,
-        training={},
-    )

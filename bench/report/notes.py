@@ -3,9 +3,10 @@
 __all__ = ["caption", "excluded_notes", "protocol_name", "rank_legend", "table_notes", "who"]
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from bench.catalog import METRICS, NONE
 from bench.protocol import Protocol, protocol_sha256
 from bench.report import cells
 from bench.report.blocks import Code, Line, Mark, Strong, Words, joined
@@ -67,19 +68,9 @@ def excluded_notes(excluded: Iterable[Excluded]) -> list[Line]:
 
 
 def caption(protocol: Protocol) -> Line:
-    """What the protocol fixes, in one sentence: its name and hash, N, extractor, reference."""
-    images, reference = protocol.images, protocol.reference
-    height, width = images.resolution
+    """What the protocol fixes, in one sentence: its name and hash, N, networks, reference."""
     params = {key: value for metric in protocol.metrics for key, value in metric.params.items()}
-    rules: list[Line] = [
-        (
-            f"N = {images.num_images:,} images a row, {images.num_images // images.num_classes:,} "
-            f"for each of {images.num_classes:,} labels, {height} x {width}, "
-            f"seed {protocol.seeds.report}",
-        ),
-        ("features of ", Code(protocol.extractor.name)),
-        ("reference ", Code(reference.name), f", {reference.count:,} images"),
-    ]
+    rules = [_images_rule(protocol), *_network_rules(protocol)]
     if "splits" in params:
         rules.append((f"IS over {params['splits']} splits",))
     if "k" in params:
@@ -87,6 +78,43 @@ def caption(protocol: Protocol) -> Line:
     paper = Words(protocol.paper, LONGEST_NOTE)
     name = protocol_name(protocol)
     return (Strong("Protocol"), " ", *name, ": ", *joined(rules, "; "), ". Source: ", paper, ".")
+
+
+def _images_rule(protocol: Protocol) -> Line:
+    images, prompts = protocol.images, protocol.prompts
+    height, width = images.resolution
+    size = f"{height} x {width}" if height else "of any size"
+    seed = f", {size}, seed {protocol.seeds.report}"
+    each = f"N = {images.num_images:,} images a row, {images.num_images // images.num_classes:,} "
+    each += f"for each of {images.num_classes:,} "
+    if prompts is None:
+        return (f"{each}labels{seed}",)
+    return (f"{each}prompts of ", Code(prompts.name), seed if height else f", {size}")
+
+
+def _network_rules(protocol: Protocol) -> Iterator[Line]:
+    """What the images are seen by and compared with; what a protocol has not is not named."""
+    reference, detector, scorer = protocol.reference, protocol.detector, protocol.scorer
+    if protocol.extractor.name != NONE:
+        yield ("features of ", Code(protocol.extractor.name))
+    if reference.name != NONE:
+        yield ("reference ", Code(reference.name), f", {reference.count:,} images")
+    if detector is not None:
+        right = detector.accuracy.values()
+        known = f", right on {sum(right) / len(right):.2%} of known images" if right else ""
+        yield ("objects by ", Code(detector.name), known, ", colours by ", Words(detector.colors))
+    if scorer is not None:
+        version = f" {scorer.version}" if scorer.version else ""
+        prefix: Line = (", prefix ", Code(scorer.prefix.strip())) if scorer.prefix else ()
+        yield (
+            "scores of ",
+            Code(f"{scorer.name}{version}"),
+            ", ",
+            Words(scorer.model),
+            ", images resized by ",
+            Code(scorer.preprocessing),
+            *prefix,
+        )
 
 
 def protocol_name(protocol: Protocol) -> Line:
@@ -123,21 +151,32 @@ def _counted(numbers: list[str]) -> str:
 
 def _uncertainty_note(protocol: Protocol) -> Line:
     bootstrap = protocol.uncertainty
+    kinds = {METRICS[metric.name].needs for metric in protocol.metrics}
+    resampled = "prompts" if kinds <= {"detections", "pairs"} else "generated images"
     return (
         f"± is half of the {bootstrap.level * 100:g}% bootstrap interval "
-        f"({bootstrap.n_bootstrap:,} resamples of the generated images).",
+        f"({bootstrap.n_bootstrap:,} resamples of the {resampled}).",
     )
 
 
 def _count_notes(rows: list[_Row], metrics: list[str], protocol: Protocol) -> list[Line]:
     groups: _Groups = {}
     for row in rows:
-        found = [row[f"{name}_n"] for name in metrics]
-        counts = {int(count) for count in found if not cells.is_missing(count)}
-        if counts - {protocol.images.num_images}:
+        found = {name: row[f"{name}_n"] for name in metrics}
+        found = {name: int(n) for name, n in found.items() if not cells.is_missing(n)}
+        counts = set(found.values())
+        if any(n != _count_of(name, protocol) for name, n in found.items()):
             shown = " and ".join(f"{count:,}" for count in sorted(counts))
             groups.setdefault((shown,), []).append(row)
     return [("N = ", *shown, " for ", *who(group), ".") for shown, group in groups.items()]
+
+
+def _count_of(metric: str, protocol: Protocol) -> int:
+    """How many images a metric of a row stands on."""
+    tag, prompts = METRICS[metric].tag, protocol.prompts
+    if tag and prompts is not None:
+        return prompts.tags[tag] * prompts.images_per_prompt
+    return protocol.images.num_images
 
 
 def _ceiling_notes(rows: list[_Row]) -> list[Line]:

@@ -32,6 +32,7 @@ from bench.report.page_pictures import Pictures, sample_pictures
 from bench.report.page_rows import Column, RowView, columns_of, protocol_source, row_views
 from bench.report.page_runs import run_panels
 from bench.report.page_svg import PAGE_INK, inline
+from bench.report.page_verdicts import Verdicts, row_verdicts
 from bench.report.plots import Progress, draw_swatch, inline_svg, quiet
 from bench.report.plots_data import Panel, protocol_panels
 from bench.report.plots_tuning import tuning_panels
@@ -74,6 +75,7 @@ class _Part:
     blocks: tuple[Block, ...]
     groups: tuple[_Group, ...]
     pictures: tuple[Pictures, ...]
+    verdicts: dict[str, Verdicts]
     source: str
 
 
@@ -134,6 +136,9 @@ def _part(part: ProtocolReport, key: str, report: Report, progress: Progress) ->
         blocks=tuple(block for block in blocks if isinstance(block, Bullets) or not whole),
         groups=_groups(panels, key, f"plots of {part.protocol.name}", progress),
         pictures=sample_pictures(part, report.folder) if whole else (),
+        verdicts=row_verdicts(part.records, report.folder)
+        if whole and part.protocol.detector
+        else {},
         source=protocol_source(part.protocol),
     )
 

@@ -4,7 +4,7 @@ A picture is a grid of images made with fixed seeds and labels, which it names i
 Pictures of the same seeds and labels are shown together: image by image they compare.
 """
 
-__all__ = ["Picture", "Pictures", "sample_pictures"]
+__all__ = ["Picture", "Pictures", "Tiles", "read_tiles", "sample_pictures"]
 
 import base64
 import json
@@ -60,6 +60,43 @@ class Pictures:
     left_out: int
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """A sheet of small images.
+
+    Attributes:
+        width: Of the sheet in pixels.
+        height: Of the sheet in pixels.
+        side: Of a tile.
+        files: Whose images they are.
+        places: Left and top of each.
+        url: The PNG as data.
+    """
+
+    width: int
+    height: int
+    side: int
+    files: tuple[str, ...]
+    places: tuple[tuple[int, int], ...]
+    url: str
+
+
+def read_tiles(path: Path) -> Tiles | None:
+    """A sheet as `bench.geneval.sheet` writes it; None if it is missing or damaged."""
+    if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+        return None
+    try:
+        data = path.read_bytes()
+        width, height, told = _told(data)
+        side, columns = int(told["side"]), int(told["columns"])
+        files = tuple(str(name) for name in told["files"])
+        places = tuple((i % columns * side, i // columns * side) for i in range(len(files)))
+    except (OSError, ValueError, TypeError, KeyError, ArithmeticError):
+        return None
+    fits = all(left + side <= width and top + side <= height for left, top in places)
+    return Tiles(width, height, side, files, places, _url(data)) if fits and side > 0 else None
+
+
 def sample_pictures(part: ProtocolReport, folder: Path) -> tuple[Pictures, ...]:
     """The pictures of the rows of a table; those that are missing or damaged are not shown.
 
@@ -86,13 +123,10 @@ def _read(
 ) -> tuple[str, bool, Picture] | None:
     data = path.read_bytes()
     try:
-        with Image.open(BytesIO(data), formats=["PNG"]) as image:
-            image.load()
-            width, height = image.size
-            told = json.loads(image.text["dimo"])  # type: ignore[attr-defined]
+        width, height, told = _told(data)
         seed, columns = int(told["seed"]), int(told["columns"])
         labels = [one_line(str(label), 32) for label in told["labels"]]
-    except (OSError, ValueError, TypeError, KeyError, Image.DecompressionBombError):
+    except (ValueError, TypeError, KeyError):
         return None
     steps = row["num_steps"]
     name = one_line(row["method"], 90)
@@ -101,5 +135,24 @@ def _read(
     several = ", ".join(dict.fromkeys(labels))
     words = f"Images 0 to {len(labels) - 1} of seed {seed}, labels from left to right: {several}"
     alt = f"{len(labels)} images of {name}"
-    url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    return words, width // max(1, columns) < 64, Picture(name, alt, width, height, url)
+    return words, width // max(1, columns) < 64, Picture(name, alt, width, height, _url(data))
+
+
+def _told(data: bytes) -> tuple[int, int, dict[str, Any]]:
+    """Width and height of a whole PNG, and what its text chunk `dimo` says.
+
+    Raises:
+        ValueError: It is damaged or no PNG.
+        KeyError: It has no such chunk.
+    """
+    try:
+        with Image.open(BytesIO(data), formats=["PNG"]) as image:
+            image.load()
+            found: dict[str, Any] = json.loads(image.text["dimo"])  # type: ignore[attr-defined]
+            return *image.size, found
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _url(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"

@@ -62,6 +62,7 @@ class RowView:
         label: The same with the number of steps.
         cells: All but the first cell of the row.
         facts: Its provenance.
+        run_id: Of its record.
     """
 
     section: str
@@ -69,6 +70,7 @@ class RowView:
     label: str
     cells: tuple[Line, ...]
     facts: tuple[Fact, ...]
+    run_id: str
 
 
 def columns_of(part: ProtocolReport) -> tuple[Column, ...]:
@@ -95,7 +97,7 @@ def row_views(part: ProtocolReport, table: Table) -> tuple[RowView, ...]:
         name, steps = one_line(row["method"], 90), row["num_steps"]
         counted = "" if cells.is_missing(steps) else f", {int(steps)} steps"
         facts = tuple(_facts(record, part.protocol))
-        views.append(RowView(row["section"], name, name + counted, body[1:], facts))
+        views.append(RowView(row["section"], name, name + counted, body[1:], facts, record.run_id))
     return tuple(views)
 
 
@@ -134,10 +136,14 @@ def _facts(record: ResultRecord, protocol: Protocol) -> Iterator[Fact]:
     yield _fact("Packages", *(f"{name} {version}" for name, version in record.packages.items()))
     if evidence is not None:
         hashes = [f"images {evidence.images_sha256}"]
-        if protocol.reference.sha256 == ANY:
+        if protocol.reference.sha256 == ANY and evidence.reference_sha256:
             hashes.append(f"reference {evidence.reference_sha256}")
-        if protocol.extractor.sha256 == ANY:
+        if protocol.extractor.sha256 == ANY and evidence.extractor_sha256:
             hashes.append(f"extractor {evidence.extractor_sha256}")
+        if evidence.scorer_sha256:
+            hashes.append(f"scorer {evidence.scorer_sha256}")
+        if evidence.prompts_sha256:
+            hashes.append(f"prompts {evidence.prompts_sha256}")
         yield _fact("Evidence", *hashes)
         if evidence.notes:
             yield _fact("Notes", *evidence.notes)

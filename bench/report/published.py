@@ -40,7 +40,6 @@ QUOTED_METRICS = {
     "painting": "Painting",
     "photo": "Photo",
     "average": "Average",
-    "clip_score": "CLIP score",
 }
 
 _SECTION_ORDER = ("Teacher", "Sampler", "Distill.", "Other")

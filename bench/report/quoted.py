@@ -40,13 +40,18 @@ _PAPER = "imagenet256"  # quoted beside data that nobody published numbers of
 def quoted_beside(rows: Iterable[PublishedRow], protocol: Protocol) -> tuple[PublishedRow, ...]:
     """The published rows of the data that a protocol is about; the paper's if there are none.
 
-    A benchmark belongs to a protocol if its name begins with a word of the protocol's name.
+    A benchmark belongs to a protocol if its name begins with a word of the protocol's name; one
+    with a scorer's version, to the protocol of its own name only. Numbers of prompts' images have
+    no such rows in their place.
     """
     words = tuple(protocol.name.split("-"))
     rows = tuple(rows)
-    return tuple(row for row in rows if row.benchmark.startswith(words)) or tuple(
-        row for row in rows if row.benchmark.startswith(_PAPER)
-    )
+    if protocol.scorer is not None and protocol.scorer.version:
+        return tuple(row for row in rows if row.benchmark == protocol.name)
+    found = tuple(row for row in rows if row.benchmark.startswith(words))
+    if found or protocol.prompts is not None:
+        return found
+    return tuple(row for row in rows if row.benchmark.startswith(_PAPER))
 
 
 def quoted_blocks(published_rows: Sequence[PublishedRow]) -> list[Block]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.catalog import ANY
+from bench.catalog import ANY, NONE
 from bench.protocol import Protocol
 from bench.record import MethodInfo, ResultRecord
 
@@ -84,8 +84,8 @@ def comparable(
 ) -> tuple[dict[tuple[str, ...], list[ResultRecord]], list[ResultRecord]]:
     """Groups records of one protocol into those that may share a table.
 
-    Where a protocol takes any reference or any weights of its extractor, only rows with the same
-    ones compare.
+    Where a protocol takes any reference or any weights of its networks, only rows with the same
+    ones compare. A detector and its prompts stand in records as extractor and reference.
 
     Returns:
         Records by the hashes that the protocol leaves open (none: one group, key `()`), and those
@@ -93,16 +93,19 @@ def comparable(
     """
     groups: dict[tuple[str, ...], list[ResultRecord]] = {}
     nonconforming = []
+    judged = protocol.detector is not None
     for record in records:
         found = record.evidence
         if found is not None and found.nonconforming:
             nonconforming.append(record)
             continue
         key: list[str] = []
-        if protocol.extractor.sha256 == ANY:
+        if protocol.extractor.sha256 == ANY and (judged or protocol.extractor.name != NONE):
             key.append(found.extractor_sha256 if found else "")
-        if protocol.reference.sha256 == ANY:
+        if protocol.reference.sha256 == ANY and (judged or protocol.reference.name != NONE):
             key.append(found.reference_sha256 if found else "")
+        if protocol.scorer is not None:
+            key += [(found and found.scorer_sha256) or "", (found and found.prompts_sha256) or ""]
         groups.setdefault(tuple(key), []).append(record)
     return groups, nonconforming
 
@@ -157,8 +160,10 @@ def best_and_second(
 
 
 def decimals_of(name: str, values: "pd.Series[float]") -> int:
-    """Digits after the point, as papers have them; a third one for Frechet distances below 1."""
-    if name == "inception_score" or (name == "fid" and not values.min() < 1):
+    """Digits after the point, as papers have them; a third one where values are below 1."""
+    if name in ("inception_score", "hps") or name.startswith("hps_"):
+        return 2
+    if name in ("fid", "clip_score") and not values.min() < 1:
         return 2
     return 3
 

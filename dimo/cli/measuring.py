@@ -23,6 +23,7 @@ from dimo.errors import DimoError, unknown_name
 
 if TYPE_CHECKING:
     from bench.compare import Difference
+    from bench.features.clip_score import CLIPScorer
     from bench.protocol import Protocol
     from bench.record import ResultRecord
     from bench.run import Measured
@@ -43,6 +44,28 @@ Labels = Annotated[
 ]
 
 
+NetworkWeights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        "--extractor-weights",
+        help="Weights of the extractor, of the detector, or of HPS; default: shipped or fetched.",
+    ),
+]
+PromptsPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        help="What images were made from, for HPS and CLIP score: HPSv2's folder of anime.json "
+        "and so on, or a JSON file with a list of captions.",
+    ),
+]
+ClipWeights = Annotated[
+    Path | None,
+    typer.Option(help="Weights of CLIP, for a protocol with CLIP score beside an extractor."),
+]
+
+
 @app.command(
     "eval",
     epilog="Examples: `dimo eval samples/ --protocol imagenet256-adm --reference "
@@ -53,7 +76,9 @@ def evaluate(
     paths: Paths,
     protocol: ProtocolName,
     reference: Reference = None,
-    weights: ExtractorWeights = None,
+    weights: NetworkWeights = None,
+    prompts: PromptsPath = None,
+    clip_weights: ClipWeights = None,
     labels: Labels = "",
     recursive: Recursive = False,
     name: Annotated[str, typer.Option(help="Name of the row; default: the path's.")] = "",
@@ -83,6 +108,21 @@ def evaluate(
     from dimo.launch import choose_device, ranks
 
     fixed = load_protocol(protocol)
+    _check_prompts_option(fixed, prompts, clip_weights)
+    if fixed.scorer is not None and fixed.scorer.name == "hps":
+        assert prompts is not None
+        preferred = _prefer(
+            paths,
+            fixed,
+            prompts,
+            name=name or paths[0].name,
+            section=section,
+            steps=steps,
+            weights=weights,
+            device=device,
+        )
+        _show(preferred, fixed, protocol, results, as_json=as_json)
+        return
     if fixed.detector is not None:
         _judge(
             paths,
@@ -99,6 +139,7 @@ def evaluate(
         )
         return
     with ranks() as group, terminal.work_bar() as progress:
+        clip = _clip_scorer(fixed, prompts, clip_weights, device) if group.is_first else None
         workbench = Workbench(
             fixed,
             device=choose_device(device),
@@ -119,9 +160,99 @@ def evaluate(
             recursive=recursive,
             labels=labels,
         )
-    if measured is None:
-        return
+        if measured is None:
+            return
+        if clip is not None:
+            from bench.pairs.captions import with_clip_score
+
+            scorer, captions = clip
+            measured = with_clip_score(
+                measured,
+                paths,
+                fixed,
+                scorer=scorer,
+                captions=captions,
+                recursive=recursive,
+                labels=labels,
+                progress=progress,
+            )
     _show(measured, fixed, protocol, results, as_json=as_json)
+
+
+def _check_prompts_option(
+    protocol: "Protocol", prompts: Path | None, clip_weights: Path | None
+) -> None:
+    if protocol.scorer is None:
+        for option, given in (("--prompts", prompts), ("--clip-weights", clip_weights)):
+            if given is not None:
+                raise DimoError(
+                    f"{option} {given} is not used under {protocol.name!r}, which scores no pairs "
+                    "of image and prompt; leave it out"
+                )
+        return
+    if prompts is None:
+        assert protocol.prompts is not None
+        raise DimoError(
+            f"protocol {protocol.name!r} needs the prompts of the images "
+            f"({protocol.prompts.name}); give them with --prompts"
+        )
+
+
+def _clip_scorer(
+    protocol: "Protocol", prompts: Path | None, weights: Path | None, device: str
+) -> "tuple[tuple[CLIPScorer, str], tuple[str, ...]] | None":
+    """CLIP and the captions of a protocol with CLIP score beside an extractor."""
+    if protocol.scorer is None:
+        return None
+    from bench.pairs.captions import load_clip_scorer
+    from bench.pairs.prompts import read_captions
+    from dimo.launch import choose_device
+
+    assert prompts is not None
+    assert protocol.prompts is not None
+    if weights is None:
+        raise DimoError(
+            f"protocol {protocol.name!r} needs the weights of CLIP {protocol.scorer.model}; give "
+            "them with --clip-weights"
+        )
+    captions = read_captions(prompts, protocol.prompts)
+    return load_clip_scorer(protocol.scorer, weights, choose_device(device)), captions
+
+
+def _prefer(
+    paths: list[Path],
+    protocol: "Protocol",
+    prompts: Path,
+    *,
+    name: str,
+    section: str,
+    steps: int | None,
+    weights: Path | None,
+    device: str,
+) -> "Measured":
+    """`dimo eval` where a scorer alone says how well images fit their prompts."""
+    from bench.pairs.hps import measure_hps
+    from dimo.launch import choose_device
+    from dimo.official import locate
+
+    if len(paths) > 1:
+        raise DimoError(
+            f"{len(paths)} paths; allowed: one under {protocol.name!r}, the folder of all styles"
+        )
+    assert protocol.scorer is not None
+    weights = weights or locate(f"hps-{protocol.scorer.version}")
+    with terminal.work_bar() as progress:
+        return measure_hps(
+            paths[0],
+            protocol,
+            prompts=prompts,
+            weights=weights,
+            name=name,
+            section=section,  # type: ignore[arg-type]
+            num_steps=steps,
+            device=choose_device(device),
+            progress=progress,
+        )
 
 
 def _judge(
@@ -139,9 +270,7 @@ def _judge(
     as_json: bool,
 ) -> None:
     """`dimo eval` where a detector decides whether images show what their prompts ask for."""
-    from bench.geneval.measure import measure_geneval
-    from bench.geneval.results import results_text
-    from dimo.files import write_atomic
+    from bench.geneval.measure import keep_verdicts, measure_geneval
     from dimo.launch import choose_device
 
     if len(paths) > 1:
@@ -160,8 +289,7 @@ def _judge(
             nonconforming=nonconforming,
             progress=progress,
         )
-    file = results / "verdicts" / f"{found.measured.record.run_id}.jsonl"
-    write_atomic(file, results_text(found.results))
+    file = keep_verdicts(found, results)
     _show(found.measured, protocol, named, results, as_json=as_json)
     terminal.say(f"verdict on each image: {file}")
 
