@@ -8,17 +8,18 @@ from collections.abc import Callable
 from dimo.errors import DimoError
 
 _BLOCK = re.compile(
-    r"^<!-- dimo report --protocol (\S+) -->\n(.*?)^<!-- dimo report end -->$", re.M | re.S
+    r"^<!-- dimo report --protocol (\S+)( --ablation)? -->\n(.*?)^<!-- dimo report end -->$",
+    re.M | re.S,
 )
 
 
-def renewed(page: str, section: Callable[[str], str]) -> str:
+def renewed(page: str, section: Callable[[str, bool], str]) -> str:
     """The page with each table between its marks made again, and all else as it was.
 
     Args:
         page: Text with blocks between the lines `<!-- dimo report --protocol NAME -->` and
-            `<!-- dimo report end -->`.
-        section: Protocol name -> Markdown that ends with a newline.
+            `<!-- dimo report end -->`; ` --ablation` may follow the name.
+        section: Protocol name, and whether of its ablations -> Markdown that ends with a newline.
 
     Raises:
         DimoError: There is no such block, or a line that begins or ends one stands alone.
@@ -30,4 +31,9 @@ def renewed(page: str, section: Callable[[str], str]) -> str:
             f"the page has {blocks} whole tables between {begin}NAME --> and {end}, each on a line "
             f"of its own, {page.count(begin)} beginnings and {page.count(end)} ends; correct it"
         )
-    return _BLOCK.sub(lambda found: f"{begin}{found[1]} -->\n{section(found[1])}{end}", page)
+
+    def again(found: re.Match[str]) -> str:
+        name, ablation = found[1], found[2] or ""
+        return f"{begin}{name}{ablation} -->\n{section(name, bool(ablation))}{end}"
+
+    return _BLOCK.sub(again, page)

@@ -143,8 +143,8 @@ def _updated(page: Path, results: Path) -> list[str]:
 
     problems: dict[str, None] = {}
 
-    def section(protocol: str) -> str:
-        found = _collected(protocol, results)
+    def section(protocol: str, ablation: bool) -> str:
+        found = _collected(protocol, results, ablation=ablation)
         problems.update(dict.fromkeys(found.problems))
         return section_markdown(found)
 
