@@ -18,7 +18,7 @@ from torch import Tensor
 from bench import metrics as m
 from bench.cache import FeatureCache
 from bench.compare import pack_contributions
-from bench.content import Content, Tally
+from bench.content import Content, Tally, image_set_method
 from bench.evaluate import FeaturesOfSet, Progress, features_of_file, features_of_paths
 from bench.features import Features, extract, load_extractor
 from bench.inputs import Findings, npz_keys
@@ -171,22 +171,7 @@ class Workbench:
     ) -> Measured | None:
         if found.features is None or not self.ranks.is_first:
             return None
-        method = MethodInfo(
-            name=name,
-            section=section,
-            teacher=None,
-            sampler=None,
-            num_steps=num_steps,
-            nfe=None,
-            mask_schedule=None,
-            token_counts=None,
-            guidance_scale=None,
-            temperature=None,
-            choice_temperature=None,
-            selected_by="not known",
-            weights_sha256=None,
-            training={},
-        )
+        method = image_set_method(name, section, num_steps)
         content = Content(
             found.images_sha256,
             found.labels_sha256,
