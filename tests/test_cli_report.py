@@ -52,8 +52,10 @@ def test_every_format_of_the_same_results(world):
     latex = run("report", "-f", "latex", cwd=world).stdout
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 5
     assert "0.286" in latex
-    assert run("report", "-f", "csv", cwd=world).stdout.count("\n") == 22
     content = json.loads(run("report", "-f", "json", cwd=world).stdout)
+    rows = sum(len(part["rows"]) for part in content["protocols"])
+    assert rows >= 21
+    assert run("report", "-f", "csv", cwd=world).stdout.count("\n") == 1 + rows
     assert [part["protocol"]["name"] for part in content["protocols"]] == ["digits"]
     run("report", "-f", "latex", "-o", "table.tex", cwd=world)
     assert (world / "table.tex").read_text() == latex
