@@ -185,7 +185,7 @@ def _draw(panel: Panel, ink: Ink, *, alone: bool = False) -> Figure:
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     else:  # the same margins everywhere: axes of neighbours line up
         figure = Figure(figsize=(_WIDTH, _HEIGHT))
-        figure.subplots_adjust(left=0.175, right=0.985, bottom=0.16, top=0.955)
+        figure.subplots_adjust(left=0.175, right=0.95, bottom=0.16, top=0.955)
     axes = figure.add_subplot()
     _axes(axes, panel, ink)
     for label, value in panel.levels:
