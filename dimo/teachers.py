@@ -210,7 +210,7 @@ def _scenes() -> Teacher:
             "hidden_dim": 160,
             "codebook_size": 512,
             "depth": 6,
-            "heads": 5,
+            "heads": 4,
             "mlp_dim": 320,
         },
         tokenizer=SceneTokenizer.from_file,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -27,11 +27,14 @@ from dimo.cli.watching import Watching, watching
 from dimo.errors import DimoError
 
 if TYPE_CHECKING:
+    import torch
     from torch.nn import Module
 
-    from dimo.config import DistillationRecipe, ExtractorRecipe
+    from dimo.config import DistillationRecipe, ExtractorRecipe, TrainRecipe
     from dimo.estimate import Estimate
     from dimo.train import Watcher
+
+R = TypeVar("R", bound="DistillationRecipe | TrainRecipe")
 
 
 @app.command(epilog="Example: `dimo train --teacher digits --out runs/my-teacher`")
@@ -57,7 +60,9 @@ def train(
 
     get_teacher(teacher)
     name = recipe or f"{teacher}-teacher"
+    place = choose_device(device)
     loaded = load_recipe(TrainRecipe, name, [f'teacher="{teacher}"', *settings])
+    loaded = _in_precision_of(place, loaded)
     folder = out or Path("runs") / f"{teacher}-teacher"
     with ExitStack() as stack:
         work = stack.enter_context(terminal.work_bar())
@@ -65,7 +70,7 @@ def train(
         train_teacher(
             loaded,
             folder,
-            device=choose_device(device),
+            device=place,
             resume=resume,
             on_step=stack.enter_context(bar),
             on_tokenizer=lambda done: work("tokenizer", done, loaded.tokenizer_steps, "steps"),
@@ -254,6 +259,7 @@ def run_distill(
     name, loaded = _distill_recipe(teacher, method, recipe, settings)
     noted = varied(loaded, ablation)
     folder, place = out or Path("runs") / name, choose_device(device)
+    loaded = _in_precision_of(place, loaded)
     with ExitStack() as stack:
         watchers: tuple[Watcher, ...] = ()
         if watched is not None:
@@ -276,6 +282,17 @@ def run_distill(
             ablation=noted,
         )
     return folder
+
+
+def _in_precision_of(device: "torch.device", recipe: R) -> R:
+    """The recipe; in float32 where it asks for bfloat16 on a CPU that has no such instructions."""
+    from dimo.models.precision import has_bfloat16
+
+    if recipe.precision != "bfloat16" or device.type != "cpu" or has_bfloat16():
+        return recipe
+    if is_first_rank():
+        terminal.say("this CPU has no bfloat16 instructions: training in float32, which is faster")
+    return dataclasses.replace(recipe, precision="float32")
 
 
 def _distill_recipe(
@@ -308,14 +325,17 @@ def _dry_run(
     teacher: str, method: str, recipe: str, settings: Sequence[str], device: str, *, as_json: bool
 ) -> None:
     """What the distillation would be and cost, on stdout; a GPU's memory without a GPU too."""
+    import torch
+
     from dimo.config import to_toml
     from dimo.estimate import estimate_distillation
     from dimo.launch import choose_device
     from dimo.teachers import get_teacher
 
-    place = "cuda" if device == "cuda" else choose_device(device).type
+    place = torch.device("cuda") if device == "cuda" else choose_device(device)
     name, loaded = _distill_recipe(teacher, method, recipe, settings)
-    estimate = estimate_distillation(loaded, get_teacher(loaded.teacher), device_type=place)
+    loaded = _in_precision_of(place, loaded)
+    estimate = estimate_distillation(loaded, get_teacher(loaded.teacher), device_type=place.type)
     if as_json:
         print(json.dumps(_as_json(name, loaded, estimate), indent=2))
     else:

@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from dimo.errors import DimoError
+from dimo.models.precision import has_bfloat16
 
 # weight and bias of a linear layer, and whether GELU follows -> the module that takes its place
 Convert: TypeAlias = Callable[..., nn.Module]
@@ -73,6 +74,8 @@ def _drop_out(x: Tensor, rate: float) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for q, k, v [B, heads, L, d]; `dropout` is of the weights."""
     on_cpu, is_short = _on_cpu(q), k.shape[2] <= 64
+    if on_cpu and q.dtype == torch.bfloat16 and not has_bfloat16():
+        return attend(q.float(), k.float(), v.float(), dropout=dropout).bfloat16()
     if on_cpu and not is_short and (dropout or q.dtype == torch.bfloat16):
         if torch.is_grad_enabled() or dropout:
             return _attend_plainly(q, k, v, dropout)
