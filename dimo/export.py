@@ -95,7 +95,7 @@ def import_student(
         temperature_selected_by="given to dimo import",
         recipe=f"imported from {path.name}, sha256 {sha256_file(path)[:12]}",
     )
-    save_student(out, load_network(row, path), config)
+    save_student(out, load_network(row, path).state_dict(), config)
     return config
 
 

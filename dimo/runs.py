@@ -1,6 +1,6 @@
 """A run folder, from a recipe to weights: distillation of a student, training of a teacher."""
 
-__all__ = ["distill", "train_teacher"]
+__all__ = ["distill", "for_device", "train_teacher"]
 
 import dataclasses
 import fcntl
@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,6 +26,7 @@ from dimo.errors import DimoError
 from dimo.files import remove_temporaries, sha256_file, write_atomic
 from dimo.launch import Ranks, ranks
 from dimo.models.di4c import Di4CStudent
+from dimo.models.precision import has_bfloat16
 from dimo.models.text import prompts_from_file
 from dimo.students import StudentConfig, save_student
 from dimo.tasks import Di4CTask, DistillTask, SDTTTask, TeacherTask
@@ -41,6 +42,15 @@ from dimo.teachers import (
 from dimo.train import OnStep, Watcher, fit
 from dimo.weights import save_tensors
 from dimo.worlds import OnTokenizer
+
+Trained = TypeVar("Trained", bound=DistillationRecipe | TrainRecipe)
+
+
+def for_device(recipe: Trained, device: torch.device) -> Trained:
+    """The recipe, in float32 where it asks for bfloat16 on a CPU that has no such instructions."""
+    if recipe.precision != "bfloat16" or device.type != "cpu" or has_bfloat16():
+        return recipe
+    return dataclasses.replace(recipe, precision="float32")
 
 
 def distill(
@@ -111,7 +121,7 @@ def _distill(
     group: Ranks,
 ) -> StudentConfig:
     """`distill` among ranks; nothing of the networks outlives it, see `dimo.launch.ranks`."""
-    row = get_teacher(recipe.teacher)
+    recipe, row = for_device(recipe, device), get_teacher(recipe.teacher)
     path = weights_file(row, "transformer", weights)
     task = _distillation_of(recipe, row, path, weights, data, device, group)
     with _opened(out, recipe, out / "config.json", resume, group):
@@ -124,7 +134,8 @@ def _distill(
             teacher_sha256=sha256_file(path),
             ablation=ablation,
         )
-        group.alike(lambda: save_student(out, task.ema, config) if group.is_first else None)
+        state = task.ema.state_dict() if row.world is None else row.world.stored(task.ema)
+        group.alike(lambda: save_student(out, state, config) if group.is_first else None)
     return config
 
 
@@ -219,7 +230,7 @@ def _train_teacher(
     group: Ranks,
 ) -> None:
     """`train_teacher` among ranks, as `_distill`."""
-    teacher = get_teacher(recipe.teacher)
+    recipe, teacher = for_device(recipe, device), get_teacher(recipe.teacher)
     world = teacher.world
     if world is None:
         raise DimoError(
@@ -238,11 +249,11 @@ def _train_teacher(
                 seed=recipe.seed,
                 on_step=on_tokenizer,
             )
-            save_tensors(codebook, tokenizer.state_dict(), provenance)
+            save_tensors(codebook, world.stored(tokenizer), provenance)
 
     def save() -> None:
         if group.is_first:
-            save_tensors(finished, task.ema.state_dict(), provenance)
+            save_tensors(finished, world.stored(task.ema), provenance)
 
     with _opened(out, recipe, finished, resume, group):
         group.alike(fit_tokenizer)

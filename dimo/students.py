@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from torch import nn
+from torch import Tensor
 
 from dimo.config import Di4CRecipe, DistillationRecipe, DistillRecipe
 from dimo.errors import DimoError, unknown_name
@@ -226,13 +226,13 @@ def _config_of_file(path: Path) -> StudentConfig:
     )
 
 
-def save_student(folder: Path, model: nn.Module, config: StudentConfig) -> None:
+def save_student(folder: Path, state: dict[str, Tensor], config: StudentConfig) -> None:
     """Writes `student.safetensors` and then `config.json`, which marks the run as finished."""
     content = dataclasses.asdict(config)
     if config.ablation is None:
         del content["ablation"]
     timeless = {key: value for key, value in content.items() if key != "training_seconds"}
-    save_tensors(folder / "student.safetensors", model.state_dict(), timeless)
+    save_tensors(folder / "student.safetensors", state, timeless)
     write_atomic(folder / "config.json", json.dumps(content, indent=2) + "\n")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from dimo import rng
@@ -60,6 +61,8 @@ class World:
         training_data: Its images, encoded by the tokenizer.
         captions: What the labels of that data number; None: classes.
         prompts: What a distillation draws where no prompts are named; None: classes.
+        stored_as: Type of the numbers in weights files of its teacher and students; None: that
+            which they are trained in.
     """
 
     data: str
@@ -67,6 +70,12 @@ class World:
     training_data: Callable[[Any], TrainingData]
     captions: Callable[[], Sequence[str]] | None = None
     prompts: Callable[[], Sequence[str]] | None = None
+    stored_as: torch.dtype | None = None
+
+    def stored(self, network: nn.Module) -> dict[str, Tensor]:
+        """The network's state dict as it is stored."""
+        state: dict[str, Tensor] = network.state_dict()
+        return {key: value.to(self.stored_as or value.dtype) for key, value in state.items()}
 
 
 def _fit_digits(
@@ -102,4 +111,5 @@ SCENES = World(
     SceneTokens,
     captions=scenes.captions,
     prompts=lambda: scenes.drawn_captions(_DRAWN),
+    stored_as=torch.float16,  # all of it comes with the package
 )

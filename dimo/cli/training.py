@@ -285,14 +285,13 @@ def run_distill(
 
 
 def _in_precision_of(device: "torch.device", recipe: R) -> R:
-    """The recipe; in float32 where it asks for bfloat16 on a CPU that has no such instructions."""
-    from dimo.models.precision import has_bfloat16
+    """As `dimo.runs.for_device`, which a training does by itself, and says so."""
+    from dimo.runs import for_device
 
-    if recipe.precision != "bfloat16" or device.type != "cpu" or has_bfloat16():
-        return recipe
-    if is_first_rank():
+    found = for_device(recipe, device)
+    if found != recipe and is_first_rank():
         terminal.say("this CPU has no bfloat16 instructions: training in float32, which is faster")
-    return dataclasses.replace(recipe, precision="float32")
+    return found
 
 
 def _distill_recipe(

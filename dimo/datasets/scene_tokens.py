@@ -21,6 +21,7 @@ _REVIVED_UNTIL = 0.8  # of the steps, codebook vectors that nothing is near are 
 _REVIVED_EVERY = 50
 _DECAY = 0.98  # of the averages that are the codebook
 _COMMITMENT = 0.25
+_OBJECTS = 4.0  # by how much more an object's pixels and those beside it weigh in the loss
 _GATHERED = 16  # batches of latents that the codebook begins with
 _LLOYD = 8
 
@@ -49,7 +50,7 @@ def fit_tokenizer(
         if step == first:
             codebook.copy_(_means(_latents(tokenizer, seed, steps), codebook_size, seed))
             sums.copy_(codebook)
-        images = _pictures(seed, step)
+        images, weight = _pictures(seed, step)
         z = tokenizer.latents(images)  # [B, D, 8, 8]
         vectors, commitment = z, z.new_zeros(())
         if step >= first:
@@ -61,7 +62,8 @@ def fit_tokenizer(
                 _revive(codebook, counts, sums, z.detach(), seed, step)
         again = tokenizer.decoder(tokenizer.post_quant_conv(vectors))
         missed = again - images
-        loss = missed.abs().mean() + missed.square().mean() + _COMMITMENT * commitment
+        missed = weight * (missed.abs() + missed.square())
+        loss = missed.mean() + _COMMITMENT * commitment
         for group in optimizer.param_groups:
             group["lr"] = _LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.zero_grad(set_to_none=True)
@@ -91,16 +93,22 @@ class SceneTokens:
         return tokens.to(index.device), prompt.to(index.device)
 
 
-def _pictures(seed: int, number: int) -> Tensor:
-    """Batch `number`: float32 [B, 3, 32, 32] in [-1, 1]."""
+def _pictures(seed: int, number: int) -> tuple[Tensor, Tensor]:
+    """Batch `number`: float32 [B, 3, 32, 32] in [-1, 1], and weights [B, 1, 32, 32] of mean 1.
+
+    Most of a picture is background; without weights most codebook vectors go to its shades.
+    """
     index = torch.arange(number * _BATCH, (number + 1) * _BATCH)
-    return scenes.batch(seed, index, "train")[0] / 127.5 - 1
+    found = scenes.draw(seed, index, "train")
+    covered = found.coverage.amax(dim=1, keepdim=True)
+    weight = 1 + _OBJECTS * F.max_pool2d(covered, 3, stride=1, padding=1)
+    return found.images / 127.5 - 1, weight / weight.mean()
 
 
 @torch.no_grad()
 def _latents(tokenizer: SceneTokenizer, seed: int, start: int) -> Tensor:
     """Of pictures that no step is trained on: [N, D]."""
-    parts = [tokenizer.latents(_pictures(seed, start + i)) for i in range(_GATHERED)]
+    parts = [tokenizer.latents(_pictures(seed, start + i)[0]) for i in range(_GATHERED)]
     return torch.cat([_rows(z) for z in parts])
 
 

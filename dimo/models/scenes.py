@@ -110,7 +110,7 @@ class SceneTransformer(nn.Module):
         self,
         *,
         hidden_dim: int = 128,
-        codebook_size: int = 512,
+        codebook_size: int = 1024,
         depth: int = 6,
         heads: int = 4,
         mlp_dim: int = 512,
@@ -226,7 +226,7 @@ class SceneTokenizer(ConvTokenizer):
         codebook_size: V.
     """
 
-    def __init__(self, codebook_size: int = 512) -> None:
+    def __init__(self, codebook_size: int = 1024) -> None:
         super().__init__(
             _Encoder(),
             _Decoder(),
@@ -238,7 +238,7 @@ class SceneTokenizer(ConvTokenizer):
         )
 
     @classmethod
-    def from_file(cls, path: str | PathLike[str], *, codebook_size: int = 512) -> Self:
+    def from_file(cls, path: str | PathLike[str], *, codebook_size: int = 1024) -> Self:
         """Loads weights that `dimo train --teacher scenes` wrote."""
         tokenizer = cls(codebook_size)
         load_state_dict(tokenizer, path)

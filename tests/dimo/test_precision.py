@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from dimo.errors import DimoError
+from dimo.models import layers
+from dimo.models import precision as precision_module
 from dimo.models.di4c import Di4CStudent
 from dimo.models.halton import HaltonMaskGIT
 from dimo.models.maskgit import MaskGIT
@@ -49,6 +51,21 @@ def test_the_function_stays_the_same(name, precision, low, high):
     assert found.dtype == torch.float32
     error = float((found - expected).abs().max() / expected.abs().max())
     assert low <= error < high
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_a_cpu_without_bfloat16_multiplies_the_same_numbers(name, monkeypatch):
+    """It rounds what goes in and what comes out, and sums in another order only."""
+    exact, found = _logits(_network(name)), []
+    for instructions in (True, False):
+        for module in (precision_module, layers):
+            monkeypatch.setattr(
+                module, "has_bfloat16", lambda instructions=instructions: instructions
+            )
+        found.append(_logits(in_precision(_network(name), "bfloat16")))
+    between, rounding = (found[1] - found[0]).abs().mean(), (found[0] - exact).abs().mean()
+    assert rounding > 0
+    assert between < 0.5 * rounding
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -123,7 +123,7 @@ def test_an_unknown_precision_is_refused():
 
 def test_a_students_config_survives_its_file(tmp_path):
     config = StudentConfig("digits", 0.6, 0.1, 1.0, "default", "mine")
-    save_student(tmp_path, load_teacher("digits", device=CPU).model, config)
+    save_student(tmp_path, load_teacher("digits", device=CPU).model.state_dict(), config)
     assert find_student(tmp_path).config == config
 
 

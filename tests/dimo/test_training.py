@@ -71,6 +71,15 @@ def test_a_resumed_distillation_is_bit_equal(tmp_path, precision):
     assert logs[0] == logs[1]
 
 
+def test_a_cpu_without_bfloat16_trains_in_float32_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("dimo.runs.has_bfloat16", lambda: False)
+    for precision in ("bfloat16", "float32"):
+        _run(_recipe(precision=precision, steps=2), tmp_path / precision)
+    asked, plain = tmp_path / "bfloat16", tmp_path / "float32"
+    for file in ("recipe.toml", "student.safetensors"):
+        assert (asked / file).read_bytes() == (plain / file).read_bytes()
+
+
 def test_a_distillation_with_every_control_is_bit_equal_when_resumed(tmp_path):
     recipe = _recipe(
         steps=24,
