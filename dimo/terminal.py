@@ -2,12 +2,15 @@
 
 __all__ = ["download_bar", "error", "say", "training_bar", "work_bar"]
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+_LOG_EVERY = 60.0  # seconds between the lines that a log gets in place of a bar
 
 
 def say(text: str, style: str = "cyan") -> None:
@@ -47,11 +50,30 @@ def _bar() -> "Iterator[Progress]":
             progress.stop()
 
 
+class _Log:
+    """Where stderr is no terminal, a line now and then, which a batch system's log keeps."""
+
+    def __init__(self, progress: "Progress") -> None:
+        self._progress, self._last = progress, time.monotonic()
+
+    def tell(self, number: "TaskID") -> None:
+        """Of one task, if it is time for a line."""
+        console, now = self._progress.console, time.monotonic()
+        if console.is_terminal or now - self._last < _LOG_EVERY:
+            return
+        self._last = now
+        task = self._progress.tasks[number]
+        left = "" if task.time_remaining is None else f", {task.time_remaining / 60:,.0f} min left"
+        done = f"{task.completed:,.0f}/{task.total:,.0f} {task.fields['unit']}"
+        console.print(f"{task.description}: {done} {task.fields['state']}{left}", soft_wrap=True)
+
+
 @contextmanager
 def training_bar(title: str, steps: int, batch_size: int) -> Iterator[Callable[..., None]]:
     """Shows steps, losses, images/s and ETA; yields the `on_step` of a training."""
     values = ""
     with _bar() as progress:
+        log = _Log(progress)
 
         def on_step(step: int, scalars: dict[str, float]) -> None:
             nonlocal values
@@ -63,6 +85,7 @@ def training_bar(title: str, steps: int, batch_size: int) -> Iterator[Callable[.
             speed = (progress.tasks[0].speed or 0.0) * batch_size
             task = progress.tasks[0].id
             progress.update(task, completed=step, state=f"{values} {speed:,.0f} images/s")
+            log.tell(task)
 
         yield on_step
 
@@ -72,6 +95,7 @@ def work_bar() -> Iterator[Callable[[str, int, int, str], None]]:
     """A line for each thing under way, with rate and ETA; yields the `progress` of a workbench."""
     with _bar() as progress:
         lines: dict[str, TaskID] = {}
+        log = _Log(progress)
 
         def on_progress(what: str, done: int, total: int, unit: str) -> None:
             if what not in lines:
@@ -80,6 +104,7 @@ def work_bar() -> Iterator[Callable[[str, int, int, str], None]]:
             speed = progress.tasks[lines[what]].speed
             state = f"{speed:,.0f} {unit}/s" if speed and unit == "images" else ""
             progress.update(lines[what], completed=done, total=total, state=state)
+            log.tell(lines[what])
 
         yield on_progress
 

@@ -11,6 +11,7 @@ from bench.jobs import load_jobs
 from bench.plan import Choice
 from dimo.config import DistillRecipe, load_recipe
 from dimo.models.maskgit import MaskGIT
+from dimo.runs import for_device
 from dimo.tasks import DistillTask
 from dimo.teachers import load_teacher
 
@@ -57,7 +58,7 @@ def test_student_is_ten_times_the_guided_sixteen_step_teacher():
 
 def test_distillation_step_against_the_official_structure():
     loaded = load_teacher("digits", device=CPU)
-    recipe = load_recipe(DistillRecipe, "digits")
+    recipe = for_device(load_recipe(DistillRecipe, "digits"), CPU)
     sizes = {"side": 4, "dim": 128, "codebook": 256, "depth": 3, "heads": 4, "mlp_dim": 512}
     plain = PlainDistillation(
         lambda: PlainMaskGIT(**sizes, classes=10, dropout=recipe.dropout),

@@ -11,6 +11,7 @@ from dimo.config import DistillRecipe, load_recipe
 from dimo.launch import device_name
 from dimo.models import layers
 from dimo.models.maskgit import MaskGIT
+from dimo.models.precision import has_bfloat16
 from dimo.tasks import DistillTask, base
 
 CPU = torch.device("cpu")
@@ -78,8 +79,9 @@ def test_a_step_against_the_official_structure(monkeypatch):
     rates = {dtype: _matmul_rate(dtype) for dtype in (torch.float32, torch.bfloat16)}
     seconds = {("float32", "official structure"): _plain(False)}
     seconds |= {("float32", k): v for k, v in _by_measure(monkeypatch, "float32").items()}
-    seconds["bfloat16", "official structure, naive autocast"] = _plain(True)
-    seconds |= {("bfloat16", k): v for k, v in _by_measure(monkeypatch, "bfloat16").items()}
+    if has_bfloat16():
+        seconds["bfloat16", "official structure, naive autocast"] = _plain(True)
+        seconds |= {("bfloat16", k): v for k, v in _by_measure(monkeypatch, "bfloat16").items()}
     slow = seconds["float32", "official structure"]
     print(f"\nDi[M]O step, 174 M, batch {BATCH}, on {device_name(CPU)}")
     for (precision, name), value in seconds.items():
@@ -90,4 +92,5 @@ def test_a_step_against_the_official_structure(monkeypatch):
     print(f"  matrix products alone: bfloat16 {products:.2f} x float32")
     # what is reached; the aims are 1.2 in float32 and 2.5 in bfloat16
     assert slow >= 1.1 * seconds["float32", "+ teacher's weights packed = dimo"]
-    assert slow >= 0.9 * products * seconds["bfloat16", "+ teacher's weights packed = dimo"]
+    if has_bfloat16():
+        assert slow >= 0.9 * products * seconds["bfloat16", "+ teacher's weights packed = dimo"]
