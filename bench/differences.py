@@ -4,8 +4,7 @@ __all__ = ["circumstances", "differences", "flat"]
 
 from typing import Any
 
-from bench.record import ResultRecord
-from dimo.strict import encode
+from bench.record import ResultRecord, record_content
 
 # names of a run, not of its circumstances; metrics have tables of their own
 _LEFT_OUT = ("format", "run_id", "created", "content_sha256", "seconds", "metrics")
@@ -37,7 +36,7 @@ def circumstances(found: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any
 
 def flat(record: ResultRecord) -> dict[str, Any]:
     """Dotted key -> value of everything that a record says of its circumstances."""
-    return _flat(encode(record), "")
+    return _flat(record_content(record), "")
 
 
 def _flat(content: dict[str, Any], path: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ __all__ = [
     "load_record",
     "new_record",
     "protocol_of",
+    "record_content",
     "record_from_json",
     "record_to_json",
     "seal",
@@ -37,6 +38,7 @@ from typing import Any, Literal, TypeAlias
 
 from bench.protocol import Protocol, list_protocols, protocol_sha256, validate_file
 from bench.provenance import Revision, code_revision, package_versions
+from bench.selection import Trial, Tuning, check_tuning
 from dimo.errors import DimoError
 from dimo.files import sha256_bytes
 from dimo.strict import Origin, canonical_json, decode, encode, unique_keys
@@ -47,40 +49,6 @@ _FORMAT = 1
 _LARGEST = 2**26  # bytes of a file; a record has a few thousand
 _HAND_MADE = "records are written by dimo bench, not by hand: remove the file or run it again"
 _IN_MEMORY = Origin("this result", "correct the code that makes the record")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Settings that were tried, and how good they were.
-
-    Attributes:
-        settings: Value by name of each setting that was varied, the same names in every trial of a
-            sweep; names are those of `MethodInfo`. All others are as in the record.
-        fid: Fréchet distance on the selection seed.
-    """
-
-    settings: dict[str, float]
-    fid: float
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """The sweep that chose a row's settings, on images that are never reported.
-
-    In a file: `{"seed": 2000, "num_images": 1000, "trials": [{"settings": {"temperature": 0.8},
-    "fid": 1.5}, {"settings": {"temperature": 1.0}, "fid": 1.25}], "chosen": 1}`.
-
-    Attributes:
-        seed: The protocol's selection seed.
-        num_images: Images of each trial, the protocol's `n_select`.
-        trials: In the order in which they were tried: the last setting varies fastest.
-        chosen: Position in `trials` of the lowest FID, the first of them at a tie.
-    """
-
-    seed: int
-    num_images: int
-    trials: tuple[Trial, ...]
-    chosen: int
 
 
 @dataclass(frozen=True)
@@ -302,8 +270,24 @@ def seal(record: ResultRecord) -> ResultRecord:
     Raises:
         DimoError: As `new_record`.
     """
-    checked = _checked(_encoded(record), _IN_MEMORY)
-    return dataclasses.replace(checked, content_sha256=_content_sha256(_encoded(checked)))
+    checked = _checked(record_content(record), _IN_MEMORY)
+    return dataclasses.replace(checked, content_sha256=_content_sha256(record_content(checked)))
+
+
+def record_content(record: ResultRecord) -> dict[str, Any]:
+    """What the file holds; keys that came later are left out at their default, None."""
+    content: dict[str, Any] = encode(record)
+    parts: list[tuple[Any, Any]] = [(record, content), (record.method, content["method"])]
+    if record.evidence is not None:
+        parts.append((record.evidence, content["evidence"]))
+    if record.method.tuning is not None:
+        trials = content["method"]["tuning"]["trials"]
+        parts += zip(record.method.tuning.trials, trials, strict=True)
+    for value, table in parts:
+        for field in dataclasses.fields(value):
+            if field.default is None and table[field.name] is None:
+                del table[field.name]
+    return content
 
 
 def record_to_json(record: ResultRecord) -> str:
@@ -312,7 +296,7 @@ def record_to_json(record: ResultRecord) -> str:
     Raises:
         DimoError: The record was changed after it was made, or was not made by `new_record`.
     """
-    text = json.dumps(_encoded(record), indent=2, allow_nan=False) + "\n"
+    text = json.dumps(record_content(record), indent=2, allow_nan=False) + "\n"
     record_from_json(text, source=_IN_MEMORY.source)
     return text
 
@@ -402,7 +386,7 @@ def _checked(data: Any, origin: Origin) -> ResultRecord:
     if not record.method.name.strip():
         raise origin.error("'method.name' must not be empty")
     if record.method.tuning is not None:
-        _check_tuning(record.method.tuning, origin)
+        check_tuning(record.method.tuning, origin)
     for name, metric in record.metrics.items():
         where = ascii(f"metrics.{name}")[:80]
         if (metric.low is None) != (metric.high is None):
@@ -410,33 +394,6 @@ def _checked(data: Any, origin: Origin) -> ResultRecord:
         if metric.low is not None and metric.high is not None and metric.low > metric.high:
             raise origin.error(f"{where}: 'low' must not be above 'high'")
     return record
-
-
-def _check_tuning(tuning: Tuning, origin: Origin) -> None:
-    trials = tuning.trials
-    if not trials:
-        raise origin.error("'method.tuning.trials' must not be empty")
-    if any(trial.settings.keys() != trials[0].settings.keys() for trial in trials):
-        raise origin.error("'method.tuning.trials' must all have the same settings")
-    fids = [trial.fid for trial in trials]
-    if tuning.chosen != fids.index(min(fids)):
-        raise origin.error(
-            f"'method.tuning.chosen' must be {fids.index(min(fids))}, the first of lowest FID, "
-            f"not {tuning.chosen}"
-        )
-
-
-def _encoded(record: ResultRecord) -> dict[str, Any]:
-    """What the file holds; keys that came later are left out at their default, None."""
-    content: dict[str, Any] = encode(record)
-    parts: list[tuple[Any, Any]] = [(record, content), (record.method, content["method"])]
-    if record.evidence is not None:
-        parts.append((record.evidence, content["evidence"]))
-    for value, table in parts:
-        for field in dataclasses.fields(value):
-            if field.default is None and table[field.name] is None:
-                del table[field.name]
-    return content
 
 
 def _content_sha256(data: Mapping[str, Any]) -> str:

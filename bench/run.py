@@ -184,8 +184,8 @@ class Workbench:
             found.features, method, no_speed(self.device), None, start, content=content
         )
 
-    def fid(self, job: Job, *, seed: int, num_images: int) -> float:
-        """Only the Fréchet distance, for choosing settings."""
+    def quality(self, job: Job, *, seed: int, num_images: int) -> float:
+        """Only the Fréchet distance of the features, for choosing settings."""
         features = self._run(job, seed, num_images)[0]
         stats = compute_stats(features.features, extractor=self.extractor.identity)
         return m.frechet_distance(generated=stats, reference=self.reference.stats["features"])

@@ -1,26 +1,44 @@
 """Choosing sampler settings on the selection seed, never on the reporting one."""
 
-__all__ = ["check_grid", "parse_grid", "tune"]
+__all__ = ["Bench", "check_grid", "parse_grid", "tune"]
 
 import dataclasses
 import itertools
 import math
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 
-from bench.catalog import METRICS
+from bench.evaluate import Progress
 from bench.generate import ALL_SAMPLERS, settings_of
 from bench.jobs import Job
 from bench.plan import RANGES
 from bench.protocol import Protocol
-from bench.record import Trial, Tuning
-from bench.run import Workbench
+from bench.selection import CRITERIA, Criterion, Trial, Tuning, criterion_of
 from dimo.errors import DimoError
 
 _TUNABLE = tuple(name for name in RANGES if name != "top_k")  # numbers with a fraction
 
 
-def tune(workbench: Workbench, job: Job, grid: Mapping[str, Sequence[float]]) -> Job:
-    """The job with the settings of lowest FID on the protocol's selection seed, and the sweep.
+class Bench(typing.Protocol):
+    """What scores jobs: `bench.run.Workbench`, or `DetectorBench` where a detector decides.
+
+    Attributes:
+        protocol: What is fixed.
+        progress: Told how far the current row is.
+    """
+
+    protocol: Protocol
+    progress: Progress
+
+    def quality(self, job: Job, *, seed: int, num_images: int) -> float:
+        """The one metric that settings are chosen by, `bench.selection.criterion_of`."""
+
+
+def tune(bench: Bench, job: Job, grid: Mapping[str, Sequence[float]]) -> Job:
+    """The job with the best settings on the protocol's selection seed, and the sweep.
+
+    The best are those of the highest GenEval score where a detector decides, else those of the
+    lowest Fréchet distance.
 
     Settings that the job's sampler does not have are left out of its grid; a job that has none of
     them stays as it is. A temperature that is tried holds at every step, unless the grid has a
@@ -28,28 +46,31 @@ def tune(workbench: Workbench, job: Job, grid: Mapping[str, Sequence[float]]) ->
     looked at.
 
     Args:
-        workbench: Where to score; its `progress` is told of each trial.
+        bench: Where to score; its `progress` is told of each trial.
         job: A network's job.
         grid: Setting -> values to try, all combinations.
 
     Raises:
         DimoError: A setting that cannot be tuned, or a value out of range.
     """
-    settings, seeds = job.settings, workbench.protocol.seeds
+    settings, seeds, criterion = job.settings, bench.protocol.seeds, criterion_of(bench.protocol)
     axes = _axes(job, grid)
     if settings is None or not axes:
         return job
+    assert criterion is not None, "check_grid refuses such a protocol"
     rows = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     trials = []
     for done, row in enumerate(rows):
-        workbench.progress(f"tuning {job.caption}", done, len(rows), "settings")
+        bench.progress(f"tuning {job.caption}", done, len(rows), "settings")
         tried = dataclasses.replace(job, settings=settings.changed(**row))
-        found = workbench.fid(tried, seed=seeds.select, num_images=seeds.n_select)
-        trials.append(Trial(row, found))
-    workbench.progress(f"tuning {job.caption}", len(rows), len(rows), "settings")
-    chosen = min(range(len(trials)), key=lambda position: trials[position].fid)
+        found = bench.quality(tried, seed=seeds.select, num_images=seeds.n_select)
+        trials.append(Trial(row, **{criterion.metric: found}))
+    bench.progress(f"tuning {job.caption}", len(rows), len(rows), "settings")
+    chosen = criterion.best([trial.scores[criterion.metric] for trial in trials])
     tried_text = " x ".join(f"{key} in {_numbers(values)}" for key, values in axes.items())
-    selected_by = f"lowest FID on seed {seeds.select}, {seeds.n_select} images, over {tried_text}"
+    selected_by = (
+        f"{criterion.words} on seed {seeds.select}, {seeds.n_select} images, over {tried_text}"
+    )
     return dataclasses.replace(
         job,
         settings=settings.changed(**rows[chosen], selected_by=selected_by),
@@ -61,14 +82,15 @@ def check_grid(grid: Mapping[str, Sequence[float]], jobs: Iterable[Job], fixed: 
     """What nothing would be tuned with, or by, is refused before the first image is made.
 
     Raises:
-        DimoError: A setting that no job's sampler has, or a protocol without a Fréchet distance.
+        DimoError: A setting that no job's sampler has, or a protocol that has none of the metrics
+            that settings are chosen by.
     """
     if not grid:
         return
-    kinds = [METRICS[metric.name] for metric in fixed.metrics]
-    if not any((kind.compares_with, kind.needs) == ("statistics", "features") for kind in kinds):
+    if criterion_of(fixed) is None:
+        labels = ", ".join(Criterion(name).label for name in CRITERIA)
         raise DimoError(
-            f"--tune chooses by a Fréchet distance, and protocol {fixed.name!r} has none; leave it "
+            f"--tune chooses by one of {labels}, and protocol {fixed.name!r} has none; leave it "
             "out, or tune under a protocol that has one and give the settings as options"
         )
     used = sorted({job.settings.sampler for job in jobs if job.settings is not None})

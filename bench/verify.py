@@ -1,7 +1,8 @@
 """A row of a table run again from its record: are the numbers those of the record?
 
 Everything comes from the record's fields and hashes, nothing from its command line: the protocol
-by its hash, network, reference and extractor by name and hash, sampler settings as recorded.
+by its hash, network, reference, extractor, detector and prompts by name and hash, sampler settings
+as recorded.
 """
 
 __all__ = ["Check", "Verification", "compare_runs", "repeat"]
@@ -15,15 +16,15 @@ import torch
 
 from bench.differences import circumstances, differences
 from bench.evaluate import Progress
-from bench.generate import SETTINGS, STUDENT_SAMPLERS, SamplerSettings
-from bench.jobs import Job, reference_jobs
+from bench.generate import STUDENT_SAMPLERS
+from bench.geneval.bench import DetectorBench
+from bench.geneval.measure import measure_geneval
+from bench.geneval.prompts import list_sha256, prompts_of
 from bench.protocol import Protocol
-from bench.record import Evidence, MethodInfo, MetricValue, ResultRecord
+from bench.record import Evidence, MetricValue, ResultRecord
+from bench.remake import job_of
 from bench.run import Workbench
 from dimo.errors import DimoError
-from dimo.files import sha256_file
-from dimo.students import PUBLISHED_STUDENTS, FoundStudent, find_student, shipped_students
-from dimo.teachers import Loaded, get_teacher, load_student, load_teacher, weights_file
 
 _ROUNDING = 1e-9  # relative; an interval of no width, [1, 1], holds what differs by rounding
 
@@ -84,6 +85,7 @@ def repeat(
     weights: Path | None = None,
     reference: Path | None = None,
     extractor_weights: Path | None = None,
+    prompts: Path | None = None,
     allow_code: bool = False,
     progress: Progress = lambda what, done, total, unit: None,
     say: Callable[[str], None] = lambda text: None,
@@ -100,17 +102,19 @@ def repeat(
         recursive: Whether its folders are read with their subfolders.
         weights: Folder of the networks' weights; None: those shipped or fetched.
         reference: File or folder of the reference; None: the embedded one.
-        extractor_weights: Of the extractor; None: the shipped ones.
+        extractor_weights: Of the extractor or the detector; None: the shipped ones.
+        prompts: The protocol's official file of prompts, for a row that is made here; None: the
+            embedded ones.
         allow_code: Whether the protocol may name an extractor of one's own.
         progress: Told how far it is.
         say: Told in one line what is worth knowing.
 
     Raises:
-        DimoError: Weights, reference, extractor or images are missing, or have another hash than
-            the record names; or the record does not say how it was made.
+        DimoError: Weights, reference, extractor, prompts or images are missing, or have another
+            hash than the record names; or the record does not say how it was made.
     """
     method = record.method
-    if protocol.prompts is not None:
+    if protocol.prompts is not None and protocol.detector is None:
         raise DimoError(
             f"records of {protocol.name!r} are not repeated by dimo verify; score the images again "
             "with dimo eval, and set both side by side with: dimo results diff"
@@ -126,13 +130,42 @@ def repeat(
         raise DimoError(f"{method.name!r} is no set of images; leave --images out")
     if student is not None and method.sampler not in STUDENT_SAMPLERS:
         raise DimoError(f"{method.name!r} is no row of a student; leave --student out")
+    if prompts is not None and (protocol.detector is None or is_image_set):
+        raise DimoError(
+            f"--prompts {prompts} is not used: {method.name!r} is no row that is made from "
+            "prompts; leave it out"
+        )
     if not is_image_set and record.seed != protocol.seeds.report:
         raise DimoError(
             f"the record has seed {record.seed}, its protocol {protocol.seeds.report}: it is not "
             "of dimo bench and cannot be repeated"
         )
+    if protocol.detector is not None:
+        if is_image_set:
+            return _judge_set(
+                record,
+                protocol,
+                images,
+                device=device,
+                weights=extractor_weights,
+                progress=progress,
+            )
+        return _judge_row(
+            record,
+            protocol,
+            device=device,
+            student=student,
+            weights=weights,
+            detector_weights=extractor_weights,
+            prompts=prompts,
+            progress=progress,
+        )
     # without the network first: what is missing shows before anything is loaded
-    make_job = None if is_image_set else _job_of(record, protocol, device, student, weights)
+    make_job = (
+        None
+        if is_image_set
+        else job_of(record, protocol, device=device, student=student, weights=weights)
+    )
     workbench = Workbench(
         protocol,
         device=device,
@@ -145,7 +178,18 @@ def repeat(
         say=say,
     )
     if record.evidence is not None:
-        _check_evidence(record.evidence, workbench)
+        _check_hash(
+            "extractor",
+            workbench.extractor.sha256,
+            record.evidence.extractor_sha256,
+            "--extractor-weights",
+        )
+        _check_hash(
+            "reference",
+            workbench.reference.sha256,
+            record.evidence.reference_sha256,
+            "--reference",
+        )
     if make_job is not None:
         return workbench.measure(make_job()).record
     measured = workbench.measure_paths(
@@ -160,6 +204,76 @@ def repeat(
     if record.evidence is not None and measured.record.evidence is not None:
         _check_images(record.evidence, measured.record.evidence, images)
     return measured.record
+
+
+def _judge_row(
+    record: ResultRecord,
+    protocol: Protocol,
+    *,
+    device: torch.device,
+    student: str | None,
+    weights: Path | None,
+    detector_weights: Path | None,
+    prompts: Path | None,
+    progress: Progress,
+) -> ResultRecord:
+    """`repeat` of a row that is made here, under a protocol with a detector."""
+    assert protocol.prompts is not None
+    asked = prompts_of(protocol.prompts, prompts)
+    texts = [metadata["prompt"] for metadata in asked]
+    make_job = job_of(
+        record, protocol, device=device, student=student, weights=weights, prompts=texts
+    )
+    bench = DetectorBench(
+        protocol,
+        asked,
+        device=device,
+        batch_size=record.speed.batch_size or 500,
+        weights=detector_weights,
+        progress=progress,
+    )
+    recorded = record.evidence
+    if recorded is not None:
+        found = bench.detector.sha256
+        _check_hash("detector", found, recorded.extractor_sha256, "--extractor-weights")
+        _check_hash("prompts", list_sha256(asked), recorded.reference_sha256, "--prompts")
+    return bench.measure(make_job()).measured.record
+
+
+def _judge_set(
+    record: ResultRecord,
+    protocol: Protocol,
+    images: Sequence[Path],
+    *,
+    device: torch.device,
+    weights: Path | None,
+    progress: Progress,
+) -> ResultRecord:
+    """`repeat` of a set of images, under a protocol with a detector."""
+    if len(images) > 1:
+        raise DimoError(
+            f"{len(images)} times --images; allowed: one under {protocol.name!r}, the folder of "
+            "all prompts"
+        )
+    method, recorded = record.method, record.evidence
+    again = measure_geneval(
+        images[0],
+        protocol,
+        name=method.name,
+        section=method.section,
+        num_steps=method.num_steps,
+        weights=weights,
+        device=device,
+        nonconforming=bool(recorded and recorded.nonconforming),
+        progress=progress,
+    ).measured.record
+    if recorded is not None and again.evidence is not None:
+        found = again.evidence
+        _check_images(recorded, found, images)
+        _check_hash(
+            "detector", found.extractor_sha256, recorded.extractor_sha256, "--extractor-weights"
+        )
+    return again
 
 
 def compare_runs(record: ResultRecord, again: ResultRecord) -> Verification:
@@ -182,110 +296,12 @@ def _check(name: str, recorded: MetricValue, found: float) -> Check:
     return Check(name, recorded, found, within, found == recorded.value)
 
 
-def _job_of(
-    record: ResultRecord,
-    protocol: Protocol,
-    device: torch.device,
-    student: str | None,
-    weights: Path | None,
-) -> Callable[[], Job]:
-    """How the record's job is made; names and hashes are checked now, networks loaded later."""
-    method = record.method
-    if method.teacher is None:
-        raise DimoError(f"{method.name!r} names no teacher: the record does not say how it is made")
-    teacher = get_teacher(method.teacher)
-    if method.sampler is None:
-        return lambda: _reference_job(
-            method, load_teacher(teacher.name, device=device, weights=weights), protocol
-        )
-    precision = method.network_precision or "float32"
-    settings = _settings_of(method, precision)
-    if method.sampler not in STUDENT_SAMPLERS:
-        _check_weights(method, weights_file(teacher, "transformer", weights))
-
-        def load() -> Loaded:
-            return load_teacher(teacher.name, device=device, weights=weights, precision=precision)
-    else:
-        run = student or method.student or _student_of(method, weights)
-        found = find_student(run, weights=weights)
-        _check_weights(method, found.path)
-        if found.config.teacher != teacher.name:
-            raise DimoError(f"{run} is a student of {found.config.teacher}, not of {teacher.name}")
-
-        def load() -> Loaded:
-            return load_student(run, device=device, weights=weights, precision=precision)
-
-    return lambda: Job(method.name, method.section, load(), settings)
-
-
-def _settings_of(method: MethodInfo, precision: str) -> SamplerSettings:
-    assert method.sampler is not None
-    if method.num_steps is None or method.temperature is None:
-        raise DimoError(f"{method.name!r} has no number of steps or no temperature in its record")
-    chosen = {name: getattr(method, name) for name in SETTINGS}
-    chosen["random_start"] = bool(method.random_start)
-    return SamplerSettings(
-        method.sampler,
-        method.num_steps,
-        precision=precision,
-        selected_by=method.selected_by,
-        **chosen,
-    )
-
-
-def _reference_job(method: MethodInfo, loaded: Loaded, protocol: Protocol) -> Job:
-    jobs = {job.name: job for job in reference_jobs(loaded, protocol)}
-    if method.name not in jobs:
-        raise DimoError(f"no reference row {method.name!r}; there are: {', '.join(jobs)}")
-    return jobs[method.name]
-
-
-def _student_of(method: MethodInfo, weights: Path | None) -> str:
-    """The student with a name that a record from before `student` was recorded is of."""
-    for name in (*shipped_students(), *PUBLISHED_STUDENTS):
-        found = _found(name, weights)
-        if found is not None and sha256_file(found.path) == method.weights_sha256:
-            return name
-    raise DimoError(
-        f"the record does not say where student {method.name!r} lies, and no student with a name "
-        f"has its weights ({(method.weights_sha256 or 'not recorded')[:12]}...); "
-        "give its run folder with --student"
-    )
-
-
-def _found(name: str, weights: Path | None) -> FoundStudent | None:
-    try:
-        return find_student(name, weights=weights)
-    except DimoError:  # a published one that was not fetched
-        return None
-
-
-def _check_weights(method: MethodInfo, path: Path) -> None:
-    if method.weights_sha256 is None:
-        raise DimoError(f"{method.name!r} has no weights hash in its record; bench it again")
-    found = sha256_file(path)
-    if found != method.weights_sha256:
+def _check_hash(what: str, found: str, recorded: str, option: str) -> None:
+    if found != recorded:
         raise DimoError(
-            f"{path} has sha256 {found[:12]}..., the record {method.weights_sha256[:12]}...: other "
-            "weights than were measured; give those with --student RUN or --weights FOLDER"
+            f"the {what} has sha256 {found[:12]}..., the record {recorded[:12]}...; "
+            f"give the one that was used with {option}"
         )
-
-
-def _check_evidence(evidence: Evidence, workbench: Workbench) -> None:
-    for what, found, recorded, option in (
-        (
-            "extractor",
-            workbench.extractor.sha256,
-            evidence.extractor_sha256,
-            "--extractor-weights",
-        ),
-        ("reference", workbench.reference.sha256, evidence.reference_sha256, "--reference"),
-    ):
-        if found != recorded:
-            raise DimoError(
-                f"the {what} has sha256 {found[:12]}..., the record {recorded[:12]}...; "
-                f"give the one that was used with {option}"
-            )
 
 
 def _check_images(recorded: Evidence, found: Evidence, paths: Sequence[Path]) -> None:

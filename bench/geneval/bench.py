@@ -18,6 +18,7 @@ from bench.geneval.results import ImageResult
 from bench.images import to_uint8
 from bench.jobs import Cost, Job, method_info
 from bench.making import Maker, no_speed
+from bench.metrics.geneval import summarize
 from bench.protocol import Protocol
 from bench.record import Speed
 from dimo.datasets import scenes
@@ -57,14 +58,14 @@ class DetectorBench:
 
     def measure(self, job: Job) -> Measurement:
         """Scores one job with the protocol's reporting seed and number of images."""
-        start = time.monotonic()
-        speed, cost, seed = no_speed(self.device), None, None
+        start, seed = time.monotonic(), self.protocol.seeds.report
+        speed, cost = no_speed(self.device), None
         if job.images is not None:
             assert job.labels is not None
             results, content = self._judge_set(job.images, job.labels)
         else:
-            seed = self.protocol.seeds.report
-            results, content, speed, cost = self._make(job, seed)
+            num_images = self.protocol.images.num_images
+            results, content, speed, cost = self._make(job, seed, num_images)
         found = Verdicts(
             results,
             [i % len(self.prompts) for i in range(len(results))],
@@ -84,11 +85,20 @@ class DetectorBench:
             start=start,
         )
 
-    def _make(self, job: Job, seed: int) -> tuple[list[ImageResult], Content, Speed, Cost]:
+    def quality(self, job: Job, *, seed: int, num_images: int) -> float:
+        """Only the overall GenEval score, for choosing settings."""
+        results = self._make(job, seed, num_images)[0]
+        tags = [result.metadata["tag"] for result in results]
+        numbers = [i % len(self.prompts) for i in range(len(results))]
+        return summarize(tags, numbers, [result.correct for result in results]).overall
+
+    def _make(
+        self, job: Job, seed: int, num_images: int
+    ) -> tuple[list[ImageResult], Content, Speed, Cost]:
         maker = Maker(
             job,
             seed=seed,
-            num_images=self.protocol.images.num_images,
+            num_images=num_images,
             batch_size=self.batch_size,
             uint8=self.protocol.images.uint8,
             device=self.device,

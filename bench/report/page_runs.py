@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.catalog import METRICS
 from bench.report.plain import one_line
 from bench.report.plots_data import MOST_LINES, Line, Panel, Point
 from dimo.errors import DimoError
 
 _MOST_POINTS = 400  # of one curve; a plot has no more room
-_LABELS = {"fid": "FID on the selection seed"}
 _NOT_CURVES = ("step", "images", "seed", "seconds")
 
 
@@ -49,17 +49,19 @@ def run_panels(folder: Path | None) -> tuple[Panel, ...]:
 
 
 def _panel(kind: str, name: str, lines: Sequence[Line], note: str) -> Panel:
-    label = _LABELS.get(name, one_line(name, 40).replace("_", " "))
+    metric = METRICS.get(name) if kind == "curve" else None
+    label = metric.label if metric else one_line(name, 40).replace("_", " ")
+    higher = metric.higher_is_better if metric else None
     values = [point.y for line in lines for point in line.points]
     return Panel(
         slug=f"training-{kind}-{one_line(name, 40).replace('_', '-')}",
         kind="training",
-        title=label[:1].upper() + label[1:],
+        title=f"{label} on the selection seed" if metric else label[:1].upper() + label[1:],
         x_label="training step",
-        y_label=f"{label.partition(' on ')[0]} (lower is better)" if kind == "curve" else label,
+        y_label=f"{label} ({'higher' if higher else 'lower'} is better)" if metric else label,
         lines=tuple(lines),
-        higher_is_better=False if kind == "curve" else None,
-        log_y=kind == "curve" and min(values) > 0 and max(values) / min(values) >= 4,
+        higher_is_better=higher,
+        log_y=higher is False and min(values) > 0 and max(values) / min(values) >= 4,
         note=note,
         markers=kind == "curve",
     )
@@ -80,7 +82,8 @@ def _curves(run: Path) -> Iterator[tuple[str, str, tuple[Point, ...]]]:
                 if name not in _NOT_CURVES and number and math.isfinite(value):
                     found.setdefault(name, []).append(Point(float(line["step"]), float(value)))
         for name, points in found.items():
-            if any(point.y != 0 for point in points):  # `skipped` of a run that skipped nothing
+            # not `skipped` of a run that skipped nothing; a score may stay at 0
+            if path.stem == "curve" or any(point.y != 0 for point in points):
                 yield path.stem, name, _thinned(points)
 
 

@@ -125,11 +125,12 @@ def _tuning_table(tuning: Tuning) -> str:
     body = [
         [
             *(f"{trial.settings[name]:g}" for name in names),
-            f"**{number(trial.fid)}**" if position == tuning.chosen else number(trial.fid),
+            f"**{number(value)}**" if position == tuning.chosen else number(value),
         ]
-        for position, trial in enumerate(tuning.trials)
+        for position, (trial, value) in enumerate(zip(tuning.trials, tuning.values, strict=True))
     ]
-    header = [*names, f"FID on seed {tuning.seed}, {tuning.num_images:,} images"]
+    label = tuning.criterion.label
+    header = [*names, f"{label} on seed {tuning.seed}, {tuning.num_images:,} images"]
     return pipe_table(header, body, left=()) + "\n"
 
 

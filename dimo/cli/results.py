@@ -146,7 +146,12 @@ def verify(
     weights: Weights = None,
     reference: Reference = None,
     extractor_weights: Annotated[
-        Path | None, typer.Option(help="Weights file of the extractor; default: shipped.")
+        Path | None,
+        typer.Option(help="Weights file of the extractor or the detector; default: shipped."),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="The protocol's official file of prompts; default: the embedded ones."),
     ] = None,
     allow_code: AllowCode = False,
     device: Device = "auto",
@@ -154,8 +159,8 @@ def verify(
 ) -> None:
     """Run a row of the table again from its record, and hold the numbers against its intervals.
 
-    Protocol, weights, reference and extractor must have the hashes of the record. Nothing is
-    written. (`dimo weights verify` checks files of weights.)
+    Protocol, weights, reference, extractor, detector and prompts must have the hashes of the
+    record. Nothing is written. (`dimo weights verify` checks files of weights.)
     """
     from bench.record import protocol_of
     from bench.report.runs import verification_page
@@ -178,6 +183,7 @@ def verify(
             weights=weights,
             reference=reference,
             extractor_weights=extractor_weights,
+            prompts=prompts,
             allow_code=allow_code,
             progress=progress,
             say=lambda text: terminal.say(text, style="yellow"),

@@ -170,8 +170,9 @@ def distill(
     score_every: Annotated[
         int | None,
         typer.Option(
-            help="Steps between scores in RUN/curve.jsonl, the FID of the EMA on the protocol's "
-            "selection seed; 0: none. Default: about ten a run, if there is a protocol."
+            help="Steps between scores in RUN/curve.jsonl, the EMA's GenEval score (a teacher of "
+            "prompts) or FID on the protocol's selection seed; 0: none. Default: about ten a run, "
+            "if there is a protocol."
         ),
     ] = None,
     score_protocol: Annotated[

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from bench.grid import Row
     from bench.jobs import Job
     from bench.protocol import Protocol
-    from bench.run import Workbench
+    from bench.tuning import Bench
     from dimo.config import DistillationRecipe
     from dimo.models import MaskedModel, Tokenizer
+    from dimo.models.text import Conditions
     from dimo.students import StudentConfig
     from dimo.tasks.base import StudentTask
     from dimo.teachers import Teacher
@@ -50,7 +51,7 @@ class Watching:
         score_every: Steps between scores; 0 = none, None = about ten a run, if there is a protocol.
         score_protocol: Name or file; "": the one that fits an embedded teacher, else none.
         reference: File or folder of the protocol's reference; None: the embedded one.
-        extractor_weights: Weights file of its extractor; None: the shipped one.
+        extractor_weights: Weights file of its extractor or detector; None: the shipped one.
         wandb: Project of Weights & Biases; "": not used.
     """
 
@@ -85,8 +86,9 @@ def watching(
         is_first: Whether this rank watches; the others have no watchers.
 
     Raises:
-        DimoError: A negative interval; an unknown protocol, one that does not fit the teacher, or
-            whose reference or extractor is missing; missing weights; wandb is not installed.
+        DimoError: A negative interval; an unknown protocol, one that does not fit the teacher, has
+            nothing to score by or prompts that do not come with dimo, or whose reference, extractor
+            or detector is missing; missing weights; wandb is not installed.
     """
     from dimo.teachers import get_teacher, weights_file
     from dimo.watch import Trackers, check_wandb, open_tensorboard, open_wandb, watch_interval
@@ -113,9 +115,9 @@ def watching(
         if sample_every:
             watchers.append(_Pictures(view, folder / "samples", sample_every, trackers).watch)
         if protocol is not None:
-            workbench = _workbench(protocol, wanted, device)
+            bench, scored = _scoring(view, protocol, wanted, weights)
             curve = folder / "curve.jsonl"
-            watchers.append(_Scores(view, workbench, curve, score_every, trackers).watch)
+            watchers.append(_Scores(scored, bench, curve, score_every, trackers).watch)
     try:
         yield tuple(watchers)
     finally:
@@ -129,9 +131,10 @@ def _protocol(wanted: Watching, teacher: "Teacher") -> "Protocol | None":
     if wanted.score_protocol:
         protocol = load_protocol(wanted.score_protocol)
         check_protocol(teacher, protocol)
+        _check_scorable(protocol)
         return protocol
     fitting = fitting_protocols(teacher)
-    if teacher.is_embedded and teacher.text is None and fitting:
+    if teacher.is_embedded and fitting:
         return fitting[0]
     if wanted.score_every:
         names = ", ".join(protocol.name for protocol in fitting) or "none"
@@ -142,18 +145,59 @@ def _protocol(wanted: Watching, teacher: "Teacher") -> "Protocol | None":
     return None
 
 
-def _workbench(protocol: "Protocol", wanted: Watching, device: "torch.device") -> "Workbench":
-    from bench.run import Workbench
+def _check_scorable(protocol: "Protocol") -> None:
+    """
+    Raises:
+        DimoError: A protocol that no network can be scored by while it is trained.
+    """
+    from bench.geneval.prompts import EMBEDDED
+    from bench.selection import CRITERIA, Criterion, criterion_of
 
-    return Workbench(
+    if criterion_of(protocol) is None:
+        labels = ", ".join(Criterion(name).label for name in CRITERIA)
+        raise DimoError(
+            f"a training is scored by one of {labels}, and protocol {protocol.name!r} has none; "
+            "name another --score-protocol, or leave scores out with --score-every 0"
+        )
+    if protocol.prompts is not None and protocol.prompts.name != EMBEDDED:
+        raise DimoError(
+            f"a training is scored on prompts that come with dimo, and those of protocol "
+            f"{protocol.name!r} do not; leave scores out with --score-every 0, and score the "
+            "student with dimo bench"
+        )
+
+
+def _scoring(
+    view: "_View", protocol: "Protocol", wanted: Watching, weights: Path | None
+) -> "tuple[Bench, _View]":
+    """What scores the EMA, and how it is sampled for that: on the protocol's prompts, if any."""
+    from bench.geneval.bench import DetectorBench
+    from bench.geneval.prompts import prompts_of
+    from bench.run import Workbench
+    from dimo.teachers import load_prompts
+
+    if protocol.prompts is None:
+        workbench = Workbench(
+            protocol,
+            device=view.device,
+            batch_size=_SCORE_BATCH,
+            weights=wanted.extractor_weights,
+            reference=wanted.reference,
+            cache=cache_folder(os.environ.get("DIMO_CACHE", "")),
+            say=lambda text: terminal.say(text, style="yellow"),
+        )
+        return workbench, view
+    asked = prompts_of(protocol.prompts, None)
+    conditions = load_prompts(view.teacher, [metadata["prompt"] for metadata in asked], weights)
+    assert conditions is not None, "a protocol with prompts fits teachers of prompts alone"
+    bench = DetectorBench(
         protocol,
-        device=device,
+        asked,
+        device=view.device,
         batch_size=_SCORE_BATCH,
         weights=wanted.extractor_weights,
-        reference=wanted.reference,
-        cache=cache_folder(os.environ.get("DIMO_CACHE", "")),
-        say=lambda text: terminal.say(text, style="yellow"),
     )
+    return bench, dataclasses.replace(view, conditions=conditions.to(view.device))
 
 
 def _tokenizer(
@@ -174,12 +218,13 @@ def _tokenizer(
 
 @dataclass(frozen=True)
 class _View:
-    """How the networks of a task are sampled."""
+    """How the networks of a task are sampled; `conditions` in place of those they learn from."""
 
     teacher: "Teacher"
     recipe: "DistillationRecipe"
     tokenizer: "Tokenizer"
     device: "torch.device"
+    conditions: "Conditions | None" = None
 
     def student_job(self, network: "nn.Module", name: str) -> "Job":
         """At the method's usual number of steps and the recipe's temperature."""
@@ -195,10 +240,14 @@ class _View:
         self, network: "nn.Module", name: str, student: "StudentConfig | None"
     ) -> "list[Job]":
         from bench.jobs import jobs_of
+        from dimo.models.text import TextConditioned
         from dimo.students import METHODS
         from dimo.teachers import Loaded
 
-        model = cast("MaskedModel", _on(network, self.device))
+        network = _on(network, self.device)
+        if self.conditions is not None:
+            network = TextConditioned(cast("TextConditioned", network).network, self.conditions)
+        model = cast("MaskedModel", network)
         loaded = Loaded(self.teacher, model, self.tokenizer, "", name, student)
         steps = sorted({min(count, self.teacher.num_tokens) for count in _TEACHER_STEPS})
         usual = METHODS[self.recipe.method].usual_steps
@@ -250,17 +299,18 @@ class _Pictures:
 
 
 class _Scores:
-    """`curve.jsonl`: FID of the EMA on the protocol's selection seed, a line a step."""
+    """`curve.jsonl`: how good the EMA is on the protocol's selection seed, a line a step."""
 
     def __init__(
-        self, view: _View, workbench: "Workbench", path: Path, every: int, trackers: "Trackers"
+        self, view: _View, bench: "Bench", path: Path, every: int, trackers: "Trackers"
     ) -> None:
-        self.view, self.workbench, self.path = view, workbench, path
+        self.view, self.bench, self.path = view, bench, path
         self.every, self.trackers = every, trackers
         self.started = False
 
     def watch(self, step: int, scalars: Mapping[str, float], task: "Task") -> None:
         """A watcher of `dimo.train.fit`."""
+        from bench.selection import criterion_of
         from dimo.watch import is_due, put_on_curve, read_curve, undisturbed
 
         is_start, self.started = not self.started, True
@@ -268,17 +318,19 @@ class _Scores:
             return  # resumed where it was scored
         if not is_due(step, self.every, self.view.recipe.steps):
             return
-        seeds, ema = self.workbench.protocol.seeds, cast("StudentTask", task).networks["ema"]
+        protocol, ema = self.bench.protocol, cast("StudentTask", task).networks["ema"]
+        seeds, criterion = protocol.seeds, criterion_of(protocol)
+        assert criterion is not None, "such a protocol was refused"
         start = time.monotonic()
         with undisturbed(ema):
             job = self.view.student_job(ema, "EMA")
-            fid = self.workbench.fid(job, seed=seeds.select, num_images=seeds.n_select)
+            found = self.bench.quality(job, seed=seeds.select, num_images=seeds.n_select)
         line = {
             "step": step,
-            "fid": fid,
+            criterion.metric: found,
             "images": seeds.n_select,
             "seed": seeds.select,
             "seconds": round(time.monotonic() - start, 3),
         }
         put_on_curve(self.path, line)
-        self.trackers.scalars(step, {"eval/fid": fid})
+        self.trackers.scalars(step, {f"eval/{criterion.metric}": found})

@@ -120,6 +120,20 @@ def test_a_sweep_survives_its_file(make_record: RecordMaker) -> None:
     assert record_from_json(text, source="x") == record
 
 
+def test_a_sweep_names_what_it_chose_by(make_record: RecordMaker) -> None:
+    trials = tuple(Trial({"temperature": t}, geneval=score) for t, score in ((1, 0.0), (2, 0.5)))
+    record = make_record(tuning=Tuning(2000, 480, trials, 1))
+    text = record_to_json(record)
+    assert json.loads(text)["method"]["tuning"]["trials"] == [
+        {"settings": {"temperature": 1.0}, "geneval": 0.0},
+        {"settings": {"temperature": 2.0}, "geneval": 0.5},
+    ]
+    assert record_from_json(text, source="x") == record
+    sweep = record.method.tuning
+    assert sweep is not None
+    assert (sweep.criterion.words, sweep.values) == ("highest GenEval", (0.0, 0.5))
+
+
 @pytest.mark.parametrize(
     ("sweep", "words"),
     [
@@ -131,6 +145,16 @@ def test_a_sweep_survives_its_file(make_record: RecordMaker) -> None:
             Tuning(1, 2, (Trial({"theta": 0.5}, 1.0), Trial({"temperature": 1.0}, 2.0)), 0),
             "must all have the same settings",
         ),
+        (
+            Tuning(1, 2, tuple(Trial({"theta": t}, geneval=t) for t in (0.5, 0.7)), 0),
+            "must be 1, the first of highest GenEval, not 0",
+        ),
+        (
+            Tuning(1, 2, (Trial({"theta": 0.5}, 1.0), Trial({"theta": 0.7}, geneval=1.0)), 0),
+            "must each have one of geneval, fid, fd_dinov2, all the same one",
+        ),
+        (Tuning(1, 2, (Trial({"theta": 0.5}, fid=1.0, geneval=1.0),), 0), "all the same one"),
+        (Tuning(1, 2, (Trial({"theta": 0.5}),), 0), "all the same one"),
     ],
 )
 def test_a_sweep_that_contradicts_itself(

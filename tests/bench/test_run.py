@@ -140,7 +140,7 @@ def test_every_row_is_tuned_alike_and_keeps_its_sweep(small):
         best = min(sweep.trials, key=lambda trial: trial.fid)
         assert sweep.trials[sweep.chosen] == best
         assert {key: getattr(job.settings, key) for key in best.settings} == best.settings
-        again = bench.fid(job, seed=small.seeds.select, num_images=200)
+        again = bench.quality(job, seed=small.seeds.select, num_images=200)
         assert again == best.fid  # to the bit: the sweep is what it says
     teacher, _, student = tuned
     assert [tuple(trial.settings.values()) for trial in teacher.tuning.trials] == [
@@ -186,7 +186,7 @@ def test_other_samplers_are_rows_of_their_own(workbench):
     names = ("confidence", "random", "halton", "tau_leaping", "theta_trapezoidal")
     jobs = load_jobs("digits", [], [1, 3], device=CPU, choice=Choice(names))
     found = {
-        (job.settings.sampler, job.settings.num_steps): workbench.fid(
+        (job.settings.sampler, job.settings.num_steps): workbench.quality(
             job, seed=2000, num_images=500
         )
         for job in jobs

@@ -280,8 +280,8 @@ MISTAKES = {
     "protocol of classes": (("bench", "--teacher", "scenes"), "protocols that fit: scenes-geneval"),
     "prompts not asked for": (("bench", "--prompts", "x.txt"), "has no prompts"),
     "tuning": (
-        ("bench", "--teacher", "scenes", "--protocol", "scenes-geneval", "--tune", "temperature=1"),
-        "has none",
+        ("bench", "--teacher", "scenes", "--protocol", "scenes-geneval", "--tune", "theta=0.5"),
+        "--tune theta is a setting of no row",
     ),
 }
 

@@ -95,6 +95,38 @@ def test_a_sweep_is_the_best_of_each_value(make_record: RecordMaker, protocol: P
     assert tuning_panels(report_of([record], protocol).protocols[0]) == ()
 
 
+def test_a_sweep_by_geneval_is_the_highest_of_each_value(
+    make_record: RecordMaker, protocol: Protocol
+) -> None:
+    scores = {(0.8, 1.0): 0.25, (0.8, 3.0): 0.5, (1.0, 1.0): 0.75, (1.0, 3.0): 0.0}
+    swept = tuple(
+        Trial({"temperature": t, "guidance_scale": g}, geneval=score)
+        for (t, g), score in scores.items()
+    )
+    record = make_record()
+    method = dataclasses.replace(record.method, tuning=Tuning(2000, 480, swept, 2))
+    tuned = seal(dataclasses.replace(record, method=method))
+    temperature, _ = tuning_panels(report_of([tuned], protocol).protocols[0])
+    points = [(p.x, p.y, p.on_front) for p in temperature.lines[0].points]
+    assert points == [(0.8, 0.5, False), (1.0, 0.75, True)]
+    assert temperature.y_label == "GenEval on seed 2000 (higher is better)"
+    assert temperature.slug == "tuning-geneval-temperature"
+    assert "Highest: 0.75" in temperature.alt
+
+
+def test_a_curve_says_what_it_scores(tmp_path: Path) -> None:
+    scores = ("geneval", 0.0), ("fid", 3.5)
+    for name, score in scores:
+        (tmp_path / name).mkdir()
+        line = {"step": 0, name: score, "images": 20, "seed": 7, "seconds": 1.0}
+        (tmp_path / name / "curve.jsonl").write_text(json.dumps(line) + "\n")
+    fid, geneval = run_panels(tmp_path)
+    assert (fid.title, fid.y_label) == ("FID on the selection seed", "FID (lower is better)")
+    assert geneval.y_label == "GenEval (higher is better)"
+    assert (fid.higher_is_better, geneval.higher_is_better) == (False, True)
+    assert geneval.lines[0].points[0].y == 0  # nothing right yet is a score too
+
+
 def test_runs_are_read_and_nothing_else(tmp_path: Path) -> None:
     for name, scale in (("b", 2.0), ("a", 1.0)):
         (tmp_path / name).mkdir()
