@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bench.content import Content, Tally
 from bench.evaluate import Progress
+from bench.geneval.beside import Looks, load_beside
 from bench.geneval.detectors import load_detector, verdicts
 from bench.geneval.measure import Measurement, Verdicts, record_verdicts
 from bench.geneval.prompts import EMBEDDED, Metadata
@@ -25,7 +26,7 @@ from dimo.teachers import Loaded
 
 
 class DetectorBench:
-    """Everything that the rows of one table share: protocol, prompts, detector.
+    """Everything that the rows of one table share: protocol, prompts, detector, reference.
 
     Args:
         protocol: With prompts and a detector.
@@ -37,7 +38,8 @@ class DetectorBench:
         progress: Told how far the current row is.
 
     Raises:
-        DimoError: The detector is none that runs here, or its weights are missing or others.
+        DimoError: The detector is none that runs here, or weights or reference are missing or
+            others than the protocol's.
     """
 
     def __init__(
@@ -54,17 +56,19 @@ class DetectorBench:
         self.protocol, self.prompts, self.device = protocol, prompts, device
         self.batch_size, self.progress = batch_size, progress
         self.detector = load_detector(protocol.detector, weights=weights, device=device)
+        self.beside = load_beside(protocol, device)
 
     def measure(self, job: Job) -> Measurement:
         """Scores one job with the protocol's reporting seed and number of images."""
         start = time.monotonic()
+        looks = Looks(self.beside)
         speed, cost, seed = no_speed(self.device), None, None
         if job.images is not None:
             assert job.labels is not None
-            results, content = self._judge_set(job.images, job.labels)
+            results, content = self._judge_set(job.images, job.labels, looks)
         else:
             seed = self.protocol.seeds.report
-            results, content, speed, cost = self._make(job, seed)
+            results, content, speed, cost = self._make(job, seed, looks)
         found = Verdicts(
             results,
             [i % len(self.prompts) for i in range(len(results))],
@@ -73,6 +77,7 @@ class DetectorBench:
             self.detector.sha256,
             problems=[],
             notes=[],
+            looks=looks,
         )
         return record_verdicts(
             found,
@@ -84,7 +89,9 @@ class DetectorBench:
             start=start,
         )
 
-    def _make(self, job: Job, seed: int) -> tuple[list[ImageResult], Content, Speed, Cost]:
+    def _make(
+        self, job: Job, seed: int, looks: Looks
+    ) -> tuple[list[ImageResult], Content, Speed, Cost]:
         maker = Maker(
             job,
             seed=seed,
@@ -94,23 +101,26 @@ class DetectorBench:
             device=self.device,
             progress=self.progress,
         )
-        results = self._judge(maker.batches())
+        results = self._judge(maker.batches(), looks)
         return results, maker.tally.content(), maker.speed(), maker.cost
 
-    def _judge_set(self, images: Tensor, labels: Tensor) -> tuple[list[ImageResult], Content]:
+    def _judge_set(
+        self, images: Tensor, labels: Tensor, looks: Looks
+    ) -> tuple[list[ImageResult], Content]:
         tally = Tally()
         size = self.batch_size
         parts = (
             tally.add(images[i : i + size], labels[i : i + size])
             for i in range(0, len(images), size)
         )
-        return self._judge(parts), tally.content()
+        return self._judge(parts, looks), tally.content()
 
-    def _judge(self, batches: Iterator[tuple[Tensor, Tensor]]) -> list[ImageResult]:
+    def _judge(self, batches: Iterator[tuple[Tensor, Tensor]], looks: Looks) -> list[ImageResult]:
         results: list[ImageResult] = []
         for images, labels in batches:
             asked = [self.prompts[number] for number in labels.tolist()]
             pixels = list(images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+            looks.add(pixels, [metadata["prompt"] for metadata in asked])
             for metadata, found in zip(asked, verdicts(self.detector, pixels, asked), strict=True):
                 prompt, image = len(results) % len(self.prompts), len(results) // len(self.prompts)
                 details = {name: group.boxes.tolist() for name, group in found.kept.items()}

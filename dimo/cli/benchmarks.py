@@ -198,11 +198,14 @@ def _bench_prompts(
     from bench.grid import write_picture
     from bench.jobs import load_planned
     from bench.store import append
-    from bench.tuning import check_grid
     from dimo.files import write_atomic
 
     assert protocol.prompts is not None
-    check_grid(grid, [], protocol)
+    if grid:
+        raise DimoError(
+            f"--tune chooses under a protocol without prompts, and {protocol.name!r} has them; "
+            "leave it out, or give settings as options"
+        )
     asked = prompts_of(protocol.prompts, prompts)
     texts = [metadata["prompt"] for metadata in asked]
     jobs = load_planned(planned, device=device, weights=weights, prompts=texts)

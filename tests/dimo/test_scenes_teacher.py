@@ -281,7 +281,7 @@ MISTAKES = {
     "prompts not asked for": (("bench", "--prompts", "x.txt"), "has no prompts"),
     "tuning": (
         ("bench", "--teacher", "scenes", "--protocol", "scenes-geneval", "--tune", "temperature=1"),
-        "has none",
+        "without prompts",
     ),
 }
 
