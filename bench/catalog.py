@@ -3,6 +3,7 @@
 __all__ = [
     "ANY",
     "DETECTORS",
+    "EMBEDDED_REFERENCES",
     "EXTRACTORS",
     "METRICS",
     "NONE",
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 
 ANY = "any"  # in place of a SHA-256: whatever file is given; its hash is recorded
 NONE = "none"  # name of the extractor or the reference of a protocol that needs none
+EMBEDDED_REFERENCES = ("digits-all", "scenes-held-out")  # those that come with dimo
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class ExtractorKind:
 
 EXTRACTORS: dict[str, ExtractorKind] = {
     "digits-cnn": ExtractorKind(("features", "logits")),
+    "scenes-clip": ExtractorKind(("features",)),
     "inception": ExtractorKind(
         ("features", "logits", "spatial"),
         ("tf1-bilinear", "pil-bicubic", "pil-bicubic-floor", "torch-bilinear"),
@@ -179,6 +182,8 @@ class ScorerKind:
 
     Attributes:
         metrics: Names of the metrics it gives.
+        shipped: Whether its network comes with dimo, takes images as they are and has no prefix;
+            then a protocol names neither model nor preprocessing.
         model: The only architecture it has; empty: any plain CLIP of open_clip.
         versions: Name of its published weights file by version; empty: it has no versions.
         scales: Of its scores, of which a protocol names one; empty: there is no choice.
@@ -186,6 +191,7 @@ class ScorerKind:
     """
 
     metrics: tuple[str, ...]
+    shipped: bool = False
     model: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     scales: tuple[str, ...] = ()
@@ -203,4 +209,5 @@ SCORERS: dict[str, ScorerKind] = {
         tags=tuple(METRICS[name].tag for name in _HPS if METRICS[name].tag),
     ),
     "clip-score": ScorerKind(("clip_score",), scales=("cosine", "scaled")),
+    "scenes-clip": ScorerKind(("clip_score",), shipped=True, scales=("cosine",)),
 }

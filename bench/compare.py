@@ -112,6 +112,8 @@ def _check_pair(first: ResultRecord, second: ResultRecord) -> None:
         raise DimoError(f"{names} were measured with another reference or extractor; use one")
     if (a.scorer_sha256, a.prompts_sha256) != (b.scorer_sha256, b.prompts_sha256):
         raise DimoError(f"{names} were measured with another scorer or other prompts; use one")
+    if a.detector_sha256 != b.detector_sha256:
+        raise DimoError(f"{names} were measured with another detector; use one")
     if first.seed != second.seed or (first.seed is None and a.labels_sha256 != b.labels_sha256):
         raise DimoError(
             f"{names} are not paired: their images have other seeds or labels; compare rows of "

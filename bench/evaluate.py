@@ -19,7 +19,14 @@ from torch import Tensor
 
 from bench.cache import FeatureCache, feature_key
 from bench.content import labels_sha256
-from bench.features import FORWARD_BATCH, Extractor, Features, extract, extract_batches
+from bench.features import (
+    FORWARD_BATCH,
+    Extractor,
+    Features,
+    extract,
+    extract_batches,
+    join_features,
+)
 from bench.images import ImageInfo
 from bench.inputs import (
     Findings,
@@ -108,7 +115,7 @@ def features_of_paths(
             first_only=True,
         )
         if ranks.is_first:
-            features = _joined(parts)
+            features = join_features([part for part in parts if part is not None])
             cache.put(key, features)
     if features is not None:
         features = Features(features.features, features.logits, features.spatial, images.labels)
@@ -252,20 +259,6 @@ def _extract_share(
             on_done(done)
 
     return extract(extractor, batches(), count=len(share))
-
-
-def _joined(parts: Sequence[Features | None]) -> Features:
-    found = [part for part in parts if part is not None]
-
-    def join(output: str) -> npt.NDArray[np.float32] | None:
-        arrays = [getattr(part, output) for part in found]
-        if len(arrays) == 1 or arrays[0] is None:
-            return arrays[0]  # type: ignore[no-any-return]
-        return np.concatenate(arrays)
-
-    features = join("features")
-    assert features is not None
-    return Features(features, join("logits"), join("spatial"), None)
 
 
 class _Meter:

@@ -164,18 +164,19 @@ class Scorer:
 
     Attributes:
         name: Of `SCORERS`.
-        model: Its network, as open_clip names it.
         sha256: Of its weights file, or `"any"`.
-        preprocessing: How images reach its input size, of `PREPROCESSINGS`.
+        model: Its network, as open_clip names it; empty where it comes with dimo.
+        preprocessing: How images reach its input size, of `PREPROCESSINGS`; empty where it takes
+            them as they are.
         version: Of its weights, where there are several; empty where there are not.
         prefix: Comes before each prompt as it is.
         scale: Of the scores, where there is a choice.
     """
 
     name: str
-    model: str
     sha256: str
-    preprocessing: str
+    model: str = ""
+    preprocessing: str = ""
     version: str = ""
     prefix: str = ""
     scale: str = ""
@@ -200,7 +201,7 @@ class Protocol:
 
     Metrics that a detector decides need `prompts` and `detector`, those of image and prompt
     `prompts` and `scorer`, the others `extractor` and, most of them, `reference`; what no metric
-    needs is left out of the file.
+    needs is left out of the file. Beside a detector the other networks come with dimo.
     """
 
     format: int

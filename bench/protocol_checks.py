@@ -6,11 +6,20 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from bench.catalog import ANY, DETECTORS, EXTRACTORS, METRICS, NONE, PREPROCESSINGS, SCORERS
+from bench.catalog import (
+    ANY,
+    DETECTORS,
+    EMBEDDED_REFERENCES,
+    EXTRACTORS,
+    METRICS,
+    NONE,
+    PREPROCESSINGS,
+    SCORERS,
+)
 from dimo.errors import unknown_name
 
 if TYPE_CHECKING:
-    from bench.protocol import Extractor, Protocol, Scorer
+    from bench.protocol import Detector, Extractor, Protocol, Scorer
 
 
 def contradictions(protocol: "Protocol", stem: str) -> Iterator[str]:
@@ -63,6 +72,8 @@ def contradictions(protocol: "Protocol", stem: str) -> Iterator[str]:
     yield from _prompt_contradictions(protocol)
     if protocol.scorer is not None:
         yield from _scorer_contradictions(protocol.scorer, protocol)
+    if protocol.detector is not None:
+        yield from _detector_contradictions(protocol.detector, protocol)
     yield from _metric_contradictions(protocol)
 
 
@@ -108,8 +119,6 @@ def _prompt_contradictions(protocol: "Protocol") -> Iterator[str]:
             "'images.labels' must be 'prompts' where there is a table [prompts], and only there, "
             f"not {images.labels!r}"
         )
-    if detector is not None and detector.name not in DETECTORS:
-        yield str(unknown_name("'detector.name'", detector.name, DETECTORS))
     if prompts is None:
         return
     if (
@@ -138,6 +147,30 @@ def _prompt_contradictions(protocol: "Protocol") -> Iterator[str]:
             yield f"'metrics[{index}].name' is {metric.name!r}, and no prompt has the tag {tag!r}"
 
 
+def _detector_contradictions(detector: "Detector", protocol: "Protocol") -> Iterator[str]:
+    """The detector's name, and what stands beside it: no command takes files for that."""
+    if detector.name not in DETECTORS:
+        yield str(unknown_name("'detector.name'", detector.name, DETECTORS))
+        return
+    extractor, reference = protocol.extractor.name, protocol.reference.name
+    shipped = {
+        "extractor": [name for name, kind in EXTRACTORS.items() if not kind.weights],
+        "reference": list(EMBEDDED_REFERENCES),
+        "scorer": [name for name, kind in SCORERS.items() if kind.shipped],
+    }
+    named = {"extractor": extractor, "reference": reference}
+    if protocol.scorer is not None:
+        named["scorer"] = protocol.scorer.name
+    for part, name in named.items():
+        if name != NONE and DETECTORS[detector.name].reads_results:
+            yield f"{part!r} must be left out: dimo sees no images with {detector.name!r}"
+        elif name not in (NONE, *shipped[part]):
+            allowed = ", ".join(shipped[part])
+            yield f"'{part}.name' is {name!r}; allowed beside a detector: {allowed}"
+    if (extractor == NONE) != (reference == NONE):
+        yield "'extractor' and 'reference' must come together beside a detector"
+
+
 def _scorer_contradictions(scorer: "Scorer", protocol: "Protocol") -> Iterator[str]:
     if scorer.name not in SCORERS:
         yield str(unknown_name("'scorer.name'", scorer.name, SCORERS))
@@ -149,11 +182,15 @@ def _scorer_contradictions(scorer: "Scorer", protocol: "Protocol") -> Iterator[s
                 f"'metrics[{index}].name' is {metric.name!r}; the scorer {scorer.name!r} gives "
                 f"{', '.join(kind.metrics)}"
             )
-    if scorer.preprocessing not in PREPROCESSINGS:
-        yield str(unknown_name("'scorer.preprocessing'", scorer.preprocessing, PREPROCESSINGS))
     if kind.model and scorer.model != kind.model:
         yield f"'scorer.model' must be {kind.model!r} for {scorer.name!r}, not {scorer.model!r}"
+    if not kind.shipped and not scorer.model:
+        yield f"missing key 'scorer.model', which {scorer.name!r} needs"
+    if kind.shipped and (scorer.model or scorer.prefix):
+        key = "model" if scorer.model else "prefix"
+        yield f"'scorer.{key}' must be left out: {scorer.name!r} has none"
     for key, value, allowed in (
+        ("preprocessing", scorer.preprocessing, () if kind.shipped else PREPROCESSINGS),
         ("version", scorer.version, tuple(kind.versions)),
         ("scale", scorer.scale, kind.scales),
     ):

@@ -2,6 +2,7 @@
 
 __all__ = [
     "ReferenceSet",
+    "embedded_reference",
     "load_reference",
     "make_reference",
     "reference_conformity",
@@ -20,17 +21,28 @@ from torch import Tensor
 
 from bench.catalog import ANY, METRICS
 from bench.evaluate import Progress, statistics_of_paths
-from bench.features import Extractor, Features, load_extractor
+from bench.features import Extractor, Features, extract, load_extractor
 from bench.inputs import npz_keys, read_features
 from bench.protocol import Protocol, protocol_sha256
 from bench.stats import FeatureStats, compute_stats, load_stats, save_stats
-from dimo.datasets import digits
+from dimo.datasets import digits, scenes
 from dimo.errors import DimoError
 from dimo.files import sha256_bytes, sha256_file
 from dimo.launch import Ranks
 from dimo.strict import canonical_json
 
-_EMBEDDED: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {"digits-all": digits.load}
+_SCENES_SEED = 4000  # of no other pictures: 1000 is reported, 2000 selects, 3000 tests the detector
+_SCENES_COUNT = 4800  # 20 of each held-out prompt
+
+
+def _scenes_held_out() -> tuple[Tensor, Tensor]:
+    return scenes.batch(_SCENES_SEED, torch.arange(_SCENES_COUNT), "held-out")
+
+
+_EMBEDDED: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+    "digits-all": digits.load,
+    "scenes-held-out": _scenes_held_out,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +66,6 @@ class ReferenceSet:
 
 
 ExtractPaths = Callable[[list[Path]], tuple[Features | None, str, int]]  # content hash, count
-ExtractImages = Callable[[Tensor, Tensor], Features]
 
 
 def reference_sha256(images: Tensor) -> str:
@@ -82,10 +93,24 @@ def reference_images(protocol: Protocol) -> tuple[Tensor, Tensor]:
     if (found, len(images)) != (wanted.sha256, wanted.count):
         raise DimoError(
             f"reference {wanted.name!r} has sha256 {found[:12]}... and {len(images)} images, the "
-            f"protocol names {wanted.sha256[:12]}... and {wanted.count}; install the scikit-learn "
-            "of constraints.txt, or use the protocol's version that fits"
+            f"protocol names {wanted.sha256[:12]}... and {wanted.count}; install the packages of "
+            "constraints.txt, or use the protocol's version that fits"
         )
     return images, labels
+
+
+def embedded_reference(protocol: Protocol, extractor: Extractor) -> ReferenceSet:
+    """The protocol's embedded reference in the features of `extractor`.
+
+    Raises:
+        DimoError: As `reference_images`.
+    """
+    images, labels = reference_images(protocol)
+    features = extract(extractor, [(images, labels)], count=len(images))
+    found = ReferenceSet(
+        protocol.reference.name, reference_sha256(images), {}, features, len(images)
+    )
+    return _with_statistics(found, protocol, extractor)
 
 
 def load_reference(
@@ -93,7 +118,6 @@ def load_reference(
     extractor: Extractor,
     *,
     path: Path | None,
-    extract_images: ExtractImages,
     extract_paths: ExtractPaths,
 ) -> ReferenceSet:
     """The protocol's reference in the features of `extractor`.
@@ -102,7 +126,6 @@ def load_reference(
         protocol: Names the reference and what its metrics need.
         extractor: The protocol's extractor.
         path: A file or folder that stands for it; None for an embedded reference.
-        extract_images: Features of an embedded set.
         extract_paths: Features and content hash of a set of image files.
 
     Raises:
@@ -110,13 +133,13 @@ def load_reference(
             needs.
     """
     if path is None:
-        images, labels = reference_images(protocol)
-        features = extract_images(images, labels)
-        found = ReferenceSet(
-            protocol.reference.name, reference_sha256(images), {}, features, len(images)
-        )
-    else:
-        found = _from_path(protocol, extractor, path, extract_paths)
+        return embedded_reference(protocol, extractor)
+    found = _from_path(protocol, extractor, path, extract_paths)
+    return _with_statistics(found, protocol, extractor)
+
+
+def _with_statistics(found: ReferenceSet, protocol: Protocol, extractor: Extractor) -> ReferenceSet:
+    """The same with those of each output that a Frechet distance needs."""
     stats = dict(found.stats)
     for metric in protocol.metrics:
         kind = METRICS[metric.name]

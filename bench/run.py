@@ -100,7 +100,6 @@ class Workbench:
             protocol,
             self.extractor,
             path=reference,
-            extract_images=lambda images, labels: self._features_of_images(images, labels)[0],
             extract_paths=self._reference_features,
         )
         self._reference_problems = reference_conformity(protocol, self.reference)

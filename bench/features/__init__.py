@@ -9,6 +9,7 @@ __all__ = [
     "Features",
     "extract",
     "extract_batches",
+    "join_features",
     "load_extractor",
 ]
 
@@ -28,6 +29,7 @@ from bench.features.extraction import (
     Features,
     extract,
     extract_batches,
+    join_features,
 )
 from bench.features.torchscript import is_torchscript
 from dimo.errors import DimoError, unknown_name
@@ -59,6 +61,11 @@ _LOADERS = {
         "bench.features.digits:load_digits_cnn",
         image_size=(8, 8),
         shipped=ASSETS / "digits-cnn.safetensors",
+    ),
+    "scenes-clip": _Loader(
+        "bench.features.scenes_clip:load_scene_clip",
+        image_size=(32, 32),
+        shipped=ASSETS / "scenes-clip.safetensors",
     ),
     "inception": _Loader(
         "bench.features.inception:load_inception", packages=("torch-fidelity", "pillow")

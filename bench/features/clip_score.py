@@ -3,17 +3,18 @@
 Published numbers come from different networks, prefixes and scales, and none of them compare.
 GigaGAN's script, which Di[M]O uses: ViT-g-14, prefix "A photo depicts ", the plain cosine.
 torchmetrics: OpenAI's ViT-L-14, no prefix, 100 max(cosine, 0).
+`scenes` has a small CLIP of its own, which knows no other words or pictures.
 """
 
-__all__ = ["CLIPScorer"]
+__all__ = ["CLIPScorer", "Towers"]
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.features.clip import CLIPPairs
 from bench.metrics.clip_score import cosines, scaled_cosines
 from dimo.errors import DimoError, unknown_name
 
@@ -21,6 +22,18 @@ _SCALES: Mapping[str, Callable[..., npt.NDArray[np.float64]]] = {
     "cosine": cosines,
     "scaled": scaled_cosines,
 }
+
+
+class Towers(Protocol):
+    """What a CLIP score asks of a CLIP: embeddings of length one, float32 [N, D]."""
+
+    def images(self, images: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """Of images uint8 [H, W, 3]."""
+        ...
+
+    def texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Of texts."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,14 +44,16 @@ class CLIPScorer:
         clip: Both towers.
         prefix: Comes before each prompt as it is, a space at its end included.
         scale: "cosine", or "scaled": 100 max(cosine, 0).
+        sha256: Of the weights.
 
     Raises:
         DimoError: Unknown scale.
     """
 
-    clip: CLIPPairs
+    clip: Towers
     prefix: str
     scale: str
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         if self.scale not in _SCALES:

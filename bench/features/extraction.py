@@ -1,8 +1,15 @@
 """From batches of images, however they come, to the features of a whole set."""
 
-__all__ = ["FORWARD_BATCH", "Extractor", "Features", "extract", "extract_batches"]
+__all__ = [
+    "FORWARD_BATCH",
+    "Extractor",
+    "Features",
+    "extract",
+    "extract_batches",
+    "join_features",
+]
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -100,6 +107,20 @@ def extract(
         **{output: column.join() for output, column in columns.items()},
         labels=torch.cat(known).cpu().numpy() if known else None,
     )
+
+
+def join_features(parts: Sequence[Features]) -> Features:
+    """Features of several sets as one set, in order, without labels."""
+
+    def join(output: str) -> npt.NDArray[np.float32] | None:
+        arrays = [getattr(part, output) for part in parts]
+        if len(arrays) == 1 or arrays[0] is None:
+            return arrays[0]  # type: ignore[no-any-return]
+        return np.concatenate(arrays)
+
+    features = join("features")
+    assert features is not None
+    return Features(features, join("logits"), join("spatial"), None)
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bench.content import Content, Tally
 from bench.evaluate import Progress
+from bench.geneval.beside import Beside, Looks, load_beside
 from bench.geneval.detectors import load_detector, verdicts
 from bench.geneval.measure import Measurement, Verdicts, record_verdicts
 from bench.geneval.prompts import EMBEDDED, Metadata
@@ -26,7 +27,7 @@ from dimo.teachers import Loaded
 
 
 class DetectorBench:
-    """Everything that the rows of one table share: protocol, prompts, detector.
+    """Everything that the rows of one table share: protocol, prompts, detector, reference.
 
     Args:
         protocol: With prompts and a detector.
@@ -38,7 +39,8 @@ class DetectorBench:
         progress: Told how far the current row is.
 
     Raises:
-        DimoError: The detector is none that runs here, or its weights are missing or others.
+        DimoError: The detector is none that runs here, or weights or reference are missing or
+            others than the protocol's.
     """
 
     def __init__(
@@ -55,17 +57,19 @@ class DetectorBench:
         self.protocol, self.prompts, self.device = protocol, prompts, device
         self.batch_size, self.progress = batch_size, progress
         self.detector = load_detector(protocol.detector, weights=weights, device=device)
+        self.beside = load_beside(protocol, device)
 
     def measure(self, job: Job) -> Measurement:
         """Scores one job with the protocol's reporting seed and number of images."""
         start, seed = time.monotonic(), self.protocol.seeds.report
         speed, cost = no_speed(self.device), None
+        looks = Looks(self.beside)
         if job.images is not None:
             assert job.labels is not None
-            results, content = self._judge_set(job.images, job.labels)
+            results, content = self._judge_set(job.images, job.labels, looks)
         else:
             num_images = self.protocol.images.num_images
-            results, content, speed, cost = self._make(job, seed, num_images)
+            results, content, speed, cost = self._make(job, seed, num_images, looks)
         found = Verdicts(
             results,
             [i % len(self.prompts) for i in range(len(results))],
@@ -74,6 +78,7 @@ class DetectorBench:
             self.detector.sha256,
             problems=[],
             notes=[],
+            looks=looks,
         )
         return record_verdicts(
             found,
@@ -87,13 +92,13 @@ class DetectorBench:
 
     def quality(self, job: Job, *, seed: int, num_images: int) -> float:
         """Only the overall GenEval score, for choosing settings."""
-        results = self._make(job, seed, num_images)[0]
+        results = self._make(job, seed, num_images, Looks(Beside()))[0]
         tags = [result.metadata["tag"] for result in results]
         numbers = [i % len(self.prompts) for i in range(len(results))]
         return summarize(tags, numbers, [result.correct for result in results]).overall
 
     def _make(
-        self, job: Job, seed: int, num_images: int
+        self, job: Job, seed: int, num_images: int, looks: Looks
     ) -> tuple[list[ImageResult], Content, Speed, Cost]:
         maker = Maker(
             job,
@@ -104,23 +109,26 @@ class DetectorBench:
             device=self.device,
             progress=self.progress,
         )
-        results = self._judge(maker.batches())
+        results = self._judge(maker.batches(), looks)
         return results, maker.tally.content(), maker.speed(), maker.cost
 
-    def _judge_set(self, images: Tensor, labels: Tensor) -> tuple[list[ImageResult], Content]:
+    def _judge_set(
+        self, images: Tensor, labels: Tensor, looks: Looks
+    ) -> tuple[list[ImageResult], Content]:
         tally = Tally()
         size = self.batch_size
         parts = (
             tally.add(images[i : i + size], labels[i : i + size])
             for i in range(0, len(images), size)
         )
-        return self._judge(parts), tally.content()
+        return self._judge(parts, looks), tally.content()
 
-    def _judge(self, batches: Iterator[tuple[Tensor, Tensor]]) -> list[ImageResult]:
+    def _judge(self, batches: Iterator[tuple[Tensor, Tensor]], looks: Looks) -> list[ImageResult]:
         results: list[ImageResult] = []
         for images, labels in batches:
             asked = [self.prompts[number] for number in labels.tolist()]
             pixels = list(images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+            looks.add(pixels, [metadata["prompt"] for metadata in asked])
             for metadata, found in zip(asked, verdicts(self.detector, pixels, asked), strict=True):
                 prompt, image = len(results) % len(self.prompts), len(results) // len(self.prompts)
                 details = {name: group.boxes.tolist() for name, group in found.kept.items()}

@@ -2,6 +2,7 @@
 
 __all__ = ["Measurement", "Verdicts", "keep_verdicts", "measure_geneval", "record_verdicts"]
 
+import dataclasses
 import shlex
 import sys
 import time
@@ -16,6 +17,7 @@ from bench.catalog import DETECTORS
 from bench.compare import pack_contributions
 from bench.content import image_set_method, labels_sha256
 from bench.evaluate import Progress
+from bench.geneval.beside import Beside, Looks, load_beside
 from bench.geneval.detectors import ObjectDetector, load_detector, verdicts
 from bench.geneval.folder import PromptFolder, check_complete, read_folder
 from bench.geneval.prompts import Metadata, list_sha256, same_list, tag_counts
@@ -62,6 +64,7 @@ class Verdicts:
     problems: list[str]
     notes: list[str]
     sheet: bytes | None = None
+    looks: Looks | None = None  # what the networks beside the detector saw; None: nothing
 
 
 def measure_geneval(
@@ -91,8 +94,8 @@ def measure_geneval(
         progress: Told how many images are done.
 
     Raises:
-        DimoError: The set is incomplete or of other prompts, an image cannot be read, or the
-            detector's weights are missing or others.
+        DimoError: The set is incomplete or of other prompts, an image cannot be read, or weights
+            or the reference are missing or others than the protocol's.
     """
     start = time.monotonic()
     assert protocol.prompts is not None
@@ -104,7 +107,8 @@ def measure_geneval(
         if not nonconforming:
             check_complete(path, problems, protocol.name)
         detector = load_detector(protocol.detector, weights=weights, device=device)
-        found = _detect(path, folders, detector, problems, progress)
+        looks = Looks(load_beside(protocol, device))
+        found = _detect(path, folders, detector, looks, problems, progress)
     if not nonconforming:
         check_complete(path, found.problems, protocol.name)
     return record_verdicts(
@@ -143,21 +147,10 @@ def record_verdicts(
     assert protocol.detector is not None
     tags = [result.metadata["tag"] for result in found.results]
     scores = geneval_scores(protocol, tags, found.prompts, [r.correct for r in found.results])
+    if found.looks is not None:
+        scores |= found.looks.scores(protocol, found.prompts, tags)
+    scores = {m.name: scores[m.name] for m in protocol.metrics if m.name in scores}
     contributions = pack_contributions(scores)
-    labels = np.array(found.prompts, dtype=np.int64)
-    evidence = Evidence(
-        images=images,
-        images_sha256=found.images_sha256,
-        labels_sha256=labels_sha256(labels),
-        extractor=protocol.detector.name,
-        extractor_sha256=found.detector_sha256,
-        reference=protocol.prompts.name,
-        reference_sha256=list_sha256(_prompts_in_order(found)),
-        copies=found.copies,
-        notes=tuple(found.notes),
-        nonconforming=tuple(found.problems),
-        contributions_sha256=sha256_bytes(contributions),
-    )
     record = new_record(
         protocol=protocol,
         method=method,
@@ -166,9 +159,45 @@ def record_verdicts(
         seed=seed,
         command=shlex.join(["dimo", *sys.argv[1:]]),
         seconds=time.monotonic() - start,
-        evidence=evidence,
+        evidence=_evidence(found, protocol, images, contributions),
     )
     return Measurement(Measured(record, contributions), found.results, found.sheet)
+
+
+def _evidence(
+    found: Verdicts, protocol: Protocol, images: tuple[str, ...], contributions: bytes
+) -> Evidence:
+    """Detector and prompts stand as extractor and reference where the protocol has none."""
+    assert protocol.prompts is not None
+    assert protocol.detector is not None
+    prompts_sha256 = list_sha256(_prompts_in_order(found))
+    evidence = Evidence(
+        images=images,
+        images_sha256=found.images_sha256,
+        labels_sha256=labels_sha256(np.array(found.prompts, dtype=np.int64)),
+        extractor=protocol.detector.name,
+        extractor_sha256=found.detector_sha256,
+        reference=protocol.prompts.name,
+        reference_sha256=prompts_sha256,
+        copies=found.copies,
+        notes=tuple(found.notes),
+        nonconforming=tuple(found.problems),
+        contributions_sha256=sha256_bytes(contributions),
+    )
+    beside = found.looks.beside if found.looks is not None else Beside()
+    if beside.scorer is not None:
+        evidence = dataclasses.replace(evidence, scorer_sha256=beside.scorer.sha256)
+    if beside.extractor is None or beside.reference is None:
+        return evidence
+    return dataclasses.replace(
+        evidence,
+        extractor=beside.extractor.identity,
+        extractor_sha256=beside.extractor.sha256,
+        reference=beside.reference.name,
+        reference_sha256=beside.reference.sha256,
+        detector_sha256=found.detector_sha256,
+        prompts_sha256=prompts_sha256,
+    )
 
 
 def keep_verdicts(found: Measurement, results: Path) -> Path:
@@ -195,6 +224,7 @@ def _detect(
     path: Path,
     folders: Sequence[PromptFolder],
     detector: ObjectDetector,
+    looks: Looks,
     problems: list[str],
     progress: Progress,
 ) -> Verdicts:
@@ -213,9 +243,10 @@ def _detect(
                 tiles[str(file.relative_to(path))] = thumbnail(image)
             infos.append(info)
             pixels.append(image)
-        for (folder, file), found in zip(
-            chunk, verdicts(detector, pixels, [f.metadata for f, _ in chunk]), strict=True
-        ):
+        asked = [folder.metadata for folder, _ in chunk]
+        judged = verdicts(detector, pixels, asked)
+        looks.add(pixels, [metadata["prompt"] for metadata in asked])
+        for (folder, file), found in zip(chunk, judged, strict=True):
             details = {name: group.boxes.tolist() for name, group in found.kept.items()}
             results.append(
                 ImageResult(
@@ -239,6 +270,7 @@ def _detect(
         problems,
         notes,
         draw_sheet(tiles) if tiles else None,
+        looks,
     )
 
 

@@ -105,14 +105,13 @@ def _network_rules(protocol: Protocol) -> Iterator[Line]:
         yield ("objects by ", Code(detector.name), known, ", colours by ", Words(detector.colors))
     if scorer is not None:
         version = f" {scorer.version}" if scorer.version else ""
+        resized = scorer.preprocessing
         prefix: Line = (", prefix ", Code(scorer.prefix.strip())) if scorer.prefix else ()
         yield (
             "scores of ",
             Code(f"{scorer.name}{version}"),
-            ", ",
-            Words(scorer.model),
-            ", images resized by ",
-            Code(scorer.preprocessing),
+            *((", ", Words(scorer.model)) if scorer.model else ()),
+            *((", images resized by ", Code(resized)) if resized else ()),
             *prefix,
         )
 
@@ -151,8 +150,11 @@ def _counted(numbers: list[str]) -> str:
 
 def _uncertainty_note(protocol: Protocol) -> Line:
     bootstrap = protocol.uncertainty
-    kinds = {METRICS[metric.name].needs for metric in protocol.metrics}
-    resampled = "prompts" if kinds <= {"detections", "pairs"} else "generated images"
+    kinds = [METRICS[metric.name] for metric in protocol.metrics]
+    others = [kind.label for kind in kinds if kind.needs not in ("detections", "pairs")]
+    resampled = "generated images" if others else "prompts"
+    if others and protocol.detector is not None:
+        resampled = f"prompts, for {', '.join(others)} of the generated images"
     return (
         f"± is half of the {bootstrap.level * 100:g}% bootstrap interval "
         f"({bootstrap.n_bootstrap:,} resamples of the {resampled}).",

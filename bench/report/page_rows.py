@@ -142,6 +142,8 @@ def _facts(record: ResultRecord, protocol: Protocol) -> Iterator[Fact]:
             hashes.append(f"extractor {evidence.extractor_sha256}")
         if evidence.scorer_sha256:
             hashes.append(f"scorer {evidence.scorer_sha256}")
+        if evidence.detector_sha256:
+            hashes.append(f"detector {evidence.detector_sha256}")
         if evidence.prompts_sha256:
             hashes.append(f"prompts {evidence.prompts_sha256}")
         yield _fact("Evidence", *hashes)

@@ -85,7 +85,8 @@ def comparable(
     """Groups records of one protocol into those that may share a table.
 
     Where a protocol takes any reference or any weights of its networks, only rows with the same
-    ones compare. A detector and its prompts stand in records as extractor and reference.
+    ones compare. Without an extractor, a detector and its prompts stand in records as extractor and
+    reference.
 
     Returns:
         Records by the hashes that the protocol leaves open (none: one group, key `()`), and those
@@ -94,6 +95,7 @@ def comparable(
     groups: dict[tuple[str, ...], list[ResultRecord]] = {}
     nonconforming = []
     judged = protocol.detector is not None
+    apart = not judged or protocol.extractor.name != NONE  # prompts and reference are two things
     for record in records:
         found = record.evidence
         if found is not None and found.nonconforming:
@@ -104,8 +106,13 @@ def comparable(
             key.append(found.extractor_sha256 if found else "")
         if protocol.reference.sha256 == ANY and (judged or protocol.reference.name != NONE):
             key.append(found.reference_sha256 if found else "")
-        if protocol.scorer is not None:
-            key += [(found and found.scorer_sha256) or "", (found and found.prompts_sha256) or ""]
+        for part, digest in (
+            (protocol.scorer, found and found.scorer_sha256),
+            (protocol.prompts if apart else None, found and found.prompts_sha256),
+            (protocol.detector if apart else None, found and found.detector_sha256),
+        ):
+            if part is not None and part.sha256 == ANY:
+                key.append(digest or "")
         groups.setdefault(tuple(key), []).append(record)
     return groups, nonconforming
 

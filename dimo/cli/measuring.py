@@ -182,12 +182,12 @@ def evaluate(
 def _check_prompts_option(
     protocol: "Protocol", prompts: Path | None, clip_weights: Path | None
 ) -> None:
-    if protocol.scorer is None:
+    if protocol.scorer is None or protocol.detector is not None:
         for option, given in (("--prompts", prompts), ("--clip-weights", clip_weights)):
             if given is not None:
                 raise DimoError(
                     f"{option} {given} is not used under {protocol.name!r}, which scores no pairs "
-                    "of image and prompt; leave it out"
+                    "of image and prompt, or finds the prompts beside the images; leave it out"
                 )
         return
     if prompts is None:
@@ -200,7 +200,7 @@ def _check_prompts_option(
 
 def _clip_scorer(
     protocol: "Protocol", prompts: Path | None, weights: Path | None, device: str
-) -> "tuple[tuple[CLIPScorer, str], tuple[str, ...]] | None":
+) -> "tuple[CLIPScorer, tuple[str, ...]] | None":
     """CLIP and the captions of a protocol with CLIP score beside an extractor."""
     if protocol.scorer is None:
         return None
@@ -210,11 +210,6 @@ def _clip_scorer(
 
     assert prompts is not None
     assert protocol.prompts is not None
-    if weights is None:
-        raise DimoError(
-            f"protocol {protocol.name!r} needs the weights of CLIP {protocol.scorer.model}; give "
-            "them with --clip-weights"
-        )
     captions = read_captions(prompts, protocol.prompts)
     return load_clip_scorer(protocol.scorer, weights, choose_device(device)), captions
 

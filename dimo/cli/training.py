@@ -87,7 +87,8 @@ def _train_extractor(name: str, recipe: str, settings: list[str], out: Path | No
 
     trainers = {
         "digits-cnn": ("digits-features", _train_digits_cnn),
-        "scenes-detector": ("scenes-detector", _train_scenes_detector),
+        "scenes-detector": ("scenes-detector", _train_on_scenes),
+        "scenes-clip": ("scenes-clip", _train_on_scenes),
     }
     if name not in trainers:
         raise unknown_name("extractor", name, trainers)
@@ -125,12 +126,16 @@ def _train_digits_cnn(
     return model, "scikit-learn digits, 1,797 images"
 
 
-def _train_scenes_detector(
+def _train_on_scenes(
     recipe: "ExtractorRecipe", on_step: Callable[[int, float], None]
 ) -> "tuple[Module, str]":
+    from bench.features.scenes_clip import train_scene_clip
     from bench.geneval.scenes import train_scene_network
 
-    model = train_scene_network(
+    train: Callable[..., Module] = (
+        train_scene_clip if recipe.extractor == "scenes-clip" else train_scene_network
+    )
+    model = train(
         steps=recipe.steps,
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate_at,

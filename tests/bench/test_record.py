@@ -59,6 +59,14 @@ def new(template: ResultRecord, **changes: Any) -> ResultRecord:
     return new_record(**(given | changes))
 
 
+def test_a_detectors_hash_is_in_a_file_only_where_there_is_one(make_record: RecordMaker) -> None:
+    plain = record_to_json(new(make_record()))
+    assert "detector_sha256" not in plain
+    judged = dataclasses.replace(EVIDENCE, detector_sha256="ee" * 32)
+    text = record_to_json(new(make_record(), evidence=judged))
+    assert record_from_json(text, source="x").evidence == judged
+
+
 def edited(record: ResultRecord, edit: Callable[[dict[str, Any]], object]) -> str:
     data = json.loads(record_to_json(record))
     edit(data)

@@ -23,6 +23,7 @@ KINDS = {
     "digits-teacher": TrainRecipe,
     "digits-features": ExtractorRecipe,
     "scenes": DistillRecipe,
+    "scenes-clip": ExtractorRecipe,
     "scenes-detector": ExtractorRecipe,
     "scenes-teacher": TrainRecipe,
     "maskgit": DistillRecipe,

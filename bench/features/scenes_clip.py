@@ -1,0 +1,316 @@
+"""A small CLIP for `scenes`: features of the protocol `scenes-geneval`, and its CLIP score.
+
+Two towers trained contrastively (Radford et al., arXiv:2103.00020). Each picture is set against the
+captions of the others in its batch and, as these seldom differ in one word only, against its own
+caption with one thing wrong (NegCLIP; Yuksekgonul et al., arXiv:2210.01936).
+"""
+
+__all__ = [
+    "SceneCLIP",
+    "caption_accuracy",
+    "contrastive_loss",
+    "load_scene_clip",
+    "train_scene_clip",
+    "wrong_captions",
+]
+
+import functools
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.geneval.scenes import SceneNetwork
+from dimo.datasets.scene_prompts import BACKGROUNDS, COLORS, NUMBERS, SHAPES, SIZES, plural, prompts
+from dimo.datasets.scenes import SIDE, batch
+from dimo.errors import DimoError
+from dimo.models.scenes import SceneWords
+from dimo.rng import uniform
+from dimo.weights import ASSETS, load_state_dict
+
+T = TypeVar("T")
+TrainingStep: TypeAlias = Callable[[int, float], None]
+
+_FORWARD = 32  # images or texts in a forward
+_CELLS = 8  # along each side of the last maps
+_CHANNELS = 96  # of the last maps
+_PAIRS = 128  # features of a pair of words
+_WAVES = ((0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0))  # half periods along y and x
+_HIGHEST_SCALE = 100.0  # of logits, as CLIP's
+_OPPOSITES = {"left": "right", "right": "left", "above": "below", "below": "above"}
+_GROUPS = (  # words of which one stands for another in a wrong caption
+    ("color", COLORS),
+    ("number", tuple(NUMBERS.values())),
+    ("shape", SHAPES),
+    ("shape", tuple(plural(shape) for shape in SHAPES)),
+    ("size", SIZES),
+    ("background", BACKGROUNDS),
+)
+
+
+def _waves() -> Tensor:
+    """What the sums over all places start from: float32 [6, 8, 8], low frequencies of a cosine."""
+    places = (torch.arange(_CELLS) + 0.5) * math.pi / _CELLS
+    waves = [torch.outer((y * places).cos(), (x * places).cos()) for y, x in _WAVES]
+    return torch.stack(waves) / _CELLS
+
+
+class SceneCLIP(nn.Module):
+    """uint8 images [B, 3, 32, 32] -> `features` float32 [B, 64]; images and texts -> embeddings.
+
+    Both towers say what belongs together. The image tower sees each cell of its last maps on its
+    own and sums over the cells with several learned weights, so that it knows what is where; the
+    text tower sums over pairs of neighbouring words: "red circle", "circle above".
+    """
+
+    feature_dim = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        same = SceneNetwork()
+        self.fine, self.coarse = same.fine, same.coarse
+        self.cells = nn.Sequential(
+            nn.Conv2d(48 + 64, _CHANNELS, 1),
+            nn.GELU(),
+            nn.Conv2d(_CHANNELS, _CHANNELS, 1),
+            nn.GELU(),
+        )
+        self.views = nn.Parameter(_waves())
+        self.norm = nn.LayerNorm(len(_WAVES) * _CHANNELS)
+        self.seen = nn.Linear(len(_WAVES) * _CHANNELS, self.feature_dim)
+        self.bent = nn.Linear(self.feature_dim, self.feature_dim)
+        self.pairs = nn.Conv1d(SceneWords.width, _PAIRS, 2)
+        self.project_text = nn.Sequential(nn.LayerNorm(_PAIRS), nn.Linear(_PAIRS, self.feature_dim))
+        # a pair is two of many words: PyTorch's weights are too small for GELU to bind them
+        nn.init.normal_(self.pairs.weight)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        fine = self.fine(images.float() / 127.5 - 1)  # [B, 48, 16, 16]
+        both = torch.cat([F.avg_pool2d(fine, 2), self.coarse(fine)], dim=1)
+        maps = self.cells(both)  # [B, C, 8, 8]
+        views = torch.einsum("bcyx,vyx->bvc", maps, self.views)
+        seen = self.seen(self.norm(views.flatten(1)))
+        return {"features": seen + self.bent(F.gelu(seen))}
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """uint8 [B, 3, 32, 32] -> float32 [B, 64] of length one."""
+        return F.normalize(self(images)["features"], dim=1)
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> float32 [B, 64] of length one.
+
+        Raises:
+            DimoError: A word that is none of the data set's, or too many of them.
+        """
+        words = SceneWords()(texts).states.to(self.log_scale.device)  # [B, 8, W], one-hot
+        pairs = F.gelu(self.pairs(words.mT)).sum(dim=2)  # [B, _PAIRS]
+        return F.normalize(self.project_text(pairs), dim=1)
+
+    @torch.inference_mode()
+    def images(self, images: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """Images uint8 [32, 32, 3] -> embeddings of length one, float32 [N, 64].
+
+        Raises:
+            DimoError: An image of another size.
+        """
+        return _stacked(self.embed_images(self._batch(part)) for part in _parts(images))
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Texts -> embeddings of length one, float32 [N, 64].
+
+        Raises:
+            DimoError: As `embed_texts`.
+        """
+        return _stacked(self.embed_texts(part) for part in _parts(texts))
+
+    def _batch(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+        for height, width, _ in (image.shape for image in pixels):
+            if (height, width) != (SIDE, SIDE):
+                raise DimoError(
+                    f"the CLIP of scenes takes images of {SIDE} x {SIDE}, not {height} x {width}; "
+                    "give the pictures as they were made"
+                )
+        return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).to(self.log_scale.device)
+
+
+def load_scene_clip(weights: Path, resize: str = "") -> SceneCLIP:
+    """Both towers with the weights of a file; images are never resized.
+
+    Raises:
+        DimoError: Unreadable file, or weights of another network.
+    """
+    network = SceneCLIP()
+    load_state_dict(network, weights)
+    return network.eval()
+
+
+def wrong_captions(text: str) -> dict[str, list[str]]:
+    """The caption with one thing wrong, by what it is; no picture of `text` shows any of them.
+
+    Args:
+        text: A caption of scenes.
+    """
+    words = text.split()
+    found: dict[str, list[str]] = {}
+
+    def put(kind: str, *changes: tuple[int, str]) -> None:
+        other = [*words]
+        for place, word in changes:
+            other[place] = word
+        found.setdefault(kind, []).append(_with_articles(" ".join(other)))
+
+    colored = [place for place, word in enumerate(words) if word in COLORS]
+    if len(colored) == 2:
+        first, second = colored
+        put("colors swapped", (first, words[second]), (second, words[first]))
+    for place, word in enumerate(words):
+        if word in _OPPOSITES:
+            put("relation", (place, _OPPOSITES[word]))
+        for kind, group in _GROUPS:
+            if word in group:
+                for other in group:
+                    if other not in words:
+                        put(kind, (place, other))
+    return found
+
+
+def contrastive_loss(
+    clip: SceneCLIP, images: Tensor, captions: Sequence[str], wrong: Sequence[Sequence[str]]
+) -> Tensor:
+    """Cross-entropy of captions given pictures, pictures given captions, and captions of one's own.
+
+    Every caption that reads as a picture's own is right for it, wherever in the batch it stands.
+
+    Args:
+        clip: Both towers.
+        images: uint8 [B, 3, 32, 32].
+        captions: B texts, row i of picture i.
+        wrong: B lists of wrong captions of picture i; they compete for every picture, and once
+            more with picture i's own caption only, which most of them are close to.
+    """
+    texts = [*captions, *(other for others in wrong for other in others)]  # B + W
+    count = len(captions)
+    picture = [*range(count), *(row for row, others in enumerate(wrong) for _ in others)]
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    number = torch.tensor([numbers[text] for text in texts])
+    right = (number[:count, None] == number).float()  # [B, B + W]
+    logits = clip.embed_images(images) @ clip.embed_texts(texts).T
+    logits = logits * clip.log_scale.exp().clamp(max=_HIGHEST_SCALE)
+    of_texts = F.cross_entropy(logits, right / right.sum(dim=1, keepdim=True))
+    among = right[:, :count]
+    of_images = F.cross_entropy(logits[:, :count].T, among / among.sum(dim=1, keepdim=True))
+    foreign = torch.arange(count)[:, None] != torch.tensor(picture)
+    of_own = F.cross_entropy(logits.masked_fill(foreign, -math.inf), torch.arange(count))
+    return (of_texts + of_images) / 2 + of_own
+
+
+def train_scene_clip(
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: Callable[[int], float],
+    weight_decay: float,
+    seed: int,
+    on_step: TrainingStep | None = None,
+) -> SceneCLIP:
+    """Trains on pictures of the training prompts, each with wrong captions of every kind too.
+
+    The convolutions start as those of the shipped detector, which know the shapes, and are trained
+    on. No caption of a held-out prompt is seen, not even as a wrong one.
+
+    Args:
+        steps: Optimizer steps.
+        batch_size: Pictures a step.
+        learning_rate: Step -> learning rate.
+        weight_decay: AdamW's.
+        seed: Of weights and pictures.
+        on_step: Called with the number of steps done and the loss.
+    """
+    torch.manual_seed(seed)
+    clip = SceneCLIP().train()
+    detector = SceneNetwork()
+    load_state_dict(detector, ASSETS / "scenes-detector.safetensors")
+    clip.fine.load_state_dict(detector.fine.state_dict())
+    clip.coarse.load_state_dict(detector.coarse.state_dict())
+    texts = [prompt.text for prompt in prompts("train")]
+    optimizer = torch.optim.AdamW(clip.parameters(), weight_decay=weight_decay)
+    for step in range(steps):
+        index = torch.arange(step * batch_size, (step + 1) * batch_size)
+        images, numbers = batch(seed, index, "train")
+        captions = [texts[number] for number in numbers.tolist()]
+        u = uniform(seed, index, "scenes-clip/wrong", ()).tolist()
+        wrong = [_drawn(text, v) for text, v in zip(captions, u, strict=True)]
+        loss = contrastive_loss(clip, images, captions, wrong)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if on_step is not None:
+            on_step(step + 1, float(loss.detach()))
+    return clip.eval()
+
+
+def caption_accuracy(clip: SceneCLIP, *, seed: int, per_prompt: int) -> dict[str, float]:
+    """How often a rendered picture fits its caption better than the same with one thing wrong.
+
+    Args:
+        clip: Trained.
+        seed: Of the pictures.
+        per_prompt: Pictures of each held-out prompt.
+
+    Returns:
+        Share of right choices by what is wrong, see `wrong_captions`, over all wrong captions.
+    """
+    asked = prompts("held-out")
+    right, all_of = Counter[str](), Counter[str]()
+    images, numbers = batch(seed, torch.arange(per_prompt * len(asked)), "held-out")
+    seen = clip.images(images.permute(0, 2, 3, 1).numpy())  # [N, D]
+    for number, prompt in enumerate(asked):
+        mine = seen[numbers.numpy() == number]
+        for kind, others in wrong_captions(prompt.text).items():
+            fits = mine @ clip.texts([prompt.text, *others]).T  # [per_prompt, 1 + W]
+            right[kind] += int((fits[:, :1] > fits[:, 1:]).sum())
+            all_of[kind] += fits[:, 1:].size
+    return {kind: right[kind] / all_of[kind] for kind in sorted(all_of)}
+
+
+def _drawn(text: str, u: float) -> list[str]:
+    """One wrong caption of each kind, none of which is that of a held-out prompt."""
+    held_out = _held_out_texts()
+    kinds = (
+        [other for other in others if other not in held_out]
+        for others in wrong_captions(text).values()
+    )
+    return [others[int(u * len(others))] for others in kinds if others]
+
+
+@functools.cache
+def _held_out_texts() -> frozenset[str]:
+    return frozenset(prompt.text for prompt in prompts("held-out"))
+
+
+def _with_articles(text: str) -> str:
+    """The text with "a" and "an" as its words ask for."""
+    return re.sub(r"\ban?\b(?= (\w))", lambda m: "an" if m[1] in "aeiou" else "a", text)
+
+
+def _parts(items: Iterable[T]) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while part := list(islice(iterator, _FORWARD)):
+        yield part
+
+
+def _stacked(parts: Iterator[Tensor]) -> npt.NDArray[np.float32]:
+    return np.concatenate([part.cpu().numpy() for part in parts])
