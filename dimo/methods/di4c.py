@@ -139,8 +139,8 @@ class LatentMixture(nn.Module):
         joint, marginal, cross_entropy = zip(*found, strict=True)
         log_marginal = torch.stack(marginal).logsumexp(0) - math.log(count)
         entropy = -(_masked_sum(teacher.exp() * teacher, mask))
-        divergence = torch.stack(cross_entropy).sum(0) / count - entropy
-        return torch.cat(joint, dim=2), log_marginal, divergence
+        divergence = torch.stack(cross_entropy).sum(0) / count - entropy  # what is left is small
+        return torch.cat(joint, dim=2), log_marginal, divergence.float()
 
     def _of_chunk(
         self,
@@ -253,8 +253,8 @@ class Di4CObjective:
         correlation = found.correlation if self.control_variate else found.joint  # [B, 1 + N]
         consistency, of_data = correlation[:, 1:].mean(1), self._alpha(draws.r) * correlation[:, 0]
         if self.control_variate:
-            consistency = consistency - _masked_sum(target.marginal * log_marginal, mask)
-            of_data = of_data - _masked_sum(target.teacher.exp() * log_marginal, mask)
+            consistency = consistency - _masked_sum(target.marginal * log_marginal, mask).float()
+            of_data = of_data - _masked_sum(target.teacher.exp() * log_marginal, mask).float()
         is_end = draws.r >= 1 - self.step_size
         return Losses(
             distillation=divergence * is_end / self.step_size,
@@ -292,5 +292,5 @@ def mixture_losses(
 
 
 def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:
-    """Over classes and masked tokens of [B, L, V]: [B]."""
-    return (values.sum(-1) * mask).sum(-1)
+    """Over classes and masked tokens of [B, L, V]: float64 [B]."""
+    return (values.sum(-1, dtype=torch.float64) * mask).sum(-1)
