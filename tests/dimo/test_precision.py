@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from dimo.errors import DimoError
-from dimo.models import layers
 from dimo.models import precision as precision_module
 from dimo.models.di4c import Di4CStudent
 from dimo.models.halton import HaltonMaskGIT
@@ -53,19 +52,18 @@ def test_the_function_stays_the_same(name, precision, low, high):
     assert low <= error < high
 
 
-@pytest.mark.parametrize("name", BUILD)
-def test_a_cpu_without_bfloat16_multiplies_the_same_numbers(name, monkeypatch):
-    """It rounds what goes in and what comes out, and sums in another order only."""
-    exact, found = _logits(_network(name)), []
-    for instructions in (True, False):
-        for module in (precision_module, layers):
-            monkeypatch.setattr(
-                module, "has_bfloat16", lambda instructions=instructions: instructions
-            )
-        found.append(_logits(in_precision(_network(name), "bfloat16")))
-    between, rounding = (found[1] - found[0]).abs().mean(), (found[0] - exact).abs().mean()
-    assert rounding > 0
-    assert between < 0.5 * rounding
+def test_a_cpu_without_bfloat16_multiplies_the_rounded_numbers(monkeypatch):
+    """Inputs and weights are rounded, their product is exact up to float32, and rounded once."""
+    monkeypatch.setattr(precision_module, "has_bfloat16", lambda: False)
+    torch.manual_seed(3)
+    x, layer = torch.randn(64, 96), torch.nn.Linear(96, 50)
+    product = precision_module._Product(layer.weight, layer.bias, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        found = product(x)
+        rounded = [t.bfloat16().double() for t in (x, layer.weight, layer.bias)]
+        exact = torch.nn.functional.linear(*rounded).bfloat16()
+    assert found.dtype == torch.bfloat16
+    assert float((found == exact).double().mean()) > 0.99
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
