@@ -172,13 +172,9 @@ class Evidence:
         nonconforming: Why the set is not what the protocol asks for; empty: it is.
         contributions_sha256: Of the file of per-sample contributions (`dimo compare`).
         scorer_sha256: Of the weights of the protocol's scorer; None: it has none.
-        prompts_sha256: Of the prompts, as the protocol names them; None: there are none, or
-            `reference` is their name.
-        detector_sha256: Of the weights of the protocol's detector; None: it has none, or
-            `extractor` is its name.
-
-    Under a protocol with a detector but no extractor, detector and prompts stand in the places of
-    extractor and reference.
+        prompts_sha256: Of the prompts, as the protocol names them; None: as above, or as below.
+        detector_sha256: Of the weights of the protocol's detector; None: it has none, or detector
+            and prompts stand in the places of extractor and reference, which it has not.
     """
 
     images: tuple[str, ...]

@@ -234,9 +234,9 @@ def _judge_row(
     )
     recorded = record.evidence
     if recorded is not None:
-        found = bench.detector.sha256
-        _check_hash("detector", found, recorded.extractor_sha256, "--extractor-weights")
-        _check_hash("prompts", list_sha256(asked), recorded.reference_sha256, "--prompts")
+        detector, list_of_prompts = _judged_by(recorded)
+        _check_hash("detector", bench.detector.sha256, detector, "--extractor-weights")
+        _check_hash("prompts", list_sha256(asked), list_of_prompts, "--prompts")
     return bench.measure(make_job()).measured.record
 
 
@@ -268,12 +268,17 @@ def _judge_set(
         progress=progress,
     ).measured.record
     if recorded is not None and again.evidence is not None:
-        found = again.evidence
-        _check_images(recorded, found, images)
-        _check_hash(
-            "detector", found.extractor_sha256, recorded.extractor_sha256, "--extractor-weights"
-        )
+        _check_images(recorded, again.evidence, images)
+        found, detector = (_judged_by(evidence)[0] for evidence in (again.evidence, recorded))
+        _check_hash("detector", found, detector, "--extractor-weights")
     return again
+
+
+def _judged_by(evidence: Evidence) -> tuple[str, str]:
+    """Hashes of detector and prompts, which stand in the places of what a protocol has not."""
+    if evidence.detector_sha256 is None:
+        return evidence.extractor_sha256, evidence.reference_sha256
+    return evidence.detector_sha256, evidence.prompts_sha256 or ""
 
 
 def compare_runs(record: ResultRecord, again: ResultRecord) -> Verification:

@@ -76,7 +76,7 @@ class Looks:
             DimoError: Images that a network does not take, or a word that it does not know.
         """
         if self.beside.extractor is not None:
-            batches = ((torch.from_numpy(i).permute(2, 0, 1)[None], None) for i in images)
+            batches = ((torch.tensor(i).permute(2, 0, 1)[None], None) for i in images)
             self._features.append(extract(self.beside.extractor, batches, count=len(images)))
         if self.beside.scorer is not None:
             self._fits.append(self.beside.scorer.score(images, prompts))

@@ -301,6 +301,57 @@ def test_extractors_and_metrics_must_fit(tmp_path: Path, old: str, new: str, mes
         validate_file(write(tmp_path, SMALL.replace(old, new)))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('[extractor]\nname = "scenes-clip"',
+         '[extractor]\nname = "inception"\nresize = "tf1-bilinear"',
+         "'extractor.name' is 'inception'; allowed beside a detector: digits-cnn, scenes-clip"),
+        ('"scenes-held-out"\nsha256 = "0c1b', '"mine"\nsha256 = "0c1b',
+         "'reference.name' is 'mine'; allowed beside a detector: digits-all, scenes-held-out"),
+        ('[scorer]\nname = "scenes-clip"',
+         '[scorer]\nname = "clip-score"\nmodel = "ViT-B-32"\npreprocessing = "pil"',
+         "'scorer.name' is 'clip-score'; allowed beside a detector: scenes-clip"),
+        ('[scorer]\nname = "scenes-clip"', '[scorer]\nname = "clip-score"\npreprocessing = "pil"',
+         "missing key 'scorer.model'"),
+        ('scale = "cosine"', 'scale = "cosine"\nmodel = "x"', "'scorer.model' must be left out"),
+        ('scale = "cosine"', 'scale = "cosine"\nprefix = "x"', "'scorer.prefix' must be left out"),
+        ('scale = "cosine"', 'scale = "cosine"\npreprocessing = "pil"', "must be left out"),
+        ('scale = "cosine"', 'scale = "scaled"', "unknown 'scorer.scale' 'scaled'"),
+        ('name = "scenes-detector"', 'name = "mmdet-mask2former-swin-s"',
+         "'extractor' must be left out: dimo sees no images with 'mmdet-mask2former-swin-s'"),
+        ('name = "scenes-detector"', 'name = "scenes"', "unknown 'detector.name' 'scenes'"),
+    ],
+)  # fmt: skip
+def test_what_may_stand_beside_a_detector(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = protocol_text("scenes-geneval")
+    assert text.count(old) == 1
+    with pytest.raises(DimoError) as caught:
+        validate_file(write(tmp_path, text.replace(old, new), "scenes-geneval"))
+    assert message in str(caught.value)
+
+
+def test_extractor_and_reference_come_together_beside_a_detector(tmp_path: Path) -> None:
+    head, _, rest = protocol_text("scenes-geneval").partition("[reference]")
+    text = head + rest[rest.index("[scorer]") :]
+    text = text.replace('[[metrics]]\nname = "fid"\nhigher_is_better = false\n', "")
+    with pytest.raises(DimoError, match="must come together beside a detector"):
+        validate_file(write(tmp_path, text, "scenes-geneval"))
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("geneval", "9787187926ef"),
+        ("geneval-hf", "b6438b2bb84d"),
+        ("coco30k", "25ba9a7482ea"),
+        ("hpsv2-v2.1", "7b0467dffb16"),
+    ],
+)
+def test_official_protocols_keep_their_hashes(name: str, start: str) -> None:
+    assert protocol_sha256(load_protocol(name)).startswith(start)
+
+
 def test_new_keys_change_no_old_hash(tmp_path: Path) -> None:
     """A key at its default is not part of the hashed text; any other value is."""
     plain = validate_file(write(tmp_path, SMALL))

@@ -84,4 +84,4 @@ def test_shipped_weights_are_small():
     sizes = {p: p.stat().st_size for p in ASSETS.rglob("*.safetensors")}
     student = sum(size for p, size in sizes.items() if p.name == "student.safetensors")
     assert student <= 4 * 2**20
-    assert sum(sizes.values()) - student <= 4 * 2**20
+    assert sum(sizes.values()) - student <= 5 * 2**20

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from bench.geneval.beside import Looks, load_beside
 from bench.geneval.folder import write_prompts
 from bench.geneval.measure import measure_geneval
 from bench.geneval.prompts import embedded_prompts, list_sha256
 from bench.geneval.results import contradictions, read_results, results_text
 from bench.geneval.scores import geneval_scores, geneval_values
 from bench.images import encode_png
+from bench.pairs.captions import clip_scores
 from bench.protocol import load_protocol, validate_file
+from bench.report import collect_report, report_markdown
 from bench.store import load_all
 from dimo.cli import main
 from dimo.datasets.scenes import batch
@@ -51,18 +54,65 @@ def measured(rendered, protocol):
 def test_a_whole_set(measured, protocol):
     record = measured.measured.record
     assert list(record.metrics) == [metric.name for metric in protocol.metrics]
-    for name, metric in record.metrics.items():
+    asked = [metric.name for metric in protocol.metrics if metric.name.startswith("geneval")]
+    for name in asked:
+        metric = record.metrics[name]
         assert 0.74 < metric.value < 0.85  # three of four, and what the fourth shows by chance
         assert metric.low < metric.value < metric.high or metric.value == 0.75
         assert metric.extra["detector_accuracy"] >= 0.98
         assert metric.n == (960 if name == "geneval" else 160)
     overall = record.metrics["geneval"]
-    tags = [record.metrics[m.name].value for m in protocol.metrics[1:]]
+    tags = [record.metrics[name].value for name in asked[1:]]
     assert overall.value == pytest.approx(sum(tags) / 6)
     assert overall.extra["prompts"] >= 0.99
-    assert record.evidence.extractor == "scenes-detector"
-    assert record.evidence.nonconforming == ()
-    assert record.evidence.reference_sha256 == protocol.prompts.sha256
+    evidence = record.evidence
+    assert evidence.nonconforming == ()
+    assert (evidence.extractor, evidence.reference) == ("scenes-clip", "scenes-held-out")
+    assert evidence.extractor_sha256 == protocol.extractor.sha256
+    assert evidence.reference_sha256 == protocol.reference.sha256
+    assert evidence.detector_sha256 == protocol.detector.sha256
+    assert evidence.scorer_sha256 == protocol.scorer.sha256
+    assert evidence.prompts_sha256 == protocol.prompts.sha256
+    for name in ("fid", "clip_score"):
+        metric = record.metrics[name]
+        assert metric.low < metric.value < metric.high
+        assert metric.n == 960
+
+
+def test_other_pictures_of_a_prompt_lower_the_clip_score(measured, protocol):
+    """The same pictures, a fourth with another's prompt: FID does not see it, CLIP score does."""
+    shuffled = measured.measured.record
+    images, labels = batch(21, torch.arange(960), "held-out")
+    looks = Looks(load_beside(protocol, CPU))
+    texts = [prompt["prompt"] for prompt in embedded_prompts()]
+    for start in range(0, 960, 240):
+        part = list(images[start : start + 240].permute(0, 2, 3, 1).contiguous().numpy())
+        looks.add(part, texts)
+    tags = [prompt["tag"] for prompt in embedded_prompts()] * 4
+    right = looks.scores(protocol, labels.tolist(), tags)
+    assert list(right) == ["fid", "clip_score"]
+    assert right["clip_score"].value > shuffled.metrics["clip_score"].high
+    assert shuffled.metrics["fid"].value == pytest.approx(right["fid"].value, rel=1e-3)
+
+
+def test_the_clip_scores_interval_resamples_prompts(protocol):
+    """All images of a prompt alike: a contribution a prompt, the mean of its images' scores."""
+    prompts = [number for number in range(240) for _ in range(4)]
+    tags = [p["tag"] for p in embedded_prompts() for _ in range(4)]
+    values = np.random.RandomState(0).rand(960)
+    (score,) = clip_scores(protocol, values, prompts, tags).values()
+    np.testing.assert_allclose(score.contributions, values.reshape(240, 4).mean(axis=1))
+    assert score.value == pytest.approx(score.contributions.mean())
+    assert np.bincount(score.labels).tolist() == [40] * 6
+    (uneven,) = clip_scores(protocol, values[:950], prompts[:950], tags[:950]).values()
+    assert uneven.value == pytest.approx(uneven.contributions.mean())
+
+
+def test_without_networks_beside_the_detector_nothing_is_looked_at(protocol, tmp_path):
+    wanted = official(tmp_path, protocol)
+    looks = Looks(load_beside(wanted, CPU))
+    looks.add([np.zeros((3, 5, 3), dtype=np.uint8)], ["a dog"])
+    assert looks.scores(wanted, [0], ["counting"]) == {}
 
 
 def test_verdicts_can_be_read_again_and_hold(measured, tmp_path):
@@ -128,6 +178,9 @@ def test_the_official_file_is_summed_up_again(measured, protocol, tmp_path):
         assert found.measured.record.metrics["geneval"].value == pytest.approx(
             measured.measured.record.metrics["geneval"].value
         )
+        evidence = found.measured.record.evidence
+        assert (evidence.extractor, evidence.reference) == (wanted.detector.name, "mine")
+        assert (evidence.detector_sha256, evidence.prompts_sha256) == (None, None)
         assert found.measured.contributions  # in the order of prompts, whatever the file's
 
 
@@ -193,7 +246,7 @@ def run(arguments, monkeypatch, capsys):
     return stop.value.code, capsys.readouterr()
 
 
-def test_the_command(rendered, tmp_path, monkeypatch, capsys):
+def test_the_command(rendered, protocol, tmp_path, monkeypatch, capsys):
     results = tmp_path / "results"
     results.mkdir()
     asked = ["eval", rendered, "--protocol", "scenes-geneval", "--results", results]
@@ -204,6 +257,12 @@ def test_the_command(rendered, tmp_path, monkeypatch, capsys):
     (record,), _ = load_all(results)
     lines = (results / "verdicts" / f"{record.run_id}.jsonl").read_text().splitlines()
     assert len(lines) == 960
+    text = report_markdown(collect_report([record], [], [], protocols=[protocol], folder=results))
+    header = next(line for line in text.splitlines() if line.startswith("| Method"))
+    columns = [column.strip() for column in header.strip("|").split("|")]
+    assert columns[-3:-1] == ["FID (↓)", "CLIP score (↑)"]  # images/s comes last
+    assert "scores of `scenes-clip`" in text
+    assert "resamples of the prompts, for FID of the generated images" in text
     code, said = run([*asked, rendered], monkeypatch, capsys)
     assert code == 2
     assert "2 paths; allowed: one" in said.err
