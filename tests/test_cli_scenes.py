@@ -199,8 +199,8 @@ def test_what_is_not_as_recorded_is_refused(dimo, rows, world):
         return err
 
     teacher, images = rows[ROWS["teacher"]], rows[ROWS["images"]]
-    for name, what in (("extractor", "detector"), ("reference", "prompts")):
-        evidence = dataclasses.replace(teacher.evidence, **{f"{name}_sha256": "0" * 64})
+    for what in ("detector", "prompts"):
+        evidence = dataclasses.replace(teacher.evidence, **{f"{what}_sha256": "0" * 64})
         assert f"the {what} has sha256" in refused(teacher, evidence=evidence)
     evidence = dataclasses.replace(images.evidence, images_sha256="0" * 64)
     other = refused(images, "--images", "images", evidence=evidence)
