@@ -5,9 +5,9 @@ __all__ = ["distill", "run_distill", "train"]
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from dimo.config import DistillationRecipe, ExtractorRecipe, TrainRecipe
     from dimo.estimate import Estimate
     from dimo.train import Watcher
-
-R = TypeVar("R", bound="DistillationRecipe | TrainRecipe")
 
 
 @app.command(epilog="Example: `dimo train --teacher digits --out runs/my-teacher`")
@@ -62,11 +60,10 @@ def train(
     name = recipe or f"{teacher}-teacher"
     place = choose_device(device)
     loaded = load_recipe(TrainRecipe, name, [f'teacher="{teacher}"', *settings])
-    loaded = _in_precision_of(place, loaded)
     folder = out or Path("runs") / f"{teacher}-teacher"
     with ExitStack() as stack:
         work = stack.enter_context(terminal.work_bar())
-        bar = terminal.training_bar(f"train {teacher}", loaded.steps, loaded.batch_size)
+        bar = _bar("train", loaded, place)
         train_teacher(
             loaded,
             folder,
@@ -265,7 +262,6 @@ def run_distill(
     name, loaded = _distill_recipe(teacher, method, recipe, settings)
     noted = varied(loaded, ablation)
     folder, place = out or Path("runs") / name, choose_device(device)
-    loaded = _in_precision_of(place, loaded)
     with ExitStack() as stack:
         watchers: tuple[Watcher, ...] = ()
         if watched is not None:
@@ -274,7 +270,7 @@ def run_distill(
                 watched, loaded, folder, device=place, weights=weights, is_first=first
             )
             watchers = stack.enter_context(context)
-        bar = terminal.training_bar(f"distil {teacher}", loaded.steps, loaded.batch_size)
+        bar = _bar("distil", loaded, place)
         run(
             loaded,
             folder,
@@ -290,14 +286,16 @@ def run_distill(
     return folder
 
 
-def _in_precision_of(device: "torch.device", recipe: R) -> R:
-    """As `dimo.runs.for_device`, which a training does by itself, and says so."""
+def _bar(
+    what: str, recipe: "DistillationRecipe | TrainRecipe", device: "torch.device"
+) -> AbstractContextManager[Callable[..., None]]:
+    """The bar of a training; its title says where the precision is not the recipe's."""
     from dimo.runs import for_device
 
-    found = for_device(recipe, device)
-    if found != recipe and is_first_rank():
-        terminal.say("this CPU has no bfloat16 instructions: training in float32, which is faster")
-    return found
+    used = for_device(recipe, device).precision
+    other = "" if used == recipe.precision else f" in {used}"
+    title = f"{what} {recipe.teacher}{other}"
+    return terminal.training_bar(title, recipe.steps, recipe.batch_size)
 
 
 def _distill_recipe(
@@ -335,11 +333,12 @@ def _dry_run(
     from dimo.config import to_toml
     from dimo.estimate import estimate_distillation
     from dimo.launch import choose_device
+    from dimo.runs import for_device
     from dimo.teachers import get_teacher
 
     place = torch.device("cuda") if device == "cuda" else choose_device(device)
     name, loaded = _distill_recipe(teacher, method, recipe, settings)
-    loaded = _in_precision_of(place, loaded)
+    loaded = for_device(loaded, place)
     estimate = estimate_distillation(loaded, get_teacher(loaded.teacher), device_type=place.type)
     if as_json:
         print(json.dumps(_as_json(name, loaded, estimate), indent=2))
