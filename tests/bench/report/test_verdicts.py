@@ -15,6 +15,7 @@ from bench.images import encode_png
 from bench.protocol import load_protocol, protocol_sha256
 from bench.record import ProtocolInfo, ResultRecord, seal
 from bench.report import Report, collect_report, report_latex, report_markdown
+from bench.report.notes import _network_rules
 from bench.report.page import render_page
 from bench.report.page_verdicts import row_verdicts
 from bench.store import append, load_all
@@ -175,9 +176,15 @@ def test_the_caption_names_detector_and_prompts(record: ResultRecord, tmp_path: 
         for said in ("Single", "Attribution", "960 images a row", "240 prompts", "100.00"):
             assert said in text, form
         assert "resamples of the prompts" in text
-        assert "features of" not in text
         assert "N = 160" not in text
     markdown = report_markdown(report)
     assert "N = 960 images a row, 4 for each of 240 prompts of `scenes-held-out`" in markdown
     assert "objects by `scenes-detector`, right on 100.00% of known images" in markdown
-    assert "reference `none`" not in markdown
+    assert "features of `scenes-clip`" in markdown
+    assert "reference `scenes-held-out`, 4,800 images" in markdown
+
+
+def test_the_caption_names_only_what_a_protocol_has() -> None:
+    rules = repr(list(_network_rules(load_protocol("geneval"))))
+    assert "objects by" in rules
+    assert not any(said in rules for said in ("features of", "reference", "scores of"))
