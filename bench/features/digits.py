@@ -4,15 +4,13 @@ __all__ = ["DigitsCNN", "TrainingStep", "load_digits_cnn", "train_digits_cnn"]
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.features.fitting import TrainingStep, fit_network
 from dimo.weights import load_state_dict
-
-TrainingStep: TypeAlias = Callable[[int, float], None]
 
 
 class DigitsCNN(nn.Module):
@@ -84,20 +82,22 @@ def train_digits_cnn(
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     model = DigitsCNN().train()
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=weight_decay)
-    for step in range(steps):
+
+    def loss_at(step: int) -> Tensor:
         rows = torch.randint(len(images), (batch_size,), generator=generator)
         shift = torch.rand((), generator=generator) < shift_probability
         dx, dy = torch.randint(3, (2,), generator=generator).tolist() if shift else (1, 1)
         batch = F.pad(images[rows].float(), (1, 1, 1, 1))[:, :, dy : dy + 8, dx : dx + 8]
         batch = batch + pixel_noise * torch.randn(batch_size, 1, 8, 8, generator=generator)
         logits = model(batch)["logits"]
-        loss = F.cross_entropy(logits, labels[rows], label_smoothing=label_smoothing)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        if on_step is not None:
-            on_step(step + 1, float(loss.detach()))
+        return F.cross_entropy(logits, labels[rows], label_smoothing=label_smoothing)
+
+    fit_network(
+        model,
+        loss_at,
+        steps=steps,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        on_step=on_step,
+    )
     return model.eval()

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.features.fitting import TrainingStep, fit_network
 from bench.geneval.scenes import SceneNetwork
 from dimo.datasets.scene_prompts import BACKGROUNDS, COLORS, NUMBERS, SHAPES, SIZES, plural, prompts
 from dimo.datasets.scenes import SIDE, batch
@@ -38,7 +39,6 @@ from dimo.rng import uniform
 from dimo.weights import ASSETS, load_state_dict
 
 T = TypeVar("T")
-TrainingStep: TypeAlias = Callable[[int, float], None]
 
 _FORWARD = 32  # images or texts in a forward
 _CELLS = 8  # along each side of the last maps
@@ -244,21 +244,23 @@ def train_scene_clip(
     clip.fine.load_state_dict(detector.fine.state_dict())
     clip.coarse.load_state_dict(detector.coarse.state_dict())
     texts = [prompt.text for prompt in prompts("train")]
-    optimizer = torch.optim.AdamW(clip.parameters(), weight_decay=weight_decay)
-    for step in range(steps):
+
+    def loss_at(step: int) -> Tensor:
         index = torch.arange(step * batch_size, (step + 1) * batch_size)
         images, numbers = batch(seed, index, "train")
         captions = [texts[number] for number in numbers.tolist()]
         u = uniform(seed, index, "scenes-clip/wrong", ()).tolist()
         wrong = [_drawn(text, v) for text, v in zip(captions, u, strict=True)]
-        loss = contrastive_loss(clip, images, captions, wrong)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        if on_step is not None:
-            on_step(step + 1, float(loss.detach()))
+        return contrastive_loss(clip, images, captions, wrong)
+
+    fit_network(
+        clip,
+        loss_at,
+        steps=steps,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        on_step=on_step,
+    )
     return clip.eval()
 
 

@@ -2,6 +2,7 @@
 
 __all__ = ["DetectorBench", "rendered_jobs"]
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,8 +40,7 @@ class DetectorBench:
         progress: Told how far the current row is.
 
     Raises:
-        DimoError: The detector is none that runs here, or weights or reference are missing or
-            others than the protocol's.
+        DimoError: The detector is none that runs here, or its weights are missing or others.
     """
 
     def __init__(
@@ -57,10 +57,19 @@ class DetectorBench:
         self.protocol, self.prompts, self.device = protocol, prompts, device
         self.batch_size, self.progress = batch_size, progress
         self.detector = load_detector(protocol.detector, weights=weights, device=device)
-        self.beside = load_beside(protocol, device)
+
+    @functools.cached_property
+    def beside(self) -> Beside:
+        """Loaded where a row is measured; choosing settings needs the detector alone."""
+        return load_beside(self.protocol, self.device)
 
     def measure(self, job: Job) -> Measurement:
-        """Scores one job with the protocol's reporting seed and number of images."""
+        """Scores one job with the protocol's reporting seed and number of images.
+
+        Raises:
+            DimoError: Before an image is made: weights or reference of what is measured beside the
+                verdicts are missing or others than the protocol's.
+        """
         start, seed = time.monotonic(), self.protocol.seeds.report
         speed, cost = no_speed(self.device), None
         looks = Looks(self.beside)

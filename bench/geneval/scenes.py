@@ -22,7 +22,6 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.features.fitting import TrainingStep, fit_network
 from bench.geneval.detectors import verdicts
 from bench.metrics.geneval import Detected
 from dimo.datasets.scene_prompts import COLORS, SHAPES, prompts
@@ -38,8 +38,6 @@ from dimo.errors import DimoError
 from dimo.files import sha256_file
 from dimo.rng import normal, random_ranks, uniform
 from dimo.weights import ASSETS, load_state_dict
-
-TrainingStep: TypeAlias = Callable[[int, float], None]
 
 _STRIDE = 2
 _CELLS = SIDE // _STRIDE
@@ -214,18 +212,20 @@ def train_scene_network(
         bias = network.heads.bias
         assert bias is not None
         bias[: len(SHAPES)] = -4.0  # most cells have no shape
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=weight_decay)
-    for step in range(steps):
+
+    def loss_at(step: int) -> Tensor:
         index = torch.arange(step * batch_size, (step + 1) * batch_size)
         images, scenes = _lesson(seed, index, with_spoilt=3 * step >= steps)
-        loss = detection_loss(network(images), scenes)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        if on_step is not None:
-            on_step(step + 1, float(loss.detach()))
+        return detection_loss(network(images), scenes)
+
+    fit_network(
+        network,
+        loss_at,
+        steps=steps,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        on_step=on_step,
+    )
     return network.eval()
 
 
