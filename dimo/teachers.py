@@ -208,7 +208,7 @@ def _scenes() -> Teacher:
         architecture=SceneTransformer,
         network={
             "hidden_dim": 160,
-            "codebook_size": 1024,
+            "codebook_size": 256,
             "depth": 6,
             "heads": 4,
             "mlp_dim": 320,

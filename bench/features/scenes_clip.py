@@ -247,7 +247,7 @@ def train_scene_clip(
 
     def loss_at(step: int) -> Tensor:
         index = torch.arange(step * batch_size, (step + 1) * batch_size)
-        images, numbers = batch(seed, index, "train")
+        images, numbers = batch(seed, index, "train", free=True)
         captions = [texts[number] for number in numbers.tolist()]
         u = uniform(seed, index, "scenes-clip/wrong", ()).tolist()
         wrong = [_drawn(text, v) for text, v in zip(captions, u, strict=True)]

@@ -175,7 +175,7 @@ def spoilt(images: Tensor, seed: int, index: Tensor) -> Tensor:
 
 def _lesson(seed: int, index: Tensor, *, with_spoilt: bool) -> tuple[Tensor, SceneBatch]:
     """Disturbed pictures of training prompts; one of a few may be spoilt and show nothing."""
-    scenes = draw(seed, index, "train")
+    scenes = draw(seed, index, "train", free=True)
     empty = (index % _SPOILT == 0) & with_spoilt
     images = scenes.images.clone()
     images[empty] = spoilt(images[empty], seed, index[empty])

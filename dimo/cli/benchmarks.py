@@ -34,6 +34,7 @@ from dimo.cli.options import (
     cache_folder,
     parse_choice,
     parse_steps,
+    refuse_unused,
 )
 from dimo.cli.reporting import measured_table, report_text
 from dimo.cli.training import run_distill
@@ -131,6 +132,7 @@ def bench(
     if not planned:
         raise DimoError("there is nothing to score; name step counts with --steps or a --student")
     if fixed.prompts is not None:
+        refuse_unused(fixed.name, "brings what it compares with", reference=reference)
         records = _bench_prompts(
             planned,
             fixed,
@@ -145,8 +147,7 @@ def bench(
         )
         _tell(records, fixed, results, as_json=as_json)
         return
-    if prompts is not None:
-        raise DimoError(f"--prompts {prompts} is not used: protocol {fixed.name!r} has no prompts")
+    refuse_unused(fixed.name, "has no prompts", prompts=prompts)
     if reference is None:
         reference_images(fixed)  # complains before any network is loaded
     jobs = load_planned(planned, device=place, weights=weights)

@@ -18,6 +18,7 @@ from dimo.cli.options import (
     Reference,
     Results,
     cache_folder,
+    refuse_unused,
 )
 from dimo.errors import DimoError, unknown_name
 
@@ -109,7 +110,16 @@ def evaluate(
 
     fixed = load_protocol(protocol)
     _check_prompts_option(fixed, prompts, clip_weights)
-    if fixed.scorer is not None and fixed.scorer.name == "hps":
+    prefers = fixed.scorer is not None and fixed.scorer.name == "hps"
+    if prefers or fixed.detector is not None:
+        refuse_unused(
+            fixed.name,
+            "reads its own layout and compares with no reference of yours",
+            reference=reference,
+            labels=labels,
+            recursive=recursive,
+        )
+    if prefers:
         assert prompts is not None
         preferred = _prefer(
             paths,
@@ -183,12 +193,12 @@ def _check_prompts_option(
     protocol: "Protocol", prompts: Path | None, clip_weights: Path | None
 ) -> None:
     if protocol.scorer is None or protocol.detector is not None:
-        for option, given in (("--prompts", prompts), ("--clip-weights", clip_weights)):
-            if given is not None:
-                raise DimoError(
-                    f"{option} {given} is not used under {protocol.name!r}, which scores no pairs "
-                    "of image and prompt, or finds the prompts beside the images; leave it out"
-                )
+        refuse_unused(
+            protocol.name,
+            "scores no pairs of image and prompt, or finds the prompts beside the images",
+            prompts=prompts,
+            clip_weights=clip_weights,
+        )
         return
     if prompts is None:
         assert protocol.prompts is not None

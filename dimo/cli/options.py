@@ -30,6 +30,7 @@ __all__ = [
     "parse_labels",
     "parse_names",
     "parse_steps",
+    "refuse_unused",
 ]
 
 from pathlib import Path
@@ -193,6 +194,21 @@ def parse_prompts(prompts: list[str], file: Path | None) -> list[str] | None:
                 f"{MAX_PROMPT_LENGTH:,}; e.g. --prompt 'a photo of a red circle'"
             )
     return prompts or None
+
+
+def refuse_unused(protocol: str, why: str, **options: object) -> None:
+    """
+    Raises:
+        DimoError: One of the options, which the protocol has no use for, is given.
+    """
+    for name, given in options.items():
+        if given is not None and given is not False and given != "":
+            value = "" if given is True else f" {given}"
+            option = "--" + name.replace("_", "-")
+            raise DimoError(
+                f"{option}{value} is not used under protocol {protocol!r}, which {why}; "
+                "leave it out"
+            )
 
 
 def _parse_integers(option: str, text: str, *, low: int, high: int | None) -> list[int]:

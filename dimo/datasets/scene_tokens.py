@@ -22,6 +22,7 @@ _REVIVED_EVERY = 50
 _DECAY = 0.98  # of the averages that are the codebook
 _COMMITMENT = 0.25
 _OBJECTS = 4.0  # by how much more an object's pixels and those beside it weigh in the loss
+_DISTURBED = 0.2  # of a picture's tokens at most, half of that on average
 _GATHERED = 16  # batches of latents that the codebook begins with
 _LLOYD = 8
 
@@ -55,7 +56,7 @@ def fit_tokenizer(
         vectors, commitment = z, z.new_zeros(())
         if step >= first:
             tokens, found = _nearest(z, codebook)
-            vectors = z + (found - z).detach()
+            vectors = _disturbed(z + (found - z).detach(), seed, step)
             commitment = F.mse_loss(z, found)
             _follow(codebook, counts, sums, z.detach(), tokens)
             if step < _REVIVED_UNTIL * steps and step % _REVIVED_EVERY == 0:
@@ -139,6 +140,22 @@ def _nearest(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     tokens = _distances(_rows(z.detach()), codebook).argmin(1)
     found = codebook[tokens].view(len(z), *z.shape[2:], -1).permute(0, 3, 1, 2)
     return tokens, found
+
+
+def _disturbed(vectors: Tensor, seed: int, step: int) -> Tensor:
+    """Vectors [B, D, h, w] of which some are another picture's or another place's.
+
+    A generator draws wrong tokens; a decoder that has seen such pictures mends them.
+    """
+    batch, _, height, width = vectors.shape
+    seed = rng.stream_seed(seed, "disturbed")
+    index = torch.arange(step * batch, (step + 1) * batch)
+    rate = _DISTURBED * rng.uniform(seed, index, "rate", ()).float()
+    chosen = rng.uniform(seed, index, "place", (height * width,)) < rate[:, None]
+    rows = _rows(vectors)
+    order = rng.random_ranks(seed, torch.tensor([step]), "other", len(rows))[0]
+    other = rows[order].view(batch, height, width, -1).permute(0, 3, 1, 2)
+    return torch.where(chosen.view(batch, 1, height, width), other.detach(), vectors)
 
 
 def _follow(codebook: Tensor, counts: Tensor, sums: Tensor, z: Tensor, tokens: Tensor) -> None:

@@ -7,6 +7,7 @@ an official state dict loads without renaming.
 
 __all__ = ["Layers", "MaskGIT"]
 
+from collections.abc import Sequence
 from functools import partial
 from os import PathLike
 from typing import Any, Self, cast
@@ -110,11 +111,20 @@ class Layers(nn.Module):
         )
         self.recomputes = False
 
-    def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
-        """x [B, L, D] -> [B, L, D]; the last layer only at positions [B, K] -> [B, K, D]."""
+    def forward(
+        self, x: Tensor, positions: Tensor | None, before: Sequence[nn.Module] | None = None
+    ) -> Tensor:
+        """x [B, L, D] -> [B, L, D]; the last layer only at positions [B, K] -> [B, K, D].
+
+        Args:
+            x: Tokens.
+            positions: int64.
+            before: For each layer what x passes first.
+        """
         for number, layer in enumerate(self.layers, start=1):
             wanted = positions if number == len(self.layers) else None
             block = partial(_block, layer)
+            x = x if before is None else before[number - 1](x)
             x = run_block(block, x, wanted, recomputes=self.recomputes)
         return x
 

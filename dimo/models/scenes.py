@@ -15,7 +15,7 @@ from dimo.errors import DimoError, unknown_name
 from dimo.models.layers import perturb
 from dimo.models.maskgit import Layers
 from dimo.models.text import TextFeatures
-from dimo.models.vq_layers import ConvTokenizer
+from dimo.models.vq_layers import AttentionBlock, ConvTokenizer
 from dimo.weights import load_state_dict
 
 _FACTOR = 4  # pixels a token side
@@ -90,8 +90,9 @@ class SceneWords:
 class SceneTransformer(nn.Module):
     """Text-conditioned masked transformer; see `dimo.models.text.TextNetwork` for the interface.
 
-    Sequence: L visual tokens, then the words; each attends to all. The output head is the token
-    embedding itself (tied) plus a bias per position and id.
+    Sequence: L visual tokens, then the words, each with its neighbours; each attends to all. Ahead
+    of each block a visual token takes in the eight around it. The output has a bias per position
+    and id.
 
     Args:
         hidden_dim: Width.
@@ -109,34 +110,46 @@ class SceneTransformer(nn.Module):
     def __init__(
         self,
         *,
-        hidden_dim: int = 128,
-        codebook_size: int = 1024,
+        hidden_dim: int = 160,
+        codebook_size: int = 256,
         depth: int = 6,
         heads: int = 4,
-        mlp_dim: int = 512,
+        mlp_dim: int = 320,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.codebook_size, self.hidden_dim, self.depth = codebook_size, hidden_dim, depth
         self.tokens = nn.Embedding(codebook_size + 1, hidden_dim)
         self.positions = nn.Parameter(torch.zeros(1, self.num_tokens, hidden_dim))
-        self.words = nn.Linear(SceneWords.width, hidden_dim, bias=False)
+        self.words = nn.Linear(3 * SceneWords.width, hidden_dim, bias=False)
         self.word_positions = nn.Parameter(torch.zeros(1, SceneWords.length, hidden_dim))
+        self.near = nn.ModuleList(_Neighbours(hidden_dim) for _ in range(depth))
         self.transformer = Layers(hidden_dim, depth, heads, mlp_dim, dropout)
         self.head = nn.Sequential(
             nn.LayerNorm(hidden_dim),
             nn.Linear(hidden_dim, hidden_dim),
             nn.GELU(),
             nn.LayerNorm(hidden_dim),
+            nn.Linear(hidden_dim, codebook_size + 1, bias=False),
         )
         self.bias = nn.Parameter(torch.zeros(self.num_tokens, codebook_size + 1))
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """Layers keep the size of what passes; a block adds little, and all of them together one.
+
+        Embeddings are as large as that: much smaller ones are learned from late.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                adds = name.endswith(("mha.out_proj", "net.3"))
+                share = (2 * self.depth) ** -0.5 if adds else 1.0
+                nn.init.trunc_normal_(module.weight, std=share * module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for parameter in (self.tokens.weight, self.words.weight, *self._places()):
-            nn.init.trunc_normal_(parameter, std=0.05)
+            nn.init.trunc_normal_(parameter, std=0.5)
+        nn.init.trunc_normal_(self.head[-1].weight, std=0.02)
 
     @property
     def mask_token_id(self) -> int:
@@ -179,11 +192,50 @@ class SceneTransformer(nn.Module):
             positions: [B, K] int64.
         """
         x = perturb(self.tokens(tokens), embedding_noise, noise) + self.positions
-        words = self.words(text.states) + self.word_positions
-        x = self.transformer(torch.cat([x, words], dim=1), positions)  # last block: [B, K, D]
-        x = self.head(x[:, : self.num_tokens])
-        bias = self.bias if positions is None else self.bias[positions]
-        return F.linear(x, self.tokens.weight) + bias
+        words = self.words(_with_neighbours(text.states)) + self.word_positions
+        x = self.transformer(torch.cat([x, words], dim=1), positions, before=self.near)
+        logits: Tensor = self.head(x[:, : self.num_tokens])  # the last block gave [B, K, D]
+        return logits + (self.bias if positions is None else self.bias[positions])
+
+
+def _with_neighbours(states: Tensor) -> Tensor:
+    """Each word [B, T, W] after the one before it and ahead of the next: [B, T, 3 W]."""
+    before, after = F.pad(states, (0, 0, 1, 0))[:, :-1], F.pad(states, (0, 0, 0, 1))[:, 1:]
+    return torch.cat([before, states, after], dim=-1)
+
+
+class _Neighbours(nn.Module):
+    """Adds to each visual token a weighted sum of those around it, channel by channel."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim, 3, 3))  # a depthwise convolution
+        self.bias = nn.Parameter(torch.zeros(dim))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, L + T, D] of visual tokens and words, of which the words stay as they are."""
+        count = _GRID * _GRID
+        grid = x[:, :count].unflatten(1, (_GRID, _GRID)).permute(0, 3, 1, 2)
+        # Channels lie innermost here: laid out otherwise, a CPU's result depends on the batch.
+        around = F.conv2d(grid, self.weight[:, None], self.bias, padding=1, groups=len(self.bias))
+        grid = grid + around
+        return torch.cat([grid.permute(0, 2, 3, 1).flatten(1, 2), x[:, count:]], dim=1)
+
+
+class _Residual(nn.Module):
+    """Adds what a 3 x 3 convolution and a layer at each place find; begins as the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.out(F.gelu(self.conv(x)))
+        return y
 
 
 class _Encoder(nn.Sequential):
@@ -196,19 +248,25 @@ class _Encoder(nn.Sequential):
             nn.GELU(),
             nn.Conv2d(48, _LATENT, 2, stride=2),
             nn.GELU(),
-            nn.Conv2d(_LATENT, _LATENT, 3, padding=1),
+            _Residual(_LATENT),
+            _Residual(_LATENT),
             nn.GELU(),
         )
 
 
 class _Decoder(nn.Sequential):
-    """Latents [B, 96, 8, 8] -> images [B, 3, 32, 32], about [-1, 1]."""
+    """Latents [B, 96, 8, 8] -> images [B, 3, 32, 32], about [-1, 1].
+
+    Sees the whole picture, so that it can mend what single tokens have wrong.
+    """
 
     def __init__(self) -> None:
         super().__init__(
-            nn.Conv2d(_LATENT, _LATENT, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(_LATENT, _LATENT, 3, padding=1),
+            _Residual(_LATENT),
+            _Residual(_LATENT),
+            AttentionBlock(_LATENT),
+            _Residual(_LATENT),
+            _Residual(_LATENT),
             nn.GELU(),
             nn.Conv2d(_LATENT, 4 * 48, 1),
             nn.PixelShuffle(2),
@@ -226,7 +284,7 @@ class SceneTokenizer(ConvTokenizer):
         codebook_size: V.
     """
 
-    def __init__(self, codebook_size: int = 1024) -> None:
+    def __init__(self, codebook_size: int = 256) -> None:
         super().__init__(
             _Encoder(),
             _Decoder(),
@@ -238,7 +296,7 @@ class SceneTokenizer(ConvTokenizer):
         )
 
     @classmethod
-    def from_file(cls, path: str | PathLike[str], *, codebook_size: int = 1024) -> Self:
+    def from_file(cls, path: str | PathLike[str], *, codebook_size: int = 256) -> Self:
         """Loads weights that `dimo train --teacher scenes` wrote."""
         tokenizer = cls(codebook_size)
         load_state_dict(tokenizer, path)

@@ -4,7 +4,7 @@ Both descend from one design (residual blocks, attention at the coarse levels) a
 names of their parameters, in where attention sits and in how vectors are compared.
 """
 
-__all__ = ["ConvTokenizer", "Decoder", "Encoder", "Names"]
+__all__ = ["AttentionBlock", "ConvTokenizer", "Decoder", "Encoder", "Names"]
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class _ResidualBlock(nn.Module):
         return out
 
 
-class _AttentionBlock(nn.Module):
+class AttentionBlock(nn.Module):
     """Residual self-attention with one head over all positions."""
 
     def __init__(self, channels: int) -> None:
@@ -104,7 +104,7 @@ class _Level(nn.ModuleDict):
         self, widths: Sequence[int], names: Names, *, attention: bool, resample: nn.Module | None
     ) -> None:
         blocks = [_ResidualBlock(inputs, outputs) for inputs, outputs in pairwise(widths)]
-        attentions = [_AttentionBlock(width) for width in widths[1:]] if attention else []
+        attentions = [AttentionBlock(width) for width in widths[1:]] if attention else []
         super().__init__({names.blocks: nn.ModuleList(blocks), "attn": nn.ModuleList(attentions)})
         if resample is not None:
             self["downsample" if isinstance(resample, _Downsample) else "upsample"] = resample
@@ -121,7 +121,7 @@ class _Level(nn.ModuleDict):
 
 class _Middle(nn.ModuleDict):
     def __init__(self, width: int, names: Names) -> None:
-        parts = (_ResidualBlock(width, width), _AttentionBlock(width), _ResidualBlock(width, width))
+        parts = (_ResidualBlock(width, width), AttentionBlock(width), _ResidualBlock(width, width))
         super().__init__(dict(zip(names.middle, parts, strict=True)))
 
     def forward(self, x: Tensor) -> Tensor:

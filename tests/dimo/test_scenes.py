@@ -21,10 +21,10 @@ def held_out():
     return prompts("held-out")
 
 
-@pytest.fixture(scope="module")
-def scenes():
+@pytest.fixture(scope="module", params=[False, True], ids=["in steps", "free"])
+def scenes(request):
     """Three pictures of each held-out prompt."""
-    return draw(7, torch.arange(720), "held-out")
+    return draw(7, torch.arange(720), "held-out", free=request.param)
 
 
 def test_held_out_prompts_are_balanced_and_not_in_training(held_out):
@@ -125,6 +125,19 @@ def test_objects_are_whole_and_apart(scenes):
     assert int(both.max()) == 1
     edge = torch.cat([coverage[:, 0], coverage[:, -1], coverage[:, :, 0], coverage[:, :, -1]])
     assert float(edge.max()) < 0.7  # at most the tip of a star
+
+
+def test_places_sizes_and_shades_come_in_steps_unless_free():
+    index = torch.arange(400)
+    stepped, free = (draw(7, index, "train", free=free) for free in (False, True))
+    present = stepped.shapes >= 0
+    assert torch.equal(stepped.shapes, free.shapes)
+    assert torch.equal(stepped.colors, free.colors)
+    assert len(stepped.radii[present].unique()) == 10
+    assert not (stepped.centers[present] % 4).any()
+    assert len(free.radii[present].unique()) > 500
+    assert (free.centers[present] % 4).unique().numel() > 500
+    assert (stepped.centers - free.centers)[present].abs().max() <= 4
 
 
 def test_relations_hold(held_out, scenes):

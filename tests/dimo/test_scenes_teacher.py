@@ -12,7 +12,7 @@ from bench.protocol import load_protocol, protocol_text
 from dimo.cli import main
 from dimo.config import DistillRecipe, TrainRecipe, load_recipe
 from dimo.datasets import scenes
-from dimo.datasets.scene_tokens import SceneTokens, fit_tokenizer
+from dimo.datasets.scene_tokens import SceneTokens, _disturbed, fit_tokenizer
 from dimo.errors import DimoError
 from dimo.models.scenes import SceneTokenizer, SceneTransformer, SceneWords
 from dimo.models.text import Prompts, TextConditioned
@@ -95,6 +95,8 @@ def test_an_image_has_the_same_logits_in_any_batch_and_at_positions(network):
         assert logits.shape == (5, 64, 21)
         alone = network(tokens[3:4], labels[3:4])
         torch.testing.assert_close(alone[0], logits[3], atol=1e-5, rtol=1e-5)
+        near, x = network.network.near[0], torch.randn(33, 72, network.hidden_dim)
+        assert torch.equal(torch.cat([near(part) for part in x.split(7)]), near(x))
         places = torch.tensor([[3, 60]] * 5)
         torch.testing.assert_close(
             network(tokens, labels, positions=places), logits[:, [3, 60]], atol=1e-5, rtol=1e-5
@@ -141,6 +143,19 @@ def test_the_tokenizer_learns_and_is_a_function_of_its_seed():
     assert missed[1] < 0.85 * missed[0]
     once = short.state_dict()
     assert all(torch.equal(once[key], value) for key, value in again.state_dict().items())
+
+
+def test_a_few_of_the_tokens_that_the_decoder_learns_from_are_wrong():
+    vectors = torch.arange(32 * 64.0).view(32, 1, 8, 8)  # all different
+    disturbed = _disturbed(vectors, 0, 5)
+    assert torch.equal(disturbed, _disturbed(vectors, 0, 5))
+    changed = disturbed != vectors
+    assert not torch.equal(changed, _disturbed(vectors, 0, 6) != vectors)
+    shares = changed.flatten(1).float().mean(1)  # uniform rates of up to 0.2
+    assert 0.07 < shares.mean() < 0.13
+    assert shares.min() < 0.04
+    assert shares.max() < 0.4
+    assert torch.isin(disturbed, vectors).all()
 
 
 def test_training_pictures_are_functions_of_seed_and_index():
@@ -279,6 +294,18 @@ MISTAKES = {
     "300 characters": ((*SAMPLE, "scenes", "--prompt", "red " * 75), "75 words"),
     "protocol of classes": (("bench", "--teacher", "scenes"), "protocols that fit: scenes-geneval"),
     "prompts not asked for": (("bench", "--prompts", "x.txt"), "has no prompts"),
+    "reference of one's own": (
+        ("bench", "--teacher", "scenes", "--protocol", "scenes-geneval", "--reference", "x.npz"),
+        "--reference x.npz is not used",
+    ),
+    "labels beside prompts": (
+        ("eval", "images", "--protocol", "scenes-geneval", "--labels", "filename"),
+        "--labels filename is not used",
+    ),
+    "subfolders beside prompts": (
+        ("eval", "images", "--protocol", "scenes-geneval", "--recursive"),
+        "--recursive is not used",
+    ),
     "tuning": (
         ("bench", "--teacher", "scenes", "--protocol", "scenes-geneval", "--tune", "theta=0.5"),
         "--tune theta is a setting of no row",
