@@ -149,7 +149,9 @@ class SceneTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
         for parameter in (self.tokens.weight, self.words.weight, *self._places()):
             nn.init.trunc_normal_(parameter, std=0.5)
-        nn.init.trunc_normal_(self.head[-1].weight, std=0.02)
+        last = self.head[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.trunc_normal_(last.weight, std=0.02)
 
     @property
     def mask_token_id(self) -> int:
@@ -216,7 +218,7 @@ class _Neighbours(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, L + T, D] of visual tokens and words, of which the words stay as they are."""
         count = _GRID * _GRID
-        grid = x[:, :count].unflatten(1, (_GRID, _GRID)).permute(0, 3, 1, 2)
+        grid = x[:, :count].reshape(len(x), _GRID, _GRID, -1).permute(0, 3, 1, 2)
         # Channels lie innermost here: laid out otherwise, a CPU's result depends on the batch.
         around = F.conv2d(grid, self.weight[:, None], self.bias, padding=1, groups=len(self.bias))
         grid = grid + around
@@ -231,7 +233,7 @@ class _Residual(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.out = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = x + self.out(F.gelu(self.conv(x)))
