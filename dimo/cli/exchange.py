@@ -18,7 +18,10 @@ from dimo.cli.options import Weights
 )
 def export(
     run: Annotated[
-        str, typer.Argument(metavar="RUN", help="Run folder, or digits-dimo or dimo-maskgit.")
+        str,
+        typer.Argument(
+            metavar="RUN", help="Run folder, or digits-dimo, scenes-dimo or dimo-maskgit."
+        ),
     ],
     out: Annotated[
         Path,

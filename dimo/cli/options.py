@@ -66,8 +66,8 @@ Students = Annotated[
     typer.Option(
         "--student",
         metavar="[NAME=]RUN[@STEPS]",
-        help="Distilled model: run folder, file, digits-dimo or dimo-maskgit, with a name for its "
-        "rows and step counts of its own; may be repeated.",
+        help="Distilled model: run folder, file, digits-dimo, scenes-dimo or dimo-maskgit, with a "
+        "name for its rows and step counts of its own; may be repeated.",
     ),
 ]
 Baselines = Annotated[
