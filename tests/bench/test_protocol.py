@@ -307,7 +307,7 @@ def test_extractors_and_metrics_must_fit(tmp_path: Path, old: str, new: str, mes
         ('[extractor]\nname = "scenes-clip"',
          '[extractor]\nname = "inception"\nresize = "tf1-bilinear"',
          "'extractor.name' is 'inception'; allowed beside a detector: digits-cnn, scenes-clip"),
-        ('"scenes-held-out"\nsha256 = "0c1b', '"mine"\nsha256 = "0c1b',
+        ('"scenes-held-out"\nsha256 = "685f', '"mine"\nsha256 = "685f',
          "'reference.name' is 'mine'; allowed beside a detector: digits-all, scenes-held-out"),
         ('[scorer]\nname = "scenes-clip"',
          '[scorer]\nname = "clip-score"\nmodel = "ViT-B-32"\npreprocessing = "pil"',
