@@ -23,7 +23,7 @@ demo: $(READY)
 	$(BIN)/dimo demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q
 
 check: $(READY)
 	$(BIN)/ruff check dimo bench tests
