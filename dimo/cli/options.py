@@ -206,8 +206,7 @@ def refuse_unused(protocol: str, why: str, **options: object) -> None:
             value = "" if given is True else f" {given}"
             option = "--" + name.replace("_", "-")
             raise DimoError(
-                f"{option}{value} is not used under protocol {protocol!r}, which {why}; "
-                "leave it out"
+                f"{option}{value} is not used under {protocol!r}, which {why}; leave it out"
             )
 
 

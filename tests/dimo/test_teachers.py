@@ -38,7 +38,8 @@ def test_a_row_agrees_with_its_network(name):
     assert network.num_tokens == row.num_tokens
     assert row.num_classes == (0 if row.text else network.num_classes)
     for weights in row.weights.values():
-        assert weights in OFFICIAL or (ASSETS / weights).is_file()
+        assert (weights in OFFICIAL) == (row.world is None)
+        assert row.world is None or (ASSETS / weights).is_file()
     own = row.defaults
     SamplerSettings(
         own.sampler,

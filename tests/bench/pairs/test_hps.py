@@ -182,7 +182,7 @@ def test_what_is_missing_is_named(dimo, images, prompts, tmp_path, monkeypatch):
         assert said in error
     code, _, error = dimo("eval", images, "--protocol", "digits", "--prompts", prompts)
     assert code == 2
-    assert "is not used under protocol 'digits'" in error
+    assert "is not used under 'digits'" in error
     more = ["--prompts", prompts, "--labels", "filename"]
     code, _, error = dimo("eval", images, "--protocol", protocol, *more)
     assert code == 2
