@@ -17,7 +17,7 @@ from bench.protocol import load_protocol
 from bench.record import ResultRecord, Trial, Tuning, load_record, record_to_json, seal
 from dimo.cli.app import app
 
-RESULTS = Path(__file__).parents[2] / "results"
+RECORDS = sorted((Path(__file__).parents[2] / "results").glob("*-digits-*.json"))
 NASTY = {
     "script": "<script>document.title='owned'</script><img src=x onerror=document.title='owned'>",
     "attribute": "\" onmouseover=\"document.title='owned'\" x=\"' autofocus onfocus='a()",
@@ -75,11 +75,11 @@ def open_page(chromium: Browser) -> Iterator[Callable[..., Opened]]:
 
 
 def _with_everything(folder: Path) -> None:
-    """The shipped records, some of them with a sweep, all of one teacher with pictures."""
+    """The shipped records of digits, some with a sweep, all of one teacher with pictures."""
     pixels = np.random.RandomState(0).randint(0, 255, (17, 89, 3), dtype=np.uint8)
     told = {"seed": 1000, "columns": 10, "labels": [str(i % 10) for i in range(20)]}
     (folder / "pictures").mkdir()
-    for path in RESULTS.glob("*.json"):
+    for path in RECORDS:
         record = load_record(path)
         if record.method.section == "Teacher":
             trials = tuple(Trial({"temperature": t}, 1 + abs(t - 1)) for t in (0.8, 1.0, 1.2))
@@ -100,8 +100,14 @@ def _runs(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def shipped_records() -> list[ResultRecord]:
+    """Of digits: what the pages of these tests show."""
+    return [load_record(path) for path in RECORDS]
+
+
+@pytest.fixture(scope="session")
 def shipped_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of the shipped records with everything a page can show."""
+    """The page of the shipped records of digits with everything a page can show."""
     folder = tmp_path_factory.mktemp("shipped")
     results = folder / "results"
     results.mkdir()
@@ -116,7 +122,7 @@ def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     results = folder / "results"
     results.mkdir()
-    shipped = [load_record(path) for path in sorted(RESULTS.glob("*.json"))]
+    shipped = [load_record(path) for path in RECORDS]
     for number, (kind, text) in enumerate(NASTY.items()):
         (results / f"{kind}.json").write_text(record_to_json(_hostile(shipped[-1], number, text)))
     (results / "<img src=x onerror=alert(1)>.json").write_text("no record")

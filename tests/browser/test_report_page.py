@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
-from bench.record import load_record
 from bench.report.cells import MISSING
 from bench.report.table import latest
 
-RESULTS = Path(__file__).parents[2] / "results"
 pytestmark = pytest.mark.browser
 BOTH = pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 
@@ -124,12 +122,14 @@ def test_nothing_is_loaded_and_nothing_complains(open_page, shipped_page: Path) 
     assert opened.complaints == []
 
 
-def test_every_picture_is_there_and_has_words(open_page, shipped_page: Path, metrics) -> None:
+def test_every_picture_is_there_and_has_words(
+    open_page, shipped_page: Path, shipped_records, metrics
+) -> None:
     page = open_page(shipped_page).page
     pictures = page.locator("img").evaluate_all(
         "found => found.map((i) => [i.complete && i.naturalWidth > 0, i.alt])"
     )
-    records = latest(load_record(path) for path in RESULTS.glob("*.json"))
+    records = latest(shipped_records)
     assert len(pictures) == sum(record.method.section == "Teacher" for record in records) >= 5
     assert all(whole and "20 images of MaskGIT" in alt for whole, alt in pictures)
     plots = page.locator("figure > svg").evaluate_all(
