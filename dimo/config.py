@@ -31,6 +31,7 @@ from dimo.recipe import Optimization, check, known
 from dimo.strict import Origin, decode
 
 _RECIPES = Path(__file__).parent / "recipes"
+_OPTIMIZERS = ("adamw", "muon")
 _TEMPERATURES = (
     "temperature",
     "student_temperature",
@@ -170,10 +171,14 @@ class TrainRecipe(Optimization):
     """Training of an embedded teacher from data: masked cross-entropy, label dropout, EMA.
 
     Its tokenizer is trained first, in `tokenizer_steps` if it is a network.
+
+    Attributes:
+        optimizer: adamw, or muon: that for the matrices of the blocks and AdamW for the rest.
     """
 
     kind: ClassVar[str] = "train"
     teacher: str
+    optimizer: str = "adamw"
     mask_schedule: str = "arccos"
     label_smoothing: float = 0.0
     label_dropout: float = 0.1
@@ -182,6 +187,7 @@ class TrainRecipe(Optimization):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        known("optimizer", self.optimizer, _OPTIMIZERS)
         steps = self.tokenizer_steps
         check(steps >= 0, "tokenizer_steps", steps, ">= 0")
         for key in ("label_smoothing", "label_dropout", "dropout"):

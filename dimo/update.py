@@ -7,7 +7,7 @@ optimizer is told to do nothing; the host reads the counters at log lines only.
 __all__ = ["Update"]
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from dimo.launch import Ranks, data_parallel
+from dimo.muon import Muon
 
 _FIRST_SCALE, _DOUBLE_AFTER = 2.0**16, 2000  # of the loss in float16, as torch.amp.GradScaler
 
@@ -45,7 +46,9 @@ class Update:
         ranks: Who shares the batch.
         grad_clip: Largest norm of the gradient.
         scaled: Whether losses are scaled, as float16 needs it.
-        **adam: `betas`, `eps` and `weight_decay`.
+        weight_decay: Of every optimizer.
+        matrices: Parameters that Muon updates in AdamW's place.
+        **adam: `betas` and `eps`.
     """
 
     def __init__(
@@ -56,10 +59,17 @@ class Update:
         ranks: Ranks,
         grad_clip: float,
         scaled: bool,
+        weight_decay: float = 0.0,
+        matrices: Sequence[Tensor] = (),
         **adam: Any,
     ) -> None:
         self._parameters = [p for p in network.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(self._parameters, fused=True, **adam)
+        apart = {id(p) for p in matrices}
+        others = [p for p in self._parameters if id(p) not in apart]
+        adamw = torch.optim.AdamW(others, fused=True, weight_decay=weight_decay, **adam)
+        self._optimizers: dict[str, Any] = {"optimizer": adamw}
+        if matrices:
+            self._optimizers["muon"] = Muon(matrices, weight_decay=weight_decay, ranks=ranks)
         self._wrapped = data_parallel(network, ranks, device)
         self.model: Any = network if self._wrapped is network else _Parallel(network, self._wrapped)
         self._ranks, self._grad_clip, self._scaled = ranks, grad_clip, scaled
@@ -110,14 +120,15 @@ class Update:
         norms = torch._foreach_norm([p.grad for p in self._parameters if p.grad is not None])
         norm = torch.linalg.vector_norm(torch.stack(list(norms))) / divisor
         good = norm.isfinite()
-        optimizer: Any = self._optimizer
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        # the kernel divides the gradients by the one and does nothing if the other is 1
-        optimizer.grad_scale = divisor * ((norm + 1e-6) / self._grad_clip).clamp_min(1)
-        optimizer.found_inf = 1 - good.float()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        grad_scale = divisor * ((norm + 1e-6) / self._grad_clip).clamp_min(1)
+        found_inf = 1 - good.float()
+        for optimizer in self._optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            # it divides the gradients by the one and does nothing if the other is 1
+            optimizer.grad_scale, optimizer.found_inf = grad_scale, found_inf
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         self._weight.zero_()
         self._count(good)
         return norm, good
@@ -133,10 +144,10 @@ class Update:
             state["scale"].mul_(torch.where(good, self._one + double, 0.5 * self._one))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"optimizer": self._optimizer.state_dict(), **self._state}
+        return {**{k: v.state_dict() for k, v in self._optimizers.items()}, **self._state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in self._state.items():
             value.copy_(state[name])
-        own = tree_map_only(Tensor, torch.clone, state["optimizer"])
-        self._optimizer.load_state_dict(own)
+        for name, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(tree_map_only(Tensor, torch.clone, state[name]))

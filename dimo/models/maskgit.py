@@ -5,7 +5,7 @@ Sequence: L visual tokens, then the class token. The output head is the token em
 an official state dict loads without renaming.
 """
 
-__all__ = ["Layers", "MaskGIT"]
+__all__ = ["Layers", "MaskGIT", "block_matrices"]
 
 from collections.abc import Sequence
 from functools import partial
@@ -127,6 +127,12 @@ class Layers(nn.Module):
             x = x if before is None else before[number - 1](x)
             x = run_block(block, x, wanted, recomputes=self.recomputes)
         return x
+
+
+def block_matrices(network: nn.Module) -> list[Tensor]:
+    """The matrices of the blocks of `Layers` anywhere in a network; not embeddings, not outputs."""
+    found = (module for module in network.modules() if isinstance(module, Layers))
+    return [p for layers in found for p in layers.parameters() if p.ndim == 2]
 
 
 def _block(layer: nn.Module, x: Tensor, positions: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ on as many ranks and parts, others on another number.
 __all__ = ["DataTask", "StudentTask", "Task", "add_mean"]
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ class Task:
         counts = torch.stack([update.counts for update in self.updates.values()])
         return torch.stack([counts[:, 0].sum(), counts[:, 1].max()])
 
-    def _update_of(self, network: nn.Module) -> Update:
+    def _update_of(self, network: nn.Module, matrices: Sequence[Tensor] = ()) -> Update:
         recipe = self.recipe
         if recipe.gradient_checkpointing:
             recompute_activations(network)
@@ -68,9 +68,10 @@ class Task:
             ranks=self.ranks,
             grad_clip=recipe.grad_clip,
             scaled=recipe.precision == "float16",
+            weight_decay=recipe.weight_decay,
+            matrices=matrices,
             betas=recipe.adam_betas,
             eps=recipe.adam_eps,
-            weight_decay=recipe.weight_decay,
         )
 
     def _average_of(self, network: Network) -> Network:

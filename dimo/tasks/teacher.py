@@ -13,6 +13,7 @@ from dimo.config import TrainRecipe
 from dimo.ema import update_ema
 from dimo.launch import ALONE, Ranks
 from dimo.masking import mask_count, mask_ratio, random_mask
+from dimo.models.maskgit import block_matrices
 from dimo.tasks.base import Task, add_mean
 from dimo.teachers import Network
 from dimo.worlds import TrainingData
@@ -47,7 +48,8 @@ class TeacherTask(Task):
         self.model = network.to(device).train()
         self.ema = self._average_of(self.model)
         self.networks = {"model": self.model, "ema": self.ema}
-        self.updates = {"model": self._update_of(self.model)}
+        matrices = block_matrices(self.model) if recipe.optimizer == "muon" else ()
+        self.updates = {"model": self._update_of(self.model, matrices)}
 
     def step(self, step: int) -> dict[str, Tensor]:
         recipe, update = self.recipe, self.updates["model"]
