@@ -1,6 +1,6 @@
 """A record -> the job that it is the record of, from names, hashes and settings alone."""
 
-__all__ = ["job_of"]
+__all__ = ["is_of_student", "job_of"]
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,7 +53,7 @@ def job_of(
         )
     precision = method.network_precision or "float32"
     settings = _settings_of(method, precision)
-    if method.sampler not in STUDENT_SAMPLERS:
+    if not is_of_student(method):
         _check_weights(method, weights_file(teacher, "transformer", weights))
 
         def load() -> Loaded:
@@ -73,6 +73,11 @@ def job_of(
             )
 
     return lambda: Job(method.name, method.section, load(), settings)
+
+
+def is_of_student(method: MethodInfo) -> bool:
+    """Whether the row is a distilled model's; some are sampled as their teacher is."""
+    return method.sampler in STUDENT_SAMPLERS or method.student is not None
 
 
 def _settings_of(method: MethodInfo, precision: str) -> SamplerSettings:

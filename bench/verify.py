@@ -16,13 +16,12 @@ import torch
 
 from bench.differences import circumstances, differences
 from bench.evaluate import Progress
-from bench.generate import STUDENT_SAMPLERS
 from bench.geneval.bench import DetectorBench
 from bench.geneval.measure import measure_geneval
 from bench.geneval.prompts import list_sha256, prompts_of
 from bench.protocol import Protocol
 from bench.record import Evidence, MetricValue, ResultRecord
-from bench.remake import job_of
+from bench.remake import is_of_student, job_of
 from bench.run import Workbench
 from dimo.errors import DimoError
 
@@ -128,7 +127,7 @@ def repeat(
         )
     if images and not is_image_set:
         raise DimoError(f"{method.name!r} is no set of images; leave --images out")
-    if student is not None and method.sampler not in STUDENT_SAMPLERS:
+    if student is not None and not is_of_student(method):
         raise DimoError(f"{method.name!r} is no row of a student; leave --student out")
     if prompts is not None and (protocol.detector is None or is_image_set):
         raise DimoError(

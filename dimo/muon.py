@@ -79,7 +79,7 @@ class Muon(torch.optim.Optimizer):
         if count == 1:
             return mine
         flat = self._ranks.sum_(torch.cat([m.flatten() for m in mine]))
-        parts = flat.split([m.numel() for m in mine])
+        parts = torch.split(flat, [m.numel() for m in mine])
         return [part.view_as(m) for part, m in zip(parts, mine, strict=True)]
 
 

@@ -40,7 +40,11 @@ def world(tmp_path_factory):
     shutil.copytree(ASSETS / "digits-dimo", folder / "runs" / "mine")
     with pytest.MonkeyPatch.context() as patch:
         common = ("--protocol", "few.toml")
+        short = ("--set", "steps=3", "--set", "batch_size=4", "--set", "lr_warmup_steps=1")
         for arguments in (
+            ("distill", "--recipe", "digits-sdtt", *short, "--out", "runs/few-steps"),
+            ("bench", "--steps", "", "--student", "runs/few-steps@2", *common)
+            + ("--no-reference-rows",),
             ("bench", "--steps", "2", "--samplers", "confidence,theta_trapezoidal", *common),
             ("bench", "--steps", "", "--student", "runs/mine", "--student-steps", "1,2", *common)
             + ("--tune", "temperature=0.5,2", "--no-reference-rows"),
@@ -82,6 +86,7 @@ ROWS = {
     "sampler": ("θ-trapezoidal", 2),
     "student": ("Di[M]O (mine)", 1),
     "two steps": ("Di[M]O (mine)", 2),
+    "as its teacher": ("SDTT (few-steps)", 2),
     "images": ("samples.npz", None),
 }
 
