@@ -22,8 +22,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/dimo demo
 
-test: $(READY)
-	$(BIN)/python -m pytest -q
+test: $(READY) # a process a core with one thread each: faster than one process with all of them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check dimo bench tests
