@@ -23,7 +23,7 @@ demo: $(READY)
 	$(BIN)/dimo demo
 
 test: $(READY) # a process a core with one thread each: faster than one process with all of them
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check dimo bench tests
