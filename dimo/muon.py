@@ -1,6 +1,6 @@
 """Muon for a network's matrices: AdamW needs about twice the steps on the embedded `scenes`."""
 
-__all__ = ["Muon"]
+__all__ = ["Muon", "orthogonalize"]
 
 from collections.abc import Callable, Iterable
 from typing import Any

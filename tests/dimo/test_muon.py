@@ -20,16 +20,6 @@ from dimo.worlds import EncodedImages
 
 CPU = torch.device("cpu")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-TINY = {
-    "img_size": 64,
-    "hidden_dim": 32,
-    "codebook_size": 20,
-    "depth": 2,
-    "heads": 4,
-    "mlp_dim": 64,
-    "dropout": 0.0,
-    "nclass": 5,
-}
 SHAPES = [(24, 8), (8, 8), (8, 20)]
 
 
@@ -105,8 +95,8 @@ def test_an_update_that_is_not_finite_changes_nothing():
     assert not torch.equal(parameters[0], before[0][0])
 
 
-def test_matrices_of_the_blocks_are_no_embeddings_and_no_outputs():
-    for network in (MaskGIT(**TINY), SceneTransformer()):
+def test_matrices_of_the_blocks_are_no_embeddings_and_no_outputs(tiny_network):
+    for network in (MaskGIT(**tiny_network), SceneTransformer()):
         found = {id(p) for p in block_matrices(network)}
         names = {name for name, p in network.named_parameters() if id(p) in found}
         kinds = {name.split(".", 4)[-1] for name in names}
@@ -119,8 +109,8 @@ def test_matrices_of_the_blocks_are_no_embeddings_and_no_outputs():
         assert len(names) == 4 * len(network.transformer.layers)
 
 
-def test_every_parameter_has_one_optimizer():
-    network = MaskGIT(**TINY)
+def test_every_parameter_has_one_optimizer(tiny_network):
+    network = MaskGIT(**tiny_network)
     update = Update(
         network,
         device=CPU,
@@ -141,7 +131,7 @@ def test_every_parameter_has_one_optimizer():
 # --- in a training --------------------------------------------------------------------------------
 
 
-def make_task(ranks=None):
+def make_task(shape, ranks=None):
     recipe = TrainRecipe(
         teacher="digits",
         optimizer="muon",
@@ -154,7 +144,7 @@ def make_task(ranks=None):
         dropout=0.0,
     )
     torch.manual_seed(0)
-    network = MaskGIT(**TINY)
+    network = MaskGIT(**shape)
     labels = torch.arange(40) % 5
     tokens = (4 * labels[:, None] + torch.randint(3, (40, 16))) % 20
     return TeacherTask(recipe, network, EncodedImages(tokens, labels), CPU, ranks or Ranks())
@@ -168,12 +158,12 @@ def run_task(task, first, last):
     return losses
 
 
-def test_a_training_goes_on_exactly():
-    whole, part = make_task(), make_task()
+def test_a_training_goes_on_exactly(tiny_network):
+    whole, part = make_task(tiny_network), make_task(tiny_network)
     losses = run_task(whole, 0, 20)
     assert losses[-1] < losses[0] - 0.3
     run_task(part, 0, 8)
-    again = make_task()
+    again = make_task(tiny_network)
     again.load_state_dict(copy.deepcopy(part.state_dict()))
     assert run_task(again, 8, 20) == losses[8:]
     for p, q in zip(whole.model.parameters(), again.model.parameters(), strict=True):
@@ -186,7 +176,7 @@ sys.path.insert(0, {here!r})
 from test_muon import make_task, run_task
 from dimo.launch import ranks
 with ranks() as group:
-    task = make_task(group)
+    task = make_task({shape!r}, group)
     losses = run_task(task, 0, 20)
     total = float(sum(p.double().abs().sum() for p in task.model.parameters()))
     totals = group.together(lambda: total)
@@ -196,13 +186,13 @@ with ranks() as group:
 
 
 @pytest.mark.slow
-def test_two_ranks_share_the_matrices_and_give_the_curve_of_one(tmp_path, request):
+def test_two_ranks_share_the_matrices_and_give_the_curve_of_one(tiny_network, tmp_path, request):
     script = tmp_path / "script.py"
-    script.write_text(RANKS.format(here=str(request.path.parent)))
+    script.write_text(RANKS.format(here=str(request.path.parent), shape=tiny_network))
     done = subprocess.run([*TORCHRUN, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     losses, totals = json.loads(done.stdout)
-    assert losses == pytest.approx(run_task(make_task(), 0, 20), rel=1e-4)
+    assert losses == pytest.approx(run_task(make_task(tiny_network), 0, 20), rel=1e-4)
     assert totals[0] == totals[1]
 
 
