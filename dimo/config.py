@@ -31,6 +31,7 @@ from dimo.recipe import Optimization, check, known
 from dimo.strict import Origin, decode
 
 _RECIPES = Path(__file__).parent / "recipes"
+_AUXILIARY_SAMPLES = ("fresh", "shared")
 _OPTIMIZERS = ("adamw", "muon")
 _TEMPERATURES = (
     "temperature",
@@ -50,6 +51,9 @@ class DistillRecipe(Optimization):
         auxiliary_learning_rate: That of the auxiliary model; `learning_rate` is the student's.
         auxiliary_steps: Auxiliary updates after each student update. The official `fake_rounds` = k
             makes the same sequence of updates, counting k steps where this counts one.
+        auxiliary_samples: What the first of them learns from: fresh (official), new images of the
+            updated student; or shared, those of the student's own update in the same intermediate
+            states, which saves a forward of either network.
         divergence: forward_kl, reverse_kl, jeffreys, js, hellinger or pearson.
         beta: Share of the reverse KL in jeffreys; may be negative.
         weighting: constant (official weight factor 1), or dmd: each image's gradient divided by
@@ -87,6 +91,7 @@ class DistillRecipe(Optimization):
     teacher: str
     auxiliary_learning_rate: float
     auxiliary_steps: int = 1
+    auxiliary_samples: str = "fresh"
     divergence: str = "jeffreys"
     beta: float = 0.0
     weighting: str = "constant"
@@ -150,6 +155,13 @@ class DistillRecipe(Optimization):
         known("mask schedule", self.mask_schedule, MASK_SCHEDULES)
         if self.auxiliary_mask_schedule is not None:
             known("mask schedule", self.auxiliary_mask_schedule, MASK_SCHEDULES)
+        known("auxiliary samples", self.auxiliary_samples, _AUXILIARY_SAMPLES)
+        if self.auxiliary_samples == "shared" and self.auxiliary_mask_schedule is not None:
+            raise DimoError(
+                f"recipe key auxiliary_mask_schedule = {self.auxiliary_mask_schedule!r} needs "
+                'auxiliary_samples = "fresh": shared samples lie in the student update\'s '
+                "intermediate states; leave one of them out"
+            )
 
     @property
     def method(self) -> str:

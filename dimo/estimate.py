@@ -53,7 +53,8 @@ class Memory:
     - gradients: 4 x T of each network that is trained (each lives until its next update);
     - optimizer: two AdamW moments of each, 2 x 4 x T;
     - activations: what autograd keeps of the student's forward (as much as of the auxiliary
-      model's, which comes later), counted tensor by tensor, autocast's casts included;
+      model's, which comes later), counted tensor by tensor, autocast's casts included; twice that
+      if they share samples, for then both are kept at once;
     - checkpointed: the same if only each block's input [B, L, D] were kept, and the insides of the
       one block that is being recomputed;
     - working: the insides of one block of the pass under way (of the doubled batch when the teacher
@@ -172,7 +173,10 @@ def _size_of(teacher: Teacher) -> Parameters:
 
 
 def _parts(recipe: DistillationRecipe) -> dict[str, int]:
-    """Forwards an image and step: 10 of Di[M]O with a guided teacher and one auxiliary step."""
+    """Forwards an image and step: 10 of Di[M]O with a guided teacher and one auxiliary step.
+
+    Shared samples are neither drawn nor evaluated apart: 8.
+    """
     if isinstance(recipe, Di4CRecipe):
         latents, again = recipe.num_latents, _in_chunks(recipe)
         return {
@@ -182,18 +186,23 @@ def _parts(recipe: DistillationRecipe) -> dict[str, int]:
         }
     if not isinstance(recipe, DistillRecipe):
         return {"teacher": recipe.substeps, "student forward and backward": 1 + _BACKWARD}
-    turns = recipe.auxiliary_steps
-    return {
+    turns, shared = recipe.auxiliary_steps, _is_shared(recipe)
+    parts = {
         "student forward and backward": 1 + _BACKWARD,
         "teacher": 1 + _is_guided(recipe),
-        "auxiliary evaluation": 1,
-        "student re-sample": turns,
+        "auxiliary evaluation": 1 - shared,
+        "student re-sample": turns - shared,
         "auxiliary forward and backward": (1 + _BACKWARD) * turns,
     }
+    return {name: forwards for name, forwards in parts.items() if forwards}
 
 
 def _is_guided(recipe: DistillationRecipe) -> bool:
     return isinstance(recipe, DistillRecipe) and recipe.teacher_guidance_scale != 1
+
+
+def _is_shared(recipe: DistillationRecipe) -> bool:
+    return isinstance(recipe, DistillRecipe) and recipe.auxiliary_samples == "shared"
 
 
 def _in_chunks(recipe: Di4CRecipe) -> bool:
@@ -221,12 +230,14 @@ def _memory(
         if not (name == "ema" and on_gpu and recipe.ema_on_cpu)
     )
     trainable = [size.trainable for size in parameters.values()]
+    at_once = 1 + _is_shared(recipe)  # networks whose activations are kept
     return Memory(
         weights=_FLOAT * there,
         gradients=_FLOAT * sum(trainable),
         optimizer=2 * _FLOAT * sum(trainable),
-        activations=kept,
-        checkpointed=one + depth * _FLOAT * inner * whole.hidden_dim,  # one = a block and the rest
+        activations=kept * at_once,
+        # one = a block and the rest
+        checkpointed=one + at_once * depth * _FLOAT * inner * whole.hidden_dim,
         working=block * (1 + _is_guided(recipe))
         + _LOGIT_ARRAYS * _FLOAT * tokens * whole.codebook_size,
         update=_FLOAT * max(trainable),

@@ -56,6 +56,7 @@ class StudentLoss:
 @dataclass(frozen=True)
 class AuxiliaryLoss:
     loss: Tensor  # scalar: mean over the masked tokens
+    logits: Tensor  # [B, K, V] of the positions that `student_loss` asks for, without their graph
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class DiMOObjective:
         labels: Tensor,
         *,
         teacher: MaskedModel,
-        auxiliary: MaskedModel,
+        auxiliary: MaskedModel | Tensor,
         mask_ratio: Tensor | None = None,
     ) -> StudentLoss:
         """The surrogate whose gradient in the student's logits is Eq. 3.
@@ -182,7 +183,7 @@ class DiMOObjective:
             mask: [B, L] bool, which of them the intermediate state hides.
             labels: [B].
             teacher: Frozen, in eval mode.
-            auxiliary: The auxiliary model.
+            auxiliary: The auxiliary model, or what `auxiliary_loss` found its logits to be here.
             mask_ratio: [B], the share that was drawn for the mask; adaptive guidance needs it.
         """
         assert not getattr(teacher, "training", False), "a teacher in train mode has dropout"
@@ -192,7 +193,8 @@ class DiMOObjective:
             state = (tokens.masked_fill(mask, teacher.mask_token_id), labels, positions)
             scale = guidance_scales(self.teacher_guidance, self.guidance_scale, mask_ratio)
             p = _tempered(self._logits_at(teacher, *state, scale), self.teacher_temperature)
-            q = _tempered(self._logits_at(auxiliary, *state), self.auxiliary_temperature)
+            q = auxiliary if isinstance(auxiliary, Tensor) else self._logits_at(auxiliary, *state)
+            q = _tempered(q, self.auxiliary_temperature)
             gradient = logit_gradient(
                 self.divergence, teacher_logits=p, auxiliary_logits=q, beta=self.beta
             )
@@ -230,13 +232,14 @@ class DiMOObjective:
         positions = _masked_positions(mask)
         state = (tokens.masked_fill(mask, auxiliary.mask_token_id), labels, positions)
         kept = at_positions(mask[..., None], positions)[..., 0]
-        logits = self._logits_at(auxiliary, *state)[kept]  # [N, V], in the order of the mask
+        asked = self._logits_at(auxiliary, *state)
+        logits = asked[kept]  # [N, V], in the order of the mask
         loss = F.cross_entropy(logits, tokens[mask], label_smoothing=self.label_smoothing)
         if self.soft_targets:
             assert student_logits is not None, "soft targets are the student's distribution"
             soft = self._soft_loss(logits, student_logits.detach()[mask])
             loss = self.soft_targets * soft + (1 - self.soft_targets) * loss
-        return AuxiliaryLoss(loss)
+        return AuxiliaryLoss(loss, asked.detach())
 
     def _divisor(self, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor) -> Tensor:
         return gradient_divisor(

@@ -25,6 +25,15 @@ def cache_of_this_session(tmp_path_factory):
         yield
 
 
+@pytest.fixture
+def two_threads():
+    """As most users compute; `make test` runs a process a core with one thread each."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Folder of the golden files."""

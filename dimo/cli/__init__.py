@@ -5,6 +5,7 @@ __all__ = ["app", "main"]
 import sys
 
 from dimo import terminal
+from dimo.allocator import keep_freed_memory
 from dimo.cli import (  # noqa: F401  (they register)
     benchmarks,
     encoding,
@@ -22,6 +23,7 @@ from dimo.errors import DimoError
 
 def main() -> None:
     """Entry point: one red line and exit code 2 for bad input, no traceback."""
+    keep_freed_memory()
     try:
         app()
     except DimoError as error:

@@ -10,6 +10,7 @@ __all__ = ["DataTask", "StudentTask", "Task", "add_mean"]
 
 import copy
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -82,15 +83,20 @@ class Task:
         dtype = _AUTOCAST.get(self.recipe.precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
-    def _parts(self, step: int, update: Update, purpose: str) -> Iterator[Tensor]:
-        """The image indices [b] of each part of this rank's share; run a part where it is given."""
+    def _parts(self, step: int, purpose: str, *updates: Update) -> Iterator[Tensor]:
+        """The image indices [b] of each part of this rank's share; run a part where it is given.
+
+        `updates` are those of the networks that a part gives gradients to.
+        """
         size, parts = self.recipe.batch_size, self.recipe.accumulate
         share = self.ranks.share(size)
         first, rows = step * size + share.start, len(share) // parts
         for part in range(parts):
             low = first + part * rows
             torch.manual_seed(rng.stream_seed(self.recipe.seed, f"{purpose}/dropout/{low}"))
-            with update.part(is_last=part == parts - 1):
+            with ExitStack() as stack:
+                for update in updates:
+                    stack.enter_context(update.part(is_last=part == parts - 1))
                 yield torch.arange(low, low + rows, device=self.device)
 
     def state_dict(self) -> dict[str, Any]:

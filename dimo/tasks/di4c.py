@@ -43,7 +43,7 @@ class Di4CTask(DataTask):
     def step(self, step: int) -> dict[str, Tensor]:
         objective, update = self.objective, self.updates["student"]
         values: dict[str, Tensor] = {}
-        for index in self._parts(step, update, "student"):
+        for index in self._parts(step, "student", update):
             draws = objective.draw(self.tokens, self.labels, self.recipe.seed, index)
             with self._autocast():
                 self.student.eval()

@@ -10,7 +10,7 @@ from torch import Tensor
 from dimo.config import DistillRecipe
 from dimo.ema import update_ema
 from dimo.launch import ALONE, Ranks
-from dimo.objective import objective_of
+from dimo.objective import Draws, objective_of
 from dimo.tasks.base import StudentTask, add_mean
 from dimo.teachers import Network
 
@@ -57,23 +57,31 @@ class DistillTask(StudentTask):
     def step(self, step: int) -> dict[str, Tensor]:
         values: dict[str, Tensor] = {}
         self._update_student(step, values)
-        for turn in range(self.recipe.auxiliary_steps):
+        for turn in range(self._is_shared, self.recipe.auxiliary_steps):
             self._update_auxiliary(step, turn, values)
         return values
 
+    @property
+    def _is_shared(self) -> bool:
+        """Whether the auxiliary model's first update is part of the student's."""
+        return self.recipe.auxiliary_samples == "shared"
+
     def _update_student(self, step: int, values: dict[str, Tensor]) -> None:
         recipe, objective, update = self.recipe, self.objective, self.updates["student"]
-        for index in self._parts(step, update, "student"):
+        updates = self.updates.values() if self._is_shared else (update,)
+        for index in self._parts(step, "student", *updates):
             draws = objective.draw(self.student, recipe.seed, index, "student", step=step)
             with self._autocast():
                 logits, tokens = objective.generate(update.model, draws)
+            shared = self._learn(draws, logits, tokens, values) if self._is_shared else None
+            with self._autocast():
                 student = objective.student_loss(
                     logits,
                     tokens,
                     draws.mask,
                     draws.labels,
                     teacher=self.teacher,
-                    auxiliary=self.auxiliary,
+                    auxiliary=self.auxiliary if shared is None else shared,
                     mask_ratio=draws.mask_ratio,
                 )
             update.backward(student.loss)
@@ -82,19 +90,33 @@ class DistillTask(StudentTask):
         norm, good = update.step(recipe.learning_rate * recipe.learning_rate_factor(step))
         update_ema(self.ema, self.student, decay=recipe.ema_decay, step=step, good=good)
         add_mean(values, "grad_norm", norm, 1)
+        if self._is_shared:
+            self._step_auxiliary(step)
 
     def _update_auxiliary(self, step: int, turn: int, values: dict[str, Tensor]) -> None:
-        recipe, objective, update = self.recipe, self.objective, self.updates["auxiliary"]
-        purpose = f"auxiliary/{turn}"
-        for index in self._parts(step, update, purpose):
-            draws = objective.draw(self.student, recipe.seed, index, purpose, step=step)
-            with self._autocast():
-                with torch.no_grad():
-                    logits, tokens = objective.generate(self.student, draws)
-                auxiliary = objective.auxiliary_loss(
-                    update.model, tokens, draws.mask, draws.labels, student_logits=logits
-                )
-            weight = draws.mask.float().mean()  # its loss is a mean over masked tokens
-            update.backward(auxiliary.loss, weight)
-            add_mean(values, "auxiliary_loss", auxiliary.loss, weight)
-        update.step(recipe.auxiliary_learning_rate * recipe.learning_rate_factor(step))
+        objective, purpose = self.objective, f"auxiliary/{turn}"
+        for index in self._parts(step, purpose, self.updates["auxiliary"]):
+            draws = objective.draw(self.student, self.recipe.seed, index, purpose, step=step)
+            with self._autocast(), torch.no_grad():
+                logits, tokens = objective.generate(self.student, draws)
+            self._learn(draws, logits, tokens, values)
+        self._step_auxiliary(step)
+
+    def _learn(
+        self, draws: Draws, logits: Tensor, tokens: Tensor, values: dict[str, Tensor]
+    ) -> Tensor:
+        """Adds to the auxiliary model's gradient; returns its logits where `tokens` are hidden."""
+        update = self.updates["auxiliary"]
+        with self._autocast():
+            auxiliary = self.objective.auxiliary_loss(
+                update.model, tokens, draws.mask, draws.labels, student_logits=logits
+            )
+        weight = draws.mask.float().mean()  # its loss is a mean over masked tokens
+        update.backward(auxiliary.loss, weight)
+        add_mean(values, "auxiliary_loss", auxiliary.loss, weight)
+        return auxiliary.logits
+
+    def _step_auxiliary(self, step: int) -> None:
+        recipe = self.recipe
+        rate = recipe.auxiliary_learning_rate * recipe.learning_rate_factor(step)
+        self.updates["auxiliary"].step(rate)

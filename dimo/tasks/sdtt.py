@@ -51,7 +51,7 @@ class SDTTTask(DataTask):
             label_dropout=recipe.label_dropout,
         )
         values: dict[str, Tensor] = {}
-        for index in self._parts(step, update, "student"):
+        for index in self._parts(step, "student", update):
             draws = objective.draw(self.tokens, self.labels, recipe.seed, index)
             with self._autocast():
                 target = objective.target(draws, teacher=self.round_teacher)

@@ -54,7 +54,7 @@ class TeacherTask(Task):
     def step(self, step: int) -> dict[str, Tensor]:
         recipe, update = self.recipe, self.updates["model"]
         values: dict[str, Tensor] = {}
-        for index in self._parts(step, update, "model"):
+        for index in self._parts(step, "model", update):
             with self._autocast():
                 loss, weight = self._loss(update.model, index)
             update.backward(loss, weight)

@@ -99,6 +99,7 @@ def test_every_metric_has_value_interval_and_count(records, protocol):
     assert ceiling == pytest.approx(1 - (1796 * 1795 * 1794) / (6796 * 6795 * 6794))
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_batch_size_changes_no_metric(records, protocol):
     small = Workbench(protocol, device=CPU, batch_size=77)
     job = load_jobs("digits", ["digits-dimo"], [], device=CPU)[0]

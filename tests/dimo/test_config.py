@@ -90,6 +90,7 @@ def test_overrides_are_typed():
         ("loss_reduction=max", "allowed: mean, sum"),
         ("soft_target_reduction=max", "allowed: mean, sum"),
         ("auxiliary_mask_schedule=arcos", "did you mean 'arccos'"),
+        ("auxiliary_samples=share", "did you mean 'shared'"),
         ("mask_ratio_range=[0.9, 0.1]", "allowed: 0 <= low <= high <= 1"),
         ("init_mask_ratio_range=[0.1, 1.1]", "allowed: 0 <= low <= high <= 1"),
         ("init_mask_ratio_range=[0.1]", "must be a list of 2 values"),
@@ -104,6 +105,12 @@ def test_bad_overrides_are_one_line(override, words):
         load_recipe(DistillRecipe, "digits", [override])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_shared_samples_and_a_schedule_of_their_own_exclude_each_other():
+    settings = ["auxiliary_samples=shared", "auxiliary_mask_schedule=cosine"]
+    with pytest.raises(DimoError, match=r"needs auxiliary_samples = .*leave one of them out$"):
+        load_recipe(DistillRecipe, "digits", settings)
 
 
 @pytest.mark.parametrize(
@@ -197,6 +204,7 @@ def test_our_recipe_for_maskgit_differs_where_it_says_so():
         if getattr(ours, field.name) != getattr(official, field.name)
     }
     assert differing == {
+        "auxiliary_samples",
         "beta",
         "keep_mask_class",
         "seed",

@@ -77,8 +77,10 @@ def assert_untouched(found, wanted, names=("",)):
 # --- one batch, however it is split ----------------------------------------------------------
 
 
-def test_accumulation_changes_nothing_but_rounding():
-    whole, parts = make_task(batch_size=12), make_task(batch_size=12, accumulate=3)
+@pytest.mark.parametrize("samples", ["fresh", "shared"])
+def test_accumulation_changes_nothing_but_rounding(samples):
+    settings = {"batch_size": 12, "auxiliary_samples": samples}
+    whole, parts = make_task(**settings), make_task(**settings, accumulate=3)
     assert_same_curve(run_task(parts, 8), run_task(whole, 8), 1e-6)
 
 
@@ -114,13 +116,17 @@ with ranks() as group:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}], ids=["whole", "accumulated"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"accumulate": 2}, {"auxiliary_samples": "shared"}],
+    ids=["whole", "accumulated", "shared samples"],
+)
 def test_two_ranks_give_the_curve_of_one(changes, tmp_path, request):
     script = tmp_path / "script.py"
     script.write_text(RANKS.format(here=str(request.path.parent), changes=changes))
     done = subprocess.run([*TORCHRUN, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    wanted = run_task(make_task(), 50)
+    wanted = run_task(make_task(**{**changes, "accumulate": 1}), 50)
     assert wanted[-1]["gradient"] > 2 * wanted[5]["gradient"]  # something was learned from
     assert_same_curve(json.loads(done.stdout), wanted, 1e-5)
 
@@ -129,6 +135,53 @@ def test_two_ranks_give_the_curve_of_one(changes, tmp_path, request):
 def test_a_batch_that_does_not_split_is_one_error(ranks):
     with pytest.raises(DimoError, match=rf"batch_size 8 .* {ranks} ranks x accumulate 3"):
         make_task(Ranks(0, ranks), accumulate=3)
+
+
+# --- the auxiliary model's samples ------------------------------------------------------------
+
+
+class Counted:
+    """A network whose forwards are counted."""
+
+    def __init__(self, network):
+        self.network, self.calls = network, 0
+
+    def __call__(self, *args, **inputs):
+        self.calls += 1
+        return self.network(*args, **inputs)
+
+    def __getattr__(self, name):
+        return getattr(self.network, name)
+
+
+def test_shared_samples_are_those_of_the_students_update():
+    """The student takes the step it takes with fresh ones, the auxiliary model one on x, x~_t."""
+    fresh, shared, plain = make_task(), make_task(auxiliary_samples="shared"), make_task()
+    fresh.step(0)
+    shared.step(0)
+    for name in ("student", "ema"):
+        assert_untouched(weights(shared), weights(fresh), (f"{name}/",))
+    draws = plain.objective.draw(plain.student, 0, torch.arange(8), "student")
+    with torch.no_grad():
+        _, tokens = plain.objective.generate(plain.student, draws)
+    update = plain.updates["auxiliary"]
+    loss = plain.objective.auxiliary_loss(update.model, tokens, draws.mask, draws.labels).loss
+    update.backward(loss, draws.mask.float().mean())
+    update.step(RECIPE.auxiliary_learning_rate * RECIPE.learning_rate_factor(0))
+    assert_untouched(weights(shared), weights(plain), ("auxiliary/",))
+    changed = weights(fresh)
+    assert any(not torch.equal(changed[k], v) for k, v in weights(shared).items())
+
+
+@pytest.mark.parametrize(
+    ("samples", "turns", "calls"), [("fresh", 1, 2), ("shared", 1, 1), ("shared", 3, 3)]
+)
+def test_shared_samples_save_a_forward_of_either_network(samples, turns, calls):
+    task = make_task(auxiliary_samples=samples, auxiliary_steps=turns)
+    task.student = task.updates["student"].model = Counted(task.student)
+    task.auxiliary = task.updates["auxiliary"].model = Counted(task.auxiliary)
+    task.step(0)
+    assert (task.student.calls, task.auxiliary.calls) == (calls, calls)
 
 
 # --- memory ----------------------------------------------------------------------------------

@@ -53,6 +53,8 @@ def test_the_official_networks_numbers():
         ({"teacher_guidance_scale": 1.0}, 9),
         ({"auxiliary_steps": 3}, 18),
         ({"auxiliary_steps": 2, "teacher_guidance_scale": 1.0}, 13),
+        ({"auxiliary_samples": "shared"}, 8),
+        ({"auxiliary_samples": "shared", "auxiliary_steps": 3}, 16),
     ],
 )
 def test_forwards_of_a_step(changes, units):
@@ -77,6 +79,8 @@ def test_memory_grows_with_what_takes_it():
     base = estimate("digits").memory
     assert estimate("digits", batch_size=4).memory.activations > 1.9 * base.activations
     assert estimate("digits", dropout=0.1).memory.activations > base.activations
+    both = estimate("digits", auxiliary_samples="shared").memory
+    assert both.activations == 2 * base.activations
     large = estimate(batch_size=64).memory
     assert estimate(batch_size=64, precision="bfloat16").memory.peak < 0.8 * large.peak
 
@@ -137,10 +141,11 @@ def test_sdtt_costs_the_teachers_steps_and_another_teacher():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from Linux's /proc")
-def test_estimated_memory_is_the_measured_one():
+@pytest.mark.parametrize("samples", ["fresh", "shared"])
+def test_estimated_memory_is_the_measured_one(samples):
     """What is allocated; without a threshold glibc keeps freed blocks, see `Memory`."""
     done = subprocess.run(
-        [sys.executable, str(MEASURE), json.dumps(MIDDLE), "8", "2", "float32"],
+        [sys.executable, str(MEASURE), json.dumps(MIDDLE), "8", "2", "float32", samples],
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

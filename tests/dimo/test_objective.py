@@ -291,6 +291,16 @@ def test_logits_at_masked_positions_alone_change_nothing(family, keep_mask_class
         state = (tokens, draws.mask, draws.labels)
         second = objective.auxiliary_loss(asked[1], *state, student_logits=z)
         second.loss.backward()
+        again = objective.student_loss(
+            z,
+            tokens,
+            draws.mask,
+            draws.labels,
+            teacher=teacher,
+            auxiliary=second.logits,
+            mask_ratio=draws.mask_ratio,
+        )
+        assert torch.equal(again.logit_gradient, first.logit_gradient)
         return first, second, [p.grad.clone() for p in auxiliary.parameters()], asked
 
     whole, some = losses(_WholeGridOnly), losses(_Counted)

@@ -66,6 +66,7 @@ def test_a_cpu_without_bfloat16_multiplies_the_rounded_numbers(monkeypatch):
     assert float((found == exact).double().mean()) > 0.99
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", BUILD)
 def test_logits_do_not_depend_on_the_batch(name, precision):
@@ -75,6 +76,7 @@ def test_logits_do_not_depend_on_the_batch(name, precision):
         assert torch.equal(_logits(model, size), whole[:size])
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_images_do_not_depend_on_the_batch(sampler, precision):

@@ -60,6 +60,7 @@ def _history(calls):
     return callback
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("size", "guidance_scale"), [(1, 2.0), (7, 2.0), (7, 1.0)])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_teacher_images_do_not_depend_on_the_batch(teacher, sampler, size, guidance_scale):
@@ -72,6 +73,7 @@ def test_teacher_images_do_not_depend_on_the_batch(teacher, sampler, size, guida
     assert torch.equal(torch.cat([decode(part) for part in parts]), decode(whole))
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("size", [1, 7])
 @pytest.mark.parametrize(
     ("sampler", "settings"),

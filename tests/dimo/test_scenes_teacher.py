@@ -87,6 +87,7 @@ def test_other_texts_are_one_error(text, said):
 # --- network and tokenizer ------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_an_image_has_the_same_logits_in_any_batch_and_at_positions(network):
     tokens = torch.randint(0, 21, (5, 64), generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 1, 2, 0, 1])

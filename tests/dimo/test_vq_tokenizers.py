@@ -41,6 +41,7 @@ def test_codes_and_images_equal_the_official_ones(
     assert_relative(tokenizer.decode(data["codes"].flatten(1)), data["decode_code"])
 
 
+@pytest.mark.usefixtures("two_threads")
 @torch.inference_mode()
 @pytest.mark.parametrize(("cls", "case", "kind"), BOTH)
 def test_tokens_and_images_do_not_depend_on_the_batch(load, cls, case, kind):

@@ -1,7 +1,8 @@
 """Peak memory of distillation steps in a process of its own: measured, beside the estimate.
 
-`python distill_memory.py NETWORK BATCH STEPS PRECISION` prints both in bytes as JSON. NETWORK is
-JSON: what of the teacher `maskgit` is changed, e.g. {"hidden_dim": 256}. Weights are random.
+`python distill_memory.py NETWORK BATCH STEPS PRECISION SAMPLES` prints both in bytes as JSON.
+NETWORK is JSON: what of the teacher `maskgit` is changed, e.g. {"hidden_dim": 256}; SAMPLES those
+of the auxiliary model. Weights are random.
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ def train(row, recipe, steps):
         task.step(step)
 
 
-def main(network, batch_size, steps, precision):
+def main(network, batch_size, steps, precision, samples):
     row = dataclasses.replace(TEACHERS["maskgit"], network=network)
     recipe = DistillRecipe(
         teacher="maskgit",
@@ -45,6 +46,7 @@ def main(network, batch_size, steps, precision):
         auxiliary_learning_rate=1e-5,
         teacher_guidance_scale=2.0,
         precision=precision,
+        auxiliary_samples=samples,
     )
     estimate = estimate_distillation(recipe, row)
     train(dataclasses.replace(row, network=TINY), recipe, 2)  # libraries take what they need
@@ -55,4 +57,4 @@ def main(network, batch_size, steps, precision):
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    main(json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

@@ -17,7 +17,9 @@ from dimo.tasks import DistillTask, base
 CPU = torch.device("cpu")
 BATCH, STEPS = 2, 2
 FORWARD = 93.5e9  # FLOPs of one network for one image
-UNITS = 10  # forwards an image and step
+UNITS = {"fresh": 10, "shared": 8}  # forwards an image and step, by the auxiliary model's samples
+FRESH = "+ teacher's weights packed = maskgit-official"
+SHARED = "+ shared samples = maskgit"
 
 
 def _seconds(step):
@@ -37,9 +39,14 @@ def _plain(autocast):
     return _seconds(lambda _: step(BATCH))
 
 
-def _ours(precision):
+def _ours(precision, samples="fresh"):
     torch.manual_seed(0)
-    settings = {"batch_size": BATCH, "precision": precision, "beta": 0.0}
+    settings = {
+        "batch_size": BATCH,
+        "precision": precision,
+        "beta": 0.0,
+        "auxiliary_samples": samples,
+    }
     recipe = load_recipe(DistillRecipe, "maskgit", [f"{k}={v}" for k, v in settings.items()])
     teacher, student = MaskGIT(), MaskGIT()
     student.load_state_dict(teacher.state_dict())
@@ -57,7 +64,8 @@ def _by_measure(monkeypatch, precision):
     with monkeypatch.context() as patch:
         patch.setattr(base, "in_precision", lambda network, precision: network)
         found["+ quick dropout"] = _ours(precision)
-    found["+ teacher's weights packed = dimo"] = _ours(precision)
+    found[FRESH] = _ours(precision)
+    found[SHARED] = _ours(precision, "shared")
     return found
 
 
@@ -85,12 +93,15 @@ def test_a_step_against_the_official_structure(monkeypatch):
     slow = seconds["float32", "official structure"]
     print(f"\nDi[M]O step, 174 M, batch {BATCH}, on {device_name(CPU)}")
     for (precision, name), value in seconds.items():
-        rate = UNITS * BATCH * FORWARD / value / rates[torch.float32]
-        print(f"  {precision:8s} {name:40s} {value:6.2f} s {slow / value:5.2f} x  rate {rate:.2f}")
+        units = UNITS["shared" if name == SHARED else "fresh"]
+        rate = units * BATCH * FORWARD / value / rates[torch.float32]
+        print(f"  {precision:8s} {name:46s} {value:6.2f} s {slow / value:5.2f} x  rate {rate:.2f}")
     products = rates[torch.bfloat16] / rates[torch.float32]
-    print(f"  rate: {UNITS} forwards an image, as a share of float32's matmul rate")
+    print(f"  rate: of forwards {UNITS} an image, as a share of float32's matmul rate")
     print(f"  matrix products alone: bfloat16 {products:.2f} x float32")
-    # what is reached; the aims are 1.2 in float32 and 2.5 in bfloat16
-    assert slow >= 1.1 * seconds["float32", "+ teacher's weights packed = dimo"]
+    # fresh samples: what is reached; in bfloat16 it depends on what the CPU gains by the type
+    assert slow >= 1.1 * seconds["float32", FRESH]
+    assert slow >= 1.2 * seconds["float32", SHARED]
     if has_bfloat16():
-        assert slow >= 0.9 * products * seconds["bfloat16", "+ teacher's weights packed = dimo"]
+        assert slow >= 0.9 * products * seconds["bfloat16", FRESH]
+        assert slow >= 2.5 * seconds["bfloat16", SHARED]

@@ -17,15 +17,15 @@ def _free_bytes():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from Linux's /proc")
-def test_memory_of_the_official_network_is_estimated():
-    """174 M parameters, batch 2, float32, one step; the allocator's own share is measured too."""
+@pytest.mark.parametrize("samples", ["fresh", "shared"])
+def test_memory_of_the_official_network_is_estimated(samples):
+    """174 M parameters, batch 2, float32, two steps; the allocator's own share is measured too."""
     if _free_bytes() < NEEDED:
         pytest.skip(f"needs {NEEDED / 1e9:.0f} GB of free memory")
-    done = subprocess.run(
-        [sys.executable, str(MEASURE), "{}", "2", "1", "float32"], capture_output=True, text=True
-    )
+    command = [sys.executable, str(MEASURE), "{}", "2", "2", "float32", samples]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     ratio = found["estimated"] / found["measured"]
-    print(f"estimated : measured memory of a step at full size = {ratio:.2f} : 1")
+    print(f"estimated : measured memory of a step at full size, {samples} samples = {ratio:.2f} : 1")
     assert 0.85 < ratio < 1.15

@@ -90,6 +90,7 @@ def test_every_extractor_of_the_catalog_can_be_loaded():
         assert (bench.features._LOADERS[name].shipped is None) == bool(kind.weights)
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_features_do_not_depend_on_batches(cnn):
     images, labels = (rows[:75] for rows in digits.load())
     whole = extract(cnn, [(images, labels)], count=75)

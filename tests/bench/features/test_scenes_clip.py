@@ -109,6 +109,7 @@ def test_equal_captions_of_a_batch_are_all_right():
 # --- features -------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_features_do_not_depend_on_the_batch(extractor, clip):
     images, _ = pictures(13, 70)
     together = extract(extractor, [(images, None)]).features

@@ -122,6 +122,7 @@ def test_boxes_and_masks_are_those_of_the_objects(detector):
     assert np.mean(overlaps) > 0.8
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_a_result_does_not_depend_on_the_batch(detector):
     images = pixels(draw(16, torch.arange(130), "held-out").images)
     together = detector.detect(images)

@@ -198,6 +198,7 @@ def test_a_round_of_sdtt_begins_with_the_average():
 # --- sampling --------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("size", [1, 7])
 @pytest.mark.parametrize("method", ["di4c-d", "sdtt"])
 def test_images_do_not_depend_on_the_batch(method, size, runs):
