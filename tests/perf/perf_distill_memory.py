@@ -27,5 +27,5 @@ def test_memory_of_the_official_network_is_estimated(samples):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     ratio = found["estimated"] / found["measured"]
-    print(f"estimated : measured memory of a step at full size, {samples} samples = {ratio:.2f} : 1")
+    print(f"estimated : measured memory of a full-size step, {samples} samples = {ratio:.2f} : 1")
     assert 0.85 < ratio < 1.15
