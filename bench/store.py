@@ -102,9 +102,10 @@ def find_record(name: str, folder: str | os.PathLike[str]) -> tuple[ResultRecord
         return load_record(name), Path(name).parent
     found = [record for record in load_all(folder)[0] if record.run_id.startswith(name)]
     if len(found) != 1 or not name:
+        advice = "more digits of it" if found else "another one (dimo results list has them)"
         raise DimoError(
-            f"{len(found)} records in {folder} have a run id that begins with {name!r}; give the "
-            "path of a record's file, or more digits of its run id"
+            f"{len(found)} records in {folder} have a run id that begins with {name!r}; give "
+            f"{advice}, or the path of a record's file"
         )
     return found[0], Path(folder)
 

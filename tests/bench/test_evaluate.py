@@ -559,6 +559,7 @@ def test_compare_refuses_rows_that_are_not_paired(dimo, samples, tmp_path):
     assert "is not what the record names" in err
     _, err = dimo("compare", "ffff", "0000", "--protocol", "tiny.toml", code=2)
     assert "0 records in results" in err
+    assert "give another one (dimo results list has them), or the path" in err
 
 
 # --- code of one's own -----------------------------------------------------------------------

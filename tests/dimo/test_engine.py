@@ -109,7 +109,7 @@ sys.path.insert(0, {here!r})
 from test_engine import make_task, run_task
 from dimo.launch import ranks
 with ranks() as group:
-    curve = run_task(make_task(group, **{changes!r}), 50)
+    curve = run_task(make_task(group, **{changes!r}), {steps})
     if group.is_first:
         print(json.dumps(curve))
 """
@@ -117,17 +117,18 @@ with ranks() as group:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"accumulate": 2}, {"auxiliary_samples": "shared"}],
+    ("changes", "steps"),
+    [({}, 50), ({"accumulate": 2}, 20), ({"auxiliary_samples": "shared"}, 20)],
     ids=["whole", "accumulated", "shared samples"],
 )
-def test_two_ranks_give_the_curve_of_one(changes, tmp_path, request):
+def test_two_ranks_give_the_curve_of_one(changes, steps, tmp_path, request):
     script = tmp_path / "script.py"
-    script.write_text(RANKS.format(here=str(request.path.parent), changes=changes))
+    here = str(request.path.parent)
+    script.write_text(RANKS.format(here=here, changes=changes, steps=steps))
     done = subprocess.run([*TORCHRUN, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    wanted = run_task(make_task(**{**changes, "accumulate": 1}), 50)
-    assert wanted[-1]["gradient"] > 2 * wanted[5]["gradient"]  # something was learned from
+    wanted = run_task(make_task(**{**changes, "accumulate": 1}), steps)
+    assert wanted[-1]["gradient"] > 1.5 * wanted[5]["gradient"]  # something was learned from
     assert_same_curve(json.loads(done.stdout), wanted, 1e-5)
 
 
