@@ -73,7 +73,9 @@ class DistillTask(StudentTask):
             draws = objective.draw(self.student, recipe.seed, index, "student", step=step)
             with self._autocast():
                 logits, tokens = objective.generate(update.model, draws)
-            shared = self._learn(draws, logits, tokens, values) if self._is_shared else None
+            auxiliary = (
+                self._learn(draws, logits, tokens, values) if self._is_shared else self.auxiliary
+            )
             with self._autocast():
                 student = objective.student_loss(
                     logits,
@@ -81,13 +83,13 @@ class DistillTask(StudentTask):
                     draws.mask,
                     draws.labels,
                     teacher=self.teacher,
-                    auxiliary=self.auxiliary if shared is None else shared,
+                    auxiliary=auxiliary,
                     mask_ratio=draws.mask_ratio,
                 )
             update.backward(student.loss)
             masked = draws.mask.sum()
             add_mean(values, "gradient", student.logit_gradient.abs().sum() / masked, masked)
-        norm, good = update.step(recipe.learning_rate * recipe.learning_rate_factor(step))
+        norm, good = update.step(recipe.learning_rate_at(step))
         update_ema(self.ema, self.student, decay=recipe.ema_decay, step=step, good=good)
         add_mean(values, "grad_norm", norm, 1)
         if self._is_shared:

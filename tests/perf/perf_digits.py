@@ -86,4 +86,4 @@ def test_distillation_step_against_the_official_structure():
     )
     # the aim of 2 takes bfloat16: in float32 the matrix products alone leave 10 / 7 and 10 / 9
     assert slow >= (1.5 if has_bfloat16() else 1.1) * fresh
-    assert slow >= (1.8 if has_bfloat16() else 1.35) * shared
+    assert slow >= (2 if has_bfloat16() else 1.35) * shared

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 BATCH, STEPS = 2, 2
 FORWARD = 93.5e9  # FLOPs of one network for one image
 UNITS = {"fresh": 10, "shared": 8}  # forwards an image and step, by the auxiliary model's samples
-FRESH = "+ teacher's weights packed = maskgit-official"
+FRESH = "+ teacher's weights packed"
 SHARED = "+ shared samples = maskgit"
 
 
@@ -95,7 +95,7 @@ def test_a_step_against_the_official_structure(monkeypatch):
     for (precision, name), value in seconds.items():
         units = UNITS["shared" if name == SHARED else "fresh"]
         rate = units * BATCH * FORWARD / value / rates[torch.float32]
-        print(f"  {precision:8s} {name:46s} {value:6.2f} s {slow / value:5.2f} x  rate {rate:.2f}")
+        print(f"  {precision:8s} {name:40s} {value:6.2f} s {slow / value:5.2f} x  rate {rate:.2f}")
     products = rates[torch.bfloat16] / rates[torch.float32]
     print(f"  rate: of forwards {UNITS} an image, as a share of float32's matmul rate")
     print(f"  matrix products alone: bfloat16 {products:.2f} x float32")
