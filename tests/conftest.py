@@ -3,6 +3,10 @@
 import dataclasses
 import gzip
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +36,102 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+# Imports what the commands import, which takes most of their time, and never computes.
+_FORKS = """
+import gc, json, os, runpy, sys, traceback
+import accelerate, matplotlib, pandas, torch, torchvision
+import bench.jobs, bench.report.page, bench.run, dimo.cli, dimo.runs
+
+gc.freeze()
+for line in sys.stdin:
+    request, children = json.loads(line), []
+    for number in range(len(request["environs"])):
+        children.append(os.fork())
+        if children[-1] == 0:
+            break
+    else:
+        ends = [os.waitpid(child, 0)[1] for child in children]
+        print(json.dumps([os.waitstatus_to_exitcode(end) for end in ends]), flush=True)
+        continue
+    break
+else:
+    os._exit(0)
+os.environ.clear()
+os.environ.update(request["environs"][number])
+os.chdir(request["cwd"])
+files = zip((os.devnull, *request["outputs"]), (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY))
+for number, (name, flags) in enumerate(files):
+    os.dup2(os.open(name, flags | os.O_APPEND), number)
+sys.argv, code = request["argv"], 0
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as stop:
+    code = stop.code or 0
+except BaseException:
+    traceback.print_exc()
+    code = 1
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(code)  # taking all that was imported down again takes seconds
+"""
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """`forks(argv, cwd, environs)`: a process of a script for each environment.
+
+    They are forks of one that has imported the libraries. Returns their exit codes and what they
+    wrote to stdout and stderr.
+    """
+    outputs = [tmp_path_factory.mktemp("output") / name for name in ("stdout", "stderr")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", _FORKS], **pipes) as server:
+
+        def call(argv, cwd, environs):
+            for path in outputs:
+                path.write_bytes(b"")
+            request = {"argv": list(map(str, argv)), "cwd": str(cwd), "environs": environs}
+            request["outputs"] = list(map(str, outputs))
+            print(json.dumps(request), file=server.stdin, flush=True)
+            codes = json.loads(server.stdout.readline())
+            return codes, *(path.read_text() for path in outputs)
+
+        yield call
+        server.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def run(forks):
+    """`run("report", ..., cwd=folder, code=0)`: the finished process of a command."""
+    dimo = Path(sys.executable).with_name("dimo")
+
+    def call(*arguments, cwd, code=0):
+        ((found,), out, err) = forks([dimo, *arguments], cwd, [dict(os.environ)])
+        assert found == code, err
+        return subprocess.CompletedProcess(arguments, found, out, err)
+
+    return call
+
+
+@pytest.fixture
+def run_ranks(forks, tmp_path):
+    """`run_ranks(program)`: what two ranks write to stdout, started as torchrun does."""
+
+    def call(program, cwd=tmp_path):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        shared |= {"TORCHELASTIC_RUN_ID": "test"}
+        environs = [{**os.environ, **shared, "RANK": r, "LOCAL_RANK": r} for r in ("0", "1")]
+        script = tmp_path / "script.py"
+        script.write_text(program)
+        codes, out, err = forks([script], cwd, environs)
+        assert codes == [0, 0], err
+        return out
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -8,19 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-DIMO = [str(Path(sys.executable).with_name("dimo"))]
+from bench.paths import data_dir
+
 TINY = ["--set", "steps=4", "--set", "batch_size=4", "--set", "checkpoint_every=4"]
 
 
-def run(*arguments, cwd, code=0):
-    """Runs the installed command; returns the finished process, output as text."""
-    done = subprocess.run([*DIMO, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    return done
-
-
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(run, tmp_path_factory):
     """A folder with a finished tiny run and a results folder with two records."""
     folder = tmp_path_factory.mktemp("world")
     run("distill", "--teacher", "digits", *TINY, "--out", "tiny", cwd=folder)
@@ -44,7 +38,7 @@ def world(tmp_path_factory):
     ]
     + ["protocols list", "protocols show", "protocols validate"],
 )
-def test_every_command_has_help_with_an_example(command, tmp_path):
+def test_every_command_has_help_with_an_example(run, command, tmp_path):
     text = run(*command.split(), "--help", cwd=tmp_path).stdout
     assert "Example" in text
     assert f"dimo {command}" in " ".join(text.split())
@@ -72,7 +66,7 @@ def test_bench_writes_records_and_prints_a_table(world):
     assert record["packages"]["torch"]
 
 
-def test_report_shows_measured_rows_apart_from_quoted_ones(world):
+def test_report_shows_measured_rows_apart_from_quoted_ones(run, world):
     text = run("report", cwd=world).stdout
     measured, quoted = text.split("## Quoted", 1)
     assert "Di[M]O (tiny)" in measured
@@ -81,7 +75,7 @@ def test_report_shows_measured_rows_apart_from_quoted_ones(world):
     assert "6.91" not in measured
 
 
-def test_results_are_append_only(world, tmp_path):
+def test_results_are_append_only(run, world, tmp_path):
     before = {p.name: p.read_bytes() for p in (world / "results").glob("**/*.*")}
     run("bench", "--steps", "1", "--no-reference-rows", cwd=world)
     after = {p.name: p.read_bytes() for p in (world / "results").glob("**/*.*")}
@@ -89,12 +83,13 @@ def test_results_are_append_only(world, tmp_path):
     assert all(after[name] == content for name, content in before.items())
 
 
-def test_the_same_seed_gives_the_same_numbers_at_any_batch_size(world, tmp_path):
-    values = []
+def test_the_same_seed_gives_the_same_numbers_at_any_batch_size(run, world, tmp_path):
+    values, text = [], (data_dir("protocols") / "digits.toml").read_text()
+    (tmp_path / "few.toml").write_text(text.replace("num_images = 5000", "num_images = 1010"))
     for size in (64, 500):
         done = run(
             *("bench", "--steps", "4", "--no-reference-rows", "--batch-size", size, "--json"),
-            *("--results", tmp_path / str(size)),
+            *("--results", tmp_path / str(size), "--protocol", tmp_path / "few.toml"),
             cwd=world,
         )
         metrics = json.loads(done.stdout)[0]["metrics"]
@@ -102,7 +97,7 @@ def test_the_same_seed_gives_the_same_numbers_at_any_batch_size(world, tmp_path)
     assert values[0] == pytest.approx(values[1], rel=1e-8)
 
 
-def test_tuning_looks_at_the_selection_seed_only(world, tmp_path):
+def test_tuning_looks_at_the_selection_seed_only(run, world, tmp_path):
     done = run(
         *("bench", "--steps", "", "--student", "digits-dimo", "--no-reference-rows", "--json"),
         *("--tune", "temperature=0.8,1", "--results", tmp_path),
@@ -114,7 +109,7 @@ def test_tuning_looks_at_the_selection_seed_only(world, tmp_path):
     assert "temperature in {0.8, 1}" in method["selected_by"]
 
 
-def test_sample_draws_a_grid(world):
+def test_sample_draws_a_grid(run, world):
     models = ("--model", "digits", "--model", "tiny")
     run("sample", *models, "--steps", "1,4", "--labels", "3,7", cwd=world)
     with Image.open(world / "samples.png") as picture:
@@ -151,7 +146,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_one_line_and_write_nothing(mistake, world):
+def test_mistakes_are_one_line_and_write_nothing(run, mistake, world):
     arguments, words = MISTAKES[mistake]
     before = sorted(world.rglob("*"))
     done = run(*arguments, cwd=world, code=2)
@@ -162,7 +157,7 @@ def test_mistakes_are_one_line_and_write_nothing(mistake, world):
     assert sorted(world.rglob("*")) == before
 
 
-def test_a_corrupt_record_is_named_and_left_out(world, tmp_path):
+def test_a_corrupt_record_is_named_and_left_out(run, world, tmp_path):
     results = tmp_path / "results"
     results.mkdir()
     source = next((world / "results").glob("*.json"))
@@ -175,7 +170,17 @@ def test_a_corrupt_record_is_named_and_left_out(world, tmp_path):
     assert "edited.json" in done.stderr
 
 
-def test_the_interpreter_finds_nothing_in_its_folder(tmp_path):
+def test_the_installed_command(tmp_path):
     """Shipped protocols, recipes and weights are found from any folder."""
-    assert "digits" in run("protocols", "list", cwd=tmp_path).stdout
-    assert 'name = "digits"' in run("protocols", "show", "digits", cwd=tmp_path).stdout
+    dimo = Path(sys.executable).with_name("dimo")
+
+    def output(*arguments):
+        done = subprocess.run([dimo, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "digits" in output("protocols", "list")
+    assert 'name = "digits"' in output("protocols", "show", "digits")
+    done = subprocess.run([dimo, "bench", "--steps", "0"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: --steps '0' is not allowed")

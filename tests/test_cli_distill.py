@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,17 +19,10 @@ from dimo.runs import distill
 from dimo.weights import ASSETS
 
 CPU = torch.device("cpu")
-DIMO = str(Path(sys.executable).with_name("dimo"))
 
 
 class InterruptedTrainingError(Exception):
     """Stands for a killed process."""
-
-
-def run(*arguments, cwd, code=0):
-    done = subprocess.run([DIMO, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +172,7 @@ def test_three_lines_of_python_sample_a_run(watched):
     assert (job.settings.temperature, batch.nfe) == (0.5, 1)
 
 
-def test_dry_run_prints_everything_and_writes_nothing(tmp_path):
+def test_dry_run_prints_everything_and_writes_nothing(run, tmp_path):
     arguments = ("distill", "--recipe", "digits", "--set", "batch_size=64", "--dry-run")
     text = run(*arguments, cwd=tmp_path).stdout
     for key in RECIPE.__dataclass_fields__:
@@ -201,7 +191,7 @@ def test_dry_run_prints_everything_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_dry_run_of_an_official_teacher_needs_no_weights(tmp_path, monkeypatch):
+def test_dry_run_of_an_official_teacher_needs_no_weights(run, tmp_path, monkeypatch):
     monkeypatch.setenv("DIMO_WEIGHTS", str(tmp_path))
     done = run(
         *("distill", "--teacher", "maskgit", "--device", "cuda", "--dry-run", "--json"),
@@ -213,7 +203,7 @@ def test_dry_run_of_an_official_teacher_needs_no_weights(tmp_path, monkeypatch):
     assert sum(found["flops"]["parts"].values()) == 8  # shared samples
 
 
-def test_export_and_import(tmp_path):
+def test_export_and_import(run, tmp_path):
     run("export", "digits-dimo", "-o", "pytorch_model.bin", cwd=tmp_path)
     done = run(
         *("import", "pytorch_model.bin", "--teacher", "digits", "-o", "runs/again"),
@@ -229,7 +219,7 @@ def test_export_and_import(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["distill", "export", "import"])
-def test_help_has_an_example(command, tmp_path):
+def test_help_has_an_example(run, command, tmp_path):
     text = run(command, "--help", cwd=tmp_path).stdout
     assert "Example" in text
     assert f"dimo {command}" in " ".join(text.split())
@@ -269,7 +259,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_one_line_and_write_nothing(mistake, tmp_path):
+def test_mistakes_are_one_line_and_write_nothing(run, mistake, tmp_path):
     arguments, words = MISTAKES[mistake]
     (tmp_path / "file").touch()
     (tmp_path / "unfinished").mkdir()

@@ -1,8 +1,6 @@
 """`dimo report` as a user meets it: formats, files left out, ablations, a page kept up to date."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,15 +11,7 @@ from bench.jobs import Job, method_info
 from dimo.teachers import load_student
 
 ROOT = Path(__file__).parent.parent
-DIMO = [str(Path(sys.executable).with_name("dimo"))]
 TINY = ["--set", "steps=2", "--set", "batch_size=4", "--set", "checkpoint_every=2"]
-
-
-def run(*arguments, cwd, code=0):
-    """Runs the installed command; returns the finished process, output as text."""
-    done = subprocess.run([*DIMO, *map(str, arguments)], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
-    return done
 
 
 @pytest.fixture
@@ -34,7 +24,7 @@ def world(tmp_path):
     return tmp_path
 
 
-def test_the_tables_of_the_readme_are_those_of_the_records(tmp_path):
+def test_the_tables_of_the_readme_are_those_of_the_records(run, tmp_path):
     """Stale? `dimo report --update README.md` makes them again from `results/`."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     page = tmp_path / "README.md"
@@ -45,7 +35,7 @@ def test_the_tables_of_the_readme_are_those_of_the_records(tmp_path):
     assert fresh == text, "README.md is stale: run `dimo report --update README.md`"
 
 
-def test_every_format_of_the_same_results(world):
+def test_every_format_of_the_same_results(run, world):
     markdown = run("report", cwd=world).stdout
     assert markdown.startswith("## Handwritten digits, 8 x 8")
     assert run("report", "--protocol", "digits", cwd=world).stdout == markdown
@@ -61,7 +51,7 @@ def test_every_format_of_the_same_results(world):
     assert (world / "table.tex").read_text() == latex
 
 
-def test_strict_exits_with_1_and_still_reports(world):
+def test_strict_exits_with_1_and_still_reports(run, world):
     assert run("report", "--strict", cwd=world).returncode == 0
     copied = min((world / "results").glob("*maskgit-8*"))
     text = copied.read_text()
@@ -105,7 +95,7 @@ def test_strict_exits_with_1_and_still_reports(world):
         (["--update", "page.md"], "0 whole tables between"),
     ],
 )
-def test_mistakes_are_one_line(world, arguments, words):
+def test_mistakes_are_one_line(run, world, arguments, words):
     (world / "page.md").write_text("nothing here\n")
     done = run("report", *arguments, cwd=world, code=2)
     assert done.stdout == ""
@@ -114,7 +104,7 @@ def test_mistakes_are_one_line(world, arguments, words):
     assert words in done.stderr
 
 
-def test_an_ablation_is_noted_from_distillation_to_record(tmp_path):
+def test_an_ablation_is_noted_from_distillation_to_record(run, tmp_path):
     unwatched = ("--sample-every", "0", "--score-every", "0")
     chosen = ("--set", "beta=0.3", "--ablation", "beta,init_mask_ratio")
     run("distill", *TINY, *unwatched, *chosen, "--out", "varied", cwd=tmp_path)
@@ -131,7 +121,7 @@ def test_an_ablation_is_noted_from_distillation_to_record(tmp_path):
     assert "ablation" not in config["plain"]
 
 
-def test_an_unknown_key_to_ablate_is_said_before_training(tmp_path):
+def test_an_unknown_key_to_ablate_is_said_before_training(run, tmp_path):
     done = run("distill", *TINY, "--ablation", "bta", "--out", "x", cwd=tmp_path, code=2)
     assert "unknown key of the recipe to ablate 'bta'" in done.stderr
     assert "did you mean 'beta'" in done.stderr

@@ -69,10 +69,11 @@ Line: TypeAlias = tuple[Piece, ...]
 
 @dataclass(frozen=True)
 class Heading:
-    """Level 1 is the highest inside a report."""
+    """Level 1 is the highest inside a report; what follows a detail may be folded away."""
 
     level: int
     line: Line
+    is_detail: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ __all__ = ["code", "pipe_table", "report_markdown", "section_markdown", "text"]
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from bench.report.blocks import (
     Block,
@@ -29,12 +29,15 @@ _ACTIVE = re.compile(r"[\\`*|~#&<>$_\]:.]")  # whatever may have to be escaped h
 
 def report_markdown(report: Report) -> str:
     """Measured results first, then quoted ones, then files left out; ends with a newline."""
-    return _written(report_blocks(report), top=2)
+    return _joined(_block(block, top=2) for block in report_blocks(report))
 
 
 def section_markdown(report: Report) -> str:
-    """The measured part alone, to stand in a page that has its own headings around it."""
-    return _written(measured_part(report), top=3)
+    """The measured part alone, to stand in a page that has its own headings around it.
+
+    Details are folded away, as GitHub shows `<details>`.
+    """
+    return _joined(_folded(measured_part(report), top=3))
 
 
 def text(value: object, longest: int = 60) -> str:
@@ -89,8 +92,23 @@ def pipe_table(
     return "\n".join(f"| {line} |" for line in padded)
 
 
-def _written(blocks: Iterable[Block], top: int) -> str:
-    return "\n\n".join(_block(block, top) for block in blocks) + "\n"
+def _joined(parts: Iterable[str]) -> str:
+    return "\n\n".join(parts) + "\n"
+
+
+def _folded(blocks: Iterable[Block], top: int) -> Iterator[str]:
+    """The text of each block, from the heading of a detail to the next heading in `<details>`."""
+    inside = False
+    for block in blocks:
+        if not isinstance(block, Heading):
+            yield _block(block, top)
+            continue
+        if inside:
+            yield "</details>"
+        inside = block.is_detail
+        yield f"<details><summary>{_line(block.line)}</summary>" if inside else _block(block, top)
+    if inside:
+        yield "</details>"
 
 
 def _block(block: Block, top: int) -> str:

@@ -29,7 +29,7 @@ def measured_blocks(part: ProtocolReport) -> list[Block]:
     return [
         _results_table(part, rows),
         Bullets((*table_notes(rows, part.protocol), *left_out)),
-        Heading(2, ("Settings of each row",)),
+        Heading(2, ("Settings of each row",), is_detail=True),
         _settings_table(part, rows),
     ]
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -316,14 +315,9 @@ with ranks() as group:
 
 
 @pytest.mark.slow
-def test_two_ranks_write_the_same_bytes_for_every_sampler(jobs, tmp_path):
+def test_two_ranks_write_the_same_bytes_for_every_sampler(jobs, run_ranks, tmp_path, request):
     (tmp_path / "two").mkdir()
-    script = tmp_path / "script.py"
-    script.write_text(RANKS.format(here=os.path.dirname(__file__)))  # noqa: PTH120
-    done = subprocess.run(
-        [*TORCHRUN, str(script)], cwd=tmp_path / "two", capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    run_ranks(RANKS.format(here=str(request.path.parent)), cwd=tmp_path / "two")
     for sampler, job in jobs.items():
         for name in (f"{sampler}.npz", sampler):
             export(job, tmp_path / "one" / name, 620, 64)

@@ -3,8 +3,6 @@
 import copy
 import dataclasses
 import json
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -24,7 +22,6 @@ from dimo.update import Update
 from dimo.worlds import EncodedImages
 
 CPU = torch.device("cpu")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 RECIPE = DistillRecipe(
     teacher="digits",
     steps=50,
@@ -122,14 +119,11 @@ with ranks() as group:
     [{}, {"accumulate": 2}, {"auxiliary_samples": "shared"}],
     ids=["whole", "accumulated", "shared samples"],
 )
-def test_two_ranks_give_the_curve_of_one(changes, tmp_path, request):
-    script = tmp_path / "script.py"
-    script.write_text(RANKS.format(here=str(request.path.parent), changes=changes))
-    done = subprocess.run([*TORCHRUN, str(script)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_two_ranks_give_the_curve_of_one(changes, run_ranks, request):
+    out = run_ranks(RANKS.format(here=str(request.path.parent), changes=changes))
     wanted = run_task(make_task(**{**changes, "accumulate": 1}), 50)
     assert wanted[-1]["gradient"] > 2 * wanted[5]["gradient"]  # something was learned from
-    assert_same_curve(json.loads(done.stdout), wanted, 1e-5)
+    assert_same_curve(json.loads(out), wanted, 1e-5)
 
 
 @pytest.mark.parametrize("ranks", [1, 3])

@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -19,7 +17,6 @@ from dimo.update import Update
 from dimo.worlds import EncodedImages
 
 CPU = torch.device("cpu")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 SHAPES = [(24, 8), (8, 8), (8, 20)]
 
 
@@ -186,12 +183,9 @@ with ranks() as group:
 
 
 @pytest.mark.slow
-def test_two_ranks_share_the_matrices_and_give_the_curve_of_one(tiny_network, tmp_path, request):
-    script = tmp_path / "script.py"
-    script.write_text(RANKS.format(here=str(request.path.parent), shape=tiny_network))
-    done = subprocess.run([*TORCHRUN, str(script)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    losses, totals = json.loads(done.stdout)
+def test_two_ranks_share_the_matrices_and_give_the_curve_of_one(tiny_network, run_ranks, request):
+    out = run_ranks(RANKS.format(here=str(request.path.parent), shape=tiny_network))
+    losses, totals = json.loads(out)
     assert losses == pytest.approx(run_task(make_task(tiny_network), 0, 20), rel=1e-4)
     assert totals[0] == totals[1]
 

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from bench.protocol import Protocol
 from bench.record import ProtocolInfo, ResultRecord
 from bench.report import PublishedRow, Report, collect_report, results_frame
-from bench.report.markdown import code, report_markdown, text
+from bench.report.markdown import code, report_markdown, section_markdown, text
 from bench.report.table import best_and_second, latest
 
 RecordMaker = Callable[..., ResultRecord]
@@ -48,6 +48,16 @@ def test_the_order_of_records_does_not_matter(
 ) -> None:
     report = markdown_of(records, [], [], protocol=protocol)
     assert markdown_of(records[::-1], [], [], protocol=protocol) == report
+
+
+def test_in_a_page_the_settings_are_folded_away(study: Report) -> None:
+    before, folded = section_markdown(study).split(
+        "<details><summary>Settings of each row</summary>\n\n"
+    )
+    assert folded.startswith("| Method ")
+    assert folded.endswith(" |\n\n</details>\n")
+    settings = folded.removesuffix("</details>\n")
+    assert f"{before}### Settings of each row\n\n{settings}" in report_markdown(study)
 
 
 def test_an_empty_folder_says_what_to_do(make_record: RecordMaker, protocol: Protocol) -> None:

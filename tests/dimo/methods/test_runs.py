@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -152,7 +150,6 @@ with ranks() as group:
     if group.is_first:
         print(json.dumps(curve))
 """
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 
 
 @pytest.mark.slow
@@ -160,14 +157,11 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
     ("method", "changes"),
     [("di4c-d", {"latent_chunk": 2, "accumulate": 2}), ("sdtt", {})],
 )
-def test_two_ranks_give_the_curve_of_one(method, changes, tmp_path, request):
-    script = tmp_path / "script.py"
+def test_two_ranks_give_the_curve_of_one(method, changes, run_ranks, request):
     folder = str(request.path.parent)
-    script.write_text(RANKS.format(here=folder, method=method, changes=changes))
-    done = subprocess.run([*TORCHRUN, str(script)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    out = run_ranks(RANKS.format(here=folder, method=method, changes=changes))
     wanted = curve_of(make_task(method, steps=4, batch_size=8), 4)
-    assert json.loads(done.stdout) == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    assert json.loads(out) == pytest.approx(wanted, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", ["di4c-d", "sdtt"])
