@@ -31,7 +31,10 @@ def cache_of_this_session(tmp_path_factory):
 
 @pytest.fixture
 def two_threads():
-    """As most users compute; `make test` runs a process a core with one thread each."""
+    """As most users compute; `make test` runs a process a core with one thread each.
+
+    It also sets OMP_WAIT_POLICY=PASSIVE, without which these tests take twenty times as long there.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

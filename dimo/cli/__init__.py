@@ -2,8 +2,6 @@
 
 __all__ = ["app", "main"]
 
-import atexit
-import gc
 import sys
 
 from dimo import terminal
@@ -26,7 +24,6 @@ from dimo.errors import DimoError
 def main() -> None:
     """Entry point: one red line and exit code 2 for bad input, no traceback."""
     keep_freed_memory()
-    atexit.register(gc.freeze)  # looking through all that PyTorch made for cycles takes a second
     try:
         app()
     except DimoError as error:
