@@ -47,26 +47,24 @@ import gc, json, os, runpy, sys, traceback
 import accelerate, matplotlib, pandas, torch, torchvision
 import bench.jobs, bench.report.page, bench.run, dimo.cli, dimo.runs
 
-gc.freeze()
-for line in sys.stdin:
-    request, children = json.loads(line), []
-    for number in range(len(request["environs"])):
-        children.append(os.fork())
-        if children[-1] == 0:
-            break
-    else:
+def wait_to_be_forked():
+    for line in sys.stdin:
+        request, children = json.loads(line), []
+        for environ in request["environs"]:
+            children.append(os.fork())
+            if children[-1] == 0:
+                return request, environ
         ends = [os.waitpid(child, 0)[1] for child in children]
         print(json.dumps([os.waitstatus_to_exitcode(end) for end in ends]), flush=True)
-        continue
-    break
-else:
     os._exit(0)
+
+gc.freeze()  # a fork's collections would copy all that was imported
+request, environ = wait_to_be_forked()
 os.environ.clear()
-os.environ.update(request["environs"][number])
+os.environ.update(environ)
 os.chdir(request["cwd"])
-files = zip((os.devnull, *request["outputs"]), (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY))
-for number, (name, flags) in enumerate(files):
-    os.dup2(os.open(name, flags | os.O_APPEND), number)
+for number, name in enumerate((os.devnull, *request["outputs"])):
+    os.dup2(os.open(name, os.O_RDWR | os.O_APPEND), number)
 sys.argv, code = request["argv"], 0
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")

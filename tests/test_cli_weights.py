@@ -13,6 +13,7 @@ NOWHERE = {"HF_ENDPOINT": "http://127.0.0.1:1", "no_proxy": "127.0.0.1"}
 
 
 def run(*arguments, cwd, code=0):
+    """Not the fixture, whose process has read the address of the hub before."""
     done = subprocess.run(
         [DIMO, "weights", *map(str, arguments)],
         cwd=cwd,

@@ -152,7 +152,7 @@ def test_an_interrupted_export_ends_as_an_uninterrupted_one(jobs, tmp_path, name
     [("Di[M]O.npz", signal.SIGKILL), ("x", signal.SIGKILL), ("Di[M]O.npz", signal.SIGINT)],
 )
 def test_a_stopped_process_leaves_nothing_but_work_that_is_done(dimo, tmp_path, name, how):
-    arguments = ["sample", "--steps", "6", "--seed", "5", "--count", "1600", "--out", name]
+    arguments = ["sample", "--steps", "6", "--seed", "5", "--count", "2500", "--out", name]
     for folder in ("whole", "parts"):
         (tmp_path / folder).mkdir()
     dimo(*arguments[:-1], f"whole/{name}")
@@ -310,7 +310,7 @@ from dimo.launch import ranks
 with ranks() as group:
     for sampler, job in jobs_of_every_sampler().items():
         for name in (f"{{sampler}}.npz", sampler):
-            export(job, Path(name), 330, 50, ranks=group)
+            export(job, Path(name), 620, 50, ranks=group)
 """
 
 
@@ -320,7 +320,7 @@ def test_two_ranks_write_the_same_bytes_for_every_sampler(jobs, run_ranks, tmp_p
     run_ranks(RANKS.format(here=str(request.path.parent)), cwd=tmp_path / "two")
     for sampler, job in jobs.items():
         for name in (f"{sampler}.npz", sampler):
-            export(job, tmp_path / "one" / name, 330, 64)
+            export(job, tmp_path / "one" / name, 620, 64)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
