@@ -1,26 +1,24 @@
 """Choosing sampler settings on the selection seed, never on the reporting one."""
 
-__all__ = ["Bench", "check_grid", "parse_grid", "tune"]
-
 import dataclasses
 import itertools
 import math
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 
-from bench.evaluate import Progress
-from bench.generate import ALL_SAMPLERS, settings_of
-from bench.jobs import Job
-from bench.plan import RANGES
 from bench.protocol import Protocol
-from bench.selection import CRITERIA, Criterion, Trial, Tuning, criterion_of
+from bench.records.selection import CRITERIA, Criterion, Trial, Tuning, criterion_of
+from bench.rows.rows import Job
+from bench.rows.settings import ALL_SAMPLERS, RANGES, settings_of
 from dimo.errors import DimoError
+from dimo.util.terminal import Progress
 
 _TUNABLE = tuple(name for name in RANGES if name != "top_k")  # numbers with a fraction
 
 
 class Bench(typing.Protocol):
-    """What scores jobs: `bench.run.Workbench`, or `DetectorBench` where a detector decides.
+    """What scores jobs: `bench.suites.features.Workbench`, or `DetectorBench` where a detector
+    decides.
 
     Attributes:
         protocol: What is fixed.
@@ -31,7 +29,7 @@ class Bench(typing.Protocol):
     progress: Progress
 
     def quality(self, job: Job, *, seed: int, num_images: int) -> float:
-        """The one metric that settings are chosen by, `bench.selection.criterion_of`."""
+        """The one metric that settings are chosen by, `bench.records.selection.criterion_of`."""
 
 
 def tune(bench: Bench, job: Job, grid: Mapping[str, Sequence[float]]) -> Job:

@@ -1,18 +1,5 @@
 """Recipes: frozen dataclasses <-> TOML. An unknown key is an error that names the nearest one."""
 
-__all__ = [
-    "Di4CRecipe",
-    "DistillRecipe",
-    "DistillationRecipe",
-    "ExtractorRecipe",
-    "SDTTRecipe",
-    "TrainRecipe",
-    "list_recipes",
-    "load_distillation",
-    "load_recipe",
-    "to_toml",
-]
-
 import dataclasses
 import math
 import tomllib
@@ -21,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
-from dimo.divergence import DIVERGENCES, REDUCTIONS, WEIGHTINGS
 from dimo.errors import DimoError, unknown_name
 from dimo.guidance import GUIDANCE_RULES
 from dimo.initialization import EMBEDDING_NOISE_WARMUPS, TOKEN_INITIALIZATIONS
 from dimo.masking import MASK_SCHEDULES
+from dimo.methods.dimo.divergence import DIVERGENCES, REDUCTIONS, WEIGHTINGS
+from dimo.methods.recipe import Optimization, check, known
 from dimo.methods.recipes import Di4CRecipe, SDTTRecipe
-from dimo.recipe import Optimization, check, known
-from dimo.strict import Origin, decode
+from dimo.util.schema import Origin, decode
 
 _RECIPES = Path(__file__).parent / "recipes"
 _AUXILIARY_SAMPLES = ("fresh", "shared")
@@ -44,10 +31,10 @@ _TEMPERATURES = (
 
 @dataclass(frozen=True, kw_only=True)
 class DistillRecipe(Optimization):
-    """One Di[M]O distillation; names as in `dimo.objective` and DESIGN's vocabulary.
+    """One Di[M]O distillation; names as in `dimo.methods.dimo.objective` and DESIGN's vocabulary.
 
     Attributes:
-        teacher: A row of `dimo.teachers`.
+        teacher: A row of `dimo.zoo.teachers`.
         auxiliary_learning_rate: That of the auxiliary model; `learning_rate` is the student's.
         auxiliary_steps: Auxiliary updates after each student update. The official `fake_rounds` = k
             makes the same sequence of updates, counting k steps where this counts one.
@@ -165,7 +152,7 @@ class DistillRecipe(Optimization):
 
     @property
     def method(self) -> str:
-        """A key of `dimo.students.METHODS`."""
+        """A key of `dimo.zoo.students.METHODS`."""
         return "dimo"
 
     @property

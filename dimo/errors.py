@@ -1,7 +1,5 @@
 """The one exception type a user is meant to read."""
 
-__all__ = ["DimoError", "unknown_name"]
-
 import difflib
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Classifier-free guidance, written once: u + s (c - u), so s = 1 is off and costs one forward."""
 
-__all__ = ["GUIDANCE_RULES", "guidance_scales", "guide", "guided_logits"]
-
 from collections.abc import Callable
 
 import torch

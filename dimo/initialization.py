@@ -3,15 +3,6 @@
 The same law holds in training and sampling.
 """
 
-__all__ = [
-    "EMBEDDING_NOISE_WARMUPS",
-    "TOKEN_INITIALIZATIONS",
-    "TokenInitialization",
-    "embedding_noise_at",
-    "init_mask_ratio_at",
-    "initial_state",
-]
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

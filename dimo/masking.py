@@ -4,19 +4,6 @@ One family of schedules gamma(u) serves training (how many tokens are re-masked)
 and decoding (how many are revealed at each step, or at what rate).
 """
 
-__all__ = [
-    "DECODING_SCHEDULES",
-    "MASK_SCHEDULES",
-    "UNMASKING_RATES",
-    "check_steps",
-    "initialize_tokens",
-    "mask_count",
-    "mask_ratio",
-    "random_mask",
-    "tokens_per_step",
-    "unmasking_rate",
-]
-
 import math
 from collections.abc import Callable
 from itertools import pairwise

@@ -6,17 +6,6 @@ arithmetic only, so the numbers are the same on any device, and image i gets the
 whatever the batch size, the rank or what was drawn before.
 """
 
-__all__ = [
-    "ImageNoise",
-    "gumbel",
-    "gumbel_at",
-    "integers",
-    "normal",
-    "random_ranks",
-    "stream_seed",
-    "uniform",
-]
-
 import hashlib
 import math
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ from torch import nn
 from torch_fidelity import FeatureExtractorInceptionV3
 
 from dimo.models.vqgan import VQGAN
-from dimo.teachers import TEACHERS
+from dimo.zoo.teachers import TEACHERS
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -45,7 +45,7 @@ def two_threads():
 _FORKS = """
 import gc, json, os, runpy, sys, traceback
 import accelerate, matplotlib, pandas, torch, torchvision
-import bench.jobs, bench.report.page, bench.run, dimo.cli, dimo.runs
+import bench.rows.rows, bench.report.html, bench.suites.features, dimo.cli, dimo.engine.runs
 
 def wait_to_be_forked():
     for line in sys.stdin:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.paths import data_dir
+from bench.protocol.catalog import data_dir
 
 TINY = ["--set", "steps=4", "--set", "batch_size=4", "--set", "checkpoint_every=4"]
 

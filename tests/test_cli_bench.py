@@ -9,8 +9,8 @@ import pytest
 
 from bench.protocol import protocol_text
 from dimo.cli import main
-from dimo.teachers import TEACHERS
-from dimo.weights import ASSETS
+from dimo.weights.catalog import ASSETS
+from dimo.zoo.teachers import TEACHERS
 
 
 @pytest.fixture

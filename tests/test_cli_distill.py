@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bench.generate import sample_images
-from bench.jobs import load_planned, plan_models
-from bench.paths import data_dir
-from dimo.cli.watching import Watching, watching
+from bench.monitor import Watching, watching
+from bench.protocol.catalog import data_dir
+from bench.rows.rows import load_planned, plan_models
+from bench.rows.settings import sample_images
 from dimo.config import DistillRecipe
+from dimo.engine.runs import distill
 from dimo.errors import DimoError
-from dimo.runs import distill
-from dimo.weights import ASSETS
+from dimo.weights.catalog import ASSETS
 
 CPU = torch.device("cpu")
 

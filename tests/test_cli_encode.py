@@ -16,15 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
-from bench.images import centre_crop, encode_png
-from bench.inputs import class_folders, open_images
+from bench.images import class_folders, open_images
+from bench.images.codec import centre_crop, encode_png
 from dimo.cli import main
-from dimo.datasets import digits
-from dimo.datasets.encoding import encode_images
-from dimo.datasets.tokens import load_tokens, read_cache_info
+from dimo.data import digits
+from dimo.data.encode import encode_images
+from dimo.data.tokens import load_tokens, read_cache_info
 from dimo.errors import DimoError
-from dimo.teachers import get_teacher, load_teacher, weights_file
-from dimo.weights import ASSETS, load_metadata, read_state_dict, save_tensors
+from dimo.weights.catalog import ASSETS
+from dimo.weights.files import load_metadata, read_state_dict, save_tensors
+from dimo.zoo.loading import load_teacher, weights_file
+from dimo.zoo.teachers import get_teacher
 
 CPU = torch.device("cpu")
 COUNT = 200

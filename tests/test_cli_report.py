@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.generate import SamplerSettings
-from bench.jobs import Job, method_info
-from dimo.teachers import load_student
+from bench.rows.rows import Job, method_info
+from bench.rows.settings import SamplerSettings
+from dimo.zoo.loading import load_student
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--set", "steps=2", "--set", "batch_size=4", "--set", "checkpoint_every=2"]

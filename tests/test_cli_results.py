@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from bench.protocol import protocol_text
-from bench.record import load_record, protocol_of, record_to_json, seal
-from bench.report.single import number
-from bench.store import load_all
+from bench.records.record import load_record, protocol_of, record_to_json, seal
+from bench.records.store import load_all
+from bench.report.runs import number
 from dimo.cli import main
 from dimo.errors import DimoError
-from dimo.weights import ASSETS
+from dimo.weights.catalog import ASSETS
 
 
 def run(monkeypatch, folder, *arguments):

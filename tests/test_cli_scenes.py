@@ -7,22 +7,22 @@ import sys
 import pytest
 import torch
 
-from bench.geneval.bench import DetectorBench
-from bench.geneval.folder import write_prompts
-from bench.geneval.prompts import embedded_prompts, prompts_of
-from bench.images import encode_png
-from bench.jobs import jobs_of
-from bench.plan import Choice
+from bench.images.codec import encode_png
+from bench.monitor import Watching, watching
 from bench.protocol import load_protocol, protocol_text
-from bench.record import record_to_json, seal
-from bench.store import load_all
+from bench.records.record import record_to_json, seal
+from bench.records.store import load_all
+from bench.rows.rows import jobs_of
+from bench.rows.settings import Choice
+from bench.suites.geneval.layout import write_prompts
+from bench.suites.geneval.prompts import embedded_prompts, prompts_of
+from bench.suites.geneval.suite import DetectorBench
 from dimo.cli import main
-from dimo.cli.watching import Watching, watching
 from dimo.config import DistillRecipe, TrainRecipe, load_recipe
-from dimo.datasets import scenes
+from dimo.data import scenes
+from dimo.engine.runs import distill, train_teacher
 from dimo.errors import DimoError
-from dimo.runs import distill, train_teacher
-from dimo.teachers import load_teacher
+from dimo.zoo.loading import load_teacher
 
 CPU = torch.device("cpu")
 HELD_OUT = [metadata["prompt"] for metadata in embedded_prompts()]

@@ -1,6 +1,9 @@
 """uint8 images -> features: loading extractors, each pinned by the hash of its weights.
 
-`bench.catalog` says what each extractor gives; importing this loads no extractor's library.
+`bench.protocol.catalog` says what each extractor gives; importing this loads no extractor's
+library.
+
+TorchScript archives: networks that bring their own code with their weights.
 """
 
 __all__ = [
@@ -9,12 +12,16 @@ __all__ = [
     "Features",
     "extract",
     "extract_batches",
+    "is_torchscript",
     "join_features",
     "load_extractor",
+    "load_torchscript",
 ]
 
 import importlib
 import importlib.metadata
+import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +29,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.catalog import ANY, EXTRACTORS
 from bench.features.extraction import (
     FORWARD_BATCH,
     Extractor,
@@ -31,10 +37,39 @@ from bench.features.extraction import (
     extract_batches,
     join_features,
 )
-from bench.features.torchscript import is_torchscript
+from bench.protocol.catalog import ANY, EXTRACTORS
 from dimo.errors import DimoError, unknown_name
-from dimo.files import sha256_file
-from dimo.weights import ASSETS
+from dimo.util.files import sha256_file
+from dimo.weights.catalog import ASSETS
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether the file is a TorchScript archive; a plain checkpoint has no `constants.pkl`."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def load_torchscript(path: Path) -> torch.jit.ScriptModule:
+    """Loads an archive to the CPU, in evaluation mode.
+
+    Raises:
+        DimoError: The file is damaged or no TorchScript archive.
+    """
+    try:
+        with warnings.catch_warnings():
+            # PyTorch advises its users against writing such files; these exist.
+            warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", FutureWarning)
+            module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+                str(path), map_location="cpu"
+            )
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DimoError(
+            f"cannot read the TorchScript archive {path}: {reason}; fetch the file again"
+        ) from error
+    return module.eval()
 
 
 @dataclass(frozen=True)
@@ -71,7 +106,7 @@ _LOADERS = {
         "bench.features.inception:load_inception", packages=("torch-fidelity", "pillow")
     ),
     "inception-torchscript": _Loader(
-        "bench.features.clean:load_inception_torchscript",
+        "bench.features.inception:load_inception_torchscript",
         packages=("pillow",),
         archive_sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
     ),

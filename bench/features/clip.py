@@ -4,8 +4,6 @@ CMMD's are of ViT-L/14 at 336 pixels. OpenAI's weights were trained with QuickGE
 them too and is wrong.
 """
 
-__all__ = ["CLIPImages", "CLIPPairs", "load_clip", "load_pairs", "make_clip", "make_pairs"]
-
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,16 +15,11 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from bench.catalog import PREPROCESSINGS
-from bench.features.resize import (
-    Resizer,
-    central_square,
-    pil_bicubic_bytes,
-    torch_bicubic,
-)
-from bench.features.torchscript import is_torchscript, load_torchscript
+from bench.features import is_torchscript, load_torchscript
+from bench.features.resize import Resizer, central_square, pil_bicubic_bytes, torch_bicubic
+from bench.protocol.catalog import PREPROCESSINGS
 from dimo.errors import DimoError, unknown_name
-from dimo.weights import load_state_dict, read_state_dict
+from dimo.weights.files import load_state_dict, read_state_dict
 
 T = TypeVar("T")
 

@@ -1,7 +1,5 @@
 """The feature extractor of the protocol `digits`: a small CNN trained on the same handwriting."""
 
-__all__ = ["DigitsCNN", "TrainingStep", "load_digits_cnn", "train_digits_cnn"]
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.features.fitting import TrainingStep, fit_network
-from dimo.weights import load_state_dict
+from dimo.weights.files import load_state_dict
 
 
 class DigitsCNN(nn.Module):

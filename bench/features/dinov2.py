@@ -1,7 +1,5 @@
 """DINOv2 ViT-L/14, the features of FD-DINOv2 (arXiv:2306.04675), with timm's network."""
 
-__all__ = ["DINOv2", "load_dinov2", "make_dinov2"]
-
 import math
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from bench.features.resize import pil_bicubic_bytes
 from dimo.errors import DimoError
-from dimo.weights import load_state_dict, read_state_dict
+from dimo.weights.files import load_state_dict, read_state_dict
 
 _ARCHITECTURE = "vit_large_patch14_dinov2.lvd142m"
 _SIDE = 224

@@ -1,14 +1,5 @@
 """From batches of images, however they come, to the features of a whole set."""
 
-__all__ = [
-    "FORWARD_BATCH",
-    "Extractor",
-    "Features",
-    "extract",
-    "extract_batches",
-    "join_features",
-]
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The training loop of the small networks that come with dimo: extractors and a detector."""
 
-__all__ = ["TrainingStep", "fit_network"]
-
 from collections.abc import Callable
 from typing import TypeAlias
 

@@ -4,18 +4,6 @@ Numbers of two resizers do not compare: clean-fid's README has FID 2.83 with `le
 3.06 with `clean` on the same images. Values stay on the scale 0 to 255; the network normalises.
 """
 
-__all__ = [
-    "Resizer",
-    "central_square",
-    "pil_bicubic",
-    "pil_bicubic_bytes",
-    "pil_bicubic_floor",
-    "pil_central_square",
-    "tf1_bilinear",
-    "torch_bicubic",
-    "torch_bilinear",
-]
-
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
@@ -27,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from bench.catalog import PREPROCESSINGS
+from bench.protocol.catalog import PREPROCESSINGS
 from dimo.errors import DimoError, unknown_name
 
 Resizer: TypeAlias = Callable[[Tensor, int], Tensor]

@@ -5,15 +5,6 @@ captions of the others in its batch and, as these seldom differ in one word only
 caption with one thing wrong (NegCLIP; Yuksekgonul et al., arXiv:2210.01936).
 """
 
-__all__ = [
-    "SceneCLIP",
-    "caption_accuracy",
-    "contrastive_loss",
-    "load_scene_clip",
-    "train_scene_clip",
-    "wrong_captions",
-]
-
 import functools
 import math
 import re
@@ -30,13 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.features.fitting import TrainingStep, fit_network
-from bench.geneval.scenes import SceneNetwork
-from dimo.datasets.scene_prompts import BACKGROUNDS, COLORS, NUMBERS, SHAPES, SIZES, plural, prompts
-from dimo.datasets.scenes import SIDE, batch
+from bench.suites.geneval.scenes_detector import SceneNetwork
+from dimo.data.scenes import SIDE, batch
+from dimo.data.scenes.prompts import BACKGROUNDS, COLORS, NUMBERS, SHAPES, SIZES, plural, prompts
 from dimo.errors import DimoError
 from dimo.models.scenes import SceneWords
 from dimo.rng import uniform
-from dimo.weights import ASSETS, load_state_dict
+from dimo.weights.catalog import ASSETS
+from dimo.weights.files import load_state_dict
 
 T = TypeVar("T")
 

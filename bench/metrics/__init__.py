@@ -21,16 +21,10 @@ __all__ = [
     "scaled_cosines",
 ]
 
-from bench.metrics.class_accuracy import class_accuracy, class_hits
+from bench.metrics.accuracy import class_accuracy, class_hits
 from bench.metrics.clip_score import cosines, scaled_cosines
 from bench.metrics.frechet import frechet_distance
 from bench.metrics.hps import HPSSummary, hps_summary
 from bench.metrics.inception_score import InceptionScore, inception_score
 from bench.metrics.kernel import CMMD, KernelDistance, cmmd, kernel_distance
-from bench.metrics.prdc import (
-    PRDC,
-    ManifoldMembership,
-    coverage_ceiling,
-    manifold_membership,
-    prdc,
-)
+from bench.metrics.prdc import PRDC, ManifoldMembership, coverage_ceiling, manifold_membership, prdc

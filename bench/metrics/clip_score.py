@@ -1,11 +1,9 @@
 """CLIP score (arXiv 2104.08718): how well images fit their prompts, by the cosine of embeddings."""
 
-__all__ = ["cosines", "scaled_cosines"]
-
 import numpy as np
 import numpy.typing as npt
 
-from bench.stats import Features, check_features
+from bench.features.stats import Features, check_features
 from dimo.errors import DimoError
 
 

@@ -3,13 +3,11 @@
 Dowson and Landau 1982; Heusel et al. 2017 (arXiv 1706.08500), Eq. 6.
 """
 
-__all__ = ["covariance_root", "frechet_distance"]
-
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import lapack
 
-from bench.stats import FeatureStats
+from bench.features.stats import FeatureStats
 from dimo.errors import DimoError
 
 _Floats = npt.NDArray[np.float64]

@@ -10,23 +10,6 @@ single precision included. Where that leaves something to chance, this is what h
   wrong, for want of a target.
 """
 
-__all__ = [
-    "COLORS",
-    "RELATIONS",
-    "TAGS",
-    "ColorClassifier",
-    "Detected",
-    "Rules",
-    "Summary",
-    "TagScore",
-    "Verdict",
-    "box_overlap",
-    "judge",
-    "keep_detections",
-    "relations",
-    "summarize",
-]
-
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias

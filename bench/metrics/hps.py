@@ -1,13 +1,11 @@
 """Human Preference Score (HPSv2, arXiv 2306.09341): its benchmark's averages over four styles."""
 
-__all__ = ["GROUPS", "STYLES", "HPSSummary", "StyleScore", "hps_summary"]
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from bench.stats import Features, as_numpy
+from bench.features.stats import Features, as_numpy
 from dimo.errors import DimoError
 
 STYLES = ("anime", "concept-art", "paintings", "photo")

@@ -1,20 +1,12 @@
 """Inception Score (Salimans et al. 2016, arXiv 1606.03498) over shuffled splits."""
 
-__all__ = [
-    "InceptionScore",
-    "inception_score",
-    "log_softmax",
-    "probability_sums",
-    "split_rows",
-]
-
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.stats import Features, check_features
+from bench.features.stats import Features, check_features
 from dimo.errors import DimoError
 
 _Floats = npt.NDArray[np.float64]

@@ -7,7 +7,8 @@ al. 2024, arXiv 2401.09603) takes `k = exp(-|x - y|^2 / (2 sigma^2))` on normali
 and the biased estimate over all pairs.
 
 Each comes with what every generated sample adds to it, which the same kernels tell. Measured
-against fresh samples, an interval from these contributions (`bench.uncertainty`) has the right
+against fresh samples, an interval from these contributions (`bench.metrics.uncertainty`) has the
+right
 width to about 10 % for clearly different distributions; for nearly equal ones it is too wide, by
 up to 20 % for KID and up to a factor sqrt(2) for CMMD. KID's subsets mix labels at random, so
 `labels` of `bootstrap_interval` takes hardly anything from its width, which is then up to three
@@ -16,13 +17,6 @@ times too wide.
 All sums are float64, and no function holds more of a kernel matrix than one tile.
 """
 
-__all__ = [
-    "CMMD",
-    "KernelDistance",
-    "cmmd",
-    "kernel_distance",
-]
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.stats import Features, check_features
+from bench.features.stats import Features, check_features
 from dimo.errors import DimoError
 
 _Array = npt.NDArray[Any]

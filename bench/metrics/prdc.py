@@ -18,16 +18,14 @@ result depends neither on that nor on the device, the chunk size, the order of t
 BLAS, and a row is at distance exactly 0 from its copies.
 """
 
-__all__ = ["PRDC", "ManifoldMembership", "coverage_ceiling", "manifold_membership", "prdc"]
-
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from bench.metrics.distances import Distinct, Pairs, Tile, Tiling, chunks, full_float32, in_range
-from bench.stats import Features, check_features
+from bench.features.stats import Features, check_features
+from bench.metrics.neighbours import Distinct, Pairs, Tile, Tiling, chunks, full_float32, in_range
 from dimo.errors import DimoError
 
 _Floats = npt.NDArray[np.float64]

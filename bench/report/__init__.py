@@ -28,7 +28,7 @@ from bench.report.document import ProtocolReport, Report
 from bench.report.latex import report_latex
 from bench.report.markdown import report_markdown, section_markdown
 from bench.report.published import PublishedRow, load_published
-from bench.report.single import difference_table, metric_table
+from bench.report.runs import difference_table, metric_table
 from bench.report.table import results_frame
 
 FORMATS = ("markdown", "latex", "csv", "json", "html")

@@ -4,19 +4,20 @@ A record belongs to an ablation if its `method.training` has the key `ablation`:
 the recipe with their values, as `dimo distill --ablation KEY` notes them beside the student.
 """
 
-__all__ = ["AblationTable", "ablation_blocks", "ablation_tables", "is_ablation"]
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from bench.catalog import METRICS
 from bench.protocol import Protocol
-from bench.record import ResultRecord
-from bench.report import cells
-from bench.report.blocks import (
+from bench.protocol.catalog import METRICS
+from bench.records.record import ResultRecord
+from bench.report import table as cells
+from bench.report.document import ProtocolReport
+from bench.report.notes import caption, protocol_name, rank_legend
+from bench.report.table import SETTINGS, best_and_second, decimals_of, latest, setting
+from bench.report.text import (
     Block,
     Bullets,
     Code,
@@ -26,12 +27,9 @@ from bench.report.blocks import (
     Paragraph,
     Table,
     Words,
+    one_line,
 )
-from bench.report.document import ProtocolReport
-from bench.report.notes import caption, protocol_name, rank_legend
-from bench.report.plain import one_line
-from bench.report.table import SETTINGS, best_and_second, decimals_of, latest, setting
-from dimo.strict import canonical_json
+from dimo.util.schema import canonical_json
 
 _NOT_VARIED = ("weights_sha256",)  # differs with every training
 _FACTS = ("steps", "images_seen", "seconds")  # of a training, where its record has them

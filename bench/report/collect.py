@@ -1,13 +1,11 @@
 """Records -> the report: which go in a table, which do not and why."""
 
-__all__ = ["collect_report", "with_records"]
-
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.protocol import Protocol, protocol_sha256
-from bench.record import ResultRecord
+from bench.records.record import ResultRecord
 from bench.report.ablation import is_ablation
 from bench.report.document import Excluded, ProtocolReport, Report
 from bench.report.published import PublishedRow

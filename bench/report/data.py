@@ -17,20 +17,18 @@ The JSON is one object, ASCII, without NaN:
         excluded        run_id, method, kind and reason of each record that is in no row
 """
 
-__all__ = ["report_csv", "report_json"]
-
 import csv
 import dataclasses
 import io
 import json
 from typing import Any
 
-from bench.record import record_to_json
-from bench.report import cells
+from bench.records.record import record_to_json
+from bench.report import table as cells
 from bench.report.ablation import AblationTable, ablation_tables
 from bench.report.document import ProtocolReport, Report
-from bench.report.plain import one_line
-from dimo.strict import canonical_json, encode
+from bench.report.text import one_line
+from dimo.util.schema import canonical_json, encode
 
 _FORMAT = 1
 _LONGEST_TEXT = 1000

@@ -1,7 +1,5 @@
 """What every format of the report is rendered from: read once, selected once, formatted nowhere."""
 
-__all__ = ["Excluded", "ProtocolReport", "Report"]
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,7 +7,7 @@ from typing import Literal
 import pandas as pd
 
 from bench.protocol import Protocol
-from bench.record import ResultRecord
+from bench.records.record import ResultRecord
 from bench.report.published import PublishedRow
 
 

@@ -5,14 +5,14 @@ width), which every TeX distribution has; works with pdfLaTeX, XeLaTeX and LuaLa
 float: of more rows than a page holds, take some.
 """
 
-__all__ = ["latex_text", "report_latex"]
-
 import functools
 import re
 import unicodedata
 from itertools import groupby
 
-from bench.report.blocks import (
+from bench.report.document import Report
+from bench.report.outline import report_blocks
+from bench.report.text import (
     Block,
     Bullets,
     Code,
@@ -24,10 +24,8 @@ from bench.report.blocks import (
     Strong,
     Table,
     Words,
+    one_line,
 )
-from bench.report.document import Report
-from bench.report.outline import report_blocks
-from bench.report.plain import one_line
 
 _PREAMBLE = r"% Made by dimo report. Needs: \usepackage{booktabs} \usepackage{graphicx}"
 _SHRUNK = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"

@@ -1,12 +1,15 @@
-"""The report as GitHub Markdown. Whatever a text holds, it is shown and does nothing."""
+"""The report as GitHub Markdown. Whatever a text holds, it is shown and does nothing.
 
-__all__ = ["code", "pipe_table", "report_markdown", "section_markdown", "text"]
+Tables inside a hand-written Markdown page that a report keeps up to date.
+"""
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from bench.report.blocks import (
+from bench.report.document import Report
+from bench.report.outline import measured_part, report_blocks
+from bench.report.text import (
     Block,
     Bullets,
     Code,
@@ -18,10 +21,9 @@ from bench.report.blocks import (
     Source,
     Strong,
     Words,
+    one_line,
 )
-from bench.report.document import Report
-from bench.report.outline import measured_part, report_blocks
-from bench.report.plain import one_line
+from dimo.errors import DimoError
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "<span>$</span>"}
 _ACTIVE = re.compile(r"[\\`*|~#&<>$_\]:.]")  # whatever may have to be escaped has one of these
@@ -175,3 +177,35 @@ def _width(cell: str) -> int:
         0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
         for c in cell
     )
+
+
+_BLOCK = re.compile(
+    r"^<!-- dimo report --protocol (\S+)( --ablation)? -->\n(.*?)^<!-- dimo report end -->$",
+    re.M | re.S,
+)
+
+
+def renewed(page: str, section: Callable[[str, bool], str]) -> str:
+    """The page with each table between its marks made again, and all else as it was.
+
+    Args:
+        page: Text with blocks between the lines `<!-- dimo report --protocol NAME -->` and
+            `<!-- dimo report end -->`; ` --ablation` may follow the name.
+        section: Protocol name, and whether of its ablations -> Markdown that ends with a newline.
+
+    Raises:
+        DimoError: There is no such block, or a line that begins or ends one stands alone.
+    """
+    begin, end = "<!-- dimo report --protocol ", "<!-- dimo report end -->"
+    blocks = len(_BLOCK.findall(page))
+    if not blocks or not page.count(begin) == page.count(end) == blocks:
+        raise DimoError(
+            f"the page has {blocks} whole tables between {begin}NAME --> and {end}, each on a line "
+            f"of its own, {page.count(begin)} beginnings and {page.count(end)} ends; correct it"
+        )
+
+    def again(found: re.Match[str]) -> str:
+        name, ablation = found[1], found[2] or ""
+        return f"{begin}{name}{ablation} -->\n{section(name, bool(ablation))}{end}"
+
+    return _BLOCK.sub(again, page)

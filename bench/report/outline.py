@@ -3,16 +3,13 @@
 Markdown and LaTeX write this outline; the page has its own.
 """
 
-__all__ = ["measured_part", "report_blocks"]
-
 from itertools import groupby
 
 from bench.report.ablation import ablation_blocks
-from bench.report.blocks import Block, Bullets, Code, Heading, Line, joined
 from bench.report.document import ProtocolReport, Report
-from bench.report.measured import measured_blocks
-from bench.report.plain import LONGEST_NOTE
+from bench.report.notes import measured_blocks
 from bench.report.quoted import quoted_blocks
+from bench.report.text import LONGEST_NOTE, Block, Bullets, Code, Heading, Line, joined
 
 
 def report_blocks(report: Report) -> list[Block]:

@@ -4,17 +4,6 @@ Lines differ in colour (after Okabe and Ito's palette for every kind of colour v
 stand out on white), in marker and in dashes, so that they can be told apart in grey print too.
 """
 
-__all__ = [
-    "STYLES",
-    "Ink",
-    "Progress",
-    "draw_swatch",
-    "figure_bytes",
-    "inline_svg",
-    "quiet",
-    "write_plots",
-]
-
 import io
 import itertools
 import warnings
@@ -29,10 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from bench.report.document import Report
-from bench.report.page_runs import run_panels
-from bench.report.plots_data import Line, Panel, Point, protocol_panels
-from bench.report.plots_tuning import tuning_panels
-from dimo.files import write_atomic
+from bench.report.html.runs import run_panels
+from bench.report.panels import Line, Panel, Point, protocol_panels, tuning_panels
+from dimo.util.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

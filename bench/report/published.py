@@ -4,8 +4,6 @@ The file has one number a line (long form). A table is the wide form of one benc
 benchmark were measured alike, lines of two were not and never share a table.
 """
 
-__all__ = ["QUOTED_METRICS", "QUOTED_TITLES", "PublishedRow", "load_published", "published_frame"]
-
 import csv
 import os
 import re
@@ -15,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dimo.strict import Origin
+from dimo.util.schema import Origin
 
 # Benchmarks that the report quotes, in order, and the titles of their tables.
 QUOTED_TITLES = {
@@ -26,7 +24,8 @@ QUOTED_TITLES = {
     "hpsv2-v2.0": "HPS v2.0",
     "coco30k": "COCO, 30,000 captions",
 }
-# Headings of quoted metrics that `bench.catalog.METRICS` does not know; higher is better in all.
+# Headings of quoted metrics that `bench.protocol.catalog.METRICS` does not know; higher is better
+# in all.
 QUOTED_METRICS = {
     "overall": "Overall",
     "single_object": "Single obj.",

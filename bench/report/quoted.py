@@ -1,16 +1,18 @@
 """Quoted numbers as blocks, in tables of their own, each row with its source."""
 
-__all__ = ["quoted_beside", "quoted_blocks"]
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
-from bench.catalog import METRICS
 from bench.protocol import Protocol
-from bench.report import cells
-from bench.report.blocks import (
+from bench.protocol.catalog import METRICS
+from bench.report import table as cells
+from bench.report.notes import rank_legend
+from bench.report.published import QUOTED_METRICS, QUOTED_TITLES, PublishedRow, published_frame
+from bench.report.table import best_and_second
+from bench.report.text import (
+    LONGEST_NOTE,
     Block,
     Bullets,
     Heading,
@@ -23,15 +25,6 @@ from bench.report.blocks import (
     Words,
     joined,
 )
-from bench.report.notes import rank_legend
-from bench.report.plain import LONGEST_NOTE
-from bench.report.published import (
-    QUOTED_METRICS,
-    QUOTED_TITLES,
-    PublishedRow,
-    published_frame,
-)
-from bench.report.table import best_and_second
 
 _Row = dict[str, Any]
 _PAPER = "imagenet256"  # quoted beside data that nobody published numbers of

@@ -1,18 +1,107 @@
-"""Records one by one: a list of them, all of one, what two differ in, and one run again."""
+"""Records one by one: a list of them, all of one, what two differ in, and one run again.
 
-__all__ = ["difference_page", "record_page", "records_table", "verification_page"]
+One record, or two side by side, as a table that reads well in a terminal and as Markdown.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from bench.differences import differences, flat
-from bench.record import ResultRecord, Revision, Tuning
-from bench.report import cells
+from bench.records.differences import differences, flat
+from bench.records.provenance import Revision
+from bench.records.record import ResultRecord
+from bench.records.selection import Tuning
+from bench.report import table as cells
 from bench.report.markdown import pipe_table, text
-from bench.report.single import metric_table, number
 
 if TYPE_CHECKING:
-    from bench.verify import Verification
+    from bench.records.compare import Difference
+
+_DIGITS = 5  # significant digits of a value alone; tables of many rows show fewer
+
+
+def metric_table(record: ResultRecord, *, level: float | None) -> str:
+    """Every metric of one record: value, interval, N, and what else is known of it.
+
+    Args:
+        record: A record.
+        level: Level of its intervals, for the heading; None: not known.
+    """
+    body = []
+    for name, metric in record.metrics.items():
+        interval = cells.MISSING
+        if metric.low is not None and metric.high is not None:
+            interval = f"{number(metric.low)} to {number(metric.high)}"
+        extra = ", ".join(f"{key} {number(value)}" for key, value in metric.extra.items())
+        body.append(
+            [
+                text(cells.metric_heading(name)),
+                number(metric.value),
+                interval,
+                f"{metric.n:,}",
+                extra,
+            ]
+        )
+    interval = "Interval" if level is None else f"{level:.0%} interval"
+    header = ["Metric", "Value", interval, "N", ""]
+    return pipe_table(header, body, left=[0, 4]) + "\n"
+
+
+def difference_table(
+    first: ResultRecord,
+    second: ResultRecord,
+    differences: "Iterable[Difference]",
+    *,
+    level: float,
+) -> str:
+    """Paired differences of two rows.
+
+    Args:
+        first: The row that is subtracted from.
+        second: The row that is subtracted.
+        differences: From `bench.records.compare.compare`.
+        level: Level of the intervals.
+    """
+    names = {"first": _row_name(first), "second": _row_name(second), "neither": cells.MISSING}
+    body = [
+        [
+            cells.metric_heading(found.metric),
+            number(found.first),
+            number(found.second),
+            number(found.first - found.second),
+            f"{number(found.low)} to {number(found.high)}",
+            names[found.better],
+        ]
+        for found in differences
+    ]
+    header = [
+        "Metric",
+        names["first"],
+        names["second"],
+        "Difference",
+        f"{level:.0%} interval, paired",
+        "Better",
+    ]
+    return pipe_table(header, body, left=[0, 5]) + "\n"
+
+
+def _row_name(record: ResultRecord) -> str:
+    steps = record.method.num_steps
+    return text(record.method.name + (f", {steps} steps" if steps and steps > 1 else ""))
+
+
+def number(value: float) -> str:
+    """`0.28571`, `6.7309`, `12,345`: so many significant digits, and zero without a sign."""
+    rounded = float(f"{value:.{_DIGITS}g}") + 0.0
+    decimals = max(0, _DIGITS - 1 - _exponent(rounded))
+    return f"{rounded:,.{min(decimals, 7)}f}"
+
+
+def _exponent(value: float) -> int:
+    return int(f"{value:e}".partition("e")[2]) if value else 0
+
+
+if TYPE_CHECKING:
+    from bench.records.reproduce import Verification
 
 _LONGEST = 200  # characters of a value; `--json` has them whole
 _ABSENT = "(none)"

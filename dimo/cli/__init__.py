@@ -4,21 +4,10 @@ __all__ = ["app", "main"]
 
 import sys
 
-from dimo import terminal
-from dimo.allocator import keep_freed_memory
-from dimo.cli import (  # noqa: F401  (they register)
-    benchmarks,
-    encoding,
-    exchange,
-    measuring,
-    reporting,
-    results,
-    sampling,
-    training,
-    weights,
-)
-from dimo.cli.app import app, is_first_rank
+from dimo.cli import bench, evaluate, report, sample, train, weights  # noqa: F401
+from dimo.cli.app import app, is_first_rank, keep_freed_memory
 from dimo.errors import DimoError
+from dimo.util import terminal
 
 
 def main() -> None:

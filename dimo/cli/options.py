@@ -1,38 +1,5 @@
 """Options that several commands share, and how their texts are read."""
 
-__all__ = [
-    "STEPS",
-    "AllowCode",
-    "Baselines",
-    "Cache",
-    "ChoiceTemperature",
-    "Data",
-    "Device",
-    "ExtractorWeights",
-    "GuidanceScale",
-    "Precision",
-    "Reference",
-    "Results",
-    "Resume",
-    "Samplers",
-    "Schedules",
-    "Settings",
-    "StudentSteps",
-    "Students",
-    "Teacher",
-    "Temperature",
-    "Theta",
-    "TopK",
-    "TopP",
-    "Weights",
-    "cache_folder",
-    "parse_choice",
-    "parse_labels",
-    "parse_names",
-    "parse_steps",
-    "refuse_unused",
-]
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,7 +8,7 @@ import typer
 from dimo.errors import DimoError
 
 if TYPE_CHECKING:
-    from bench.plan import Choice
+    from bench.rows.settings import Choice
 
 STEPS = "1,2,4,8,16"
 Teacher = Annotated[str, typer.Option(help="Name of a teacher.")]
@@ -142,7 +109,7 @@ def cache_folder(given: str) -> Path | None:
         return None
     if given:
         return Path(given)
-    from bench.cache import default_folder
+    from bench.features.cache import default_folder
 
     return default_folder()
 
@@ -151,9 +118,9 @@ def parse_choice(samplers: str, schedules: str, precision: str, **settings: Any)
     """What was asked of the rows; a setting that is None was not given.
 
     Raises:
-        DimoError: As `bench.plan.Choice`.
+        DimoError: As `bench.rows.settings.Choice`.
     """
-    from bench.plan import Choice
+    from bench.rows.settings import Choice
 
     given = {name: value for name, value in settings.items() if value is not None}
     return Choice(_names(samplers), _names(schedules), given, precision)

@@ -1,6 +1,7 @@
-"""`dimo weights`: official files listed, fetched, converted and checked."""
+"""`dimo weights`: official files listed, fetched, converted and checked.
 
-__all__ = ["weights_convert", "weights_fetch", "weights_list", "weights_verify"]
+`dimo export`, `dimo import`: students as official files, and back.
+"""
 
 import json
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dimo import terminal
-from dimo.cli.app import weights_app
+from dimo.cli.app import app, weights_app
+from dimo.cli.options import Weights
+from dimo.util import terminal
 
 if TYPE_CHECKING:
-    from dimo.verify import Finding
+    from dimo.weights.convert import Finding
 
 Folder = Annotated[
     Path | None,
@@ -24,7 +26,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 @weights_app.command("list", epilog="Example: `dimo weights list --folder weights`")
 def weights_list(folder: Folder = None, as_json: AsJson = False) -> None:
     """List the official files: what, where from, licence, size, hash, and where they lie here."""
-    from dimo.official import OFFICIAL, default_folder, find
+    from dimo.weights.catalog import OFFICIAL, default_folder, find
 
     place = folder or default_folder()
     rows = {name: (file, find(name, place)) for name, file in OFFICIAL.items()}
@@ -60,8 +62,8 @@ def weights_fetch(
     folder: Folder = None,
 ) -> None:
     """Fetch official files; an interrupted fetch continues, and checksums are compared."""
-    from dimo.fetch import fetch
-    from dimo.official import default_folder, find
+    from dimo.weights.catalog import default_folder, find
+    from dimo.weights.download import fetch
 
     place = folder or default_folder()
     present = [name for name in names if find(name, place)]
@@ -86,7 +88,7 @@ def weights_convert(
     as_json: AsJson = False,
 ) -> None:
     """Convert an official pickle to safetensors, the same bits under the same names."""
-    from dimo.convert import convert
+    from dimo.weights.convert import convert
 
     result, metadata = convert(file, out, config=config, force=force)
     if as_json:
@@ -109,8 +111,8 @@ def weights_verify(
     as_json: AsJson = False,
 ) -> None:
     """Check size, hash, keys and shapes of weights files; exit code 1 if anything is wrong."""
-    from dimo.official import default_folder
-    from dimo.verify import verify
+    from dimo.weights.catalog import default_folder
+    from dimo.weights.convert import verify
 
     findings = verify(names or [], folder or default_folder())
     if as_json:
@@ -134,3 +136,64 @@ def _as_text(finding: "Finding") -> str:
         lines.append(finding.structure)
     lines += [f"wrong: {problem}" for problem in finding.problems]
     return "\n    ".join(line for line in lines if line)
+
+
+@app.command(
+    epilog="Examples: `dimo export runs/mine -o pytorch_model.bin` · "
+    "`dimo export digits-dimo -o student.safetensors`"
+)
+def export(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="Run folder, or digits-dimo, scenes-dimo or dimo-maskgit."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help=".bin: official layout, a bare state dict; or .safetensors."
+        ),
+    ],
+    weights: Weights = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
+) -> None:
+    """Write a student as one file that the official Di[M]O code loads."""
+    from dimo.weights.exchange import export_student
+
+    config = export_student(run, out, weights=weights, force=force)
+    terminal.say(
+        f"{out}: one-step student of {config.teacher}; sample it with mask ratio "
+        f"{config.init_mask_ratio:g}, embedding noise {config.embedding_noise:g}, "
+        f"temperature {config.temperature:g}"
+    )
+
+
+@app.command(
+    "import",
+    epilog="Example: `dimo import pytorch_model.bin --teacher maskgit -o runs/official`",
+)
+def import_(
+    file: Annotated[Path, typer.Argument(help="Weights of a student, official or exported.")],
+    teacher: Annotated[str, typer.Option(help="Name of its teacher.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to make.")],
+    init_mask_ratio: Annotated[
+        float, typer.Option(help="Share of masked tokens in its input.")
+    ] = 0.6,
+    embedding_noise: Annotated[
+        float, typer.Option(help="Perturbation of its input's embeddings.")
+    ] = 0.1,
+    temperature: Annotated[float, typer.Option(help="Divides its logits when sampled.")] = 7.0,
+) -> None:
+    """Make a run folder of a student's official file. Defaults are those of the published one."""
+    from dimo.weights.exchange import import_student
+
+    import_student(
+        file,
+        out,
+        teacher=teacher,
+        init_mask_ratio=init_mask_ratio,
+        embedding_noise=embedding_noise,
+        temperature=temperature,
+    )
+    terminal.say(f"student: {out}; draw with it: dimo sample --model {out}")

@@ -1,1 +1,1 @@
-"""Distillation methods beside Di[M]O (`dimo.objective`), a page each."""
+"""Distillation methods beside Di[M]O (`dimo.methods.dimo.objective`), a page each."""

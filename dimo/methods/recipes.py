@@ -1,11 +1,9 @@
 """Recipes of the distillation methods beside Di[M]O; read and written by `dimo.config`."""
 
-__all__ = ["Di4CRecipe", "SDTTRecipe"]
-
 from dataclasses import dataclass
 from typing import ClassVar
 
-from dimo.recipe import Optimization, check, known
+from dimo.methods.recipe import Optimization, check, known
 
 _SCHEDULES = ("arccos", "cosine")  # those that fall along a sampler's way
 
@@ -14,7 +12,7 @@ _SCHEDULES = ("arccos", "cosine")  # those that fall along a sampler's way
 class _FromData(Optimization):
     """What a method has whose intermediate states are masked data and whose student is sampled.
 
-    Keys of the training: `teacher`, a row of `dimo.teachers`; `mask_schedule`, gamma, from all
+    Keys of the training: `teacher`, a row of `dimo.zoo.teachers`; `mask_schedule`, gamma, from all
     masked at r = 0 to nothing masked at r = 1; `choice_temperature` of the teacher's confidence
     noise; `label_dropout`, the share of images without their label, which the unconditional branch
     of guided sampling needs; `dropout` of the student while it trains.
@@ -46,7 +44,7 @@ class _FromData(Optimization):
 
 @dataclass(frozen=True, kw_only=True)
 class Di4CRecipe(_FromData):
-    """One di4c distillation; names as in `dimo.methods.di4c`.
+    """One di4c distillation; names as in `dimo.methods.di4c.objective`.
 
     `batch_size` counts images; each is seen under `num_latents` latents.
 
@@ -79,13 +77,13 @@ class Di4CRecipe(_FromData):
 
     @property
     def method(self) -> str:
-        """A key of `dimo.students.METHODS`."""
+        """A key of `dimo.zoo.students.METHODS`."""
         return "di4c-d" if self.alpha > 0 else "di4c"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SDTTRecipe(_FromData):
-    """One self-distillation through time; names as in `dimo.methods.sdtt`.
+    """One self-distillation through time; names as in `dimo.methods.sdtt.objective`.
 
     Attributes:
         rounds: Rounds, each of `steps` / `rounds` steps; the teacher of the next is the average of
@@ -112,5 +110,5 @@ class SDTTRecipe(_FromData):
 
     @property
     def method(self) -> str:
-        """A key of `dimo.students.METHODS`."""
+        """A key of `dimo.zoo.students.METHODS`."""
         return "sdtt"

@@ -1,6 +1,6 @@
 """The two interfaces every model family implements: a masked model and a tokenizer.
 
-A new teacher is one file in this folder and one row in `dimo.teachers`.
+A new teacher is one file in this folder and one row in `dimo.zoo.teachers`.
 """
 
 __all__ = ["MaskedModel", "Tokenizer"]

@@ -1,7 +1,5 @@
 """CLIP's text encoder with its projection, of an official folder. The one door to transformers."""
 
-__all__ = ["CLIPText"]
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The VQ tokenizer of an official diffusers folder, Meissonic's. The one door to diffusers."""
 
-__all__ = ["DiffusersVQ"]
-
 import json
 import math
 from os import PathLike
@@ -12,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dimo.errors import DimoError
-from dimo.strict import Origin
-from dimo.weights import load_state_dict
+from dimo.util.schema import Origin
+from dimo.weights.files import load_state_dict
 
 
 class DiffusersVQ(nn.Module):

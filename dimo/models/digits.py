@@ -1,7 +1,5 @@
 """The tokenizer of the embedded world `digits`: k-means vector quantization of 2 x 2 patches."""
 
-__all__ = ["DigitsTokenizer"]
-
 from os import PathLike
 from typing import Self
 
@@ -9,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dimo.errors import DimoError
-from dimo.weights import load_state_dict
+from dimo.weights.files import load_state_dict
 
 _SIDE, _PATCH = 8, 2
 _GRID = _SIDE // _PATCH

@@ -4,8 +4,6 @@ Sequence: L visual tokens, then the register tokens. Parameter names are those o
 checkpoints.
 """
 
-__all__ = ["SIZES", "HaltonMaskGIT"]
-
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any, Self
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 
 from dimo.errors import DimoError
 from dimo.models.layers import Convert, Dropout, at_positions, attend, perturb, run_block
-from dimo.weights import load_state_dict
+from dimo.weights.files import load_state_dict
 
 _EPS = 1e-5
 _MULTIPLE = 256  # the feed-forward width is rounded up to a multiple of this
@@ -54,7 +52,7 @@ class _Attention(nn.Module):
         return out
 
     def convert_products(self, convert: Convert) -> None:
-        """See `dimo.models.precision`."""
+        """See `dimo.models.cpu`."""
         self.wq, self.wk = convert(self.wq.weight, None), convert(self.wk.weight, None)
         self.wv, self.wo = convert(self.wv.weight, None), convert(self.wo.weight, None)
 
@@ -75,7 +73,7 @@ class _FeedForward(nn.Module):
         return out
 
     def convert_products(self, convert: Convert) -> None:
-        """See `dimo.models.precision`."""
+        """See `dimo.models.cpu`."""
         self.w1, self.w2 = convert(self.w1.weight, None), convert(self.w2.weight, None)
         self.w3 = convert(self.w3.weight, None)
 

@@ -1,16 +1,5 @@
 """What the transformers share: attention and the perturbation of token embeddings."""
 
-__all__ = [
-    "Convert",
-    "Dropout",
-    "at_positions",
-    "attend",
-    "gpu_kernels",
-    "perturb",
-    "recompute_activations",
-    "run_block",
-]
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from dimo.errors import DimoError
-from dimo.models.precision import has_bfloat16
+from dimo.models.cpu import has_bfloat16
 
 # weight and bias of a linear layer, and whether GELU follows -> the module that takes its place
 Convert: TypeAlias = Callable[..., nn.Module]

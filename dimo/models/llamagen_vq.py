@@ -1,7 +1,5 @@
 """The LlamaGen VQ-16 tokenizer (FoundationVision/LlamaGen), which Halton-MaskGIT uses."""
 
-__all__ = ["LlamaGenVQ"]
-
 from collections.abc import Sequence
 from os import PathLike
 from typing import Any, Self
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from dimo.errors import DimoError
 from dimo.models.vq_layers import ConvTokenizer, Decoder, Encoder, Names
-from dimo.weights import load_state_dict
+from dimo.weights.files import load_state_dict
 
 _NAMES = Names("conv_blocks", "conv_blocks", "res", ("0", "1", "2"), up_reversed=False)
 _USAGE_LENGTH = 65536  # entries of the usage record in the official layout

@@ -5,8 +5,6 @@ Sequence: L visual tokens, then the class token. The output head is the token em
 an official state dict loads without renaming.
 """
 
-__all__ = ["Layers", "MaskGIT", "block_matrices"]
-
 from collections.abc import Sequence
 from functools import partial
 from os import PathLike
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 
 from dimo.errors import DimoError
 from dimo.models.layers import Convert, Dropout, at_positions, attend, perturb, run_block
-from dimo.weights import load_state_dict
+from dimo.weights.files import load_state_dict
 
 _PATCH = 16  # pixels a token side in the official configuration: img_size / 16 tokens a side
 
@@ -51,7 +49,7 @@ class _Attention(nn.Module):
         return out
 
     def convert_products(self, convert: Convert) -> None:
-        """See `dimo.models.precision`."""
+        """See `dimo.models.cpu`."""
         self.in_proj = convert(self.in_proj_weight, self.in_proj_bias)
         del self.in_proj_weight, self.in_proj_bias
         self.out_proj = convert(self.out_proj.weight, self.out_proj.bias)
@@ -90,7 +88,7 @@ class _FeedForwardBranch(nn.Module):
         return y
 
     def convert_products(self, convert: Convert) -> None:
-        """See `dimo.models.precision`."""
+        """See `dimo.models.cpu`."""
         net = self.fn["net"]
         assert isinstance(net, nn.Sequential)
         net[0] = convert(net[0].weight, net[0].bias, gelu=True)
@@ -231,7 +229,7 @@ class MaskGIT(nn.Module):
             DimoError: Missing, truncated or foreign file, or keys or shapes that do not fit.
         """
         if is_student:
-            from dimo.models.di4c import Di4CStudent
+            from dimo.methods.di4c.network import Di4CStudent
 
             return cast(Self, Di4CStudent.from_official(path, **config))
         model = cls(**config)

@@ -9,8 +9,6 @@ Meissonic was trained. Its own pipeline passes the number of steps left instead,
 Di[M]O code always 0, by a cast to integers; published results survive all three.
 """
 
-__all__ = ["Meissonic"]
-
 import json
 from functools import partial
 from os import PathLike
@@ -35,8 +33,8 @@ from dimo.models.meissonic_layers import (
     sinusoid,
 )
 from dimo.models.text import TextFeatures
-from dimo.strict import Origin
-from dimo.weights import load_state_dict
+from dimo.util.schema import Origin
+from dimo.weights.files import load_state_dict
 
 _TEXT = 77  # tokens of a prompt
 _MICRO = 5  # micro-conditions: width, height, two crop offsets, aesthetic score

@@ -4,18 +4,6 @@ Text and image tokens are one sequence throughout, text first: a joint block giv
 its own weights, a single block shares them. Parameter names are those of the official checkpoints.
 """
 
-__all__ = [
-    "ConvMlmLayer",
-    "Embed",
-    "JointBlock",
-    "Mlp",
-    "RMSNorm",
-    "Resample",
-    "SingleBlock",
-    "rotary_tables",
-    "sinusoid",
-]
-
 import math
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -106,7 +94,7 @@ class _Attention(nn.Module):
         return x.view(batch, length, self.heads, dim // self.heads).transpose(1, 2)
 
     def convert_products(self, convert: Convert) -> None:
-        """See `dimo.models.precision`."""
+        """See `dimo.models.cpu`."""
         self.to_q = convert(self.to_q.weight, self.to_q.bias)
         self.to_k = convert(self.to_k.weight, self.to_k.bias)
         self.to_v = convert(self.to_v.weight, self.to_v.bias)
@@ -137,7 +125,7 @@ class _JointAttention(_Attention):
         return self.to_add_out(y[:, :length].contiguous()), of_image
 
     def convert_products(self, convert: Convert) -> None:
-        """See `dimo.models.precision`."""
+        """See `dimo.models.cpu`."""
         super().convert_products(convert)
         self.add_q_proj = convert(self.add_q_proj.weight, self.add_q_proj.bias)
         self.add_k_proj = convert(self.add_k_proj.weight, self.add_k_proj.bias)
@@ -186,7 +174,7 @@ class _FeedForward(nn.Module):
         return out
 
     def convert_products(self, convert: Convert) -> None:
-        """See `dimo.models.precision`."""
+        """See `dimo.models.cpu`."""
         first, _, last = self.net
         assert isinstance(first, _Projection)
         first.proj = convert(first.proj.weight, first.proj.bias)
@@ -250,7 +238,7 @@ class SingleBlock(nn.Module):
         return out
 
     def convert_products(self, convert: Convert) -> None:
-        """See `dimo.models.precision`."""
+        """See `dimo.models.cpu`."""
         mlp, out = self.proj_mlp, self.proj_out
         self.proj_mlp = convert(mlp.weight, mlp.bias)
         self.proj_out = convert(out.weight, out.bias)

@@ -1,7 +1,5 @@
 """The embedded world `scenes`: its words, its tokenizer and its text-conditioned transformer."""
 
-__all__ = ["SceneTokenizer", "SceneTransformer", "SceneWords"]
-
 from collections.abc import Sequence
 from os import PathLike
 from typing import Self
@@ -10,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dimo.datasets.scene_prompts import BACKGROUNDS, COLORS, NUMBERS, SHAPES, SIZES, plural
+from dimo.data.scenes.prompts import BACKGROUNDS, COLORS, NUMBERS, SHAPES, SIZES, plural
 from dimo.errors import DimoError, unknown_name
 from dimo.models.layers import perturb
 from dimo.models.maskgit import Layers
 from dimo.models.text import TextFeatures
 from dimo.models.vq_layers import AttentionBlock, ConvTokenizer
-from dimo.weights import load_state_dict
+from dimo.weights.files import load_state_dict
 
 _FACTOR = 4  # pixels a token side
 _GRID = 8

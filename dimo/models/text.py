@@ -4,18 +4,6 @@ Engine, samplers and objective know labels [B] in 0..num_classes-1. `TextConditi
 drive a network that wants encoded text; prompts are encoded when they are asked for.
 """
 
-__all__ = [
-    "MAX_PROMPT_LENGTH",
-    "Conditions",
-    "Prompts",
-    "TextConditioned",
-    "TextEncoder",
-    "TextFeatures",
-    "TextNetwork",
-    "ZeroText",
-    "prompts_from_file",
-]
-
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Both descend from one design (residual blocks, attention at the coarse levels) a
 names of their parameters, in where attention sits and in how vectors are compared.
 """
 
-__all__ = ["AttentionBlock", "ConvTokenizer", "Decoder", "Encoder", "Names"]
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise

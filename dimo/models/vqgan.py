@@ -1,7 +1,5 @@
 """The taming VQGAN tokenizer of MaskGIT v1.0 (CompVis/taming-transformers, f16, 1024 vectors)."""
 
-__all__ = ["TRAINING_KEYS", "VQGAN", "read_config"]
-
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -11,8 +9,8 @@ import yaml
 
 from dimo.errors import DimoError
 from dimo.models.vq_layers import ConvTokenizer, Decoder, Encoder, Names
-from dimo.strict import Origin, decode, encode
-from dimo.weights import load_metadata, load_state_dict
+from dimo.util.schema import Origin, decode, encode
+from dimo.weights.files import load_metadata, load_state_dict
 
 _NAMES = Names("down", "up", "block", ("block_1", "attn_1", "block_2"), up_reversed=True)
 # Of the training: present in `model.yaml` and in `last.ckpt`, of no use to a frozen tokenizer.

@@ -5,13 +5,10 @@ A student is sampled by `one_step` and `few_step`, which also take its token ini
 
 __all__ = ["SAMPLERS"]
 
-from dimo.samplers.confidence import sample_confidence
-from dimo.samplers.halton import sample_halton
-from dimo.samplers.meissonic import sample_meissonic
-from dimo.samplers.random_order import sample_random
-from dimo.samplers.tau_leaping import sample_tau_leaping
-from dimo.samplers.theta_trapezoidal import sample_theta_trapezoidal
-from dimo.samplers.types import Sampler
+from dimo.samplers.base import Sampler
+from dimo.samplers.confidence import sample_confidence, sample_meissonic
+from dimo.samplers.leaping import sample_tau_leaping, sample_theta_trapezoidal
+from dimo.samplers.ordered import sample_halton, sample_random
 
 # what a multi-step sampler is called on the command line
 SAMPLERS: dict[str, Sampler] = {

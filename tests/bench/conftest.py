@@ -8,15 +8,8 @@ from typing import Any
 import pytest
 
 from bench.protocol import Protocol, protocol_sha256, validate_file
-from bench.record import (
-    MethodInfo,
-    MetricValue,
-    ProtocolInfo,
-    ResultRecord,
-    Revision,
-    Speed,
-    seal,
-)
+from bench.records.provenance import Revision
+from bench.records.record import MethodInfo, MetricValue, ProtocolInfo, ResultRecord, Speed, seal
 
 RecordMaker = Callable[..., ResultRecord]
 

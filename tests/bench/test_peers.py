@@ -14,7 +14,7 @@ from PIL import Image
 
 from bench.features import extract, load_extractor
 from dimo.cli import main
-from dimo.files import sha256_file
+from dimo.util.files import sha256_file
 
 CPU = torch.device("cpu")
 COUNT = 40

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from bench.images import encode_png
-from bench.paths import data_dir
+from bench.images.codec import encode_png
 from bench.protocol import load_protocol
-from bench.record import ResultRecord, Trial, Tuning, load_record, record_to_json, seal
+from bench.protocol.catalog import data_dir
+from bench.records.record import ResultRecord, Trial, load_record, record_to_json, seal
+from bench.records.selection import Tuning
 from dimo.cli.app import app
 
 RECORDS = sorted((Path(__file__).parents[2] / "results").glob("*-digits-*.json"))

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
-from bench.report.cells import MISSING
-from bench.report.table import latest
+from bench.report.table import MISSING, latest
 
 pytestmark = pytest.mark.browser
 BOTH = pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -5,17 +5,16 @@ import dataclasses
 import pytest
 
 from dimo.config import (
-    Di4CRecipe,
     DistillRecipe,
     ExtractorRecipe,
-    SDTTRecipe,
     TrainRecipe,
     list_recipes,
     load_recipe,
     to_toml,
 )
 from dimo.errors import DimoError
-from dimo.teachers import TEACHERS
+from dimo.methods.recipes import Di4CRecipe, SDTTRecipe
+from dimo.zoo.teachers import TEACHERS
 
 KINDS = {
     "digits": DistillRecipe,

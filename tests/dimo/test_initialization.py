@@ -14,8 +14,7 @@ from dimo.initialization import (
 )
 from dimo.models.maskgit import MaskGIT
 from dimo.rng import ImageNoise
-from dimo.samplers.few_step import sample_few_step
-from dimo.samplers.one_step import sample_one_step
+from dimo.samplers.student import sample_few_step, sample_one_step
 
 
 @pytest.fixture(scope="module")

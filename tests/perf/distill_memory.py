@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from dimo.config import DistillRecipe
-from dimo.estimate import estimate_distillation
-from dimo.launch import peak_memory_bytes
-from dimo.tasks import DistillTask
-from dimo.teachers import TEACHERS
+from dimo.engine.distributed import peak_memory_bytes
+from dimo.engine.estimate import estimate_distillation
+from dimo.methods.dimo.method import DistillTask
+from dimo.zoo.teachers import TEACHERS
 
 TINY = {"img_size": 64, "hidden_dim": 32, "codebook_size": 20, "depth": 1, "heads": 4}
 

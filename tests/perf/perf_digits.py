@@ -7,15 +7,14 @@ import time
 import torch
 from straightforward import PlainDistillation, PlainMaskGIT
 
-from bench.generate import generate
-from bench.jobs import load_jobs
-from bench.plan import Choice
+from bench.rows.rows import load_jobs
+from bench.rows.settings import Choice, generate
 from dimo.config import DistillRecipe, load_recipe
+from dimo.engine.runs import for_device
+from dimo.methods.dimo.method import DistillTask
+from dimo.models.cpu import has_bfloat16
 from dimo.models.maskgit import MaskGIT
-from dimo.models.precision import has_bfloat16
-from dimo.runs import for_device
-from dimo.tasks import DistillTask
-from dimo.teachers import load_teacher
+from dimo.zoo.loading import load_teacher
 
 CPU = torch.device("cpu")
 

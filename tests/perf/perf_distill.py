@@ -8,11 +8,12 @@ import torch
 from straightforward import PlainDistillation, PlainMaskGIT
 
 from dimo.config import DistillRecipe, load_recipe
-from dimo.launch import device_name
+from dimo.engine.distributed import device_name
+from dimo.methods import base
+from dimo.methods.dimo.method import DistillTask
 from dimo.models import layers
+from dimo.models.cpu import has_bfloat16
 from dimo.models.maskgit import MaskGIT
-from dimo.models.precision import has_bfloat16
-from dimo.tasks import DistillTask, base
 
 CPU = torch.device("cpu")
 BATCH, STEPS = 2, 2

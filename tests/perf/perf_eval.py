@@ -161,7 +161,7 @@ def test_memory_of_twenty_thousand_images(tmp_path):
         "import sys; sys.argv = ['dimo', *sys.argv[1:]]\n"
         "from dimo.cli import main\n"
         "try:\n    main()\nfinally:\n"
-        "    import torch; from dimo.launch import peak_memory_bytes\n"
+        "    import torch; from dimo.engine.distributed import peak_memory_bytes\n"
         "    print(peak_memory_bytes(torch.device('cpu')), file=sys.stderr)\n"
     )
     arguments = ["eval", "g.npz", "--protocol", "perf.toml", "--reference", "r.npz"]

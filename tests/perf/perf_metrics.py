@@ -13,8 +13,8 @@ import torch
 from cleanfid.fid import frechet_distance as clean_fid
 from threadpoolctl import threadpool_limits
 
+from bench.features.stats import compute_stats
 from bench.metrics import frechet_distance, prdc
-from bench.stats import compute_stats
 
 DIM = 2048  # of Inception's pooled features
 

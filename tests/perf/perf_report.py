@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.record import load_record, record_to_json, seal
+from bench.records.record import load_record, record_to_json, seal
 
 ROOT = Path(__file__).parent.parent.parent
 RECORD = ROOT / "results" / "20261121T034207Z-digits-maskgit-8-d6036e6c.json"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.record import ResultRecord, load_record, record_to_json, seal
+from bench.records.record import ResultRecord, load_record, record_to_json, seal
 
 RESULTS = Path(__file__).parents[2] / "results"
 COUNT, MOST_SECONDS, MOST_BYTES = 2000, 10.0, 5e6

@@ -8,14 +8,14 @@ import pytest
 import torch
 from straightforward import PlainMaskGIT, sample_plainly
 
-from dimo.launch import device_name
+from dimo.engine.distributed import device_name
 from dimo.masking import tokens_per_step
+from dimo.models.cpu import in_precision
 from dimo.models.halton import SIZES, HaltonMaskGIT
 from dimo.models.maskgit import MaskGIT
-from dimo.models.precision import in_precision
 from dimo.rng import ImageNoise
 from dimo.samplers.confidence import sample_confidence
-from dimo.samplers.halton import sample_halton
+from dimo.samplers.ordered import sample_halton
 
 STEPS, ROUNDS = 8, 2
 FOUR_CLASSES = torch.tensor([207, 360, 387, 974])

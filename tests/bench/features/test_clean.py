@@ -8,12 +8,11 @@ from cleanfid.inception_torchscript import InceptionV3W
 from PIL import Image
 from torch import nn
 
-from bench.catalog import ANY
-from bench.features import load_extractor
-from bench.features.torchscript import is_torchscript
+from bench.features import is_torchscript, load_extractor
+from bench.protocol.catalog import ANY
 from dimo.errors import DimoError
-from dimo.files import sha256_file
-from dimo.weights import ASSETS
+from dimo.util.files import sha256_file
+from dimo.weights.catalog import ASSETS
 
 CPU = torch.device("cpu")
 

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from bench.features.digits import DigitsCNN, train_digits_cnn
-from bench.images import to_uint8
-from dimo.datasets import digits
+from bench.images.codec import to_uint8
+from dimo.data import digits
 from dimo.errors import DimoError
 from dimo.models.digits import DigitsTokenizer
-from dimo.teachers import load_teacher
-from dimo.weights import ASSETS, load_metadata
+from dimo.weights.catalog import ASSETS
+from dimo.weights.files import load_metadata
+from dimo.zoo.loading import load_teacher
 
 
 @pytest.fixture(scope="module")

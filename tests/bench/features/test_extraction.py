@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import bench.features
-from bench.catalog import ANY, EXTRACTORS
 from bench.features import FORWARD_BATCH, extract, load_extractor
-from dimo.datasets import digits
+from bench.protocol.catalog import ANY, EXTRACTORS
+from dimo.data import digits
 from dimo.errors import DimoError
-from dimo.files import sha256_file
-from dimo.weights import ASSETS
+from dimo.util.files import sha256_file
+from dimo.weights.catalog import ASSETS
 
 CPU = torch.device("cpu")
 SHIPPED = ASSETS / "digits-cnn.safetensors"

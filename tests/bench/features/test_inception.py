@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch_fidelity import FeatureExtractorInceptionV3
 
-from bench.catalog import ANY, EXTRACTORS
 from bench.features import load_extractor
 from bench.features.inception import load_inception
-from dimo.files import sha256_file
-from dimo.weights import save_tensors
+from bench.protocol.catalog import ANY, EXTRACTORS
+from dimo.util.files import sha256_file
+from dimo.weights.files import save_tensors
 
 CPU = torch.device("cpu")
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.catalog import EMBEDDED_REFERENCES
 from bench.features import extract, load_extractor
-from bench.features.clip_score import CLIPScorer
+from bench.features.references import _EMBEDDED, embedded_reference, reference_images
 from bench.features.scenes_clip import (
     SceneCLIP,
     caption_accuracy,
@@ -15,15 +14,16 @@ from bench.features.scenes_clip import (
     train_scene_clip,
     wrong_captions,
 )
+from bench.features.stats import compute_stats
 from bench.metrics import frechet_distance
-from bench.pairs.captions import load_clip_scorer
 from bench.protocol import load_protocol
-from bench.references import _EMBEDDED, embedded_reference, reference_images
-from bench.stats import compute_stats
-from dimo.datasets.scene_prompts import prompts
-from dimo.datasets.scenes import batch
+from bench.protocol.catalog import EMBEDDED_REFERENCES
+from bench.suites.captions import CLIPScorer, load_clip_scorer
+from dimo.data.scenes import batch
+from dimo.data.scenes.prompts import prompts
 from dimo.errors import DimoError
-from dimo.weights import ASSETS, load_metadata, save_tensors
+from dimo.weights.catalog import ASSETS
+from dimo.weights.files import load_metadata, save_tensors
 
 CPU = torch.device("cpu")
 WEIGHTS = ASSETS / "scenes-clip.safetensors"

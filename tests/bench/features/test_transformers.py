@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bench.catalog import ANY, EXTRACTORS
 from bench.features import clip, load_extractor
 from bench.features.clip import make_clip
 from bench.features.dinov2 import make_dinov2
 from bench.features.resize import pil_bicubic_bytes, torch_bicubic
+from bench.protocol.catalog import ANY, EXTRACTORS
 from dimo.errors import DimoError
-from dimo.weights import save_tensors
+from dimo.weights.files import save_tensors
 
 CPU = torch.device("cpu")
 WIDTH, HEADS, DEPTH, PATCH = 128, 2, 2, 14

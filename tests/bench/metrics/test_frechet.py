@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
+from bench.features.stats import FeatureStats, compute_stats
 from bench.metrics import frechet_distance
 from bench.metrics.frechet import covariance_root
-from bench.stats import FeatureStats, compute_stats
 from dimo.errors import DimoError
 
 

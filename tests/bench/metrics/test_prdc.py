@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from bench.metrics import coverage_ceiling, distances, manifold_membership, prdc
+from bench.metrics import coverage_ceiling, manifold_membership, prdc
+from bench.metrics import neighbours as distances
 from dimo.errors import DimoError
 
 NAMES = ("precision", "recall", "density", "coverage")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench.protocol import Protocol
-from bench.record import ProtocolInfo, ResultRecord
+from bench.records.record import ProtocolInfo, ResultRecord
 from bench.report import PublishedRow, Report, collect_report, load_published
 
 RecordMaker = Callable[..., ResultRecord]

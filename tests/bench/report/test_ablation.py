@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.record import ResultRecord
+from bench.records.record import ResultRecord
 from bench.report import Report, report_csv, report_json, report_latex, report_markdown
 from bench.report.ablation import ablation_tables, is_ablation
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.report.cells import training_cost
+from bench.report.table import training_cost
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
-from bench.catalog import ANY
 from bench.protocol import Protocol, protocol_sha256
-from bench.record import Evidence, ProtocolInfo, ResultRecord
+from bench.protocol.catalog import ANY
+from bench.records.record import Evidence, ProtocolInfo, ResultRecord
 from bench.report import Report, collect_report, report_markdown, with_records
 
 RecordMaker = Callable[..., ResultRecord]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from bench.record import ResultRecord, record_from_json, record_to_json
+from bench.records.record import ResultRecord, record_from_json, record_to_json
 from bench.report import Report, report_csv, report_json
 from bench.report.table import ROW_COLUMNS
 

@@ -11,7 +11,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from bench.protocol import Protocol
-from bench.record import ProtocolInfo, ResultRecord
+from bench.records.record import ProtocolInfo, ResultRecord
 from bench.report import PublishedRow, Report, collect_report, results_frame
 from bench.report.markdown import code, report_markdown, section_markdown, text
 from bench.report.table import best_and_second, latest

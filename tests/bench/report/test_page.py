@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.images import encode_png
+from bench.images.codec import encode_png
 from bench.report import Report
-from bench.report.page import render_page
-from bench.report.plain import one_line
+from bench.report.html import render_page
+from bench.report.text import one_line
 
 VOID = {"meta", "input", "img", "br"}
 TAGS = """

@@ -10,13 +10,13 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from bench.protocol import Protocol
-from bench.record import ResultRecord, Trial, Tuning, seal
+from bench.records.record import ResultRecord, Trial, seal
+from bench.records.selection import Tuning
 from bench.report import Report, collect_report
-from bench.report.page_runs import run_panels
-from bench.report.page_svg import PAGE_INK, inline
+from bench.report.html.runs import run_panels
+from bench.report.html.svg import PAGE_INK, inline
+from bench.report.panels import MOST_LINES, Panel, pareto_front, protocol_panels, tuning_panels
 from bench.report.plots import inline_svg, write_plots
-from bench.report.plots_data import MOST_LINES, Panel, pareto_front, protocol_panels
-from bench.report.plots_tuning import tuning_panels
 from dimo.errors import DimoError
 
 RecordMaker = Callable[..., ResultRecord]

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.paths import data_dir
 from bench.protocol import Protocol, load_protocol
+from bench.protocol.catalog import data_dir
 from bench.report import collect_report, load_published
-from bench.report.blocks import Mark, Table
 from bench.report.markdown import report_markdown
 from bench.report.published import QUOTED_TITLES, published_frame
 from bench.report.quoted import quoted_beside, quoted_blocks
+from bench.report.text import Mark, Table
 from dimo.errors import DimoError
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.report.update import renewed
+from bench.report.markdown import renewed
 from dimo.errors import DimoError
 
 BEGIN, END = "<!-- dimo report --protocol digits -->", "<!-- dimo report end -->"

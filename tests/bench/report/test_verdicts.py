@@ -9,16 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.geneval.sheet import draw_sheet, thumbnail
-from bench.geneval.shown import chosen
-from bench.images import encode_png
+from bench.images.codec import encode_png
 from bench.protocol import load_protocol, protocol_sha256
-from bench.record import ProtocolInfo, ResultRecord, seal
+from bench.records.record import ProtocolInfo, ResultRecord, seal
+from bench.records.store import append, load_all
 from bench.report import Report, collect_report, report_latex, report_markdown
+from bench.report.html import render_page
+from bench.report.html.verdicts import row_verdicts
 from bench.report.notes import _network_rules
-from bench.report.page import render_page
-from bench.report.page_verdicts import row_verdicts
-from bench.store import append, load_all
+from bench.suites.geneval.sheet import chosen, draw_sheet, thumbnail
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -1,0 +1,98 @@
+"""Features on disk, named by all that determines them, so that a set is extracted once."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from bench.features import Extractor, Features
+from dimo.errors import DimoError
+from dimo.util.files import sha256_bytes, sha256_file, write_atomic
+from dimo.util.schema import canonical_json
+
+_OUTPUTS = ("features", "logits", "spatial")
+
+
+def default_folder() -> Path:
+    """`$XDG_CACHE_HOME/dimo/features`, in the home folder's `.cache` by default."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "dimo" / "features"
+
+
+def feature_key(content_sha256: str, extractor: Extractor, device: str) -> str:
+    """Hash of all that determines features: images, weights, resize, versions, kind of device.
+
+    Args:
+        content_sha256: Of the images, in order.
+        extractor: Its name, resize, weights hash and package versions enter the key.
+        device: "cpu" or "cuda": their last digits differ.
+    """
+    parts: Mapping[str, object] = {
+        "images": content_sha256,
+        "extractor": extractor.name,
+        "resize": extractor.resize,
+        "weights": extractor.sha256,
+        "packages": extractor.packages,
+        "device": device,
+    }
+    return sha256_bytes(canonical_json(parts).encode())
+
+
+class FeatureCache:
+    """A folder of feature files. Trouble with it costs time, never a result.
+
+    An entry is `KEY.npz` and `KEY.json`, which holds the hash of the former: an entry that is
+    truncated, altered or half there is told from a good one, and made again.
+
+    Args:
+        folder: Where; None switches caching off.
+        say: Told in one line what is wrong with the folder or an entry.
+    """
+
+    def __init__(self, folder: Path | None, say: Callable[[str], None]) -> None:
+        self.folder, self.say = folder, say
+
+    def get(self, key: str) -> Features | None:
+        """The features of an entry, None where there is no intact one. Labels are not cached."""
+        if self.folder is None:
+            return None
+        data, seal = self.folder / f"{key}.npz", self.folder / f"{key}.json"
+        if not data.is_file() and not seal.is_file():
+            return None
+        try:
+            if json.loads(seal.read_text())["sha256"] == sha256_file(data):
+                with np.load(data, allow_pickle=False) as file:
+                    return Features(**{output: file[output] for output in file.files})
+            reason = "its content is not what was written"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"it cannot be read ({type(error).__name__})"
+        self.say(f"cache entry {data} is left out, {reason}; extracting again")
+        return None
+
+    def put(self, key: str, features: Features) -> None:
+        """Stores features, whole or not at all; a full disk or a read-only folder is only told."""
+        if self.folder is None:
+            return
+        arrays = {k: a for k in _OUTPUTS if (a := getattr(features, k)) is not None}
+        temporary = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(".tmp", f".{key[:16]}.", self.folder)
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            digest = sha256_file(temporary)
+            Path(temporary).replace(self.folder / f"{key}.npz")
+            write_atomic(self.folder / f"{key}.json", json.dumps({"sha256": digest}) + "\n")
+        except (OSError, DimoError) as error:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            self.say(
+                f"features are not cached in {self.folder}: {reason}; the scores are not affected, "
+                "choose another folder with --cache"
+            )

@@ -1,0 +1,268 @@
+"""A set of image files -> checked, named by content, turned into features; cached and sharded."""
+
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bench.features import (
+    FORWARD_BATCH,
+    Extractor,
+    Features,
+    extract,
+    extract_batches,
+    join_features,
+)
+from bench.features.cache import FeatureCache, feature_key
+from bench.features.stats import FeatureStats, StreamingStats
+from bench.images import (
+    Findings,
+    ImageSet,
+    content_sha256,
+    find_problems,
+    open_images,
+    read_features,
+)
+from bench.images.codec import ImageInfo
+from bench.images.labels import labels_sha256
+from bench.protocol import Images
+from dimo.engine.distributed import Ranks
+from dimo.errors import DimoError
+from dimo.util.files import sha256_file
+from dimo.util.terminal import Progress
+
+_READ_AHEAD = 4 * FORWARD_BATCH  # images decoded while the network works on as many
+
+
+@dataclass(frozen=True, eq=False)
+class FeaturesOfSet:
+    """A measured set of image files.
+
+    Attributes:
+        features: In order of the set; None on every rank but the first.
+        count: Number of images.
+        images_sha256: Over all images and labels, in order.
+        labels_sha256: Over the labels; empty where there are none.
+        findings: What the checks found.
+    """
+
+    features: Features | None
+    count: int
+    images_sha256: str
+    labels_sha256: str
+    findings: Findings
+
+
+def features_of_paths(
+    paths: Sequence[Path],
+    wanted: Images,
+    extractor: Extractor,
+    *,
+    cache: FeatureCache,
+    count: int | None,
+    balanced: bool,
+    device: torch.device,
+    ranks: Ranks,
+    recursive: bool = False,
+    labels: str = "",
+    accept: Callable[[Findings], None] = lambda findings: None,
+    progress: Progress = lambda what, done, total, unit: None,
+) -> FeaturesOfSet:
+    """Reads, checks and extracts a set. Every rank reads its own share; the first gets it all.
+
+    Args:
+        paths: Folders or archives: shards of one set, in order.
+        wanted: What the protocol asks of images.
+        extractor: From images to features.
+        cache: Where features of a set that was seen before are found.
+        count: How many images are wanted; None: any number.
+        balanced: Whether every class must have as many.
+        device: Where the extractor is.
+        ranks: The processes that share the work.
+        recursive: Whether folders are read with their subfolders.
+        labels: Where labels come from, see `open_images`.
+        accept: Called with the findings before anything is extracted; refuses by raising.
+        progress: Told how far reading and extraction are, on the first rank.
+
+    Raises:
+        DimoError: The set cannot be read, or is not accepted; on all ranks alike.
+    """
+    images = ranks.alike(lambda: open_images(paths, recursive=recursive, labels=labels))
+    total = len(images)
+    share = ranks.share(total, FORWARD_BATCH)
+    meter = _Meter(progress, ranks, share, total)
+    infos, findings = _scan(images, share, wanted, ranks, meter, count=count, balanced=balanced)
+    accept(findings)
+    content = content_sha256(infos, images.labels)
+    key = feature_key(content, extractor, device.type)
+    features = cache.get(key) if ranks.is_first else None
+    if not ranks.together(lambda: features is not None)[0]:
+        parts = ranks.together(
+            lambda: _extract_share(images, share, extractor, meter.start("features")),
+            first_only=True,
+        )
+        if ranks.is_first:
+            features = join_features([part for part in parts if part is not None])
+            cache.put(key, features)
+    if features is not None:
+        features = Features(features.features, features.logits, features.spatial, images.labels)
+    return FeaturesOfSet(features, total, content, labels_sha256(images.labels), findings)
+
+
+def features_of_file(path: Path) -> FeaturesOfSet:
+    """Features that were extracted elsewhere, from an npz: never conforming, as nothing says how.
+
+    Raises:
+        DimoError: The file cannot be read, or what it holds is no features.
+    """
+    features = read_features(path)
+    reason = f"{path} holds features, which do not say from which images and weights they come"
+    count, digest = len(features.features), sha256_file(path)
+    return FeaturesOfSet(
+        features, count, digest, labels_sha256(features.labels), Findings([], [reason], [], 0)
+    )
+
+
+def statistics_of_paths(
+    paths: Sequence[Path],
+    wanted: Images,
+    extractor: Extractor,
+    *,
+    keep: int,
+    ranks: Ranks,
+    recursive: bool = False,
+    progress: Progress = lambda what, done, total, unit: None,
+) -> tuple[dict[str, FeatureStats], npt.NDArray[np.float32], str] | None:
+    """Mean and covariance of a set of any size, in memory that does not grow with it.
+
+    Args:
+        paths: Folders or archives: shards of one set, in order.
+        wanted: What the protocol asks of images; here any number of them.
+        extractor: From images to features.
+        keep: Of how many images, spread evenly over the set, single features are kept.
+        ranks: The processes that share the work.
+        recursive: Whether folders are read with their subfolders.
+        progress: Told how far reading and extraction are, on the first rank.
+
+    Returns:
+        Statistics by output ("features", "spatial"), features float32 [keep, D], and the content
+        hash; None on every rank but the first.
+
+    Raises:
+        DimoError: The set cannot be read, does not conform, or has fewer than `keep` images.
+    """
+    images = ranks.alike(lambda: open_images(paths, recursive=recursive))
+    share = ranks.share(len(images), FORWARD_BATCH)
+    meter = _Meter(progress, ranks, share, len(images))
+    infos, findings = _scan(images, share, wanted, ranks, meter, count=None, balanced=False)
+    problems = findings.nonconforming
+    if len(images) < keep:
+        problems = [*problems, f"{len(images):,} images; allowed: {keep:,} or more"]
+    if problems:
+        raise DimoError(f"not a reference for this protocol: {'; '.join(problems)}")
+    kept = {len(images) * row // keep for row in range(keep)}
+    found = ranks.together(
+        lambda: _accumulate(images, share, extractor, kept, meter.start("features")),
+        first_only=True,
+    )
+    if not ranks.is_first:
+        return None
+    totals: dict[str, StreamingStats] = {}
+    for parts, _ in found:  # a rank without images has none
+        for output, part in parts.items():
+            totals.setdefault(output, StreamingStats(part.extractor, part.dim)).merge(part)
+    rows = [block for _, blocks in found for block in blocks]
+    stats = {output: total.finalize() for output, total in totals.items()}
+    return stats, np.concatenate(rows), content_sha256(infos, images.labels)
+
+
+def _accumulate(
+    images: ImageSet,
+    share: range,
+    extractor: Extractor,
+    kept: Set[int],
+    on_done: Callable[[int], None],
+) -> tuple[dict[str, StreamingStats], list[npt.NDArray[np.float32]]]:
+    totals: dict[str, StreamingStats] = {}
+    rows: list[npt.NDArray[np.float32]] = []
+    place = share.start
+    batches = ((batch, None) for batch in images.batches(share, _READ_AHEAD))
+    for outputs in extract_batches(extractor, batches):
+        for output in ("features", "spatial"):
+            if output in outputs:
+                values = outputs[output].cpu().numpy()
+                total = totals.setdefault(
+                    output, StreamingStats(extractor.identity, values.shape[1])
+                )
+                total.update(values)
+        features = outputs["features"].cpu().numpy()
+        chosen = [row for row in range(len(features)) if place + row in kept]
+        rows.append(features[chosen])
+        place += len(features)
+        on_done(place - share.start)
+    return totals, rows
+
+
+def _scan(
+    images: ImageSet,
+    share: range,
+    wanted: Images,
+    ranks: Ranks,
+    meter: "_Meter",
+    *,
+    count: int | None,
+    balanced: bool,
+) -> tuple[list[ImageInfo], Findings]:
+    """Reads every byte once: what the images are, and what is wrong with the set."""
+    scans = ranks.together(lambda: images.scan(share, meter.start("read")))
+    infos = [info for scan in scans for info in scan]
+    findings = find_problems(
+        infos,
+        images.labels,
+        names=images.names,
+        ignored=images.ignored,
+        count=len(images) if count is None else count,
+        resolution=wanted.resolution,
+        channels=wanted.channels,
+        num_classes=wanted.num_classes if balanced else None,
+        balanced=balanced,
+    )
+    if findings.errors:
+        raise DimoError("; ".join(findings.errors))
+    return infos, findings
+
+
+def _extract_share(
+    images: ImageSet, share: range, extractor: Extractor, on_done: Callable[[int], None]
+) -> Features | None:
+    if not share:
+        return None
+
+    def batches() -> Iterator[tuple[Tensor, None]]:
+        done = 0
+        for batch in images.batches(share, _READ_AHEAD):
+            yield batch, None
+            done += len(batch)
+            on_done(done)
+
+    return extract(extractor, batches(), count=len(share))
+
+
+class _Meter:
+    """Turns this rank's counts into progress of the whole set, shown by the first rank."""
+
+    def __init__(self, progress: Progress, ranks: Ranks, share: range, total: int) -> None:
+        self.progress, self.ranks, self.share, self.total = progress, ranks, share, total
+
+    def start(self, what: str) -> Callable[[int], None]:
+        """A function to be told how many of this rank's images are done."""
+
+        def on_done(done: int) -> None:
+            if self.ranks.is_first and self.share:
+                self.progress(what, self.total * done // len(self.share), self.total, "images")
+
+        return on_done

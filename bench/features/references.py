@@ -1,0 +1,265 @@
+"""What a protocol compares with: an embedded set, a file of ADM or another tool, or images."""
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.features import Extractor, Features, extract, load_extractor
+from bench.features.pipeline import statistics_of_paths
+from bench.features.stats import FeatureStats, compute_stats, load_stats, save_stats
+from bench.images import npz_keys, read_features
+from bench.protocol import Protocol, protocol_sha256
+from bench.protocol.catalog import ANY, METRICS
+from dimo.data import digits, scenes
+from dimo.engine.distributed import Ranks
+from dimo.errors import DimoError
+from dimo.util.files import sha256_bytes, sha256_file
+from dimo.util.schema import canonical_json
+from dimo.util.terminal import Progress
+
+_SCENES_SEED = 4000  # of no other pictures: 1000 is reported, 2000 selects, 3000 tests the detector
+_SCENES_COUNT = 4800  # 20 of each held-out prompt
+
+
+def _scenes_held_out() -> tuple[Tensor, Tensor]:
+    return scenes.batch(_SCENES_SEED, torch.arange(_SCENES_COUNT), "held-out")
+
+
+_EMBEDDED: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+    "digits-all": digits.load,
+    "scenes-held-out": _scenes_held_out,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceSet:
+    """A reference, ready to be compared with.
+
+    Attributes:
+        name: The protocol's name of it.
+        sha256: Of what was used: an embedded set's images, the file, or the content of images.
+        stats: Mean and covariance by output of the extractor, for Frechet distances.
+        features: Of single images, for neighbours and kernels; None where no metric needs them,
+            and on every rank but the first.
+        count: How many single images there are; None where no metric needs them.
+    """
+
+    name: str
+    sha256: str
+    stats: dict[str, FeatureStats]
+    features: Features | None
+    count: int | None
+
+
+ExtractPaths = Callable[[list[Path]], tuple[Features | None, str, int]]  # content hash, count
+
+
+def reference_sha256(images: Tensor) -> str:
+    """Hash of uint8 images [N, 3, H, W]: of their shape and bytes."""
+    images = images.cpu().contiguous()
+    assert images.dtype == torch.uint8
+    return sha256_bytes(repr(tuple(images.shape)).encode() + images.numpy().tobytes())
+
+
+def reference_images(protocol: Protocol) -> tuple[Tensor, Tensor]:
+    """An embedded reference: images uint8 [N, 3, H, W] and labels int64 [N].
+
+    Raises:
+        DimoError: The protocol's reference is not embedded, or its hash or count is another.
+    """
+    wanted = protocol.reference
+    if wanted.name not in _EMBEDDED:
+        where = f" ({wanted.source})" if wanted.source else ""
+        raise DimoError(
+            f"protocol {protocol.name!r} compares with {wanted.name}{where}, which does not come "
+            "with dimo; give it with --reference FILE"
+        )
+    images, labels = _EMBEDDED[wanted.name]()
+    found = reference_sha256(images)
+    if (found, len(images)) != (wanted.sha256, wanted.count):
+        raise DimoError(
+            f"reference {wanted.name!r} has sha256 {found[:12]}... and {len(images)} images, the "
+            f"protocol names {wanted.sha256[:12]}... and {wanted.count}; install the packages of "
+            "constraints.txt, or use the protocol's version that fits"
+        )
+    return images, labels
+
+
+def embedded_reference(protocol: Protocol, extractor: Extractor) -> ReferenceSet:
+    """The protocol's embedded reference in the features of `extractor`.
+
+    Raises:
+        DimoError: As `reference_images`.
+    """
+    images, labels = reference_images(protocol)
+    features = extract(extractor, [(images, labels)], count=len(images))
+    found = ReferenceSet(
+        protocol.reference.name, reference_sha256(images), {}, features, len(images)
+    )
+    return _with_statistics(found, protocol, extractor)
+
+
+def load_reference(
+    protocol: Protocol,
+    extractor: Extractor,
+    *,
+    path: Path | None,
+    extract_paths: ExtractPaths,
+) -> ReferenceSet:
+    """The protocol's reference in the features of `extractor`.
+
+    Args:
+        protocol: Names the reference and what its metrics need.
+        extractor: The protocol's extractor.
+        path: A file or folder that stands for it; None for an embedded reference.
+        extract_paths: Features and content hash of a set of image files.
+
+    Raises:
+        DimoError: It is missing, is of another extractor or dimension, or lacks what a metric
+            needs.
+    """
+    if path is None:
+        return embedded_reference(protocol, extractor)
+    found = _from_path(protocol, extractor, path, extract_paths)
+    return _with_statistics(found, protocol, extractor)
+
+
+def _with_statistics(found: ReferenceSet, protocol: Protocol, extractor: Extractor) -> ReferenceSet:
+    """The same with those of each output that a Frechet distance needs."""
+    stats = dict(found.stats)
+    for metric in protocol.metrics:
+        kind = METRICS[metric.name]
+        output, frechet = kind.needs, kind.compares_with == "statistics"
+        if frechet and output not in stats and found.features is not None:
+            stats[output] = compute_stats(
+                getattr(found.features, output), extractor=extractor.identity
+            )
+    return dataclasses.replace(found, stats=stats)
+
+
+def make_reference(
+    paths: Sequence[Path],
+    protocol: Protocol,
+    out: Path,
+    *,
+    weights: Path | None,
+    allow_code: bool,
+    device: torch.device,
+    recursive: bool,
+    ranks: Ranks,
+    progress: Progress,
+) -> FeatureStats | None:
+    """Writes an npz of `mu`, `sigma`, `n` and features from real images (see `save_stats`).
+
+    Args:
+        paths: Folders or archives: shards of one set, in order.
+        protocol: Names extractor, resolution and how many single features are kept.
+        out: Where to write.
+        weights: Weights file of the extractor; None: the shipped one.
+        allow_code: Whether the protocol may name an extractor of one's own.
+        device: Where the extractor runs.
+        recursive: Whether folders are read with their subfolders.
+        ranks: The processes that share the work.
+        progress: Told how far it is.
+
+    Returns:
+        The statistics; None on every rank but the first.
+
+    Raises:
+        DimoError: The images cannot be read or are not as the protocol asks.
+    """
+    extractor = load_extractor(
+        protocol.extractor.name,
+        resize=protocol.extractor.resize,
+        sha256=protocol.extractor.sha256,
+        weights=weights,
+        device=device,
+        allow_code=allow_code,
+    )
+    found = statistics_of_paths(
+        paths,
+        protocol.images,
+        extractor,
+        keep=protocol.reference.count,
+        ranks=ranks,
+        recursive=recursive,
+        progress=progress,
+    )
+    if found is None:
+        return None
+    stats, features, content = found
+    provenance = {
+        "dimo": importlib.metadata.version("dimo"),
+        "protocol": {"name": protocol.name, "sha256": protocol_sha256(protocol)},
+        "extractor": {"name": extractor.identity, "sha256": extractor.sha256},
+        "packages": extractor.packages,
+        "images": {"paths": list(map(str, paths)), "sha256": content},
+        "device": device.type,
+    }
+    save_stats(out, stats, features=features, provenance=canonical_json(provenance))
+    return stats["features"]
+
+
+def _from_path(
+    protocol: Protocol, extractor: Extractor, path: Path, extract_paths: ExtractPaths
+) -> ReferenceSet:
+    name = protocol.reference.name
+    if not path.exists():
+        raise DimoError(f"no reference at {path}; give a file or a folder that exists")
+    keys = npz_keys(path)
+    stats: dict[str, FeatureStats] = {}
+    kinds = {metric.name: METRICS[metric.name] for metric in protocol.metrics}
+    outputs = [kind.needs for kind in kinds.values() if kind.compares_with == "statistics"]
+    own_statistics = protocol.reference.statistics_count
+    if "mu" in keys and ("arr_0" not in keys or own_statistics is not None):
+        stats = load_stats(
+            path,
+            extractor=extractor.identity,
+            count=own_statistics or protocol.reference.count,
+            outputs=outputs,
+        )
+    features: Features | None = None
+    needing = [name for name, kind in kinds.items() if kind.compares_with == "samples"]
+    missing_stats = [output for output in outputs if output not in stats]
+    if not needing and not missing_stats:
+        return ReferenceSet(name, sha256_file(path), stats, None, None)
+    if "features" in keys:
+        features, content = read_features(path), sha256_file(path)
+        count = len(features.features)
+    elif keys and "arr_0" not in keys and "images" not in keys:
+        raise DimoError(
+            f"reference {path} holds {', '.join(sorted(keys))}, but {needing[0]} needs the "
+            "features of single images; make a reference with both: dimo reference IMAGES "
+            f"--protocol {protocol.name} -o FILE.npz"
+        )
+    else:
+        features, content, count = extract_paths([path])
+    for output in (*missing_stats, *(["features"] if needing else [])):
+        if features is not None and getattr(features, output) is None:
+            raise DimoError(
+                f"reference {path} has no {output}, which protocol {protocol.name!r} needs; make "
+                "it with dimo reference"
+            )
+    digest = sha256_file(path) if path.is_file() else content
+    return ReferenceSet(name, digest, stats, features, count)
+
+
+def reference_conformity(protocol: Protocol, reference: ReferenceSet) -> list[str]:
+    """Why a reference is not the protocol's: its hash, or how many images it has."""
+    wanted = protocol.reference
+    problems = []
+    if wanted.sha256 not in (ANY, reference.sha256):
+        problems.append(
+            f"the reference has sha256 {reference.sha256[:12]}..., the protocol names "
+            f"{wanted.sha256[:12]}... ({wanted.name})"
+        )
+    if reference.count is not None and reference.count != wanted.count:
+        problems.append(
+            f"the reference has {reference.count:,} images, the protocol {wanted.count:,}"
+        )
+    return problems

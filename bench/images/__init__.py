@@ -1,0 +1,19 @@
+"""Reading sets of images, checking them, and naming them by content."""
+
+__all__ = [
+    "Findings",
+    "ImageInfo",
+    "ImageSet",
+    "class_folders",
+    "content_sha256",
+    "find_problems",
+    "npz_keys",
+    "open_images",
+    "read_features",
+]
+
+from bench.images.arrays import npz_keys, read_features
+from bench.images.checks import Findings, content_sha256, find_problems
+from bench.images.codec import ImageInfo
+from bench.images.dataset import ImageSet, open_images
+from bench.images.labels import class_folders

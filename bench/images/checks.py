@@ -1,0 +1,216 @@
+"""What is wrong with a set of images under a protocol, and the hash that names the set."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from bench.images.codec import LOSSY_CODECS, ImageInfo
+from bench.images.labels import first_out_of_order
+from bench.images.source import Labels, counted, shown
+
+K = TypeVar("K")
+_MODES = {3: ("RGB",), 1: ("L", "RGB")}  # by the protocol's channels; a grey RGB file is grey
+_MAX_DUPLICATES = 0.1  # of the set
+_MAX_BAD_NAMES = 20
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the check of a set found, one line each.
+
+    Attributes:
+        errors: Why it cannot be scored.
+        nonconforming: Why its score is not one of the protocol.
+        notes: What else is worth knowing.
+        duplicates: How many images are exact copies of an earlier one.
+    """
+
+    errors: list[str]
+    nonconforming: list[str]
+    notes: list[str]
+    duplicates: int
+
+
+def content_sha256(infos: Sequence[ImageInfo], labels: Labels | None) -> str:
+    """Names a set by its images, their order and their labels.
+
+    Order counts, because image i belongs to random stream i and is shuffled into splits.
+    """
+    digest = hashlib.sha256(f"{len(infos)}\n".encode())
+    for info in infos:
+        digest.update(f"{info.sha256}\n".encode())
+    if labels is not None:
+        digest.update(labels.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def find_problems(
+    infos: Sequence[ImageInfo],
+    labels: Labels | None,
+    *,
+    names: Sequence[str],
+    ignored: Sequence[str],
+    count: int,
+    resolution: tuple[int, int],
+    channels: int,
+    num_classes: int | None,
+    balanced: bool,
+) -> Findings:
+    """Compares a scanned set with what a protocol asks for.
+
+    Args:
+        infos: Of every image, from `ImageSet.scan`.
+        labels: int64 [N], or None if unknown.
+        names: Of every image.
+        ignored: Files that are no part of the set.
+        count: How many images there must be.
+        resolution: Height and width.
+        channels: 3 for RGB; 1 for grey, which may be stored as RGB.
+        num_classes: Labels are from 0 to one less; None where there are no classes.
+        balanced: Whether each label must be there equally often.
+    """
+    assert len(infos) == len(names)
+    assert labels is None or len(labels) == len(names)
+    pairs = list(zip(infos, names, strict=True))
+    good = [(info, name) for info, name in pairs if info.problem is None]
+    sizes = _group(((info.height, info.width), name) for info, name in good)
+    copies = [
+        (copy, same[0])
+        for same in _group((info.sha256, name) for info, name in good).values()
+        for copy in same[1:]
+    ]
+    errors = list(_unreadable([(i.problem, name) for i, name in pairs if i.problem], len(pairs)))
+    if not pairs:
+        errors.append("0 images; allowed: at least 1; check the path")
+    if len(sizes) > 1:
+        errors.append(sizes_text(sizes))
+    nonconforming = [
+        *_wrong_count(len(pairs), count),
+        *_wrong_size(sizes, resolution),
+        *_wrong_kind(good, _MODES[channels]),
+        *_wrong_labels(labels, names, num_classes, balanced),
+    ]
+    notes = list(_remarks(labels, names, ignored, num_classes))
+    if copies:
+        many = len(copies) > _MAX_DUPLICATES * len(pairs)
+        told = ", ".join(f"{copy!r} of {first!r}" for copy, first in copies[:3])
+        text = f"{len(copies):,} of {len(pairs):,} images are exact copies of others ({told})"
+        rule = f"; allowed: {_MAX_DUPLICATES:.0%}; check that each image has its own noise"
+        (nonconforming if many else notes).append(text + rule * many)
+    return Findings(errors, nonconforming, notes, len(copies))
+
+
+def sizes_text(sizes: Mapping[tuple[int, int], Sequence[str]]) -> str:
+    """The line for images of several sizes, given the names of those of each (height, width)."""
+    ordered = sorted(sizes.items(), key=lambda item: -len(item[1]))
+    told = [f"{height} x {width} in {_images(names)}" for (height, width), names in ordered[:3]]
+    more = f" and {len(ordered) - 3:,} more sizes" if len(ordered) > 3 else ""
+    return f"images of {len(ordered):,} sizes (height x width): {', '.join(told)}{more}; " + (
+        "allowed: one size; resize or generate them alike"
+    )
+
+
+def _unreadable(bad: Sequence[tuple[str, str]], total: int) -> Iterator[str]:
+    if bad:
+        told = [
+            f"{problem}: {', '.join(map(repr, names))}"
+            for problem, names in _group(bad[:_MAX_BAD_NAMES]).items()
+        ]
+        more = f"; and {len(bad) - _MAX_BAD_NAMES:,} more" if len(bad) > _MAX_BAD_NAMES else ""
+        yield (
+            f"{len(bad):,} of {total:,} images cannot be scored ({'; '.join(told)}{more}); "
+            "allowed: whole 8-bit images; make them again"
+        )
+
+
+def _wrong_count(found: int, count: int) -> Iterator[str]:
+    if found != count:
+        gap = f"{count - found:,} missing" if found < count else f"{found - count:,} too many"
+        yield f"{counted(found, 'image')}; allowed: {count:,} ({gap}); generate exactly that many"
+
+
+def _wrong_size(
+    sizes: Mapping[tuple[int, int], Sequence[str]], resolution: tuple[int, int]
+) -> Iterator[str]:
+    for (height, width), names in sizes.items():
+        if (height, width) != tuple(resolution):
+            yield (
+                f"size {height} x {width} in {_images(names)}; allowed: {resolution[0]} x "
+                f"{resolution[1]} (height x width); generate at that size"
+            )
+
+
+def _wrong_kind(good: Sequence[tuple[ImageInfo, str]], modes: Sequence[str]) -> Iterator[str]:
+    for mode, names in _group((info.mode, name) for info, name in good).items():
+        if mode not in modes:
+            yield (
+                f"mode {mode} in {_images(names)}; allowed: {' or '.join(modes)} of 8 bits; "
+                "save them as such"
+            )
+    for codec, names in _group((info.codec, name) for info, name in good).items():
+        if codec in LOSSY_CODECS:
+            yield (
+                f"lossy codec {codec} in {_images(names)}; allowed: lossless (PNG, npz); save the "
+                "generator's output again, as converting does not bring back what is lost"
+            )
+
+
+def _wrong_labels(
+    labels: Labels | None,
+    names: Sequence[str],
+    num_classes: int | None,
+    balanced: bool,
+) -> Iterator[str]:
+    if labels is None or num_classes is None or not len(labels):
+        return
+    outside = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if len(outside):
+        where = _images([names[i] for i in outside.tolist()])
+        yield (
+            f"labels from {labels.min()} to {labels.max()}, out of range in {where}; "
+            f"allowed: 0 to {num_classes - 1}; correct them"
+        )
+    elif balanced:
+        counts = np.bincount(labels, minlength=num_classes)
+        few, many = int(counts.argmin()), int(counts.argmax())
+        if counts[few] != counts[many]:
+            yield (
+                f"labels are not balanced: {counts[few]:,} images of label {few}, {counts[many]:,} "
+                f"of label {many}; allowed: equally many of each of {num_classes:,}; generate them "
+                "so"
+            )
+
+
+def _remarks(
+    labels: Labels | None,
+    names: Sequence[str],
+    ignored: Sequence[str],
+    num_classes: int | None,
+) -> Iterator[str]:
+    if labels is None and num_classes is not None:
+        yield (
+            "labels are unknown, so their balance is not checked; give --labels filename, "
+            "cyclic:1000 or a manifest"
+        )
+    if ignored:
+        yield f"{counted(len(ignored), 'other file')} left out ({shown(ignored, _MAX_BAD_NAMES)})"
+    disorder = first_out_of_order(names)
+    if disorder:
+        yield (
+            f"sorted by name {disorder[0]!r} comes before {disorder[1]!r}: pairing images by "
+            "position goes by that order; pad the numbers with zeros"
+        )
+
+
+def _group(pairs: Iterable[tuple[K, str]]) -> dict[K, list[str]]:
+    groups: dict[K, list[str]] = {}
+    for key, name in pairs:
+        groups.setdefault(key, []).append(name)
+    return groups
+
+
+def _images(names: Sequence[str]) -> str:
+    return f"{counted(len(names), 'image')} ({shown(names)})"

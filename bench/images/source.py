@@ -1,0 +1,83 @@
+"""What the readers have in common: one path's images, by number."""
+
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.images.codec import ImageInfo
+from dimo.errors import DimoError
+
+Labels: TypeAlias = npt.NDArray[np.int64]
+# what reading a damaged archive raises
+READ_ERRORS = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A file of labels.
+
+    Attributes:
+        origin: Where it is; the same only for the same file.
+        data: Its bytes.
+    """
+
+    origin: str
+    data: bytes
+
+
+class Source(Protocol):
+    """The images of one path. `raw` runs in one thread, `inspect` and `decode` in many.
+
+    Attributes:
+        path: As the user gave it.
+        names: Of the images, in order.
+        ignored: Names of what else is there.
+    """
+
+    path: Path
+    names: list[str]
+    ignored: list[str]
+
+    def labels(self) -> Labels | Manifest | None:
+        """What comes with the images: int64 [N], or a file in the set or beside it."""
+
+    def raw(self, rows: range) -> Iterator[Any]:
+        """Each image's `item`: what there is before the work that threads can share."""
+
+    def inspect(self, item: Any) -> ImageInfo:
+        """Checks one image; never raises for a bad one."""
+
+    def decode(self, item: Any, *, lossy: bool) -> npt.NDArray[np.uint8]:
+        """One image, uint8 [H, W, 3]; `lossy` as of `bench.images.codec.decode_image`.
+
+        Raises DimoError, naming it, where that is impossible.
+        """
+
+
+def reason(error: Exception) -> str:
+    """The short text of an error met while reading."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return {"File is not a zip file": "it is no zip file, or cut short"}.get(text, text)
+
+
+def unreadable(path: Path, error: Exception) -> DimoError:
+    """The error for a file that cannot be read at all."""
+    return DimoError(f"cannot read {path}: {reason(error)}; copy or make it again")
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 image`, `2,000 images`."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
+
+
+def shown(names: Iterable[str], limit: int = 3) -> str:
+    """Quoted names, at most `limit` of them, and how many more there are."""
+    names = list(names)
+    more = [f"and {len(names) - limit:,} more"] if len(names) > limit else []
+    return ", ".join([repr(name) for name in names[:limit]] + more)

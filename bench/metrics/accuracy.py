@@ -1,0 +1,40 @@
+"""Class accuracy: how often a classifier sees the class that was asked for."""
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.features.stats import Features, as_numpy, check_features
+from dimo.errors import DimoError
+
+
+def class_accuracy(logits: Features, labels: Features) -> float:
+    """Share of images whose predicted class is the one asked for, in 0 to 1.
+
+    Args:
+        logits: `[N, C]` class scores. The first of several equal maxima is the prediction.
+        labels: `[N]` integers, 0 to C - 1.
+
+    Raises:
+        DimoError: Shapes or dtypes do not fit, a logit is not finite, a label is out of range.
+    """
+    return float(class_hits(logits, labels).mean())
+
+
+def class_hits(logits: Features, labels: Features) -> npt.NDArray[np.float64]:
+    """What `class_accuracy` averages: `[N]`, 1.0 where the prediction is the label, else 0.0."""
+    array = check_features(logits, name="logits")
+    wanted = as_numpy(labels)
+    if wanted.shape != (len(array),) or wanted.dtype.kind not in "iu":
+        raise DimoError(
+            f"labels have shape {list(wanted.shape)} and dtype {wanted.dtype} for "
+            f"{len(array)} images; allowed: [{len(array)}] integers; give one label an image"
+        )
+    outside = (wanted < 0) | (wanted >= array.shape[1])
+    if outside.any():
+        raise DimoError(
+            f"{int(outside.sum())} of {len(wanted)} labels are out of range, the first is "
+            f"{wanted[outside][0]}; allowed: 0 to {array.shape[1] - 1}; "
+            "check that labels and classifier count the same classes"
+        )
+    hits: npt.NDArray[np.bool_] = array.argmax(axis=1) == wanted
+    return hits.astype(np.float64)

@@ -1,0 +1,341 @@
+"""What `dimo distill` shows on the way: trackers, pictures, scores of the EMA on a small protocol.
+
+The part of watching that needs `bench`; the training only calls the watchers made here.
+"""
+
+import copy
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from dimo.cli.options import cache_folder
+from dimo.errors import DimoError
+from dimo.util import terminal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from bench.protocol import Protocol
+    from bench.rows.grid import Row
+    from bench.rows.rows import Job
+    from bench.tuning import Bench
+    from dimo.config import DistillationRecipe
+    from dimo.engine.loop import Task, Watcher
+    from dimo.engine.tracking import Trackers
+    from dimo.methods.base import StudentTask
+    from dimo.models import MaskedModel, Tokenizer
+    from dimo.models.text import Conditions
+    from dimo.zoo.students import StudentConfig
+    from dimo.zoo.teachers import Teacher
+
+_PICTURE_SEED = 0  # of no protocol
+_TEACHER_STEPS = (1, 16)
+_SCORE_BATCH = 100  # images at a time; changes speed and memory, never a score
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What a user asks to see of a distillation.
+
+    Attributes:
+        sample_every: Steps between pictures; 0 = none, None = about ten a run.
+        score_every: Steps between scores; 0 = none, None = about ten a run, if there is a protocol.
+        score_protocol: Name or file; "": the one that fits an embedded teacher, else none.
+        reference: File or folder of the protocol's reference; None: the embedded one.
+        extractor_weights: Weights file of its extractor or detector; None: the shipped one.
+        wandb: Project of Weights & Biases; "": not used.
+    """
+
+    sample_every: int | None = None
+    score_every: int | None = None
+    score_protocol: str = ""
+    reference: Path | None = None
+    extractor_weights: Path | None = None
+    wandb: str = ""
+
+
+@contextmanager
+def watching(
+    wanted: Watching,
+    recipe: "DistillationRecipe",
+    folder: Path,
+    *,
+    device: "torch.device",
+    weights: Path | None,
+    is_first: bool = True,
+) -> "Iterator[tuple[Watcher, ...]]":
+    """The watchers of one distillation; trackers are closed at the end, however it ends.
+
+    All that can be wrong is found here, before the run folder is made.
+
+    Args:
+        wanted: What to see.
+        recipe: Of the distillation.
+        folder: The run folder: gets `tensorboard/`, `samples/`, `curve.jsonl`.
+        device: Where the networks will be.
+        weights: Folder of the teacher's weights; None: those shipped, or those fetched.
+        is_first: Whether this rank watches; the others have no watchers.
+
+    Raises:
+        DimoError: A negative interval; an unknown protocol, one that does not fit the teacher, has
+            nothing to score by or prompts that do not come with dimo, or whose reference, extractor
+            or detector is missing; missing weights; wandb is not installed.
+    """
+    from dimo.engine.tracking import (
+        Trackers,
+        check_wandb,
+        open_tensorboard,
+        open_wandb,
+        watch_interval,
+    )
+    from dimo.zoo.loading import weights_file
+    from dimo.zoo.teachers import get_teacher
+
+    row = get_teacher(recipe.teacher)
+    sample_every = watch_interval(wanted.sample_every, recipe.steps, "--sample-every")
+    score_every = watch_interval(wanted.score_every, recipe.steps, "--score-every")
+    if not is_first:
+        yield ()
+        return
+    if wanted.wandb:
+        check_wandb()
+    protocol = _protocol(wanted, row) if score_every else None
+    weights_file(row, "transformer", weights)  # what the training needs is missed first
+    needed = protocol is not None or bool(wanted.sample_every)
+    tokenizer = _tokenizer(row, weights, device, needed) if sample_every or needed else None
+    openers = [partial(open_tensorboard, folder / "tensorboard")]
+    if wanted.wandb:
+        openers.append(partial(open_wandb, wanted.wandb, folder, dataclasses.asdict(recipe)))
+    trackers = Trackers(openers)
+    watchers: list[Watcher] = [trackers.watch]
+    if tokenizer is not None:
+        view = _View(row, recipe, tokenizer, device)
+        if sample_every:
+            watchers.append(_Pictures(view, folder / "samples", sample_every, trackers).watch)
+        if protocol is not None:
+            bench, scored = _scoring(view, protocol, wanted, weights)
+            curve = folder / "curve.jsonl"
+            watchers.append(_Scores(scored, bench, curve, score_every, trackers).watch)
+    try:
+        yield tuple(watchers)
+    finally:
+        trackers.close()
+
+
+def _protocol(wanted: Watching, teacher: "Teacher") -> "Protocol | None":
+    from bench.protocol import load_protocol
+    from bench.rows.settings import check_protocol, fitting_protocols
+
+    if wanted.score_protocol:
+        protocol = load_protocol(wanted.score_protocol)
+        check_protocol(teacher, protocol)
+        _check_scorable(protocol)
+        return protocol
+    fitting = fitting_protocols(teacher)
+    if teacher.is_embedded and fitting:
+        return fitting[0]
+    if wanted.score_every:
+        names = ", ".join(protocol.name for protocol in fitting) or "none"
+        raise DimoError(
+            f"--score-every {wanted.score_every} needs a protocol for teacher {teacher.name!r}; "
+            f"name one with --score-protocol (that fit: {names}), and its --reference"
+        )
+    return None
+
+
+def _check_scorable(protocol: "Protocol") -> None:
+    """
+    Raises:
+        DimoError: A protocol that no network can be scored by while it is trained.
+    """
+    from bench.records.selection import CRITERIA, Criterion, criterion_of
+    from bench.suites.geneval.prompts import EMBEDDED
+
+    if criterion_of(protocol) is None:
+        labels = ", ".join(Criterion(name).label for name in CRITERIA)
+        raise DimoError(
+            f"a training is scored by one of {labels}, and protocol {protocol.name!r} has none; "
+            "name another --score-protocol, or leave scores out with --score-every 0"
+        )
+    if protocol.prompts is not None and protocol.prompts.name != EMBEDDED:
+        raise DimoError(
+            f"a training is scored on prompts that come with dimo, and those of protocol "
+            f"{protocol.name!r} do not; leave scores out with --score-every 0, and score the "
+            "student with dimo bench"
+        )
+
+
+def _scoring(
+    view: "_View", protocol: "Protocol", wanted: Watching, weights: Path | None
+) -> "tuple[Bench, _View]":
+    """What scores the EMA, and how it is sampled for that: on the protocol's prompts, if any."""
+    from bench.suites.features import Workbench
+    from bench.suites.geneval.prompts import prompts_of
+    from bench.suites.geneval.suite import DetectorBench
+    from dimo.zoo.loading import load_prompts
+
+    if protocol.prompts is None:
+        workbench = Workbench(
+            protocol,
+            device=view.device,
+            batch_size=_SCORE_BATCH,
+            weights=wanted.extractor_weights,
+            reference=wanted.reference,
+            cache=cache_folder(os.environ.get("DIMO_CACHE", "")),
+            say=lambda text: terminal.say(text, style="yellow"),
+        )
+        return workbench, view
+    asked = prompts_of(protocol.prompts, None)
+    conditions = load_prompts(view.teacher, [metadata["prompt"] for metadata in asked], weights)
+    assert conditions is not None, "a protocol with prompts fits teachers of prompts alone"
+    bench = DetectorBench(
+        protocol,
+        asked,
+        device=view.device,
+        batch_size=_SCORE_BATCH,
+        weights=wanted.extractor_weights,
+    )
+    return bench, dataclasses.replace(view, conditions=conditions.to(view.device))
+
+
+def _tokenizer(
+    teacher: "Teacher", weights: Path | None, device: "torch.device", needed: bool
+) -> "Tokenizer | None":
+    """The teacher's tokenizer; None, with a note, if it is missing and nobody asked for images."""
+    from dimo.zoo.loading import weights_file
+
+    try:
+        path = weights_file(teacher, "tokenizer", weights)
+    except DimoError as error:
+        if needed:
+            raise
+        terminal.say(f"no pictures on the way: {error}", style="yellow")
+        return None
+    return teacher.tokenizer(path).to(device)
+
+
+@dataclass(frozen=True)
+class _View:
+    """How the networks of a task are sampled; `conditions` in place of those they learn from."""
+
+    teacher: "Teacher"
+    recipe: "DistillationRecipe"
+    tokenizer: "Tokenizer"
+    device: "torch.device"
+    conditions: "Conditions | None" = None
+
+    def student_job(self, network: "nn.Module", name: str) -> "Job":
+        """At the method's usual number of steps and the recipe's temperature."""
+        from dimo.zoo.students import StudentConfig
+
+        return self._jobs(network, name, StudentConfig.of_recipe(self.recipe, ""))[0]
+
+    def teacher_jobs(self, network: "nn.Module") -> "list[Job]":
+        """At 1 and 16 steps, by its own sampler."""
+        return self._jobs(network, self.teacher.title, None)
+
+    def _jobs(
+        self, network: "nn.Module", name: str, student: "StudentConfig | None"
+    ) -> "list[Job]":
+        from bench.rows.rows import jobs_of
+        from dimo.models.text import TextConditioned
+        from dimo.zoo.loading import Loaded
+        from dimo.zoo.students import METHODS
+
+        network = _on(network, self.device)
+        if self.conditions is not None:
+            network = TextConditioned(cast("TextConditioned", network).network, self.conditions)
+        model = cast("MaskedModel", network)
+        loaded = Loaded(self.teacher, model, self.tokenizer, "", name, student)
+        steps = sorted({min(count, self.teacher.num_tokens) for count in _TEACHER_STEPS})
+        usual = METHODS[self.recipe.method].usual_steps
+        return jobs_of(loaded, steps, student_steps=(usual,))
+
+
+def _on(network: "nn.Module", device: "torch.device") -> "nn.Module":
+    """The network, or a copy of it on `device` if it is kept elsewhere."""
+    if next(network.parameters()).device.type == device.type:
+        return network
+    return copy.deepcopy(network).to(device)
+
+
+class _Pictures:
+    """`samples/step-N.png`: student and EMA, below a cheap teacher's rows, always of one seed."""
+
+    def __init__(self, view: _View, folder: Path, every: int, trackers: "Trackers") -> None:
+        self.view, self.folder, self.every, self.trackers = view, folder, every, trackers
+        self.above: list[Row] | None = None
+
+    def watch(self, step: int, scalars: Mapping[str, float], task: "Task") -> None:
+        """A watcher of `dimo.engine.loop.fit`."""
+        from bench.rows.grid import draw_samples, sample_rows
+        from dimo.engine.tracking import is_due, undisturbed
+
+        view, networks = self.view, cast("StudentTask", task).networks
+        path = self.folder / f"step-{step:07d}.png"
+        is_start = self.above is None
+        if self.above is None:
+            self.above = []
+            if view.teacher.is_embedded:
+                teacher = cast("StudentTask", task).teacher
+                with undisturbed(teacher):
+                    jobs = view.teacher_jobs(teacher)
+                    self.above = sample_rows(jobs, [], seed=_PICTURE_SEED, device=view.device)
+        if not is_due(step, self.every, self.view.recipe.steps) or (is_start and path.is_file()):
+            return
+        student, ema = networks["student"], networks["ema"]
+        with undisturbed(student, ema):
+            draw_samples(
+                [view.student_job(student, "student"), view.student_job(ema, "EMA")],
+                [],
+                seed=_PICTURE_SEED,
+                out=path,
+                device=view.device,
+                above=self.above,
+            )
+        self.trackers.picture(step, "samples", path)
+
+
+class _Scores:
+    """`curve.jsonl`: how good the EMA is on the protocol's selection seed, a line a step."""
+
+    def __init__(
+        self, view: _View, bench: "Bench", path: Path, every: int, trackers: "Trackers"
+    ) -> None:
+        self.view, self.bench, self.path = view, bench, path
+        self.every, self.trackers = every, trackers
+        self.started = False
+
+    def watch(self, step: int, scalars: Mapping[str, float], task: "Task") -> None:
+        """A watcher of `dimo.engine.loop.fit`."""
+        from bench.records.selection import criterion_of
+        from dimo.engine.tracking import is_due, put_on_curve, read_curve, undisturbed
+
+        is_start, self.started = not self.started, True
+        if is_start and step in read_curve(self.path):
+            return  # resumed where it was scored
+        if not is_due(step, self.every, self.view.recipe.steps):
+            return
+        protocol, ema = self.bench.protocol, cast("StudentTask", task).networks["ema"]
+        seeds, criterion = protocol.seeds, criterion_of(protocol)
+        assert criterion is not None, "such a protocol was refused"
+        start = time.monotonic()
+        with undisturbed(ema):
+            job = self.view.student_job(ema, "EMA")
+            found = self.bench.quality(job, seed=seeds.select, num_images=seeds.n_select)
+        line = {
+            "step": step,
+            criterion.metric: found,
+            "images": seeds.n_select,
+            "seed": seeds.select,
+            "seconds": round(time.monotonic() - start, 3),
+        }
+        put_on_curve(self.path, line)
+        self.trackers.scalars(step, {f"eval/{criterion.metric}": found})

@@ -1,0 +1,384 @@
+"""The result record: one row of a table with everything that is needed to check or repeat it.
+
+A record is one JSON file. It carries the SHA-256 of its own content, so that a file edited by hand
+is noticed, and it is read strictly: an unknown, missing or ill-typed key is an error that names it.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import stat
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from bench.protocol import Protocol, list_protocols, protocol_sha256, validate_file
+from bench.records.provenance import Revision, code_revision, package_versions
+from bench.records.selection import Tuning, check_tuning
+from dimo.errors import DimoError
+from dimo.util.files import sha256_bytes
+from dimo.util.schema import Origin, canonical_json, decode, encode, unique_keys
+
+Section: TypeAlias = Literal["Reference", "Teacher", "Sampler", "Distill.", "Image sets"]
+
+_FORMAT = 1
+_LARGEST = 2**26  # bytes of a file; a record has a few thousand
+_HAND_MADE = "records are written by dimo bench, not by hand: remove the file or run it again"
+_IN_MEMORY = Origin("this result", "correct the code that makes the record")
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """What was scored, and the settings it was free to choose. None: it has no such setting.
+
+    Attributes:
+        name: Name in tables.
+        section: Block of the table.
+        teacher: Name of the teacher, also for its students.
+        sampler: Name of the sampler.
+        num_steps: Sampling steps.
+        nfe: Network forwards per image; a guided step counts 2.
+        mask_schedule: Name of the mask schedule.
+        token_counts: Tokens revealed at each step.
+        guidance_scale: u + s (c - u); 1 is off.
+        temperature: Divides the logits; 1 is as trained.
+        choice_temperature: Of the noise on confidences.
+        selected_by: How the settings were chosen, in words.
+        weights_sha256: Hash of the weights file.
+        training: What is known of the training (recipe, seconds, images_seen, ...); may be empty,
+            and None is what its authors did not publish.
+        final_temperature: Temperature of the last step, where it changes on the way.
+        theta: Where in a step of theta-trapezoidal the second prediction is.
+        random_start: True if each image started at a place of its own in the Halton order.
+        top_k: Tokens were drawn among the k likeliest.
+        top_p: Tokens were drawn among the likeliest that together reach this probability.
+        network_precision: What the network computed in, if not float32.
+        student: Run folder or name of the student, as it was given.
+        tuning: The sweep that chose the settings, where they were chosen by one.
+
+    The fields with a default are in a file only where they are not None.
+    """
+
+    name: str
+    section: Section
+    teacher: str | None
+    sampler: str | None
+    num_steps: int | None
+    nfe: int | None
+    mask_schedule: str | None
+    token_counts: tuple[int, ...] | None
+    guidance_scale: float | None
+    temperature: float | None
+    choice_temperature: float | None
+    selected_by: str
+    weights_sha256: str | None
+    training: dict[str, Any]
+    final_temperature: float | None = None
+    theta: float | None = None
+    random_start: bool | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    network_precision: str | None = None
+    student: str | None = None
+    tuning: Tuning | None = None
+
+
+@dataclass(frozen=True)
+class MetricValue:
+    """One measured value.
+
+    Attributes:
+        value: The value over all images.
+        low: Lower end of its interval, None where there is none; then `high` is None too.
+        high: Upper end of its interval.
+        n: Number of generated images it stands on.
+        extra: Further numbers, such as `std` of the Inception Score over its splits, or `ceiling`,
+            the coverage expected of a perfect generator.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    extra: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast images were made, and on what. None: not measured.
+
+    Attributes:
+        images_per_second: Tokens and pixels included, warm.
+        seconds_per_batch: Median over the measured batches.
+        batch_size: Images in a batch.
+        peak_memory_bytes: Highest memory in use.
+        device: The device in words.
+    """
+
+    images_per_second: float | None
+    seconds_per_batch: float | None
+    batch_size: int | None
+    peak_memory_bytes: int | None
+    device: str
+
+
+@dataclass(frozen=True)
+class ProtocolInfo:
+    """The protocol a result was measured under. Equal `sha256`: comparable."""
+
+    name: str
+    version: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the numbers were computed from, by hash.
+
+    Attributes:
+        images: Paths of the set as given; empty for images made in process.
+        images_sha256: Over the hashes of all images and their labels, in order.
+        labels_sha256: Over the labels in order; empty where there are none.
+        extractor: Name of the feature extractor.
+        extractor_sha256: Of its weights file.
+        reference: Name of the reference.
+        reference_sha256: Of the reference that was used.
+        copies: Images that equal an earlier one.
+        notes: What the checks found worth saying.
+        nonconforming: Why the set is not what the protocol asks for; empty: it is.
+        contributions_sha256: Of the file of per-sample contributions (`dimo compare`).
+        scorer_sha256: Of the weights of the protocol's scorer; None: it has none.
+        prompts_sha256: Of the prompts, as the protocol names them; None: as above, or as below.
+        detector_sha256: Of the weights of the protocol's detector; None: it has none, or detector
+            and prompts stand in the places of extractor and reference, which it has not.
+    """
+
+    images: tuple[str, ...]
+    images_sha256: str
+    labels_sha256: str
+    extractor: str
+    extractor_sha256: str
+    reference: str
+    reference_sha256: str
+    copies: int
+    notes: tuple[str, ...]
+    nonconforming: tuple[str, ...]
+    contributions_sha256: str
+    scorer_sha256: str | None = None
+    prompts_sha256: str | None = None
+    detector_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class ResultRecord:
+    """One result. Made by `new_record`.
+
+    Attributes:
+        format: Version of this file format.
+        run_id: Random hex digits.
+        created: UTC time, ISO 8601 with microseconds and `Z`; sorts as text.
+        protocol: What it was measured under.
+        method: What was measured.
+        metrics: Value by metric name.
+        speed: Speed of generation.
+        seed: Seed of the images, None where they were not made here.
+        revision: Version of the code.
+        packages: Version by package name, and that of `python`.
+        command: Command line that repeats it.
+        seconds: Wall-clock time of the whole measurement.
+        content_sha256: SHA-256 over the canonical JSON of all the other keys.
+        evidence: What was measured; None, and not in the file, in records before version 0.2.
+    """
+
+    format: int
+    run_id: str
+    created: str
+    protocol: ProtocolInfo
+    method: MethodInfo
+    metrics: dict[str, MetricValue]
+    speed: Speed
+    seed: int | None
+    revision: Revision
+    packages: dict[str, str]
+    command: str
+    seconds: float
+    content_sha256: str
+    evidence: Evidence | None = None
+
+
+def new_record(
+    *,
+    protocol: Protocol,
+    method: MethodInfo,
+    metrics: Mapping[str, MetricValue],
+    speed: Speed,
+    seed: int | None,
+    command: str,
+    seconds: float,
+    evidence: Evidence,
+) -> ResultRecord:
+    """Makes a record now: fills in identity, time, revision, package versions and the hash.
+
+    Raises:
+        DimoError: A value has another type than its field, is not finite, or contradicts another.
+    """
+    now = datetime.now(UTC)
+    return seal(
+        ResultRecord(
+            format=_FORMAT,
+            run_id=uuid.uuid4().hex,
+            created=now.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            protocol=ProtocolInfo(protocol.name, protocol.version, protocol_sha256(protocol)),
+            method=method,
+            metrics=dict(metrics),
+            speed=speed,
+            seed=seed,
+            revision=code_revision(),
+            packages=package_versions(),
+            command=command,
+            seconds=seconds,
+            content_sha256="",
+            evidence=evidence,
+        )
+    )
+
+
+def seal(record: ResultRecord) -> ResultRecord:
+    """The same record, checked, with `content_sha256` filled in.
+
+    Raises:
+        DimoError: As `new_record`.
+    """
+    checked = _checked(record_content(record), _IN_MEMORY)
+    return dataclasses.replace(checked, content_sha256=_content_sha256(record_content(checked)))
+
+
+def record_content(record: ResultRecord) -> dict[str, Any]:
+    """What the file holds; keys that came later are left out at their default, None."""
+    content: dict[str, Any] = encode(record)
+    parts: list[tuple[Any, Any]] = [(record, content), (record.method, content["method"])]
+    if record.evidence is not None:
+        parts.append((record.evidence, content["evidence"]))
+    if record.method.tuning is not None:
+        trials = content["method"]["tuning"]["trials"]
+        parts += zip(record.method.tuning.trials, trials, strict=True)
+    for value, table in parts:
+        for field in dataclasses.fields(value):
+            if field.default is None and table[field.name] is None:
+                del table[field.name]
+    return content
+
+
+def record_to_json(record: ResultRecord) -> str:
+    """The text of a record's file.
+
+    Raises:
+        DimoError: The record was changed after it was made, or was not made by `new_record`.
+    """
+    text = json.dumps(record_content(record), indent=2, allow_nan=False) + "\n"
+    record_from_json(text, source=_IN_MEMORY.source)
+    return text
+
+
+def record_from_json(text: str, *, source: str) -> ResultRecord:
+    """Reads a record strictly.
+
+    Args:
+        text: What `record_to_json` returned.
+        source: Name of the file, for errors.
+
+    Raises:
+        DimoError: No JSON object, a newer format, an unknown, missing or ill-typed key, or content
+            that does not match its hash.
+    """
+    origin = Origin(source, _HAND_MADE)
+    try:
+        data = json.loads(text, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise origin.error(f"not valid JSON: {error}") from error
+    if isinstance(data, dict) and data.get("format", _FORMAT) != _FORMAT:
+        raise Origin(source, "update dimo, or remove the file").error(
+            f"'format' is {ascii(data['format'])[:40]}, and this dimo reads {_FORMAT}"
+        )
+    record = _checked(data, origin)
+    if record.content_sha256 != _content_sha256(data):
+        raise origin.error("'content_sha256' does not match: the file was edited or damaged")
+    return record
+
+
+def load_record(path: str | os.PathLike[str]) -> ResultRecord:
+    """Reads one record's file.
+
+    Raises:
+        DimoError: It cannot be read, or as `record_from_json`.
+    """
+    try:
+        found = Path(path).stat()
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise Origin(str(path), _HAND_MADE).error("not a regular file")
+        if found.st_size > _LARGEST:
+            raise Origin(str(path), _HAND_MADE).error(
+                f"{found.st_size:,} bytes, and no record has more than {_LARGEST:,}"
+            )
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise Origin(str(path), "check the path and its permissions").error(
+            f"cannot be read: {error.strerror}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise Origin(str(path), _HAND_MADE).error("not a text file") from error
+    return record_from_json(text, source=str(path))
+
+
+def protocol_of(record: ResultRecord, file: str | os.PathLike[str] | None = None) -> Protocol:
+    """The protocol a record was measured under, found by its hash.
+
+    Args:
+        record: Names it.
+        file: Its file; None: one of the shipped ones.
+
+    Raises:
+        DimoError: There is none of that hash, or the file is another protocol.
+    """
+    wanted = record.protocol
+    candidates = list_protocols() if file is None else [validate_file(file)]
+    for protocol in candidates:
+        if protocol_sha256(protocol) == wanted.sha256:
+            return protocol
+    same_name = [p for p in candidates if file is not None or p.name == wanted.name]
+    now = "".join(f"; {p.name!r} is now {protocol_sha256(p)[:12]}..." for p in same_name)
+    raise DimoError(
+        f"no protocol {wanted.name!r} of sha256 {wanted.sha256[:12]}... is here{now}; give the "
+        "file of that hash with --protocol"
+    )
+
+
+def _checked(data: Any, origin: Origin) -> ResultRecord:
+    record = decode(ResultRecord, data, origin)
+    if not re.fullmatch(r"[0-9a-f]{32}", record.run_id):
+        raise origin.error(f"'run_id' must be 32 hex digits, not {ascii(record.run_id)[:80]}")
+    if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", record.created):
+        raise origin.error(
+            "'created' must be like '2026-01-31T23:59:59.000000Z', "
+            f"not {ascii(record.created)[:80]}"
+        )
+    if not record.method.name.strip():
+        raise origin.error("'method.name' must not be empty")
+    if record.method.tuning is not None:
+        check_tuning(record.method.tuning, origin)
+    for name, metric in record.metrics.items():
+        where = ascii(f"metrics.{name}")[:80]
+        if (metric.low is None) != (metric.high is None):
+            raise origin.error(f"{where} must have both 'low' and 'high', or neither")
+        if metric.low is not None and metric.high is not None and metric.low > metric.high:
+            raise origin.error(f"{where}: 'low' must not be above 'high'")
+    return record
+
+
+def _content_sha256(data: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in data.items() if key != "content_sha256"}
+    return sha256_bytes(canonical_json(rest).encode())

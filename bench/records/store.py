@@ -1,0 +1,171 @@
+"""The folder of results: append-only, one JSON file a record, safe for many writers at once."""
+
+import os
+import re
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from bench.records.record import ResultRecord, load_record, record_to_json
+from dimo.errors import DimoError
+from dimo.util.files import sha256_bytes, write_atomic
+
+_STALE_SECONDS = 3600.0  # a writer that still lives is done with its temporary file long before
+
+
+def append(
+    record: ResultRecord, folder: str | os.PathLike[str], contributions: bytes | None = None
+) -> Path:
+    """Adds a record as `<UTC>-<protocol>-<method>-<run>.json` and returns the path.
+
+    The file appears whole, under a name that is taken once: never half written, never overwritten,
+    whatever other writers do and whenever the process is killed. `contributions` are written
+    before it, as `contributions/<run_id>.npz`. Temporary files that killed writers left an hour
+    ago or longer are removed.
+
+    Raises:
+        DimoError: The record is not as it was made, is already there, or the folder cannot be
+            written.
+    """
+    text = record_to_json(record)
+    path = Path(folder) / _file_name(record)
+    if contributions is not None:
+        write_atomic(_contributions_path(record, path.parent), contributions)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        _publish(Path(temporary), path)
+        _sync_folder(path.parent)
+    except FileExistsError as error:
+        raise DimoError(f"{path} exists already; results are append-only, run again") from error
+    except OSError as error:
+        raise DimoError(
+            f"cannot write {path}: {error.strerror}; free space or choose another folder"
+        ) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+    _remove_stale(path.parent)
+    return path
+
+
+def load_all(folder: str | os.PathLike[str]) -> tuple[list[ResultRecord], list[str]]:
+    """Reads every record of a folder.
+
+    Returns:
+        The records, oldest first, and one line for each `.json` file that is left out: unreadable,
+        foreign, of a newer format, edited by hand, or a copy of another one.
+
+    Raises:
+        DimoError: There is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DimoError(f"no results folder {folder}; make a first result with: dimo bench")
+    records: dict[str, ResultRecord] = {}
+    files: dict[str, str] = {}
+    problems = []
+    for path in sorted(folder.glob("*.json")):
+        if path.name.startswith("."):
+            continue
+        try:
+            record = load_record(path)
+        except DimoError as error:
+            problems.append(str(error))
+            continue
+        if record.run_id in records:
+            problems.append(f"{path}: the same run as {files[record.run_id]}; remove one of them")
+            continue
+        records[record.run_id], files[record.run_id] = record, path.name
+    return sorted(records.values(), key=lambda record: (record.created, record.run_id)), problems
+
+
+def find_record(name: str, folder: str | os.PathLike[str]) -> tuple[ResultRecord, Path]:
+    """A record by the path of its file, or by the beginning of its run id in `folder`.
+
+    Returns:
+        The record and the folder it is in.
+
+    Raises:
+        DimoError: There is no such record, or several.
+    """
+    if name.endswith(".json") or os.sep in name:
+        return load_record(name), Path(name).parent
+    found = [record for record in load_all(folder)[0] if record.run_id.startswith(name)]
+    if len(found) != 1 or not name:
+        advice = "more digits of it" if found else "another one (dimo results list has them)"
+        raise DimoError(
+            f"{len(found)} records in {folder} have a run id that begins with {name!r}; give "
+            f"{advice}, or the path of a record's file"
+        )
+    return found[0], Path(folder)
+
+
+def load_contributions(record: ResultRecord, folder: str | os.PathLike[str]) -> bytes:
+    """The file of per-sample contributions that `append` wrote beside the record.
+
+    Raises:
+        DimoError: There is none, or it is not the one that the record names.
+    """
+    path = _contributions_path(record, Path(folder))
+    if record.evidence is None or not path.is_file():
+        raise DimoError(
+            f"{record.method.name!r} ({record.run_id[:8]}) has no per-sample contributions at "
+            f"{path}; score it again with this version of dimo"
+        )
+    data = path.read_bytes()
+    if sha256_bytes(data) != record.evidence.contributions_sha256:
+        raise DimoError(f"{path} is not what the record names; score it again")
+    return data
+
+
+def _contributions_path(record: ResultRecord, folder: Path) -> Path:
+    return folder / "contributions" / f"{record.run_id}.npz"
+
+
+def _file_name(record: ResultRecord) -> str:
+    method, steps = record.method, record.method.num_steps
+    name = method.name if steps is None else f"{method.name} {steps}"
+    time = re.sub(r"[-:]|\.\d+", "", record.created)
+    return f"{time}-{_slug(record.protocol.name)}-{_slug(name)}-{record.run_id[:8]}.json"
+
+
+def _slug(text: str) -> str:
+    """Lower-case ASCII words joined by `-`, at most 48 characters."""
+    words = re.findall(r"[a-z0-9]+", re.sub(r"[\[\]']", "", text.lower()))
+    return "-".join(words)[:48].strip("-") or "unnamed"
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Gives the finished file its name, failing with FileExistsError if the name is taken."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: claim the name, then fill it in one step
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        temporary.replace(path)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Removes temporary files that no writer is at any more; where it cannot, they are harmless."""
+    for pattern in (".*.json.*.tmp", "contributions/.*.npz.*.tmp"):
+        for path in folder.glob(pattern):
+            with suppress(OSError):  # another writer was faster, or it is another user's
+                if time.time() - path.lstat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

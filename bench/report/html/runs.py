@@ -1,0 +1,103 @@
+"""Run folders as panels: losses of `metrics.jsonl`, scores of `curve.jsonl`. Reads only."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.protocol.catalog import METRICS
+from bench.report.panels import MOST_LINES, Line, Panel, Point
+from bench.report.text import one_line
+from dimo.errors import DimoError
+
+_MOST_POINTS = 400  # of one curve; a plot has no more room
+_NOT_CURVES = ("step", "images", "seed", "seconds")
+
+
+def run_panels(folder: Path | None) -> tuple[Panel, ...]:
+    """Training curves of every run in a folder: one panel for each scalar that was logged.
+
+    Args:
+        folder: A run folder, or a folder of run folders; None: no panels.
+
+    Raises:
+        DimoError: It holds no run, or a file of a run is damaged.
+    """
+    if folder is None:
+        return ()
+    runs = [path for path in (folder, *sorted(folder.glob("*"))) if _files(path)]
+    if not runs:
+        raise DimoError(
+            f"{folder} holds no run: no metrics.jsonl or curve.jsonl in it or one folder below; "
+            "give a folder that dimo distill wrote, or the one that holds several"
+        )
+    runs = sorted(runs, key=lambda path: max(f.stat().st_mtime for f in _files(path)))
+    kept, left_out = runs[-MOST_LINES:], max(0, len(runs) - MOST_LINES)
+    curves: dict[tuple[str, str], list[Line]] = {}
+    for style, run in enumerate(sorted(kept)):
+        for kind, name, points in _curves(run):
+            line = Line(one_line(run.name, 48), style, points)
+            curves.setdefault((kind, name), []).append(line)
+    note = f"The {MOST_LINES} newest runs; {left_out:,} older ones are left out." * bool(left_out)
+    return tuple(
+        _panel(kind, name, lines, note)
+        for (kind, name), lines in sorted(curves.items(), key=lambda item: item[0])
+    )
+
+
+def _panel(kind: str, name: str, lines: Sequence[Line], note: str) -> Panel:
+    metric = METRICS.get(name) if kind == "curve" else None
+    label = metric.label if metric else one_line(name, 40).replace("_", " ")
+    higher = metric.higher_is_better if metric else None
+    values = [point.y for line in lines for point in line.points]
+    return Panel(
+        slug=f"training-{kind}-{one_line(name, 40).replace('_', '-')}",
+        kind="training",
+        title=f"{label} on the selection seed" if metric else label[:1].upper() + label[1:],
+        x_label="training step",
+        y_label=f"{label} ({'higher' if higher else 'lower'} is better)" if metric else label,
+        lines=tuple(lines),
+        higher_is_better=higher,
+        log_y=higher is False and min(values) > 0 and max(values) / min(values) >= 4,
+        note=note,
+        markers=kind == "curve",
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return [p for name in ("curve.jsonl", "metrics.jsonl") if (p := folder / name).is_file()]
+
+
+def _curves(run: Path) -> Iterator[tuple[str, str, tuple[Point, ...]]]:
+    for path in _files(run):
+        found: dict[str, list[Point]] = {}
+        for line in _lines(path):
+            for name, value in line.items():
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                if name not in _NOT_CURVES and number and math.isfinite(value):
+                    found.setdefault(name, []).append(Point(float(line["step"]), float(value)))
+        for name, points in found.items():
+            # not `skipped` of a run that skipped nothing; a score may stay at 0
+            if path.stem == "curve" or any(point.y != 0 for point in points):
+                yield path.stem, name, _thinned(points)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if all(isinstance(line["step"], int) for line in lines):
+            return lines
+        raise ValueError("a step is not a whole number")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DimoError(
+            f"{path} is damaged: {error}; continue the run to write it again, or move it away"
+        ) from error
+
+
+def _thinned(points: list[Point]) -> tuple[Point, ...]:
+    """Evenly chosen points, the last one among them."""
+    every = -(-len(points) // _MOST_POINTS)
+    return tuple(points[::-1][::every][::-1])

@@ -1,0 +1,103 @@
+"""Images of a job as they are made: their speed, their costs and what a record says of them."""
+
+import statistics
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from bench.records.record import Speed
+from bench.rows.rows import Cost, Job
+from bench.rows.settings import generate, sample_tokens
+from bench.suites.base import Tally
+from dimo.engine.distributed import device_name, peak_memory_bytes
+from dimo.util.terminal import Progress
+
+
+class Maker:
+    """Makes the images of one job.
+
+    Args:
+        job: A network with its settings.
+        seed: Of the images.
+        num_images: How many.
+        batch_size: How many at a time; changes speed, never an image.
+        uint8: Rounding rule of the protocol.
+        device: Where the network is.
+        progress: Told how many there are.
+
+    Attributes:
+        cost: Network forwards an image, and tokens a step.
+        tally: Names what was made.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        seed: int,
+        num_images: int,
+        batch_size: int,
+        uint8: str,
+        device: torch.device,
+        progress: Progress = lambda what, done, total, unit: None,
+    ) -> None:
+        self.job, self.seed, self.num_images, self.device = job, seed, num_images, device
+        self.batch_size = min(batch_size, num_images)
+        self.uint8, self.progress, self.tally = uint8, progress, Tally()
+        self.cost = self._warm_up()
+        self._seconds: list[float] = []
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images in order: uint8 [B, 3, H, W] and labels int64 [B]."""
+        assert self.job.settings is not None
+        stream = generate(
+            self.job.loaded,
+            self.job.settings,
+            seed=self.seed,
+            num_images=self.num_images,
+            batch_size=self.batch_size,
+            uint8=self.uint8,
+            device=self.device,
+        )
+        done = 0
+        while True:
+            start = time.perf_counter()
+            batch = next(stream, None)
+            if batch is None:
+                return
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self._seconds.append(time.perf_counter() - start)
+            done += len(batch.images)
+            self.progress(self.job.caption, done, self.num_images, "images")
+            yield self.tally.add(batch.images, batch.labels)
+
+    def speed(self) -> Speed:
+        """Of the median of all whole batches that were made."""
+        seconds = statistics.median(self._seconds[: self.num_images // self.batch_size])
+        return Speed(
+            images_per_second=self.batch_size / seconds,
+            seconds_per_batch=seconds,
+            batch_size=self.batch_size,
+            peak_memory_bytes=peak_memory_bytes(self.device),
+            device=device_name(self.device),
+        )
+
+    @torch.inference_mode()
+    def _warm_up(self) -> Cost:
+        """One small batch that is thrown away: warms the machine up and tells the costs."""
+        job = self.job
+        assert job.settings is not None
+        index = torch.arange(8, device=self.device)
+        labels = index % job.loaded.num_conditions
+        samples = sample_tokens(
+            job.loaded, job.settings, labels=labels, seed=self.seed, index=index
+        )
+        return Cost(samples.nfe, tuple(samples.token_counts))
+
+
+def no_speed(device: torch.device) -> Speed:
+    """Of images that were not made here."""
+    return Speed(None, None, None, None, device_name(device))

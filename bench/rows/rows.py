@@ -1,0 +1,409 @@
+"""Rows to be: which networks are scored, and with which settings.
+
+How a command names what it samples: `[NAME=]MODEL[@STEPS]`.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.features.references import reference_images
+from bench.images.codec import to_uint8
+from bench.protocol import Protocol
+from bench.records.record import MethodInfo, Section
+from bench.records.selection import Tuning
+from bench.rows.settings import (
+    SETTINGS,
+    Choice,
+    SamplerSettings,
+    check_used,
+    student_settings,
+    teacher_settings,
+)
+from dimo.errors import DimoError
+from dimo.zoo.loading import Loaded, load_student, load_teacher
+from dimo.zoo.students import METHODS, PUBLISHED_STUDENTS, FoundStudent, find_student
+from dimo.zoo.teachers import TEACHERS, Teacher, get_teacher
+
+_FORM = "[NAME=]MODEL[@STEPS], e.g. runs/mine, di4c=runs/mine or di4c=runs/mine@2,4"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network to sample, as it was named.
+
+    Attributes:
+        model: A teacher, a student with a name, a run folder, or a file.
+        name: Of its rows in tables; None: as it is called by itself.
+        steps: Its step counts; empty: those of the command.
+    """
+
+    model: str
+    name: str | None = None
+    steps: tuple[int, ...] = ()
+
+
+def parse_candidate(text: str) -> Candidate:
+    """Reads `[NAME=]MODEL[@STEPS]`.
+
+    What exists as a path is that path, whatever is in its name. Else the first `=` ends a NAME if
+    there is no slash before it, and the last `@` begins STEPS if there is no slash behind it: a
+    path may hold both signs, as in `./a=b` or `runs/@2/mine`. To give `a` steps where a path `a@2`
+    exists too, write `a/@2`.
+
+    Args:
+        text: As given.
+
+    Raises:
+        DimoError: No model, an empty name, or steps that are no whole numbers from 1.
+    """
+    name, model = _split_name(text)
+    if name is not None and not name:
+        raise DimoError(f"{text!r} has an empty name; allowed: {_FORM}")
+    model, steps = _split_steps(model)
+    if not model:
+        raise DimoError(f"{text!r} names no model; allowed: {_FORM}")
+    if steps is None:
+        return Candidate(model, name)
+    parts = [part.strip() for part in steps.split(",")]
+    if not all(re.fullmatch(r"[1-9][0-9]{0,8}", part) for part in parts):
+        raise DimoError(
+            f"steps {steps!r} of {text!r} are not allowed; give whole numbers from 1: {_FORM}"
+        )
+    return Candidate(model, name, tuple(dict.fromkeys(map(int, parts))))
+
+
+def _split_name(text: str) -> tuple[str | None, str]:
+    name, sign, rest = text.partition("=")
+    if not sign or "/" in name or _exists(text) or _exists(_split_steps(text)[0]):
+        return None, text.strip()
+    return name.strip(), rest.strip()
+
+
+def _split_steps(text: str) -> tuple[str, str | None]:
+    model, sign, steps = text.rpartition("@")
+    if not sign or "/" in steps or _exists(text):
+        return text, None
+    return model.strip(), steps
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # e.g. too long for a name
+        return False
+
+
+_RECORDED = ("sampler", "num_steps", *SETTINGS)  # of the settings, by the same name in a record
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row to be: a network with sampler settings, or a fixed set of images.
+
+    Attributes:
+        name: Name in tables.
+        section: Block of the table.
+        loaded: The network; for a fixed set, whose tokenizer and teacher it belongs to.
+        settings: Sampler settings; None for a fixed set.
+        images: The fixed set, uint8 [N, 3, H, W]; None for a network.
+        labels: Of the fixed set, int64 [N].
+        student: Run folder or name that the student was loaded by.
+        tuning: How the settings were chosen, if by a sweep (`bench.tuning`).
+    """
+
+    name: str
+    section: Section
+    loaded: Loaded
+    settings: SamplerSettings | None = None
+    images: Tensor | None = None
+    labels: Tensor | None = None
+    student: str | None = None
+    tuning: Tuning | None = None
+
+    @property
+    def caption(self) -> str:
+        """The name with the number of steps, for progress."""
+        if self.settings is None or self.settings.sampler == "one_step":
+            return self.name
+        return f"{self.name}, {self.settings.num_steps} steps"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What sampling costs: network forwards an image, and tokens revealed at each step."""
+
+    nfe: int
+    token_counts: tuple[int, ...]
+
+
+def method_info(job: Job, cost: Cost | None) -> MethodInfo:
+    """The part of a record that says what was scored; `cost` is None for a fixed set."""
+    settings, student = job.settings, job.loaded.student
+    training: dict[str, Any] = {}
+    if student is not None and settings is not None:
+        training = {
+            "recipe": student.recipe,
+            "method": student.method,
+            "seconds": student.training_seconds,
+            "images_seen": student.images_seen,
+            "seed": student.seed,
+            **({"ablation": student.ablation} if student.ablation else {}),
+        }
+    chosen = {name: getattr(settings, name, None) for name in _RECORDED}
+    # no random start and float32 go without saying, as in records from before there was a choice
+    chosen["random_start"] = chosen["random_start"] or None
+    precision = settings.precision if settings else "float32"
+    return MethodInfo(
+        name=job.name,
+        section=job.section,
+        teacher=job.loaded.teacher.name,
+        nfe=cost.nfe if cost else None,
+        token_counts=cost.token_counts if cost else None,
+        selected_by=settings.selected_by if settings else "nothing to select",
+        weights_sha256=job.loaded.weights_sha256 if settings else None,
+        training=training,
+        network_precision=None if precision == "float32" else precision,
+        student=job.student,
+        tuning=job.tuning,
+        **chosen,
+    )
+
+
+# rows of a sampler that is not the teacher's own
+_SAMPLER_NAMES = {
+    "confidence": "Confidence order",
+    "random": "Random order",
+    "halton": "Halton order",
+    "meissonic": "Meissonic's order",
+    "tau_leaping": "τ-leaping",
+    "theta_trapezoidal": "θ-trapezoidal",
+}
+
+
+_AS_PUBLISHED = Choice()
+
+
+def jobs_of(
+    loaded: Loaded,
+    steps: Sequence[int],
+    choice: Choice = _AS_PUBLISHED,
+    *,
+    student_steps: Sequence[int] = (1,),
+) -> list[Job]:
+    """The jobs of one network: a teacher at `steps`, or a student at `student_steps`.
+
+    A teacher's own sampler makes rows of the section "Teacher", others those of "Sampler". What
+    a row does not have of `choice` is left out, see `bench.rows.settings.check_used`; the
+    precision is that of the network.
+
+    Args:
+        loaded: The network.
+        steps: Step counts of a teacher.
+        choice: What is not left at its default.
+        student_steps: Step counts of a student.
+
+    Raises:
+        DimoError: A number of steps that the grid does not take.
+    """
+    choice = dataclasses.replace(choice, precision=loaded.precision)
+    if loaded.student is None:
+        return _teacher_jobs(loaded, teacher_settings(loaded.teacher, steps, choice))
+    length = loaded.teacher.num_tokens
+    return _student_jobs(loaded, student_settings(loaded.student, length, student_steps, choice))
+
+
+def _teacher_jobs(loaded: Loaded, rows: Sequence[SamplerSettings]) -> list[Job]:
+    own = loaded.teacher.defaults.sampler
+    return [
+        Job(loaded.name, "Teacher", loaded, row)
+        if row.sampler == own
+        else Job(_SAMPLER_NAMES[row.sampler], "Sampler", loaded, row)
+        for row in rows
+    ]
+
+
+def _student_jobs(loaded: Loaded, rows: Sequence[SamplerSettings]) -> list[Job]:
+    return [Job(loaded.name, "Distill.", loaded, row) for row in rows]
+
+
+def reference_jobs(loaded: Loaded, protocol: Protocol) -> list[Job]:
+    """Real data, and real data through the tokenizer: the best any model on its tokens can do."""
+    images, labels = reference_images(protocol)
+    with torch.inference_mode():
+        decoded = loaded.tokenizer.decode(loaded.tokenizer.encode(images))
+    again = to_uint8(decoded, protocol.images.uint8).cpu()
+    return [
+        Job("Real data", "Reference", loaded, images=images, labels=labels),
+        Job("Tokenizer reconstruction", "Reference", loaded, images=again, labels=labels),
+    ]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A network and its rows, before any weights are read.
+
+    Attributes:
+        teacher: Its row, or that of its teacher.
+        rows: Settings of each row, at least one.
+        student: Where it lies, and its settings; None for a teacher.
+        model: What the student was asked for by; None for a teacher.
+        name: In tables; None: what it is called by itself.
+    """
+
+    teacher: Teacher
+    rows: Sequence[SamplerSettings]
+    student: FoundStudent | None = None
+    model: str | None = None
+    name: str | None = None
+
+
+def plan_jobs(
+    teacher: str,
+    models: Sequence[str],
+    steps: Sequence[int],
+    *,
+    weights: Path | None = None,
+    choice: Choice = _AS_PUBLISHED,
+    student_steps: Sequence[int] = (1,),
+) -> list[Planned]:
+    """A teacher at each number of steps, then each of its students; settings and files are checked.
+
+    Args:
+        teacher: A name of `dimo.zoo.teachers`.
+        models: Students, as `bench.rows.rows.parse_candidate` reads them.
+        steps: Step counts of the teacher (empty: no teacher row), and of multi-step students.
+        weights: Folder of the weights; None: those shipped, or those fetched.
+        choice: What is not left at its default.
+        student_steps: Step counts of the one-step students.
+
+    Raises:
+        DimoError: Unknown or missing networks, a student of another teacher, bad settings.
+    """
+    row = get_teacher(teacher)
+    planned = [Planned(row, teacher_settings(row, steps, choice))] if steps else []
+    for text in models:
+        candidate = parse_candidate(text)
+        found = find_student(candidate.model, weights=weights)
+        if found.config.teacher != teacher:
+            raise DimoError(
+                f"student {candidate.model!r} was distilled from {found.config.teacher!r}, "
+                f"not from {teacher!r}; use --teacher {found.config.teacher}"
+            )
+        planned.append(_plan_student(candidate, found, steps, student_steps, choice))
+    check_used([settings for entry in planned for settings in entry.rows], choice)
+    return planned
+
+
+def plan_models(
+    models: Sequence[str],
+    steps: Sequence[int],
+    *,
+    weights: Path | None = None,
+    choice: Choice = _AS_PUBLISHED,
+    student_steps: Sequence[int] = (1,),
+) -> list[Planned]:
+    """As `plan_jobs`, for any teachers and students in the order they are named."""
+    planned = []
+    for text in models:
+        candidate = parse_candidate(text)
+        if candidate.model in TEACHERS:
+            row = TEACHERS[candidate.model]
+            settings = teacher_settings(row, candidate.steps or steps, choice)
+            planned.append(Planned(row, settings, name=candidate.name))
+        else:
+            found = _find_student(candidate.model, weights)
+            planned.append(_plan_student(candidate, found, steps, student_steps, choice))
+    check_used([settings for entry in planned for settings in entry.rows], choice)
+    return planned
+
+
+def load_planned(
+    planned: Sequence[Planned],
+    *,
+    device: torch.device,
+    weights: Path | None = None,
+    prompts: Sequence[str] | None = None,
+) -> list[Job]:
+    """Loads the networks in the precision of their rows.
+
+    Args:
+        planned: What `plan_jobs` or `plan_models` returned.
+        device: Where to put the networks.
+        weights: Folder of the weights, as before.
+        prompts: What teachers of prompts draw; None for teachers of classes.
+
+    Raises:
+        DimoError: A missing or foreign weights file; prompts missing, or that cannot be read.
+    """
+    return [job for entry in planned for job in _load(entry, device, weights, prompts)]
+
+
+def load_jobs(
+    teacher: str,
+    models: Sequence[str],
+    steps: Sequence[int],
+    *,
+    device: torch.device,
+    weights: Path | None = None,
+    choice: Choice = _AS_PUBLISHED,
+    student_steps: Sequence[int] = (1,),
+) -> list[Job]:
+    """`plan_jobs`, then `load_planned`."""
+    planned = plan_jobs(
+        teacher, models, steps, weights=weights, choice=choice, student_steps=student_steps
+    )
+    return load_planned(planned, device=device, weights=weights)
+
+
+def _plan_student(
+    candidate: Candidate,
+    found: FoundStudent,
+    steps: Sequence[int],
+    student_steps: Sequence[int],
+    choice: Choice,
+) -> Planned:
+    teacher = get_teacher(found.config.teacher)
+    is_one_step = METHODS[found.config.method].is_one_step
+    counts = candidate.steps or (student_steps if is_one_step else steps)
+    if not counts:
+        raise DimoError(
+            f"{candidate.model!r} has no step counts; name them, e.g. {candidate.model}@2,4"
+        )
+    settings = student_settings(found.config, teacher.num_tokens, counts, choice)
+    return Planned(teacher, settings, found, candidate.model, candidate.name)
+
+
+def _load(
+    entry: Planned, device: torch.device, weights: Path | None, prompts: Sequence[str] | None
+) -> list[Job]:
+    load = (
+        partial(load_teacher, entry.teacher.name)
+        if entry.student is None
+        else partial(load_student, entry.student)
+    )
+    precision = entry.rows[0].precision  # one choice made all rows
+    loaded = load(device=device, weights=weights, precision=precision, prompts=prompts)
+    if entry.name is not None:
+        loaded = dataclasses.replace(loaded, name=entry.name)
+    if entry.student is None:
+        return _teacher_jobs(loaded, entry.rows)
+    return [
+        dataclasses.replace(job, student=entry.model) for job in _student_jobs(loaded, entry.rows)
+    ]
+
+
+def _find_student(name: str, weights: Path | None) -> FoundStudent:
+    try:
+        return find_student(name, weights=weights)
+    except DimoError as error:
+        if name in PUBLISHED_STUDENTS:
+            raise
+        raise DimoError(f"{name} is no teacher ({', '.join(TEACHERS)}), and {error}") from error

@@ -1,0 +1,248 @@
+"""GenEval's folder layout: `00000/metadata.jsonl` and `00000/samples/0000.png` for each prompt.
+
+GenEval's file of verdicts, `results.jsonl`: a line of JSON for each image.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.metrics.geneval import Detected, judge
+from bench.protocol import Prompts
+from bench.suites.geneval.prompts import Metadata, check_metadata, parse_metadata, same_list
+from dimo.errors import DimoError
+from dimo.util.files import write_atomic
+from dimo.util.schema import Origin
+
+_LAYOUT = "make it as GenEval does: 00000/metadata.jsonl and 00000/samples/0000.png for each prompt"
+_NAMED = 8  # as many are listed by name
+
+
+@dataclass(frozen=True)
+class PromptFolder:
+    """One prompt and its images.
+
+    Attributes:
+        number: Of the prompt in its list.
+        metadata: In the official format.
+        images: Files, in the order of their numbers.
+    """
+
+    number: int
+    metadata: Metadata
+    images: tuple[Path, ...]
+
+
+def read_folder(path: Path, wanted: Prompts) -> tuple[list[PromptFolder], list[str]]:
+    """Reads the layout, without the images themselves.
+
+    Args:
+        path: The outer folder.
+        wanted: What the protocol asks for.
+
+    Returns:
+        The prompts that have images, in order, and why the set is not the protocol's; such a set
+        may not be compared with any other.
+
+    Raises:
+        DimoError: No such folder, none of a prompt in it, or metadata that cannot be read.
+    """
+    origin = Origin(str(path), _LAYOUT)
+    if not path.is_dir():
+        raise origin.error("no such folder" if not path.exists() else "not a folder")
+    names = sorted((p for p in path.iterdir() if p.is_dir() and p.name.isdigit()), key=_number)
+    if not names:
+        raise origin.error("no folder of a prompt in it")
+    count = sum(wanted.tags.values())
+    numbers = [int(folder.name) for folder in names]
+    twice = sorted({number for number in numbers if numbers.count(number) > 1})
+    if twice:
+        raise origin.error(f"two folders of one prompt: {_listed([f'{n:05d}' for n in twice])}")
+    problems = []
+    missing = [f"{number:05d}" for number in sorted(set(range(count)) - set(numbers))]
+    if missing:
+        problems.append(f"{len(missing)} of {count} prompt folders are missing: {_listed(missing)}")
+    more = [folder.name for folder in names if int(folder.name) >= count]
+    if more:
+        problems.append(f"{len(more)} folders more than the {count} prompts: {_listed(more)}")
+    folders = [_read_prompt(folder, origin) for folder in names]
+    wrong = [
+        f"{folder.name} has {len(found.images)}"
+        for folder, found in zip(names, folders, strict=True)
+        if len(found.images) != wanted.images_per_prompt
+    ]
+    if wrong:
+        problems.append(f"not {wanted.images_per_prompt} images: {_listed(wrong)}")
+    if not problems and not same_list([found.metadata for found in folders], wanted.sha256):
+        problems.append(f"the prompts are not those of the list {wanted.name}")
+    return [found for found in folders if found.images], problems
+
+
+def write_prompts(path: Path, prompts: Sequence[Metadata]) -> None:
+    """Writes the metadata of every prompt into its folder, so that only images are wanting.
+
+    Raises:
+        DimoError: The folder cannot be written.
+    """
+    for number, metadata in enumerate(prompts):
+        write_atomic(path / f"{number:05d}" / "metadata.jsonl", json.dumps(metadata))
+
+
+def _read_prompt(folder: Path, origin: Origin) -> PromptFolder:
+    file = folder / "metadata.jsonl"
+    where = f"{folder.name}/metadata.jsonl"
+    try:
+        data: Any = parse_metadata(file.read_text(encoding="utf-8"), origin, where)
+    except (OSError, UnicodeDecodeError) as error:
+        raise origin.error(f"{where} cannot be read: {error}") from error
+    images = [p for p in (folder / "samples").glob("*.png") if re.fullmatch(r"\d+\.png", p.name)]
+    return PromptFolder(
+        int(folder.name), check_metadata(data, origin, where), tuple(sorted(images, key=_number))
+    )
+
+
+def _number(path: Path) -> tuple[int, str]:
+    return int(path.stem), path.name
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def check_complete(path: Path, problems: Sequence[str], protocol: str) -> None:
+    """Refuses a set with problems.
+
+    Raises:
+        DimoError: There is one.
+    """
+    if problems:
+        raise DimoError(
+            f"{path} does not conform to protocol {protocol!r}: {'; '.join(problems)}; make it as "
+            "the protocol asks, or score it outside the protocol with --nonconforming"
+        )
+
+
+_KEYS = ("filename", "tag", "prompt", "correct", "reason", "metadata", "details")
+_NEXT_STEP = "give the results.jsonl that GenEval's evaluate_images.py or dimo eval wrote"
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """The verdict on one image.
+
+    Attributes:
+        filename: Of the image.
+        correct: Whether it shows what is asked for.
+        reason: Why not.
+        metadata: Of its prompt.
+        details: Boxes that were looked at, by class: x1, y1, x2, y2, score.
+    """
+
+    filename: str
+    correct: bool
+    reason: str
+    metadata: Metadata
+    details: dict[str, list[list[float]]]
+
+
+def results_text(results: Sequence[ImageResult]) -> str:
+    """The text of the file."""
+    lines = []
+    for found in results:
+        row = {
+            "filename": found.filename,
+            "tag": found.metadata["tag"],
+            "prompt": found.metadata["prompt"],
+            "correct": found.correct,
+            "reason": found.reason,
+            "metadata": json.dumps(found.metadata),
+            "details": json.dumps(found.details),
+        }
+        lines.append(json.dumps(row) + "\n")
+    return "".join(lines)
+
+
+def read_results(path: Path) -> list[ImageResult]:
+    """Reads the official file.
+
+    Raises:
+        DimoError: It cannot be read, has no line, or a line is not a verdict.
+    """
+    origin = Origin(str(path), _NEXT_STEP)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise origin.error(f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise origin.error("not a text file") from error
+    if not lines:
+        raise origin.error("no verdicts, not a single line")
+    return [_result(line, origin, f"line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def contradictions(results: Sequence[ImageResult]) -> list[str]:
+    """Files whose verdict is not what the rules make of the boxes beside it.
+
+    The colours that were seen are not in the file, so a wrong verdict on a prompt with colours is
+    believed. Files without any boxes at all say nothing to check.
+    """
+    if not any(found.details for found in results):
+        return []
+    wrong = []
+    for found in results:
+        boxes = {
+            name: Detected(np.array(rows, dtype=np.float32).reshape(-1, 5))
+            for name, rows in found.details.items()
+        }
+        clauses = found.metadata["include"]
+        bare = [{k: v for k, v in clause.items() if k != "color"} for clause in clauses]
+        verdict = judge(boxes, found.metadata | {"include": bare}, colors=_not_asked)
+        believed = bare != clauses and not found.correct
+        if verdict.correct != found.correct and not believed:
+            wrong.append(found.filename)
+    return wrong
+
+
+def _not_asked(name: str, objects: Detected) -> list[str]:
+    raise AssertionError(f"no clause asks for the colour of {name}")
+
+
+def _result(line: str, origin: Origin, where: str) -> ImageResult:
+    row = parse_metadata(line, origin, where)
+    if not isinstance(row, dict) or set(row) != set(_KEYS):
+        raise origin.error(f"{where} must have the keys {', '.join(_KEYS)}")
+    for key in _KEYS:
+        kind = bool if key == "correct" else str
+        if not isinstance(row[key], kind):
+            raise origin.error(
+                f"{where}: {key!r} must be {_KIND[kind]}, not {ascii(row[key])[:80]}"
+            )
+    metadata = check_metadata(parse_metadata(row["metadata"], origin, where), origin, where)
+    if (metadata["tag"], metadata["prompt"]) != (row["tag"], row["prompt"]):
+        raise origin.error(f"{where}: 'tag' and 'prompt' are not those of 'metadata'")
+    details = parse_metadata(row["details"], origin, where)
+    if not _are_boxes(details):
+        raise origin.error(f"{where}: 'details' must have lists of 5 numbers for each class")
+    return ImageResult(row["filename"], row["correct"], row["reason"], metadata, details)
+
+
+_KIND = {bool: "true or false", str: "a text"}
+
+
+def _are_boxes(details: Any) -> bool:
+    return isinstance(details, dict) and all(
+        isinstance(rows, list)
+        and all(
+            isinstance(row, list)
+            and len(row) == 5
+            and all(isinstance(x, (int, float)) for x in row)
+            for row in rows
+        )
+        for rows in details.values()
+    )

@@ -1,0 +1,190 @@
+"""GenEval's prompt lists: the official file, or one of the same form; read strictly.
+
+A list is a text of one JSON object a line: "tag", "include", "exclude" where needed, "prompt". Its
+hash is that of the official file if and only if it says the same in the same order.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from bench.metrics.geneval import COLORS, RELATIONS, TAGS
+from bench.protocol import Prompts
+from bench.protocol.catalog import ANY
+from dimo.data.scenes.prompts import prompts as scene_prompts
+from dimo.errors import DimoError
+from dimo.util.files import sha256_bytes
+from dimo.util.schema import Origin, unique_keys
+
+Metadata = dict[str, Any]
+EMBEDDED = "scenes-held-out"  # a protocol's name of the list that comes with dimo
+
+_NEXT_STEP = "use GenEval's evaluation_metadata.jsonl, or a file of the same form"
+_CLAUSE = {"include": ("class", "count", "color", "position"), "exclude": ("class", "count")}
+
+
+def embedded_prompts() -> tuple[Metadata, ...]:
+    """The held-out prompts of `scenes` in the official form."""
+    return tuple(prompt.metadata for prompt in scene_prompts("held-out"))
+
+
+def prompts_of(wanted: Prompts, path: Path | None) -> tuple[Metadata, ...]:
+    """The prompts of a protocol.
+
+    Args:
+        wanted: What the protocol says of them.
+        path: File of the official form; None: they come with dimo.
+
+    Raises:
+        DimoError: They do not come with dimo and there is no file, or the file is another list.
+    """
+    if path is not None:
+        return read_prompts(path, sha256=wanted.sha256)
+    if wanted.name != EMBEDDED:
+        raise DimoError(
+            f"prompts {wanted.name} do not come with dimo; give the official file with --prompts"
+        )
+    found = embedded_prompts()
+    if not same_list(found, wanted.sha256):
+        raise DimoError(
+            f"prompts {wanted.name} have sha256 {list_sha256(found)[:12]}..., the protocol names "
+            f"{wanted.sha256[:12]}...; use the protocol that comes with this dimo"
+        )
+    return found
+
+
+def read_prompts(path: str | PathLike[str], *, sha256: str = ANY) -> tuple[Metadata, ...]:
+    """Reads a list from a file.
+
+    Args:
+        path: The file.
+        sha256: What the list must hash to, or "any".
+
+    Raises:
+        DimoError: It cannot be read, has no line or a line that is no metadata, or is another list.
+    """
+    origin = Origin(str(path), _NEXT_STEP)
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise origin.error(f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise origin.error("not a text file") from error
+    if not lines:
+        raise origin.error("no prompts, not a single line")
+    found = tuple(
+        check_metadata(parse_metadata(line, origin, f"line {number}"), origin, f"line {number}")
+        for number, line in enumerate(lines, start=1)
+    )
+    if not same_list(found, sha256):
+        raise origin.error(
+            f"these {len(found)} prompts have sha256 {list_sha256(found)[:12]}..., the protocol "
+            f"names {sha256[:12]}..."
+        )
+    return found
+
+
+def list_sha256(prompts: Sequence[Metadata]) -> str:
+    """Hash of a list as the text that it is when written by `json.dumps`, a line each."""
+    return sha256_bytes(_text(prompts).encode())
+
+
+def same_list(prompts: Sequence[Metadata], sha256: str) -> bool:
+    """Whether a list has this hash, with or without an end to its last line; "any" has all."""
+    text = _text(prompts).encode()
+    return sha256 in (ANY, sha256_bytes(text), sha256_bytes(text[:-1]))
+
+
+def tag_counts(prompts: Sequence[Metadata]) -> dict[str, int]:
+    """Number of prompts of each tag, in the order in which tags come."""
+    return dict(Counter(prompt["tag"] for prompt in prompts))
+
+
+def parse_metadata(text: str, origin: Origin, where: str) -> Any:
+    """One line, or the file of one prompt, as plain data.
+
+    Raises:
+        DimoError: Not JSON.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise origin.error(f"{where} is not valid JSON: {error}") from error
+
+
+def check_metadata(data: Any, origin: Origin, where: str) -> Metadata:
+    """Checks what one prompt asks for.
+
+    Args:
+        data: Plain data.
+        origin: Named in errors.
+        where: Which prompt, for errors.
+
+    Raises:
+        DimoError: Unknown tag, key, colour or relation, a missing key, a value of another type, or
+            a position whose target is no earlier object.
+    """
+    problem = _problem(data)
+    if problem:
+        raise origin.error(f"{where}: {problem}")
+    checked: Metadata = data
+    return checked
+
+
+def _problem(data: Any) -> str:
+    if not isinstance(data, Mapping):
+        return f"must be a table of named values, not {_shown(data)}"
+    allowed = ("tag", "include", "exclude", "prompt")
+    for key in data:
+        if key not in allowed:
+            return f"unknown key {_shown(key)}; allowed: {', '.join(allowed)}"
+    if data.get("tag") not in TAGS:
+        return f"unknown tag {_shown(data.get('tag'))}; allowed: {', '.join(TAGS)}"
+    if not isinstance(data.get("prompt"), str) or not data["prompt"].strip():
+        return f"'prompt' must be a text, not {_shown(data.get('prompt'))}"
+    if not data.get("include"):
+        return "'include' must name at least one object"
+    for key in ("include", "exclude"):
+        clauses = data.get(key, [])
+        if not isinstance(clauses, list):
+            return f"{key!r} must be a list, not {_shown(clauses)}"
+        for number, clause in enumerate(clauses):
+            problem = _clause_problem(clause, number, _CLAUSE[key])
+            if problem:
+                return f"'{key}[{number}]' {problem}"
+    return ""
+
+
+def _clause_problem(clause: Any, number: int, allowed: tuple[str, ...]) -> str:
+    if not isinstance(clause, Mapping):
+        return f"must be a table of named values, not {_shown(clause)}"
+    for key in clause:
+        if key not in allowed:
+            return f"has the unknown key {_shown(key)}; allowed: {', '.join(allowed)}"
+    count = clause.get("count")
+    if not isinstance(clause.get("class"), str) or not clause["class"]:
+        return f"needs a 'class', not {_shown(clause.get('class'))}"
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        return f"needs a 'count' of 1 or more, not {_shown(count)}"
+    if "color" in clause and clause["color"] not in COLORS:
+        return f"has the unknown color {_shown(clause['color'])}; allowed: {', '.join(COLORS)}"
+    if "position" not in clause:
+        return ""
+    position = clause["position"]
+    if not isinstance(position, list) or len(position) != 2 or position[0] not in RELATIONS:
+        return f"has the position {_shown(position)}; allowed: [one of {', '.join(RELATIONS)}; n]"
+    target = position[1]
+    if isinstance(target, bool) or not isinstance(target, int) or not 0 <= target < number:
+        return f"has the target {_shown(target)}; allowed: the number of an earlier object"
+    return ""
+
+
+def _text(prompts: Sequence[Metadata]) -> str:
+    return "".join(json.dumps(prompt) + "\n" for prompt in prompts)
+
+
+def _shown(value: object) -> str:
+    return ascii(value)[:80]

@@ -1,0 +1,418 @@
+"""`dimo sample`: images of a model, as a picture to look at or as files to score.
+
+`dimo encode`: images -> the token cache that a training reads.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dimo.cli.app import app, is_first_rank
+from dimo.cli.options import (
+    STEPS,
+    ChoiceTemperature,
+    Device,
+    GuidanceScale,
+    Precision,
+    PromptsFile,
+    Samplers,
+    Schedules,
+    Teacher,
+    Temperature,
+    Theta,
+    TopK,
+    TopP,
+    Weights,
+    parse_choice,
+    parse_labels,
+    parse_prompts,
+    parse_steps,
+)
+from dimo.errors import DimoError
+from dimo.util import terminal
+
+if TYPE_CHECKING:
+    import torch
+
+    from bench.rows.export import Exported
+    from bench.rows.rows import Job, Planned
+    from bench.rows.settings import Choice
+
+
+@app.command(
+    epilog="Examples: `dimo sample --model digits --model digits-dimo --steps 1,4,16 "
+    "--labels 3,3,7 --out grid.png` · `dimo sample --model scenes --steps 16 "
+    "--prompt 'a photo of a red circle above a blue square' --out grid.png` · `dimo sample "
+    "--model digits --steps 4 --count 5000 --seed 1000 --out samples.npz` · `torchrun "
+    "--nproc_per_node=8 -m dimo sample --model digits --steps 4 --count 5000 --out samples/`"
+)
+def sample(
+    models: Annotated[
+        list[str],
+        typer.Option(
+            "--model",
+            metavar="[NAME=]MODEL[@STEPS]",
+            help="Teacher, shipped student, run folder or file, with a name for its rows and step "
+            "counts of its own; may be repeated for a picture.",
+        ),
+    ] = ["digits"],  # noqa: B006
+    steps: Annotated[
+        str,
+        typer.Option(
+            help="Step counts; one-step students among teachers stay at 1. Default for a picture: "
+            f"{STEPS}."
+        ),
+    ] = "",
+    samplers: Samplers = "",
+    schedules: Schedules = "",
+    guidance_scale: GuidanceScale = None,
+    temperature: Temperature = None,
+    choice_temperature: ChoiceTemperature = None,
+    theta: Theta = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    precision: Precision = "float32",
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="Picture: one column each; default: every class, twice, or 10 of many classes."
+        ),
+    ] = "",
+    prompt: Annotated[
+        list[str],
+        typer.Option(
+            metavar="TEXT", help="Picture: one column each, of a teacher of prompts; repeatable."
+        ),
+    ] = [],  # noqa: B006
+    prompts_file: PromptsFile = None,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            help="Write that many images as files, with label i modulo the classes or prompts; "
+            "the same command goes on after an interruption."
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Image i depends on seed and i alone; shipped protocols report with seed 1000."
+        ),
+    ] = 0,
+    out: Annotated[
+        Path, typer.Option(help="Picture: a .png; with --count a folder of PNGs or an .npz.")
+    ] = Path("samples.png"),
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace what an earlier command wrote to --out.")
+    ] = False,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")
+    ] = 50,
+    device: Device = "auto",
+    weights: Weights = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --count: what was done, as JSON on stdout.")
+    ] = False,
+) -> None:
+    """Draw a grid (a row for each model and step count), or write --count images to score."""
+    _check_out(out, count, force=force)
+    choice = parse_choice(
+        samplers,
+        schedules,
+        precision,
+        guidance_scale=guidance_scale,
+        temperature=temperature,
+        choice_temperature=choice_temperature,
+        theta=theta,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    if count is None and as_json:
+        raise DimoError("--json tells about written images; add --count, or leave it out")
+    if count is not None and labels:
+        raise DimoError(
+            "--labels chooses columns of a picture; with --count image i has label i modulo the "
+            "classes; leave one of them out"
+        )
+    planned = _plan(models, parse_steps(steps), choice, weights)
+    prompts = _conditions(planned, prompt, prompts_file, labels)
+
+    def load(place: "torch.device") -> "list[Job]":
+        from bench.rows.rows import load_planned
+
+        return load_planned(planned, device=place, weights=weights, prompts=prompts)
+
+    if count is None:
+        from bench.rows.grid import shared_classes
+
+        classes = shared_classes(entry.teacher for entry in planned)
+        wanted = parse_labels(labels, classes) if labels else list(range(len(prompts or ())))
+        _draw(load, wanted, seed=seed, out=out, batch_size=batch_size, device=device)
+        return
+    _check_one(planned, count)
+    from bench.rows.export import export_images
+    from dimo.engine.distributed import choose_device, ranks
+
+    try:
+        with ranks() as group, terminal.work_bar() as progress:
+            place = choose_device(device)
+            (job,) = group.alike(lambda: load(place))
+            done = export_images(
+                job,
+                out,
+                seed=seed,
+                count=count,
+                batch_size=batch_size,
+                device=place,
+                force=force,
+                ranks=group,
+                progress=progress if group.is_first else _silent,
+            )
+    except KeyboardInterrupt:
+        if is_first_rank():
+            terminal.say("interrupted; the same command goes on from here", style="yellow")
+        raise typer.Exit(130) from None
+    if group.is_first:
+        _report(done, count, out, as_json=as_json)
+
+
+def _conditions(
+    planned: "list[Planned]", prompt: list[str], file: Path | None, labels: str
+) -> list[str] | None:
+    """The prompts for models that draw them; None for models of classes."""
+    prompts = parse_prompts(prompt, file)
+    draws_prompts = [entry.teacher.text is not None for entry in planned]
+    names = ", ".join(dict.fromkeys(entry.teacher.name for entry in planned))
+    if not any(draws_prompts):
+        if prompts is not None:
+            raise DimoError(f"--prompt is for models that draw prompts, and {names} draws classes")
+        return None
+    if not all(draws_prompts):
+        raise DimoError(f"models of prompts and of classes share no picture ({names}); draw two")
+    if labels:
+        raise DimoError(f"--labels is for models of classes, and {names} draws prompts: --prompt")
+    if prompts is None:
+        raise DimoError(
+            f"{names} draws prompts; give one or more with --prompt TEXT, or a file with --prompts"
+        )
+    return prompts
+
+
+def _draw(
+    load: "Callable[[torch.device], list[Job]]",
+    labels: list[int],
+    *,
+    seed: int,
+    out: Path,
+    batch_size: int,
+    device: str,
+) -> None:
+    from bench.rows.grid import draw_samples
+    from dimo.engine.distributed import choose_device, peak_memory_bytes
+
+    place = choose_device(device)
+    jobs = load(place)
+    start = time.monotonic()
+    with terminal.work_bar() as progress:
+        draw_samples(
+            jobs,
+            labels,
+            seed=seed,
+            out=out,
+            device=place,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    seconds, peak = time.monotonic() - start, peak_memory_bytes(place) / 2**20
+    terminal.say(f"picture: {out} ({seconds:,.1f} s, peak memory {peak:,.0f} MiB)")
+
+
+def _check_out(out: Path, count: int | None, *, force: bool) -> None:
+    """A picture is a new .png; a folder has no suffix, or is there, or its suffix is a number."""
+    suffix = out.suffix.lower()
+    if count is None:
+        if suffix != ".png":
+            raise DimoError(
+                f"--out {out} is no .png; give one for a picture, or --count for images as files"
+            )
+        if out.exists() and not force:
+            raise DimoError(f"output {out} exists; replace it with --force or choose another --out")
+    elif not (suffix in ("", ".npz") or suffix[1:].isdigit() or out.is_dir()):
+        raise DimoError(f"--out {out} cannot hold --count images; allowed: a folder or an .npz")
+
+
+def _plan(
+    models: list[str], counts: list[int], choice: "Choice", weights: Path | None
+) -> "list[Planned]":
+    """The rows; one-step students beside teachers, and without step counts, stay at one step."""
+    from bench.rows.rows import parse_candidate, plan_models
+    from dimo.zoo.teachers import TEACHERS
+
+    any_teacher = any(parse_candidate(text).model in TEACHERS for text in models)
+    return plan_models(
+        models,
+        counts or parse_steps(STEPS),
+        weights=weights,
+        choice=choice,
+        student_steps=[1] if any_teacher or not counts else counts,
+    )
+
+
+def _check_one(planned: "list[Planned]", count: int) -> None:
+    """`--count` is one set of images: of one model, step count, sampler and schedule."""
+    if count < 1:
+        raise DimoError(f"--count {count} is not allowed; give a whole number from 1, e.g. 50000")
+    if len(planned) > 1:
+        raise DimoError(
+            f"--count writes the images of one model, and --model names {len(planned)}; give one"
+        )
+    rows = planned[0].rows
+    counts = list(dict.fromkeys(str(row.num_steps) for row in rows))
+    if len(counts) > 1:
+        raise DimoError(
+            f"--count writes the images of one step count, and these are {', '.join(counts)}; "
+            "name one, e.g. --steps 8"
+        )
+    if len(rows) > 1:
+        raise DimoError(
+            f"--count writes one set of images, and these options make {len(rows)}; "
+            "name one sampler and one schedule"
+        )
+
+
+def _report(done: "Exported", count: int, out: Path, *, as_json: bool) -> None:
+    """The closing line on stderr, and with `as_json` the same numbers on stdout."""
+    speed = done.made / done.seconds if done.made else None
+    if as_json:
+        told = {
+            "count": count,
+            "out": str(out),
+            "made": done.made,
+            "seconds": round(done.seconds, 3),
+            "images_per_second": speed and round(speed, 3),
+            "peak_memory_bytes": done.peak_memory_bytes,
+        }
+        print(json.dumps(told, indent=2))
+    if speed is None:
+        terminal.say(f"{count:,} images in {out}: all there already")
+    else:
+        new = "" if done.made == count else f" ({done.made:,} made now)"
+        terminal.say(
+            f"{count:,} images in {out}{new}: {done.seconds:,.1f} s, {speed:,.1f} images/s, peak "
+            f"memory {done.peak_memory_bytes / 2**20:,.0f} MiB"
+        )
+
+
+def _silent(what: str, done: int, total: int, unit: str) -> None:
+    pass
+
+
+if TYPE_CHECKING:
+    from dimo.data.encode import EncodingRun
+
+
+@app.command(
+    epilog="Examples: `dimo encode imagenet/train --teacher maskgit --centre-crop "
+    "-o tokens.safetensors` · `dimo encode shards/*.tar --teacher maskgit -o tokens.safetensors`"
+)
+def encode(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folder, .zip, .tar (WebDataset) or .npz of images, with all below it; several "
+            "are shards of one set."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to make.")],
+    teacher: Teacher = "digits",
+    weights: Weights = None,
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="Where labels come from: folder (one a class, sorted by name), filename "
+            "(000123_207.png), cyclic:1000, or a .csv or .json file; default: what comes with the "
+            "set, else its folders."
+        ),
+    ] = "",
+    centre_crop: Annotated[
+        bool,
+        typer.Option(
+            "--centre-crop",
+            help="Make images of any size and 8-bit colours fit by ADM's rule: halve by box "
+            "averages, resize the shorter side bicubically, crop the middle.",
+        ),
+    ] = False,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Also encode the mirror image of each, behind it.")
+    ] = False,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")
+    ] = 64,
+    device: Device = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Start anew, whatever is there.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="What was done, as JSON on stdout.")
+    ] = False,
+) -> None:
+    """Encode images by a teacher's tokenizer, once; interrupted, the same command goes on."""
+    if out.suffix != ".safetensors":
+        raise DimoError(f"--out {out} is no .safetensors; e.g. -o tokens.safetensors")
+    import torch
+
+    from bench.images import class_folders, open_images
+    from dimo.data.encode import encode_images
+    from dimo.engine.distributed import choose_device
+    from dimo.zoo.loading import weights_file
+    from dimo.zoo.teachers import get_teacher
+
+    row, place = get_teacher(teacher), choose_device(device)
+    images = open_images(paths, recursive=True, labels=labels)
+    by_folder = labels == "folder" or images.labels is None
+    found = class_folders(images.names) if images.labels is None else images.labels
+    if by_folder and (count := int(found.max()) + 1) != row.num_classes:
+        raise DimoError(
+            f"{paths[0]} has {count:,} folders; allowed as classes of teacher {teacher!r}: "
+            f"{row.num_classes:,}; or give labels with --labels FILE"
+        )
+    side = row.image_size if centre_crop else None
+    tokenizer = row.tokenizer(weights_file(row, "tokenizer", weights)).to(place)
+    start = time.monotonic()
+    try:
+        with terminal.work_bar() as progress:
+            run = encode_images(
+                lambda first: images.batches(range(first, len(images)), batch_size, side=side),
+                torch.from_numpy(found),
+                out,
+                names=images.names,
+                teacher=row,
+                tokenizer=tokenizer,
+                crop="adm" if centre_crop else "none",
+                mirrored=mirror,
+                force=force,
+                progress=lambda done: progress("encode", done, len(images), "images"),
+            )
+    except KeyboardInterrupt:
+        terminal.say("interrupted; the same command goes on from here", style="yellow")
+        raise typer.Exit(130) from None
+    _report_encoded(run, out, time.monotonic() - start, as_json=as_json)
+
+
+def _report_encoded(run: "EncodingRun", out: Path, seconds: float, *, as_json: bool) -> None:
+    """The closing line on stderr, and with `as_json` what the cache is on stdout."""
+    from dimo.util.files import sha256_file
+    from dimo.util.schema import encode as plain
+
+    if as_json:
+        told = {"out": str(out), "sha256": sha256_file(out), "made": run.made}
+        print(json.dumps({**told, "seconds": round(seconds, 3), **plain(run.info)}, indent=2))
+    if not run.made:
+        terminal.say(f"{out}: {run.info.images:,} images, all there already")
+        return
+    now = "" if run.made == run.info.images else f" ({run.made:,} encoded now)"
+    terminal.say(
+        f"{out}: {run.info.images:,} images{now}, {seconds:,.1f} s, "
+        f"{run.made / seconds:,.1f} images/s"
+    )

@@ -1,0 +1,388 @@
+"""`dimo train`, `dimo distill`."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bench.monitor import Watching, watching
+from dimo.cli.app import app, is_first_rank
+from dimo.cli.options import (
+    Data,
+    Device,
+    Reference,
+    Resume,
+    Settings,
+    Teacher,
+    Weights,
+    parse_names,
+)
+from dimo.errors import DimoError
+from dimo.util import terminal
+
+if TYPE_CHECKING:
+    import torch
+    from torch.nn import Module
+
+    from dimo.config import DistillationRecipe, ExtractorRecipe, TrainRecipe
+    from dimo.engine.estimate import Estimate
+    from dimo.engine.loop import Watcher
+
+
+@app.command(epilog="Example: `dimo train --teacher digits --out runs/my-teacher`")
+def train(
+    teacher: Annotated[str, typer.Option(help="Teacher to train from its embedded data.")] = "",
+    extractor: Annotated[str, typer.Option(help="Feature extractor to train instead.")] = "",
+    recipe: Annotated[str, typer.Option(help="Recipe name or .toml; default: its own.")] = "",
+    settings: Settings = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/NAME.")] = None,
+    resume: Resume = False,
+    device: Device = "auto",
+) -> None:
+    """Train an embedded teacher, or the feature extractor of an embedded protocol."""
+    if bool(teacher) == bool(extractor):
+        raise DimoError("train needs either --teacher or --extractor; e.g. --teacher digits")
+    if extractor:
+        _train_extractor(extractor, recipe, settings, out)
+        return
+    from dimo.config import TrainRecipe, load_recipe
+    from dimo.engine.distributed import choose_device
+    from dimo.engine.runs import train_teacher
+    from dimo.zoo.teachers import get_teacher
+
+    get_teacher(teacher)
+    name = recipe or f"{teacher}-teacher"
+    place = choose_device(device)
+    loaded = load_recipe(TrainRecipe, name, [f'teacher="{teacher}"', *settings])
+    folder = out or Path("runs") / f"{teacher}-teacher"
+    with ExitStack() as stack:
+        work = stack.enter_context(terminal.work_bar())
+        bar = _bar("train", loaded, place)
+        train_teacher(
+            loaded,
+            folder,
+            device=place,
+            resume=resume,
+            on_step=stack.enter_context(bar),
+            on_tokenizer=lambda done: work("tokenizer", done, loaded.tokenizer_steps, "steps"),
+        )
+    terminal.say(
+        f"weights: {folder}; score them with: dimo bench --teacher {teacher} --weights {folder}"
+    )
+
+
+def _train_extractor(name: str, recipe: str, settings: list[str], out: Path | None) -> None:
+    from dimo.config import ExtractorRecipe, load_recipe, to_toml
+    from dimo.errors import unknown_name
+    from dimo.weights.files import save_tensors
+
+    trainers = {
+        "digits-cnn": ("digits-features", _train_digits_cnn),
+        "scenes-detector": ("scenes-detector", _train_on_scenes),
+        "scenes-clip": ("scenes-clip", _train_on_scenes),
+    }
+    if name not in trainers:
+        raise unknown_name("extractor", name, trainers)
+    own, train = trainers[name]
+    loaded = load_recipe(ExtractorRecipe, recipe or own, settings)
+    path = (out or Path("runs") / name) / f"{name}.safetensors"
+    if path.exists():
+        raise DimoError(f"output {path} exists; choose another --out")
+    with terminal.training_bar(f"train {name}", loaded.steps, loaded.batch_size) as on_step:
+        model, data = train(loaded, lambda step, loss: on_step(step, {"loss": loss}))
+    save_tensors(path, model.state_dict(), {"recipe": to_toml(loaded), "data": data})
+    terminal.say(f"weights: {path}")
+
+
+def _train_digits_cnn(
+    recipe: "ExtractorRecipe", on_step: Callable[[int, float], None]
+) -> "tuple[Module, str]":
+    from bench.features.digits import train_digits_cnn
+    from dimo.data import digits
+
+    images, labels = digits.load()
+    model = train_digits_cnn(
+        images,
+        labels,
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate_at,
+        weight_decay=recipe.weight_decay,
+        label_smoothing=recipe.label_smoothing,
+        pixel_noise=recipe.pixel_noise,
+        shift_probability=recipe.shift_probability,
+        seed=recipe.seed,
+        on_step=on_step,
+    )
+    return model, "scikit-learn digits, 1,797 images"
+
+
+def _train_on_scenes(
+    recipe: "ExtractorRecipe", on_step: Callable[[int, float], None]
+) -> "tuple[Module, str]":
+    from bench.features.scenes_clip import train_scene_clip
+    from bench.suites.geneval.scenes_detector import train_scene_network
+
+    train: Callable[..., Module] = (
+        train_scene_clip if recipe.extractor == "scenes-clip" else train_scene_network
+    )
+    model = train(
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate_at,
+        weight_decay=recipe.weight_decay,
+        seed=recipe.seed,
+        on_step=on_step,
+    )
+    return model, "scenes, training prompts, each picture once"
+
+
+@app.command(
+    epilog="Examples: `dimo distill --teacher digits --out runs/mine` · "
+    "`dimo distill --recipe digits-full --set seed=1 --set beta=0.3 --out runs/seed1` · "
+    "`dimo distill --method di4c-d --out runs/di4c-d` · "
+    "`dimo distill --teacher maskgit --recipe mine.toml --dry-run`"
+)
+def distill(
+    teacher: Teacher = "digits",
+    method: Annotated[
+        str, typer.Option(help="dimo, di4c, di4c-d or sdtt; default: the recipe's, or dimo.")
+    ] = "",
+    recipe: Annotated[
+        str, typer.Option(help="Recipe name or .toml; default: that of teacher and method.")
+    ] = "",
+    settings: Settings = [],  # noqa: B006
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/RECIPE.")] = None,
+    resume: Resume = False,
+    device: Device = "auto",
+    weights: Weights = None,
+    data: Data = None,
+    sample_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps between pictures in RUN/samples; 0: none. Default: about ten a run."
+        ),
+    ] = None,
+    score_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps between scores in RUN/curve.jsonl, the EMA's GenEval score (a teacher of "
+            "prompts) or FID on the protocol's selection seed; 0: none. Default: about ten a run, "
+            "if there is a protocol."
+        ),
+    ] = None,
+    score_protocol: Annotated[
+        str,
+        typer.Option(help="Protocol name or file; default: that of an embedded teacher."),
+    ] = "",
+    reference: Reference = None,
+    extractor_weights: Annotated[
+        Path | None, typer.Option(help="Weights file of the extractor; default: shipped.")
+    ] = None,
+    wandb: Annotated[
+        str, typer.Option(metavar="PROJECT", help="Log to Weights & Biases too.")
+    ] = "",
+    ablation: Annotated[
+        str,
+        typer.Option(
+            metavar="KEY,KEY",
+            help="Recipe keys that an ablation varies; noted with the student, for "
+            "`dimo report --ablation`.",
+        ),
+    ] = "",
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Only print recipe, parameters, memory and FLOPs; needs no weights, and with "
+            "--device cuda no GPU.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: the same as JSON.")
+    ] = False,
+) -> None:
+    """Distil a teacher into a one-step student with Di[M]O, or a few-step one (di4c, SDTT).
+
+    RUN gets student.safetensors (the EMA, with its provenance) and config.json, which together are
+    the student that the other commands take; recipe.toml, every key resolved; metrics.jsonl, a line
+    each 50 steps, and the same in tensorboard/; samples/, curve.jsonl and checkpoints/.
+    """
+    if dry_run:
+        _dry_run(teacher, method, recipe, settings, device, as_json=as_json)
+        return
+    if as_json:
+        raise DimoError("--json tells what --dry-run finds; add --dry-run, or leave it out")
+    watched = Watching(
+        sample_every, score_every, score_protocol, reference, extractor_weights, wandb
+    )
+    folder = run_distill(
+        teacher,
+        recipe,
+        settings,
+        out,
+        resume,
+        device,
+        weights,
+        watched,
+        method=method,
+        data=data,
+        ablation=parse_names(ablation),
+    )
+    terminal.say(
+        f"student: {folder}; score it with: dimo bench --teacher {teacher} --student {folder}"
+    )
+
+
+def run_distill(
+    teacher: str,
+    recipe: str,
+    settings: Sequence[str],
+    out: Path | None,
+    resume: bool,
+    device: str,
+    weights: Path | None,
+    watched: Watching | None = None,
+    *,
+    method: str = "",
+    data: Path | None = None,
+    ablation: Sequence[str] = (),
+) -> Path:
+    """Distils, shows how far it is, and returns the run folder; None watches nothing more."""
+    from dimo.engine.distributed import choose_device
+    from dimo.engine.runs import distill as run
+    from dimo.zoo.students import varied
+
+    name, loaded = _distill_recipe(teacher, method, recipe, settings)
+    noted = varied(loaded, ablation)
+    folder, place = out or Path("runs") / name, choose_device(device)
+    with ExitStack() as stack:
+        watchers: tuple[Watcher, ...] = ()
+        if watched is not None:
+            first = is_first_rank()
+            context = watching(
+                watched, loaded, folder, device=place, weights=weights, is_first=first
+            )
+            watchers = stack.enter_context(context)
+        bar = _bar("distil", loaded, place)
+        run(
+            loaded,
+            folder,
+            recipe_name=name,
+            device=place,
+            weights=weights,
+            data=data,
+            resume=resume,
+            on_step=stack.enter_context(bar),
+            watchers=watchers,
+            ablation=noted,
+        )
+    return folder
+
+
+def _bar(
+    what: str, recipe: "DistillationRecipe | TrainRecipe", device: "torch.device"
+) -> AbstractContextManager[Callable[..., None]]:
+    """The bar of a training; its title says where the precision is not the recipe's."""
+    from dimo.engine.runs import for_device
+
+    used = for_device(recipe, device).precision
+    other = "" if used == recipe.precision else f" in {used}"
+    title = f"{what} {recipe.teacher}{other}"
+    return terminal.training_bar(title, recipe.steps, recipe.batch_size)
+
+
+def _distill_recipe(
+    teacher: str, method: str, recipe: str, settings: Sequence[str]
+) -> "tuple[str, DistillationRecipe]":
+    """The recipe that options name, and its name."""
+    from dimo.config import load_distillation
+    from dimo.errors import unknown_name
+    from dimo.zoo.students import METHODS
+    from dimo.zoo.teachers import get_teacher
+
+    if method and method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    name = recipe or get_teacher(teacher).recipes.get(method or "dimo")
+    if name is None:
+        raise DimoError(
+            f"there is no recipe of method {method or 'dimo'!r} for teacher {teacher!r} yet; "
+            "name one with --recipe NAME or --recipe FILE.toml"
+        )
+    loaded = load_distillation(name, [f'teacher="{teacher}"', *settings])
+    if method and loaded.method != method:
+        raise DimoError(
+            f"recipe {name!r} is one of method {loaded.method!r}, not {method!r}; "
+            "leave --method out, or name another recipe"
+        )
+    return Path(name).stem, loaded
+
+
+def _dry_run(
+    teacher: str, method: str, recipe: str, settings: Sequence[str], device: str, *, as_json: bool
+) -> None:
+    """What the distillation would be and cost, on stdout; a GPU's memory without a GPU too."""
+    import torch
+
+    from dimo.config import to_toml
+    from dimo.engine.distributed import choose_device
+    from dimo.engine.estimate import estimate_distillation
+    from dimo.engine.runs import for_device
+    from dimo.zoo.teachers import get_teacher
+
+    place = torch.device("cuda") if device == "cuda" else choose_device(device)
+    name, loaded = _distill_recipe(teacher, method, recipe, settings)
+    loaded = for_device(loaded, place)
+    estimate = estimate_distillation(loaded, get_teacher(loaded.teacher), device_type=place.type)
+    if as_json:
+        print(json.dumps(_as_json(name, loaded, estimate), indent=2))
+    else:
+        open_keys = [f"# {key}: left open\n" for key, v in vars(loaded).items() if v is None]
+        print(f"# recipe {name}\n{to_toml(loaded)}{''.join(open_keys)}\n{_as_text(estimate)}")
+
+
+def _as_json(name: str, recipe: "DistillationRecipe", estimate: "Estimate") -> dict[str, Any]:
+    memory = estimate.memory
+    return {
+        "recipe_name": name,
+        "recipe": dataclasses.asdict(recipe),
+        "parameters": {
+            network: {"total": n.total, "trainable": n.trainable, "frozen": n.frozen}
+            for network, n in (*estimate.parameters.items(), ("all", estimate.all_parameters))
+        },
+        "device_type": estimate.device_type,
+        "memory_bytes": {
+            **dataclasses.asdict(memory),
+            "peak": memory.peak,
+            "peak_checkpointed": memory.peak_checkpointed,
+        },
+        "flops": dataclasses.asdict(estimate.flops),
+        "images": estimate.images,
+    }
+
+
+def _as_text(estimate: "Estimate") -> str:
+    memory, flops = estimate.memory, estimate.flops
+    lines = [f"{'parameters':32}{'total':>15}{'trainable':>15}{'frozen':>15}"]
+    for network, n in (*estimate.parameters.items(), ("all", estimate.all_parameters)):
+        lines.append(f"  {network:30}{n.total:15,}{n.trainable:15,}{n.frozen:15,}")
+    place = "a GPU" if estimate.device_type == "cuda" else "a CPU"
+    lines += ["", f"{f'memory on {place}':32}{'MB':>15}{'checkpointed':>15}"]
+    parts = dataclasses.asdict(memory)
+    checkpointed = {**parts, "activations": parts.pop("checkpointed")}
+    for part, size in (*parts.items(), ("peak", memory.peak)):
+        other = memory.peak_checkpointed if part == "peak" else checkpointed[part]
+        lines.append(f"  {part:30}{size / 1e6:15,.1f}{other / 1e6:15,.1f}")
+    lines += ["  peak = weights + gradients + optimizer + max(activations + working, update)", ""]
+    forward = f"one forward of an image: {flops.forward / 1e9:,.4g} GFLOP"
+    lines += [f"{'FLOPs':32}{'forwards':>15}{'GFLOP/image':>15}  ({forward})"]
+    for part, count in (*flops.parts.items(), ("all", sum(flops.parts.values()))):
+        lines.append(f"  {part:30}{count:15}{count * flops.forward / 1e9:15,.4g}")
+    lines.append(f"  {'a step':30}{'':15}{flops.per_step / 1e12:15,.4g} TFLOP")
+    lines.append(f"  {'the run':30}{'':15}{flops.run / 1e15:15,.4g} PFLOP")
+    lines += ["", f"{'images':32}{estimate.images:15,}"]
+    return "\n".join(lines)

@@ -1,0 +1,222 @@
+"""Images -> a token cache, resumable at every batch.
+
+While it is made, `OUT.part` holds the tokens of the images so far and `OUT.part.json` says how many
+they are, of what, and the hash of their pixels. The data is synced before its count is: whatever is
+interrupted, the same call goes on behind the last whole batch and ends with the same bytes.
+"""
+
+import dataclasses
+import fcntl
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dimo.data.tokens import CacheInfo, read_cache_info, save_tokens, tokenizer_sha256
+from dimo.errors import DimoError
+from dimo.models import Tokenizer
+from dimo.util.files import remove_temporaries, sha256_bytes, write_atomic
+from dimo.util.schema import Origin, canonical_json, decode
+from dimo.zoo.teachers import Teacher
+
+
+@dataclass(frozen=True)
+class EncodingRun:
+    """What a run did: images encoded now (the rest was there), and what the cache holds."""
+
+    made: int
+    info: CacheInfo
+
+
+@dataclass(frozen=True)
+class _Journal:
+    """`OUT.part.json`; `info.source_sha256` is that of the first `done` images."""
+
+    info: CacheInfo
+    done: int = 0
+
+
+def encode_images(
+    batches: Callable[[int], Iterable[Tensor]],
+    labels: Tensor,
+    out: Path,
+    *,
+    names: Sequence[str],
+    teacher: Teacher,
+    tokenizer: Tokenizer,
+    crop: str = "none",
+    mirrored: bool = False,
+    force: bool = False,
+    progress: Callable[[int], None] = lambda done: None,
+) -> EncodingRun:
+    """Encodes what is not there yet, and writes the cache when all is.
+
+    Args:
+        batches: Images from a number on, in order, uint8 [b, 3, H, W]; how many at a time changes
+            nothing but speed and memory.
+        labels: int64 [N], one an image.
+        out: The cache to make.
+        names: Of the images, in order; with the labels they tell one set from another.
+        teacher: Whose cache it is.
+        tokenizer: Its tokenizer, on the device where it is to work.
+        crop: How the images were made to fit, for the record.
+        mirrored: Whether each image is followed by its mirror image.
+        force: Start anew, whatever is there.
+        progress: Told how many images are done.
+
+    Raises:
+        DimoError: A label out of range, images of another size, something else at `out`, another
+            process that makes it, or a file that cannot be written.
+    """
+    _check_labels(labels, names, teacher)
+    assert tokenizer.codebook_size <= 2**16, "tokens are stored as uint16"
+    named = canonical_json([[*names], labels.tolist()])
+    info = CacheInfo(
+        format=1,
+        teacher=teacher.name,
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        images=len(names),
+        names_sha256=sha256_bytes(named.encode()),
+        crop=crop,
+        mirrored=mirrored,
+    )
+    part, beside = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.part.json")
+    if out.exists() and not force:
+        found = read_cache_info(out)
+        _check_same(found, info, out)
+        _remove(part, beside)
+        return EncodingRun(0, found)
+    copies, width = (2 if mirrored else 1), teacher.num_tokens
+    with _opened(part) as file:
+        if force:
+            _remove(out, beside)
+        for path in (out, beside):
+            remove_temporaries(path.parent, glob.escape(path.name))
+        journal = _read_journal(beside, info)
+        if part.stat().st_size < journal.done * copies * width * 2:
+            journal = _Journal(info)  # the data is not what was counted
+        start = journal.done
+        file.truncate(start * copies * width * 2)
+        if start:
+            progress(start)
+        for images in batches(start) if start < len(names) else ():
+            _check_size(images, teacher, names[journal.done])
+            _append(file, _tokens(tokenizer, images, mirrored), part)
+            journal = _advanced(journal, images)
+            write_atomic(beside, canonical_json(dataclasses.asdict(journal)))
+            progress(journal.done)
+        rows = len(names) * copies
+        tokens = torch.from_file(str(part), size=rows * width, dtype=torch.uint16)  # mapped
+        doubled = labels.repeat_interleave(copies)
+        save_tokens(out, tokens.view(rows, width), doubled, journal.info)
+    _remove(part, beside)
+    return EncodingRun(len(names) - start, journal.info)
+
+
+@torch.inference_mode()
+def _tokens(tokenizer: Tokenizer, images: Tensor, mirrored: bool) -> Tensor:
+    """uint16 [b, L] on the CPU, with `mirrored` [2 b, L]: image, mirror image, image, ..."""
+    tokens = tokenizer.encode(images)
+    if mirrored:
+        tokens = torch.stack([tokens, tokenizer.encode(images.flip(-1))], 1).flatten(0, 1)
+    return tokens.cpu().to(torch.uint16)
+
+
+def _advanced(journal: _Journal, images: Tensor) -> _Journal:
+    """The journal after these images; the hash is a chain, so that it can go on anywhere."""
+    digest = journal.info.source_sha256
+    for image in images:
+        digest = hashlib.sha256(digest.encode() + image.contiguous().numpy().data).hexdigest()
+    info = dataclasses.replace(journal.info, source_sha256=digest)
+    return _Journal(info, journal.done + len(images))
+
+
+def _append(file: FileIO, tokens: Tensor, path: Path) -> None:
+    data = tokens.numpy().astype("<u2", copy=False).tobytes()
+    try:
+        while data:
+            data = data[file.write(data) :]  # unbuffered: it may take a part
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise DimoError(
+            f"cannot write {path}: {error.strerror}; free space or choose another folder, then "
+            "run the same command again"
+        ) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[FileIO]:
+    """The data under way, locked against a second process; a killed process lets go."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab", buffering=0)
+    except OSError as error:
+        raise DimoError(f"cannot write {path}: {error.strerror}; choose another folder") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DimoError(f"{path} is being made by another process; wait for it") from None
+        except OSError:
+            pass  # a file system without locks
+        yield file
+
+
+def _read_journal(path: Path, info: CacheInfo) -> _Journal:
+    if not path.is_file():
+        return _Journal(info)
+    origin = Origin(str(path), "start anew with --force")
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise origin.error(f"cannot be read: {error}") from error
+    journal = decode(_Journal, content, origin)
+    _check_same(journal.info, info, path)
+    return journal
+
+
+def _check_same(found: CacheInfo, wanted: CacheInfo, path: Path) -> None:
+    there, here = (dataclasses.asdict(info) for info in (found, wanted))
+    told = [
+        f"{key} {str(there[key])[:12]}, not {str(here[key])[:12]}"
+        for key in here
+        if key != "source_sha256" and there[key] != here[key]
+    ]
+    if told:
+        raise DimoError(
+            f"{path} was made with {', '.join(told)}; choose another --out, or start anew with "
+            "--force"
+        )
+
+
+def _check_labels(labels: Tensor, names: Sequence[str], teacher: Teacher) -> None:
+    bad = ((labels < 0) | (labels >= teacher.num_classes)).nonzero().flatten().tolist()
+    if bad:
+        raise DimoError(
+            f"{len(bad):,} of {len(names):,} labels are out of range, e.g. {int(labels[bad[0]])} "
+            f"of {names[bad[0]]!r}; allowed for teacher {teacher.name!r}: 0 to "
+            f"{teacher.num_classes - 1}; correct them, or give others with --labels"
+        )
+
+
+def _check_size(images: Tensor, teacher: Teacher, name: str) -> None:
+    side = teacher.image_size
+    if images.shape[2:] != (side, side):
+        height, width = images.shape[2:]
+        raise DimoError(
+            f"{name!r} is {height} x {width}; allowed for teacher {teacher.name!r}: {side} x "
+            f"{side}; crop and resize all images with --centre-crop"
+        )
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

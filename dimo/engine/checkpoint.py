@@ -1,0 +1,142 @@
+"""Checkpoints of a training: directories written beside, hashed and renamed; whole or not there."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from dimo.errors import DimoError
+from dimo.util.files import sha256_file, write_atomic
+
+_STATE, _META = "state.pt", "checkpoint.json"
+_FORMAT = 2
+
+
+def save_checkpoint(
+    folder: Path, step: int, state: dict[str, Any], *, keep: int = 2, keep_every: int = 0
+) -> None:
+    """Writes `folder/step-N` whole, then removes old ones.
+
+    The state streams to disk: no copy of it is made, and tensors leave a GPU one by one.
+
+    Args:
+        folder: The run's checkpoint folder.
+        step: Number of steps done.
+        state: Nested containers of tensors, numbers and strings.
+        keep: How many of the newest checkpoints remain.
+        keep_every: Those at multiples of this remain too; 0: none.
+
+    Raises:
+        DimoError: The folder cannot be written; earlier checkpoints are untouched.
+    """
+    final, beside = folder / f"step-{step:07d}", folder / f".step-{step:07d}.tmp"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        digest = _stream(state, beside / _STATE)
+        meta = {"format": _FORMAT, "step": step, "sha256": digest}
+        write_atomic(beside / _META, json.dumps(meta))
+        shutil.rmtree(final, ignore_errors=True)  # one of that step is there only if it is damaged
+        beside.replace(final)
+        _sync(folder)
+    except OSError as error:
+        raise DimoError(
+            f"cannot write checkpoint {final}: {error.strerror}; earlier ones are whole: free "
+            "space, then run the same command again"
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    for old in _checkpoints(folder)[:-keep]:
+        if not keep_every or _step(old) % keep_every:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def latest_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """Step and state of the newest whole checkpoint, or None if there is no checkpoint.
+
+    A damaged one is passed over. The tensors are mapped from the file: copy what is kept.
+
+    Raises:
+        DimoError: None of them is whole, or the newest is of another format.
+    """
+    paths = _checkpoints(folder)
+    for path in reversed(paths):
+        meta = _read_meta(path)
+        if meta.get("format") != _FORMAT and meta:
+            raise DimoError(
+                f"checkpoint {path} has format {meta.get('format', 1)}, this version reads "
+                f"{_FORMAT}; finish the run with the version that began it, or start again"
+            )
+        state = path / _STATE
+        if meta and state.is_file() and meta.get("sha256") == sha256_file(state):
+            content = torch.load(state, map_location="cpu", weights_only=True, mmap=True)
+            return int(meta["step"]), dict(content)
+    if paths:
+        raise DimoError(f"no checkpoint in {folder} is whole; remove the run and start it again")
+    return None
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what a killed process left of a checkpoint."""
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class _HashedFile:
+    """Writes to a file and hashes; keeps the first error, which torch's writer cannot take."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        if self.error is None:
+            try:
+                self.file.write(data)
+                self.digest.update(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None: ...
+
+
+def _stream(state: dict[str, Any], path: Path) -> str:
+    """Writes the state and syncs it; returns its SHA-256."""
+    with path.open("wb") as file:
+        hashed = _HashedFile(file)
+        torch.save(state, hashed)  # type: ignore[arg-type]
+        if hashed.error is not None:
+            raise hashed.error
+        file.flush()
+        os.fsync(file.fileno())
+    return hashed.digest.hexdigest()
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself; empty if that is damaged."""
+    try:
+        return dict(json.loads((path / _META).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _sync(folder: Path) -> None:
+    """Makes a rename in `folder` last."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.glob("step-*") if p.is_dir()), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))

@@ -1,0 +1,202 @@
+"""Where things run: device, its name and memory, and the ranks of `torchrun`.
+
+The one door to accelerate, which only trainings of several ranks load.
+"""
+
+import gc
+import os
+import platform
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dimo.errors import DimoError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that share one job; the only one by default."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return self.index == 0
+
+    def share(self, total: int, multiple: int = 1) -> range:
+        """The rows of `range(total)` that are this rank's: contiguous, cut at multiples."""
+        blocks = -(-total // multiple)
+        low, high = (blocks * i // self.count * multiple for i in (self.index, self.index + 1))
+        return range(min(low, total), min(high, total))
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """Adds up `values` of all ranks in place; nothing waits for the result on a GPU."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
+    def alike(self, function: Callable[[], T]) -> T:
+        """Runs `function` on every rank and returns this rank's own result.
+
+        Raises:
+            DimoError: `function` raised one on any rank; then every rank raises the same.
+        """
+        found: list[T] = []
+        self.together(lambda: found.append(function()))
+        return found[0]
+
+    def together(self, function: Callable[[], T], *, first_only: bool = False) -> list[T]:
+        """Runs `function` on every rank and returns the results of all, in order of rank.
+
+        Args:
+            function: Called on each rank at the same time.
+            first_only: Send the results to the first rank alone; the others get an empty list.
+
+        Raises:
+            DimoError: `function` raised one on any rank; then every rank raises the same.
+        """
+        if self.count == 1:
+            return [function()]
+        result: T | None = None
+        problem: str | None = None
+        try:
+            result = function()
+        except DimoError as error:
+            problem = str(error)
+        problems: list[str | None] = [None] * self.count
+        dist.all_gather_object(problems, problem)
+        found = next((text for text in problems if text is not None), None)
+        if found is not None:
+            raise DimoError(found)
+        results: list[Any] = [None] * self.count
+        if not first_only:
+            dist.all_gather_object(results, result)
+            return results
+        dist.gather_object(result, results if self.is_first else None, dst=0)
+        return results if self.is_first else []
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def ranks() -> Iterator[Ranks]:
+    """The ranks that `torchrun` started, connected for the duration; otherwise this one alone.
+
+    `accelerate launch` starts them alike. Inside another `ranks()` it is the same ranks.
+    """
+    if dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+        return
+    count = int(os.environ.get("WORLD_SIZE", "1")) if dist.is_torchelastic_launched() else 1
+    if count == 1:
+        yield ALONE
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), count)
+    finally:
+        # Gloo's threads end with the last holder of the group, and abort a process that ends first.
+        gc.collect()
+        dist.destroy_process_group()
+
+
+def data_parallel(network: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
+    """The network with gradients that are averaged over the ranks (accelerate, which wraps DDP).
+
+    Precision, accumulation and clipping stay with `dimo.engine.optim`: accelerate's loss scaler
+    waits for the GPU at every step, and its settings hold for the whole process.
+
+    Args:
+        network: On `device`; frozen parameters have `requires_grad` off.
+        ranks: Who takes part; alone, the network is returned as it is.
+        device: A CPU, or this rank's own GPU.
+
+    Raises:
+        DimoError: `accelerate launch` was told to shard the model.
+    """
+    if ranks.count == 1:
+        return network
+    local = os.environ.get("LOCAL_RANK", "0")
+    if device.type == "cuda" and str(device.index) != local:
+        raise DimoError(
+            f"rank {local} of this machine needs its own GPU, not {device}; leave --device at auto"
+        )
+    for method in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{method}", "false").lower() == "true":
+            raise DimoError(
+                f"accelerate is set to {method}, which is not supported; "
+                "start with torchrun, or: accelerate launch --multi_gpu"
+            )
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.utils import GradientAccumulationPlugin
+
+    accelerator = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    wrapped: nn.Module = accelerator.prepare_model(network, device_placement=False)
+    return wrapped
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device called `name`; "auto" and "cuda" take a GPU, each rank its own, "auto" if any.
+
+    Raises:
+        DimoError: Unknown device, or one this machine does not have.
+    """
+    if name == "auto" and not torch.cuda.is_available():
+        return torch.device("cpu")
+    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name in ("auto", "cuda") else name
+    try:
+        device = torch.device(own)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        wanted = repr(name) if own == name else f"{name!r} ({own})"
+        raise DimoError(
+            f"device {wanted} is not available here; allowed: auto, cpu, cuda, cuda:N"
+        ) from None
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """Model name of the GPU, or of the CPU with the number of threads in use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_cpu_model()} ({torch.get_num_threads()} threads)"
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory so far: allocated on the GPU, or resident for the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file():  # the number below can be that of the process that started this one
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

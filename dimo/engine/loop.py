@@ -1,0 +1,231 @@
+"""The training loop: steps, checkpoints, exact resume, callbacks. It knows no task and no metric.
+
+A task (`dimo.methods`) owns networks and optimizers and does one step as a pure function of the
+step number and its state; every random number comes from (seed, step, row). So a checkpoint is the
+task's state, and a resumed run is bit-equal to an uninterrupted one (on more than two ranks, whose
+sums of gradients may be ordered otherwise after a start, equal to rounding).
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from dimo.config import DistillationRecipe, TrainRecipe
+from dimo.engine.checkpoint import latest_checkpoint, remove_unfinished, save_checkpoint
+from dimo.engine.distributed import Ranks
+from dimo.errors import DimoError
+from dimo.util.files import write_atomic
+
+_LOG_EVERY = 50
+OnStep: TypeAlias = Callable[[int, dict[str, float]], None]
+
+
+class Task(Protocol):
+    """What the loop drives."""
+
+    @property
+    def recipe(self) -> DistillationRecipe | TrainRecipe:
+        """What to do."""
+
+    @property
+    def inputs(self) -> str:
+        """Hash of the weights or the data that the training begins with."""
+
+    @property
+    def ranks(self) -> Ranks:
+        """Who shares each batch."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it trains."""
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """By name, plain modules: "ema", and "model" or "student" with those beside it."""
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Updates the networks; returns means for the log as (sum, weight), float64 [2].
+
+        They are of this rank's rows and left on their device.
+        """
+
+    def counts(self) -> Tensor:
+        """Updates skipped so far, and the most in a row of one network: int64 [2]."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on: nested containers of tensors and numbers."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores `state_dict()`."""
+
+
+Watcher: TypeAlias = Callable[[int, Mapping[str, float], Task], None]
+
+
+def fit(
+    task: Task,
+    folder: Path,
+    *,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+    watchers: Sequence[Watcher] = (),
+) -> float:
+    """Runs the task to its last step; returns the seconds spent training, over all sessions.
+
+    The first rank writes `metrics.jsonl` (one line every 50 steps) and `checkpoints/`; every rank
+    reads the checkpoint, so ranks on several machines need a folder that all of them see.
+
+    Args:
+        task: What to train.
+        folder: The run's folder.
+        resume: Continue from the newest whole checkpoint.
+        on_step: Called on the first rank with the steps done: at the start, and after each step.
+            Its scalars are the means since the last log line, and empty between log lines.
+        watchers: Called alike on every rank, with the task. They leave the networks as they are.
+
+    Raises:
+        DimoError: The folder holds a run and `resume` is off, or a run of another task; it cannot
+            be read or written; or too many updates in a row were not finite.
+    """
+    run = _Run(task, folder)
+    run.begin(resume)
+
+    def report(scalars: dict[str, float]) -> None:
+        if on_step is not None and task.ranks.is_first:
+            on_step(run.done, scalars)
+        for watcher in watchers:
+            watcher(run.done, scalars, task)
+
+    report({})
+    recipe = task.recipe
+    while run.done < recipe.steps:
+        run.add(task.step(run.done))
+        is_last = run.done == recipe.steps
+        scalars = run.log() if run.done % _LOG_EVERY == 0 or is_last else {}
+        report(scalars)
+        if run.done % recipe.checkpoint_every == 0 or is_last:
+            run.save()
+    return run.seconds()
+
+
+class _Run:
+    """What the loop knows beside the task: steps done, seconds, log lines, sums since the last."""
+
+    def __init__(self, task: Task, folder: Path) -> None:
+        self.task, self.ranks = task, task.ranks
+        self.checkpoints, self.log_path = folder / "checkpoints", folder / "metrics.jsonl"
+        self.done = 0
+        self.lines: list[str] = []
+        self.sums: dict[str, Tensor] = {}
+        self.start = time.monotonic()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def begin(self, resume: bool) -> None:
+        """Restores the newest checkpoint, if there is one."""
+        if self.ranks.is_first:
+            remove_unfinished(self.checkpoints)
+        found = self.ranks.alike(lambda: latest_checkpoint(self.checkpoints))
+        steps = self.ranks.together(lambda: None if found is None else found[0])
+        if len(set(steps)) > 1:
+            raise DimoError(
+                f"the ranks see different checkpoints in {self.checkpoints} (steps {steps}); "
+                "give an --out that all machines share"
+            )
+        if found is None:
+            return
+        if not resume:
+            raise DimoError(
+                f"{self.checkpoints.parent} already holds a run; "
+                "continue it with --resume or choose another --out"
+            )
+        self.done, state = found
+        self._check_same(state)
+        try:
+            self.task.load_state_dict(state["task"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise DimoError(
+                f"the checkpoint of step {self.done} in {self.checkpoints} does not fit: {reason}; "
+                "start the run again with another --out"
+            ) from error
+        self.lines, self.start = list(state["log"]), self.start - float(state["seconds"])
+        self.sums = {k: v.clone().to(self.task.device) for k, v in state["sums"].items()}
+        self.ranks.alike(self._write_log)
+
+    def add(self, sums: dict[str, Tensor]) -> None:
+        """Counts a step; values that are not finite are those of a skipped update."""
+        for key, value in sums.items():
+            finite = torch.where(value.isfinite().all(), value, 0)
+            self.sums[key] = self.sums[key] + finite if key in self.sums else finite
+        self.done += 1
+
+    def log(self) -> dict[str, float]:
+        """Means over all ranks since the last line; the only place where the host waits.
+
+        Raises:
+            DimoError: Too many updates in a row were skipped.
+        """
+        self._share_sums()
+        sums = torch.stack(list(self.sums.values())).tolist()
+        skipped, in_a_row = self.task.counts().tolist()
+        means = {k: s / w for k, (s, w) in zip(self.sums, sums, strict=True) if w}
+        if in_a_row >= self.task.recipe.max_skipped:
+            raise DimoError(
+                f"training diverged before step {self.done}: {in_a_row} updates in a row were not "
+                "finite; lower learning_rate and start again with another --out"
+            )
+        scalars = {**means, "skipped": float(skipped)}
+        self.sums = {}
+        self.lines.append(json.dumps({"step": self.done, **means, "skipped": skipped}))
+        self.ranks.alike(self._write_log)
+        return scalars
+
+    def save(self) -> None:
+        """Writes a checkpoint and removes old ones."""
+        self._share_sums()
+        state = {
+            "recipe": dataclasses.asdict(self.task.recipe),
+            "inputs": self.task.inputs,
+            "task": self.task.state_dict(),
+            "log": self.lines,
+            "seconds": self.seconds(),
+            "sums": self.sums,
+        }
+        self.ranks.alike(lambda: self._save(state))
+
+    def _save(self, state: dict[str, Any]) -> None:
+        if self.ranks.is_first:
+            every = self.task.recipe.keep_every
+            save_checkpoint(self.checkpoints, self.done, state, keep_every=every)
+
+    def _share_sums(self) -> None:
+        """Makes the sums those of all ranks, divided by their number: so they are one state."""
+        if self.sums and self.ranks.count > 1:
+            total = self.ranks.sum_(torch.stack(list(self.sums.values()))) / self.ranks.count
+            self.sums = dict(zip(self.sums, total, strict=True))
+
+    def _write_log(self) -> None:
+        if self.ranks.is_first:
+            write_atomic(self.log_path, "".join(f"{line}\n" for line in self.lines))
+
+    def _check_same(self, state: dict[str, Any]) -> None:
+        folder = self.checkpoints.parent
+        here = json.loads(json.dumps(dataclasses.asdict(self.task.recipe)))
+        there = json.loads(json.dumps(state["recipe"]))
+        keys = [k for k in {**here, **there} if here.get(k) != there.get(k)]
+        if keys:
+            told = ", ".join(f"{k} = {there.get(k)!r} there, {here.get(k)!r} here" for k in keys)
+            problem = f"a run of another recipe or teacher ({told})"
+        elif state["inputs"] != self.task.inputs:
+            problem = "a run that began with other weights or data of the same name"
+        else:
+            return
+        raise DimoError(f"{folder} holds {problem}; resume with the same, or choose another --out")

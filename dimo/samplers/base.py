@@ -1,0 +1,223 @@
+"""What every sampler takes and returns.
+
+How samplers ask the network: guided, at a temperature, for the codebook only, on account.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dimo.errors import DimoError
+from dimo.guidance import guide, guided_logits
+from dimo.models import MaskedModel
+from dimo.models.layers import at_positions
+from dimo.rng import ImageNoise
+
+Callback = Callable[[int, Tensor], None]  # a step's number (from 0) and the tokens [B, L] after it
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Tokens and what they cost.
+
+    Attributes:
+        tokens: [B, L] int64, all inside the codebook.
+        nfe: Network forwards per image; a guided step counts two.
+        token_counts: Tokens written at each step. Sums to L, except where a student writes tokens
+            again. Of samplers that reveal at random times, the expected number.
+    """
+
+    tokens: Tensor
+    nfe: int
+    token_counts: list[int]
+
+
+class Sampler(Protocol):
+    """From a fully masked grid to tokens; the settings that all samplers share."""
+
+    def __call__(
+        self,
+        model: MaskedModel,
+        condition: Tensor,
+        noise: ImageNoise,
+        *,
+        num_steps: int,
+        mask_schedule: str = ...,
+        guidance_scale: float = 1.0,
+        temperature: float = 1.0,
+        callback: Callback | None = None,
+    ) -> Samples:
+        """Samples one grid for each condition.
+
+        Args:
+            model: Masked model in eval mode: (tokens [B, L], condition [B]) -> logits.
+            condition: [B] int64 labels.
+            noise: The images' random numbers; image i is the same in any batch.
+            num_steps: Network evaluations along the path, guidance not counted. At one step every
+                token is drawn from the first prediction, whatever the sampler.
+            mask_schedule: How many tokens each step reveals, or at what rate.
+            guidance_scale: Strongest guidance scale s; 1 = off.
+            temperature: Divides the logits; 1 = as trained.
+            callback: Called after each step.
+
+        Raises:
+            DimoError: A setting or label out of range, an unknown schedule.
+        """
+
+
+_ROWS = 16  # logits are asked for at a multiple of this many positions, see `padded_count`
+
+
+class Predictor:
+    """log p(token | revealed tokens) of one batch; the only caller of a multi-step model.
+
+    Nothing is computed twice or for nobody: logits only at the positions asked for, and a grid that
+    is still all masked once for each label, without condition once in all. A model with a latent
+    (di4c) gets a new one for each image at each prediction, which both guided halves share, and so
+    no shared grid.
+
+    Args:
+        model: Masked model in eval mode.
+        condition: [B] int64 labels.
+        noise: The images' random numbers.
+        unconditional: Another model for the unconditional half of guidance; None: the model.
+
+    Attributes:
+        nfe: Network forwards per image so far, as papers count them: a guided prediction is two.
+
+    Raises:
+        DimoError: A label out of range.
+    """
+
+    def __init__(
+        self,
+        model: MaskedModel,
+        condition: Tensor,
+        noise: ImageNoise,
+        unconditional: MaskedModel | None = None,
+    ) -> None:
+        check_labels(condition, model.num_classes)
+        self.model, self.condition, self.noise = model, condition, noise
+        self.unconditional = unconditional
+        self.nfe = 0
+
+    def all_masked(self) -> Tensor:
+        """The grid that sampling starts from, int64 [B, L]."""
+        shape = (len(self.condition), self.model.num_tokens)
+        return torch.full(shape, self.model.mask_token_id, device=self.condition.device)
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        step: int,
+        positions: Tensor | None = None,
+        *,
+        guidance_scale: float = 1.0,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Log-probabilities of the codebook, float64 [B, K, V].
+
+        float64, so that Gumbel-max draws do not lose the distribution's tail (arXiv 2409.02908).
+
+        Args:
+            tokens: [B, L], the grid so far.
+            step: Number of the prediction.
+            positions: [B, K], where they are wanted; None: everywhere, K = L.
+            guidance_scale: s; 1 = off.
+            temperature: Divides the logits.
+
+        Raises:
+            DimoError: Temperature not positive.
+        """
+        if temperature <= 0:
+            raise DimoError(f"temperature {temperature:g} is not positive; 1 is as trained")
+        self.nfe += 1 if guidance_scale == 1 else 2
+        latent = hasattr(self.model, "latent_projection")
+        if not latent and bool((tokens == self.model.mask_token_id).all()):
+            logits = at_positions(self._all_masked_logits(tokens, guidance_scale), positions)
+        else:
+            inputs = {}
+            if latent:
+                inputs["z"] = self.noise.uniform(f"sample/latent/{step}", ())  # [B]
+            logits = self._logits(tokens, guidance_scale, positions, **inputs)
+        return (logits[..., : self.model.codebook_size].double() / temperature).log_softmax(-1)
+
+    def _logits(
+        self, tokens: Tensor, guidance_scale: float, positions: Tensor | None, **inputs: Tensor
+    ) -> Tensor:
+        """Guided logits [B, K, V'] of the model with `inputs`, and of the unconditional one."""
+        labels, other = self.condition, self.unconditional
+        if other is None or guidance_scale == 1:
+            return guided_logits(self.model, tokens, labels, guidance_scale, positions, **inputs)
+        conditional = guided_logits(self.model, tokens, labels, 1, positions, **inputs)
+        drop = torch.ones_like(labels, dtype=torch.bool)
+        unconditional = guided_logits(other, tokens, labels, 1, positions, drop=drop)
+        return guide(conditional, unconditional, guidance_scale)
+
+    def _all_masked_logits(self, tokens: Tensor, guidance_scale: float) -> Tensor:
+        """Guided logits [B, L, V'] with nothing revealed: images of one label share them."""
+        labels, image = torch.unique(self.condition, return_inverse=True)
+        logits = self.model(tokens[: len(labels)], labels)
+        if guidance_scale != 1:
+            drop = torch.ones(1, dtype=torch.bool, device=tokens.device)
+            other = self.unconditional or self.model
+            logits = guide(logits, other(tokens[:1], labels[:1], drop=drop), guidance_scale)
+        return logits[image]
+
+
+def draw_tokens(
+    logits: Tensor, noise: ImageNoise, stream: str, positions: Tensor | None = None
+) -> Tensor:
+    """A class from each row of logits [B, K, V], by Gumbel-max: int64 [B, K].
+
+    Args:
+        logits: At positions [B, K] of the grid, or at all of them.
+        noise: The images' random numbers; each position has its own.
+        stream: Names the draw.
+        positions: [B, K]; None: all.
+    """
+    if positions is None:
+        return (logits + noise.gumbel(stream, tuple(logits.shape[1:]))).argmax(-1)
+    return (logits + noise.gumbel_at(stream, positions, logits.shape[-1])).argmax(-1)
+
+
+def masked_positions(mask: Tensor, count: int | None = None) -> Tensor:
+    """Where the masked tokens are: int64 [B, K], in order, then revealed ones up to K.
+
+    Args:
+        mask: [B, L] bool, True = masked.
+        count: The largest number of masked tokens in an image, if it is known (counting them waits
+            for a GPU); K is `padded_count` of it.
+    """
+    if count is None:
+        count = int(mask.sum(1).max())
+    return (~mask).byte().argsort(dim=1, stable=True)[:, : padded_count(count, mask.shape[1])]
+
+
+def padded_count(count: int, length: int) -> int:
+    """The number of positions, at most all, that logits are asked for when `count` are needed.
+
+    A multiple of 16: a matrix product of fewer rows has other last bits for another number of rows,
+    and an image would no longer be the same in any batch.
+    """
+    return min(length, -(-max(count, 1) // _ROWS) * _ROWS)
+
+
+def progress_of(step: int, num_steps: int) -> float:
+    """How far a sampler is at a step: 0 at the first, 1 at the last; a single step is the last."""
+    return step / (num_steps - 1) if num_steps > 1 else 1.0
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """A label outside the classes would silently read another row of the embedding.
+
+    Raises:
+        DimoError: A label below 0 or above the last class.
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        raise DimoError(f"label {wrong} is out of range; labels are 0 to {num_classes - 1}")

@@ -1,0 +1,207 @@
+"""Parallel decoding in an order that does not look at the tokens: random, or a given one.
+
+Decoding in Halton order (Besnier et al., Halton scheduler for MaskGIT, arXiv 2503.17076).
+
+A low-discrepancy sequence spreads the tokens of each step over the grid, so that tokens drawn
+together are far apart and hence nearly independent.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from dimo.errors import DimoError
+from dimo.masking import tokens_per_step
+from dimo.models import MaskedModel
+from dimo.rng import ImageNoise
+from dimo.samplers.base import Callback, Predictor, Samples, draw_tokens, padded_count, progress_of
+
+
+def sample_random(
+    model: MaskedModel,
+    condition: Tensor,
+    noise: ImageNoise,
+    *,
+    num_steps: int,
+    mask_schedule: str = "arccos",
+    guidance_scale: float = 1.0,
+    temperature: float = 1.0,
+    callback: Callback | None = None,
+) -> Samples:
+    """Reveals positions in a uniformly random order, the order in which the model was trained.
+
+    Of an exact model, L steps sample the exact law. Guidance rises linearly from off at the first
+    step to `guidance_scale` at the last.
+
+    Args:
+        model: Masked model in eval mode.
+        condition: [B] int64 labels.
+        noise: The images' random numbers.
+        num_steps: 1..L.
+        mask_schedule: One of `DECODING_SCHEDULES`: how many tokens each step reveals.
+        guidance_scale: s at the last step; 1 = off.
+        temperature: Divides the logits; 1 = as trained.
+        callback: Called after each step with its number (from 0) and the tokens [B, L].
+
+    Raises:
+        DimoError: A setting or label out of range, an unknown schedule.
+    """
+    return sample_in_order(
+        model,
+        condition,
+        noise,
+        noise.random_ranks("sample/order", model.num_tokens).argsort(1),
+        counts=tokens_per_step(mask_schedule, num_steps, model.num_tokens),
+        guidance=lambda progress: 1 + (guidance_scale - 1) * progress,
+        temperature=lambda progress: temperature,
+        callback=callback,
+    )
+
+
+def sample_in_order(
+    model: MaskedModel,
+    condition: Tensor,
+    noise: ImageNoise,
+    order: Tensor,
+    *,
+    counts: Sequence[int],
+    guidance: Callable[[float], float],
+    temperature: Callable[[float], float],
+    callback: Callback | None = None,
+) -> Samples:
+    """Reveals the positions in the given order, `counts[i]` of them at step i.
+
+    Args:
+        model: Masked model in eval mode.
+        condition: [B] int64 labels.
+        noise: The images' random numbers.
+        order: [B, L], the positions as they are revealed, each once.
+        counts: Positive numbers that sum to L.
+        guidance: Progress, from 0 at the first step to 1 at the last -> guidance scale.
+        temperature: Progress -> temperature.
+        callback: Called after each step with its number (from 0) and the tokens [B, L].
+
+    Raises:
+        DimoError: A setting or label out of range.
+    """
+    predict = Predictor(model, condition, noise)
+    tokens, length, done = predict.all_masked(), model.num_tokens, 0
+    for step, count in enumerate(counts):
+        progress = progress_of(step, len(counts))
+        asked = padded_count(count, length)
+        start = min(done, length - asked)
+        positions = order[:, start : start + asked]  # [B, K]; this step reveals `now` of them
+        now = slice(done - start, done - start + count)
+        log_p = predict(
+            tokens,
+            step,
+            positions,
+            guidance_scale=guidance(progress),
+            temperature=temperature(progress),
+        )[:, now]
+        proposal = draw_tokens(log_p, noise, f"sample/tokens/{step}", positions[:, now])
+        tokens = tokens.scatter(1, positions[:, now], proposal)
+        done += count
+        if callback is not None:
+            callback(step, tokens)
+    return Samples(tokens=tokens, nfe=predict.nfe, token_counts=list(counts))
+
+
+def sample_halton(
+    model: MaskedModel,
+    condition: Tensor,
+    noise: ImageNoise,
+    *,
+    num_steps: int,
+    mask_schedule: str = "arccos-halton",
+    guidance_scale: float = 1.0,
+    temperature: float = 1.0,
+    final_temperature: float | None = None,
+    random_start: bool = False,
+    callback: Callback | None = None,
+) -> Samples:
+    """Reveals positions in Halton order, with the same guidance at every step.
+
+    Args:
+        model: Masked model in eval mode, on a square grid.
+        condition: [B] int64 labels.
+        noise: The images' random numbers.
+        num_steps: 1..L.
+        mask_schedule: One of `DECODING_SCHEDULES`: how many tokens each step reveals.
+        guidance_scale: s, constant; 1 = off.
+        temperature: Divides the logits; 1 = as trained.
+        final_temperature: Of the last step, with its inverse linear in between as in
+            Halton-MaskGIT (its example: inverse from 1 to 1.2); None = `temperature` throughout.
+        random_start: True starts each image at a random place of the order, which then wraps.
+        callback: Called after each step with its number (from 0) and the tokens [B, L].
+
+    Raises:
+        DimoError: A setting or label out of range, an unknown schedule, a grid that is not square.
+    """
+    length = model.num_tokens
+    side = math.isqrt(length)
+    if side * side != length:
+        raise DimoError(f"{length} tokens are no square grid; the Halton order needs one")
+    counts = tokens_per_step(mask_schedule, num_steps, length)
+    turn = torch.arange(length, device=condition.device).expand(len(condition), -1)  # [B, L]
+    if random_start:
+        turn = (turn - noise.integers("sample/start", (1,), length)) % length
+    order = halton_order(side).to(condition.device)[turn]
+    last = temperature if final_temperature is None else final_temperature
+    if min(temperature, last) <= 0:
+        raise DimoError(f"temperature {min(temperature, last):g} is not positive; 1 is as trained")
+    return sample_in_order(
+        model,
+        condition,
+        noise,
+        order,
+        counts=counts,
+        guidance=lambda progress: guidance_scale,
+        temperature=lambda progress: temperature_between(temperature, last, progress),
+        callback=callback,
+    )
+
+
+def temperature_between(first: float, last: float, progress: float) -> float:
+    """The temperature whose inverse is at `progress`, 0 to 1, of the way from first to last."""
+    return 1 / (1 / first + progress * (1 / last - 1 / first))
+
+
+@lru_cache(maxsize=8)
+def halton_order(side: int) -> Tensor:
+    """The flat positions (row-major) of a `side` x `side` grid in the order they are revealed.
+
+    Point n of the sequence (n = 1, 2, ...) is the radical inverse of n in base 2 (row) and base 3
+    (column), times `side`, floored, in float32 as in Halton-MaskGIT; a cell that was met before is
+    skipped. Unlike there, points are added until every cell is met.
+
+    Returns:
+        int64 [side * side], a permutation.
+    """
+    cells = side * side
+    count = 4 * cells
+    while True:
+        n = torch.arange(1, count + 1)
+        row, column = ((_radical_inverse(n, base) * side).floor().long() for base in (2, 3))
+        found, cell_of_point = torch.unique(row * side + column, return_inverse=True)
+        if len(found) == cells:
+            break
+        count *= 2
+    first_met = torch.full((cells,), count).scatter_reduce(
+        0, cell_of_point, torch.arange(count), "amin"
+    )
+    return first_met.argsort()
+
+
+def _radical_inverse(n: Tensor, base: int) -> Tensor:
+    """The digits of n mirrored at the point, in (0, 1): float32 [N]."""
+    mirrored, scale = torch.zeros_like(n), torch.ones_like(n)
+    while bool((n > 0).any()):
+        more = n > 0
+        mirrored = torch.where(more, mirrored * base + n % base, mirrored)
+        scale = torch.where(more, scale * base, scale)
+        n = n // base
+    return (mirrored.double() / scale.double()).float()

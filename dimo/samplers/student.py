@@ -1,0 +1,170 @@
+"""One-step sampling of a distilled student: x_init -> every token at once.
+
+Few-step sampling of a one-step student: its output is re-masked and it is applied again.
+"""
+
+import torch
+from torch import Tensor
+
+from dimo.errors import DimoError, unknown_name
+from dimo.initialization import TokenInitialization, initial_state
+from dimo.masking import check_steps, mask_count, mask_ratio, random_mask
+from dimo.models import MaskedModel
+from dimo.rng import ImageNoise
+from dimo.samplers.base import Callback, Samples, check_labels, draw_tokens
+
+
+def sample_one_step(
+    student: MaskedModel,
+    condition: Tensor,
+    noise: ImageNoise,
+    *,
+    init_mask_ratio: float,
+    embedding_noise: float,
+    token_initialization: str = "mixed",
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    callback: Callback | None = None,
+) -> Samples:
+    """Tokens of a one-step student; one forward an image.
+
+    Args:
+        student: The generator.
+        condition: [B] int64 labels.
+        noise: The images' random numbers.
+        init_mask_ratio: r of its training.
+        embedding_noise: sigma of its training.
+        token_initialization: Of its training, see `dimo.initialization`.
+        temperature: Divides the logits; 1 = as trained.
+        top_k: Draws among the k likeliest tokens only; None = all.
+        top_p: Draws among the likeliest tokens that together reach probability p; None = all.
+        callback: Called with 0 and the tokens [B, L].
+
+    Raises:
+        DimoError: A setting or label out of range.
+    """
+    check_labels(condition, student.num_classes)
+    initial = initial_state(
+        student,
+        noise,
+        "sample",
+        init_mask_ratio=init_mask_ratio,
+        embedding_noise=embedding_noise,
+        token_initialization=token_initialization,
+    )
+    logits = student_logits(student, initial, condition, embedding_noise)
+    logits = restrict_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+    tokens = draw_tokens(logits, noise, "sample/tokens")
+    if callback is not None:
+        callback(0, tokens)
+    return Samples(tokens=tokens, nfe=1, token_counts=[student.num_tokens])
+
+
+def student_logits(
+    student: MaskedModel, state: TokenInitialization, condition: Tensor, embedding_noise: float
+) -> Tensor:
+    """The student's logits of the codebook, float64 [B, L, V]."""
+    logits = student(state.tokens, condition, embedding_noise=embedding_noise, noise=state.noise)
+    return logits[..., : student.codebook_size].double()
+
+
+def restrict_logits(
+    logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None
+) -> Tensor:
+    """Logits [.., V] divided by the temperature, -inf where top-k or top-p rule a token out.
+
+    Top-p is applied to what top-k leaves. Of equal logits the one with the lower id comes first.
+
+    Raises:
+        DimoError: Temperature not positive, top-k outside 1..V, top-p outside (0, 1].
+    """
+    vocabulary = logits.shape[-1]
+    if temperature <= 0:
+        raise DimoError(f"temperature {temperature:g} is not positive; 1 is as trained")
+    if top_k is not None and not 1 <= top_k <= vocabulary:
+        raise DimoError(f"top-k {top_k} is out of range; it is 1 to {vocabulary}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise DimoError(f"top-p {top_p:g} is out of range; it is above 0 and at most 1")
+    logits = logits / temperature
+    if top_k is None and top_p is None:
+        return logits
+    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        ordered[..., top_k:] = -torch.inf
+    if top_p is not None:
+        p = ordered.softmax(-1)
+        ordered = ordered.masked_fill(p.cumsum(-1) - p >= top_p, -torch.inf)
+    return torch.empty_like(logits).scatter(-1, ids, ordered)
+
+
+_SCHEDULES = ("arccos", "cosine")  # those that fall
+
+
+def sample_few_step(
+    student: MaskedModel,
+    condition: Tensor,
+    noise: ImageNoise,
+    *,
+    num_steps: int,
+    init_mask_ratio: float,
+    embedding_noise: float,
+    token_initialization: str = "mixed",
+    mask_schedule: str = "arccos",
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    callback: Callback | None = None,
+) -> Samples:
+    """One step from x_init, then again and again with part of the tokens masked.
+
+    Step i of n, i from 1, masks round(gamma(i / n) L) random positions of each image and draws
+    them again given the rest. One step is `sample_one_step`.
+
+    Args:
+        student: The generator.
+        condition: [B] int64 labels.
+        noise: The images' random numbers.
+        num_steps: 1..L.
+        init_mask_ratio: r of its training.
+        embedding_noise: sigma of its training, at every step.
+        token_initialization: Of its training, see `dimo.initialization`.
+        mask_schedule: "arccos" or "cosine", gamma.
+        temperature: Divides the logits; 1 = as trained.
+        top_k: Draws among the k likeliest tokens only; None = all.
+        top_p: Draws among the likeliest tokens that together reach probability p; None = all.
+        callback: Called after each step with its number (from 0) and the tokens [B, L].
+
+    Raises:
+        DimoError: A setting or label out of range, an unknown schedule.
+    """
+    length = student.num_tokens
+    check_steps(num_steps, length)
+    if mask_schedule not in _SCHEDULES:
+        raise unknown_name("few-step schedule", mask_schedule, _SCHEDULES)
+    u = torch.arange(1, num_steps, dtype=torch.float64) / num_steps
+    counts = mask_count(mask_ratio(mask_schedule, u), length).tolist()
+    tokens = sample_one_step(
+        student,
+        condition,
+        noise,
+        init_mask_ratio=init_mask_ratio,
+        embedding_noise=embedding_noise,
+        token_initialization=token_initialization,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        callback=callback,
+    ).tokens
+    for step, count in enumerate(counts, start=1):
+        mask = random_mask(noise.random_ranks(f"sample/mask/{step}", length), count)
+        perturbation = None
+        if embedding_noise > 0:
+            perturbation = noise.normal(f"sample/noise/{step}", (length, student.hidden_dim))
+        state = TokenInitialization(tokens.masked_fill(mask, student.mask_token_id), perturbation)
+        logits = student_logits(student, state, condition, embedding_noise)
+        logits = restrict_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+        tokens = torch.where(mask, draw_tokens(logits, noise, f"sample/tokens/{step}"), tokens)
+        if callback is not None:
+            callback(step, tokens)
+    return Samples(tokens=tokens, nfe=num_steps, token_counts=[length, *counts])

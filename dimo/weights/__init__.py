@@ -1,0 +1,1 @@
+"""Files of weights: which there are, safe loading, download, conversion, exchange."""

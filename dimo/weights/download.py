@@ -1,0 +1,304 @@
+"""Fetching official weight files: resumed where it stopped, checked, and put in place whole.
+
+The one door to the network. Hugging Face is asked for a file's address and SHA-256 by
+huggingface_hub, Zenodo for its MD5; the bytes themselves come over one path, because a download
+by huggingface_hub 2 begins anew after an interruption.
+"""
+
+import fcntl
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dimo import __version__
+from dimo.errors import DimoError
+from dimo.util.files import sha256_file, write_atomic
+from dimo.weights.catalog import OfficialFile, destination, find, get_official
+
+Progress = Callable[[str, int, int | None], None]  # name, bytes done, bytes in all if known
+
+_BLOCK = 1 << 20
+_TIMEOUT = 30.0  # seconds without a byte
+_TRIES = 4  # in a row without a byte
+_PAUSE = 1.0  # seconds before another try
+_BUSY = (http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.TOO_MANY_REQUESTS)
+_ZENODO = re.compile(r"(https?://[^/]+)/records/(\d+)/files")
+_LOST = (OSError, http.client.HTTPException)  # an interruption: the rest may come later
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """A file on a server, and what the server states of it."""
+
+    url: str
+    size: int | None = None
+    algorithm: str = ""  # of `digest`
+    digest: str = ""
+    version: str = ""  # changes with the content; names the unfinished file
+    token: str = ""
+
+
+def fetch(name: str, folder: Path, progress: Progress) -> list[Path]:
+    """Brings an official file, and its companion, into a folder.
+
+    A file that is there already, also converted, is left as it is. Beside a fetched file its
+    SHA-256 is kept in a `.sha256` file; an unfinished one ends in `.part`.
+
+    Args:
+        name: A key of `OFFICIAL`.
+        folder: Where to put it; see `dimo.weights.catalog.destination`.
+        progress: Called with the name, the bytes so far and the bytes in all.
+
+    Returns:
+        Where the files lie, the companion's first.
+
+    Raises:
+        DimoError: Unknown name, no connection, no such file, a full disk, or a file of another
+            size or checksum than stated.
+    """
+    official = get_official(name)
+    before = fetch(official.companion, folder, progress) if official.companion else []
+    present = find(name, folder)
+    if present is not None:
+        return [*before, present]
+    target = destination(name, folder)
+    by_hand = f"or download {official.url} by hand and put it at {target}"
+    remote = _remote(official, by_hand)
+    _download(remote, target, lambda done, total: progress(name, done, total), by_hand)
+    return [*before, target]
+
+
+def recorded_sha256(path: Path) -> str:
+    """The SHA-256 that a fetched file had, from the `.sha256` file beside it; "" without one."""
+    try:
+        words = _record(path).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return words[0] if words else ""
+
+
+def _record(path: Path) -> Path:
+    """In the format of `sha256sum`, which can check it too."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _remote(official: OfficialFile, by_hand: str) -> _Remote:
+    if official.on_hugging_face:
+        remote = _on_hugging_face(official, by_hand)
+    elif found := _ZENODO.fullmatch(official.source):
+        remote = _on_zenodo(official, f"{found[1]}/api/records/{found[2]}", by_hand)
+    else:
+        remote = _Remote(official.url)
+    if official.sha256:
+        if remote.algorithm == "sha256" and remote.digest != official.sha256:
+            raise DimoError(
+                f"{official.url} now has sha256 {remote.digest}, but {official.sha256} was "
+                "published: its owner changed it, and results with it would be others; update dimo"
+            )
+        remote = replace(
+            remote, algorithm="sha256", digest=official.sha256, version=official.sha256
+        )
+    return remote
+
+
+def _on_hugging_face(official: OfficialFile, by_hand: str) -> _Remote:
+    """Address at one commit, size and checksum, with the user's token if there is one."""
+    import huggingface_hub as hub
+
+    endpoint = os.environ.get("HF_ENDPOINT")
+    try:
+        url = hub.hf_hub_url(official.source, official.path, endpoint=endpoint)
+        known = hub.get_hf_file_metadata(url, timeout=_TIMEOUT)
+        url = hub.hf_hub_url(
+            official.source, official.path, revision=known.commit_hash, endpoint=endpoint
+        )
+    except Exception as error:  # its own or its HTTP library's, which differ by version
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DimoError(
+            f"cannot reach {official.path} of {official.source} on Hugging Face: "
+            f"{reason.rstrip('.')}; check the connection and try again, {by_hand}"
+        ) from error
+    etag = known.etag or ""
+    is_sha256 = re.fullmatch("[0-9a-f]{64}", etag) is not None  # else a hash of git's own
+    token = hub.get_token() or ""
+    if not is_sha256:
+        return _Remote(url, known.size, version=etag, token=token)
+    return _Remote(url, known.size, "sha256", etag, version=etag, token=token)
+
+
+def _on_zenodo(official: OfficialFile, record: str, by_hand: str) -> _Remote:
+    try:
+        with _open(_Remote(record)) as answer:
+            files: list[dict[str, Any]] = json.load(answer)["files"]
+        known = next(file for file in files if file["key"] == official.path)
+        algorithm, _, digest = str(known["checksum"]).partition(":")
+        size = int(known["size"])
+        hashlib.new(algorithm)
+    except _LOST as error:
+        raise DimoError(
+            f"cannot reach {record}: {_reason(error)}; check the connection and try again, "
+            f"{by_hand}"
+        ) from error
+    except (ValueError, KeyError, TypeError, StopIteration) as error:
+        raise DimoError(
+            f"{record} lists no {official.path} with size and checksum; {by_hand}"
+        ) from error
+    return _Remote(official.url, size, algorithm, digest, version=digest)
+
+
+def _download(
+    remote: _Remote, target: Path, progress: Callable[[int, int | None], None], by_hand: str
+) -> None:
+    version = re.sub(r"\W", "", remote.version)[:8]
+    part = target.with_name(f"{target.name}.{version}.part" if version else f"{target.name}.part")
+    with _sole_writer(part):
+        _fill(part, remote, progress, by_hand)
+        sha256 = _checked(part, remote, by_hand)
+        write_atomic(_record(target), f"{sha256}  {target.name}\n")
+        part.replace(target)
+
+
+@contextmanager
+def _sole_writer(part: Path) -> Iterator[None]:
+    """Makes sure that the file can be written, and that no other process is writing it."""
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                yield
+            finally:
+                if part.exists() and not part.stat().st_size:
+                    part.unlink()
+    except BlockingIOError as error:
+        raise DimoError(
+            f"{part} is being written by another dimo weights fetch; wait until it is done"
+        ) from error
+    except OSError as error:
+        raise DimoError(
+            f"cannot write {part}: {error.strerror}; choose another folder with --folder"
+        ) from error
+
+
+def _fill(
+    part: Path, remote: _Remote, progress: Callable[[int, int | None], None], by_hand: str
+) -> None:
+    """Appends what is missing, over several connections if one is lost."""
+    failures = 0
+    while True:
+        have = part.stat().st_size
+        if remote.size is not None and have == remote.size:
+            return progress(have, remote.size)
+        try:
+            return _append(part, have, remote, progress)
+        except urllib.error.HTTPError as error:
+            problem = f"{error.code} {error.reason}"
+            if have and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                os.truncate(part, 0)  # longer than the file is: of another version
+            elif error.code < 500 and error.code not in _BUSY:
+                raise DimoError(
+                    f"{remote.url} answers {problem}: the file may have moved, or need a login; "
+                    f"update dimo, {by_hand}"
+                ) from error
+        except _LOST as error:
+            problem = _reason(error)
+        now = part.stat().st_size
+        failures = 0 if now > have else failures + 1
+        if failures == _TRIES:
+            kept = f"{now:,} bytes are kept and the same command continues there" if now else ""
+            raise DimoError(
+                f"cannot fetch {remote.url}: {problem}; "
+                f"{kept or 'check the connection and try again'}, {by_hand}"
+            )
+        time.sleep(_PAUSE)
+
+
+def _append(
+    part: Path, have: int, remote: _Remote, progress: Callable[[int, int | None], None]
+) -> None:
+    """One connection: appends from byte `have` to the end, or raises one of `_LOST`."""
+    with _open(remote, have) as answer:
+        if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
+            have = 0  # a server that knows no ranges sends the whole
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length else remote.size
+        if remote.size is not None and total != remote.size:
+            raise http.client.HTTPException(f"{total:,} bytes instead of {remote.size:,}")
+        _require_space(part.parent, (total or 0) - have)
+        with part.open("r+b") as file:
+            file.truncate(have)
+            file.seek(have)
+            while block := answer.read(_BLOCK):
+                _write(file, block)
+                have += len(block)
+                progress(have, total)
+    if total is not None and have < total:
+        raise http.client.HTTPException(f"the connection closed at byte {have:,} of {total:,}")
+
+
+def _open(remote: _Remote, start: int = 0) -> http.client.HTTPResponse:
+    headers = {"User-Agent": f"dimo/{__version__}", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    request = urllib.request.Request(remote.url, headers=headers)
+    if remote.token:  # not for the storage that the hub redirects to
+        request.add_unredirected_header("Authorization", f"Bearer {remote.token}")
+    try:
+        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
+    return answer
+
+
+def _write(file: BinaryIO, block: bytes) -> None:
+    try:
+        file.write(block)
+        file.flush()
+    except OSError as error:
+        raise DimoError(
+            f"cannot write {file.name}: {error.strerror}; free space, and the same command "
+            "continues there"
+        ) from error
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DimoError(
+            f"{needed / 1e6:,.0f} MB are still to come, but {folder} has {free / 1e6:,.0f} MB "
+            "free; free space or choose another folder with --folder"
+        )
+
+
+def _checked(part: Path, remote: _Remote, by_hand: str) -> str:
+    """The SHA-256 of a whole file that has the stated checksum; another one is removed."""
+    sha256 = found = sha256_file(part)
+    if remote.digest and remote.algorithm != "sha256":
+        with part.open("rb") as file:
+            found = hashlib.file_digest(file, remote.algorithm).hexdigest()
+    if remote.digest and found != remote.digest:
+        part.unlink()
+        raise DimoError(
+            f"{remote.url} came with {remote.algorithm} {found} instead of {remote.digest}, and "
+            f"was removed; try again, {by_hand}"
+        )
+    return sha256
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"{error.code} {error.reason}"
+    reason = getattr(error, "reason", error)  # what urllib wraps
+    return str(reason) or type(reason).__name__

@@ -1,0 +1,117 @@
+"""Students out of dimo and into it: the official Di[M]O layout, or the same keys as safetensors."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dimo.errors import DimoError
+from dimo.util.files import replacing, sha256_file
+from dimo.weights.files import check_state, read_state_dict, save_tensors
+from dimo.zoo.loading import load_network, student_architecture
+from dimo.zoo.students import StudentConfig, find_student, save_student
+from dimo.zoo.teachers import Teacher, get_teacher
+
+_SUFFIXES = (".bin", ".safetensors")
+
+
+def export_student(
+    run: str | Path, out: Path, *, weights: Path | None = None, force: bool = False
+) -> StudentConfig:
+    """Writes a student's network to one file, under the keys of its teacher's official code.
+
+    A `.bin` is the layout of the official Di[M]O student (`pytorch_model.bin`): a pickle of the
+    bare state dict, which `torch.load(..., weights_only=True)` reads. A `.safetensors` has the same
+    keys and carries the student's settings as metadata. Both hold the same bits as the run.
+
+    Args:
+        run: Run folder, or name of a shipped or published student.
+        out: The file; its suffix chooses the format. It is written whole or not at all.
+        weights: Folder of official files, where a published student is looked for.
+        force: Replace a file that exists.
+
+    Raises:
+        DimoError: No such student or an unfinished run; weights that do not fit its teacher;
+            another suffix; a file that exists or cannot be written.
+    """
+    if out.suffix not in _SUFFIXES:
+        raise DimoError(
+            f"output {out} has the suffix {out.suffix!r}; allowed: {' and '.join(_SUFFIXES)}, "
+            "e.g. pytorch_model.bin"
+        )
+    found = find_student(run, weights=weights)
+    if out.exists() and (not force or out.is_dir()):
+        raise DimoError(f"output {out} exists; replace a file with --force or choose another -o")
+    state = _checked_state(get_teacher(found.config.teacher), found.path, found.config.method)
+    if out.suffix == ".safetensors":
+        timeless = dataclasses.asdict(found.config)
+        del timeless["training_seconds"]
+        save_tensors(out, state, timeless)
+    else:
+        with replacing(out) as temporary, temporary.open("wb") as file:
+            torch.save({key: value.contiguous() for key, value in state.items()}, file)
+    return found.config
+
+
+def import_student(
+    path: Path,
+    out: Path,
+    *,
+    teacher: str,
+    init_mask_ratio: float,
+    embedding_noise: float,
+    temperature: float,
+) -> StudentConfig:
+    """Makes a run folder (`student.safetensors`, `config.json`) of a Di[M]O student's file.
+
+    Args:
+        path: Weights as `export_student` or the official code writes them.
+        out: The run folder, new or empty.
+        teacher: Of which the student was distilled; every key and shape must be of its network.
+        init_mask_ratio: r of the student's training, 0 to 1.
+        embedding_noise: sigma of the student's training, 0 to 1.
+        temperature: Divides the logits when it is sampled, above 0.
+
+    Raises:
+        DimoError: Unknown teacher; a value out of range; a file that is missing, damaged or of
+            another network; a folder that is in use or cannot be written.
+    """
+    row = get_teacher(teacher)
+    for name, value in (("init-mask-ratio", init_mask_ratio), ("embedding-noise", embedding_noise)):
+        if not 0 <= value <= 1:
+            raise DimoError(f"--{name} {value:g} is out of range; allowed: 0 to 1")
+    if not 0 < temperature < float("inf"):
+        raise DimoError(f"--temperature {temperature:g} is out of range; allowed: above 0")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DimoError(f"output {out} exists and is not empty; choose another -o")
+    _checked_state(row, path, "dimo")
+    config = StudentConfig(
+        teacher=teacher,
+        init_mask_ratio=init_mask_ratio,
+        embedding_noise=embedding_noise,
+        temperature=temperature,
+        temperature_selected_by="given to dimo import",
+        recipe=f"imported from {path.name}, sha256 {sha256_file(path)[:12]}",
+    )
+    save_student(out, load_network(row, path).state_dict(), config)
+    return config
+
+
+def _checked_state(teacher: Teacher, path: Path, method: str) -> dict[str, Tensor]:
+    """The state dict of a file, in the order of a student's network, if all of it is of it.
+
+    Raises:
+        DimoError: It is of another network.
+    """
+    with torch.device("meta"):
+        network = student_architecture(teacher, method)(**teacher.network)
+    state = check_state(network, read_state_dict(path), name=str(path))
+    own = network.state_dict()
+    other = next((key for key, value in state.items() if value.dtype != own[key].dtype), None)
+    if other is not None:
+        raise DimoError(
+            f"weights {path}: {other} is {state[other].dtype}, but {own[other].dtype} is needed; "
+            "give the file in full precision"
+        )
+    return {key: state[key] for key in own}

@@ -1,0 +1,279 @@
+"""Loading weights safely and strictly; saving them with their provenance.
+
+The one door to safetensors and to `torch.load`. Pickles load with `weights_only=True`, and what
+official files carry beside tensors is replaced by an inert object; every key and shape must fit,
+else the error says which do not, or what the file looks like instead.
+"""
+
+import hashlib
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from dimo.errors import DimoError
+from dimo.util.files import replacing
+
+# Where a trainer's checkpoint keeps the network: Maskgit-pytorch and di4c, VQGAN, LlamaGen.
+_CONTAINERS = ("model_state_dict", "state_dict", "model")
+# What torch.compile and DistributedDataParallel put before every key.
+_WRAPPERS = re.compile(r"(_orig_mod\.|module\.)+")
+
+# Classes that official files name beside their tensors. None of them is ever imported or called.
+_INERT_CLASSES = (
+    "argparse.Namespace",
+    "pathlib.PosixPath",
+    "numpy.dtype",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+)
+_INERT_MAPPINGS = ("pytorch_lightning.utilities.parsing.AttributeDict",)
+
+VQGAN_KIND = "taming VQGAN"
+DI4C_KIND = "di4c student"
+# A key that only this kind of network has; the first that is found names the file.
+_KINDS = (
+    ("latent_projection.0.weight", DI4C_KIND),
+    ("word_positions", "scenes transformer"),
+    ("transformer.layers.0.0.fn.mha.in_proj_weight", "MaskGIT v1.0 transformer"),
+    ("transformer.layers.0.attn.wq.weight", "Halton-MaskGIT transformer"),
+    ("single_transformer_blocks.0.attn.to_q.weight", "Meissonic transformer"),
+    ("encoder.down.0.block.0.conv1.weight", VQGAN_KIND),
+    ("encoder.conv_blocks.0.res.0.conv1.weight", "LlamaGen VQ tokenizer"),
+    ("encoder.down_blocks.0.resnets.0.conv1.weight", "diffusers VQModel"),
+    ("encoder.1.weight", "scenes tokenizer"),
+    ("codebook", "digits tokenizer"),
+    ("convolutions.0.weight", "digits feature extractor"),
+    ("fine.0.weight", "scenes detector"),
+)
+KINDS = tuple(kind for _, kind in _KINDS)
+
+
+class _Inert:
+    """Stands where a file has an object of `_INERT_CLASSES`; takes and keeps nothing."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __new__(cls, *_: object) -> "_Inert":
+        return super().__new__(cls)
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """Reads the network of a `.safetensors` or of an official checkpoint pickle to CPU.
+
+    Raises:
+        DimoError: Missing, truncated or unreadable file, or one that names classes that no
+            official file has.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DimoError(f"no weights file at {path}; give the path of a checkpoint file")
+    try:
+        content = _read(path)
+    except Exception as error:  # a damaged pickle raises anything from KeyError to struct.error
+        raise DimoError(
+            f"cannot read weights {path}: {_reason(error)}; "
+            "fetch the file again, or convert it to safetensors"
+        ) from error
+    for key in _CONTAINERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
+        raise DimoError(f"{path} holds no state dict; give the checkpoint of a network")
+    if all(_WRAPPERS.match(key) for key in content):
+        content = {_WRAPPERS.sub("", key, count=1): value for key, value in content.items()}
+    return content
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    stand_ins: list[Any] = [(_Inert, name) for name in _INERT_CLASSES]
+    stand_ins += [(dict, name) for name in _INERT_MAPPINGS]
+    with torch.serialization.safe_globals(stand_ins):
+        # Mapped, an optimizer's state beside the network is never read from disk.
+        mapped = zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def _reason(error: Exception) -> str:
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and named:
+        return f"it holds objects of {named[1]}, which no official checkpoint has"
+    if not str(error):
+        return type(error).__name__
+    return str(error).splitlines()[0].partition(". ")[0]  # PyTorch adds guesses at the cause
+
+
+def looks_like(keys: Iterable[str]) -> str | None:
+    """The kind of network whose state dict has these keys; None if it is no known one."""
+    present = set(keys)
+    return next((kind for key, kind in _KINDS if key in present), None)
+
+
+def load_state_dict(
+    model: nn.Module,
+    source: str | PathLike[str] | dict[str, Tensor],
+    *,
+    name: str | None = None,
+    ignore: tuple[str, ...] = (),
+) -> None:
+    """Loads weights in place. Nothing is loaded unless every key and shape fits.
+
+    Args:
+        model: The network.
+        source: A weights file, or a state dict.
+        name: Of the state dict, for errors.
+        ignore: Keys of the source that start with one of these are left out.
+
+    Raises:
+        DimoError: As `check_state`, or the file cannot be read.
+    """
+    if not isinstance(source, dict):
+        name = name or str(source)
+        source = read_state_dict(source)
+    model.load_state_dict(check_state(model, source, name=name, ignore=ignore), strict=True)
+
+
+def check_state(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    *,
+    name: str | None = None,
+    ignore: tuple[str, ...] = (),
+) -> dict[str, Tensor]:
+    """The part of `state` that is not ignored, if every key and shape of it fits the network.
+
+    Args:
+        model: The network; it may be on the meta device.
+        state: A state dict.
+        name: Of the state dict, for errors.
+        ignore: Keys that start with one of these are left out.
+
+    Raises:
+        DimoError: Says what kind of network the weights are of when it is another one, else how
+            many keys are missing, unexpected or of another shape, with examples.
+    """
+    own = model.state_dict(keep_vars=True)
+    given, needed = looks_like(state), looks_like(own)
+    if given and needed and given != needed:
+        raise DimoError(
+            f"weights {name or 'given'} look like those of a {given}, but a {needed} is needed; "
+            "give the other file"
+        )
+    state = {key: value for key, value in state.items() if not key.startswith(ignore)}
+    missing = sorted(own.keys() - state.keys())
+    unexpected = sorted(state.keys() - own.keys())
+    shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
+    wrong = (("missing", missing), ("unexpected", unexpected), ("of other shape", shapes))
+    parts = [f"{len(k)} {what} ({_example(k, own, state)})" for what, k in wrong if k]
+    if parts:
+        raise DimoError(
+            f"weights {name or 'given'} do not fit {type(model).__name__}: "
+            f"keys {', '.join(parts)}; check that file and configuration belong together"
+        )
+    for first, second in _tied(own):
+        if not torch.equal(state[first], state[second]):
+            raise DimoError(
+                f"weights {name or 'given'}: {first} and {second} are one tensor of "
+                f"{type(model).__name__}, but differ here; the file is damaged or of another code"
+            )
+    return state
+
+
+def _tied(state: dict[str, Tensor]) -> list[tuple[str, str]]:
+    """Pairs of keys that are one tensor in memory: the first of its kind, and another."""
+    filled = {k: v for k, v in state.items() if v.numel()}
+    place = {k: id(v) if v.is_meta else v.data_ptr() for k, v in filled.items()}
+    first: dict[int, str] = {}
+    pairs = [(first.setdefault(place[key], key), key) for key in filled]
+    return [(one, other) for one, other in pairs if one != other]
+
+
+def _example(keys: list[str], own: dict[str, Tensor], given: dict[str, Tensor]) -> str:
+    text = key = keys[0]
+    if key in own and key in given:
+        text = f"{key}: {tuple(given[key].shape)} instead of {tuple(own[key].shape)}"
+    return text + (", ..." if len(keys) > 1 else "")
+
+
+def save_tensors(
+    path: str | PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None
+) -> None:
+    """Writes a safetensors file atomically; `metadata` is stored as JSON under the key `dimo`.
+
+    Raises:
+        DimoError: The file cannot be written; nothing is left behind.
+    """
+    header = {"dimo": json.dumps(metadata, sort_keys=True)} if metadata is not None else None
+    contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    for _, key in _tied(contiguous):
+        contiguous[key] = contiguous[key].clone()  # the format has no shared tensors
+    with replacing(path) as temporary:
+        try:  # straight to disk: mapped tensors are never all in memory
+            safetensors.torch.save_file(contiguous, temporary, metadata=header)
+        except safetensors.SafetensorError as error:
+            raise DimoError(
+                f"cannot write {path}: {error}; free space or choose another folder"
+            ) from error
+
+
+def load_metadata(path: str | PathLike[str]) -> dict[str, Any]:
+    """The JSON that `save_tensors` stored; empty when the file has none.
+
+    Raises:
+        DimoError: The file is missing, damaged or no safetensors file.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("dimo")
+        return {} if text is None else dict(json.loads(text))
+    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        raise DimoError(
+            f"cannot read weights {path}: {_reason(error)}; fetch or convert the file again"
+        ) from error
+
+
+def read_tensors(
+    path: str | PathLike[str], *, next_step: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote: the tensors, mapped from disk, and the metadata.
+
+    Raises:
+        DimoError: The file is missing, damaged or no safetensors file; says `next_step`.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("dimo", "{}")
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return tensors, dict(json.loads(text))
+    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        raise DimoError(f"cannot read {path}: {_reason(error)}; {next_step}") from error
+
+
+def state_sha256(state: dict[str, Tensor]) -> str:
+    """Hash of names, dtypes, shapes and values; independent of file format and key order."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].detach().cpu().contiguous()
+        digest.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(
+            value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
+        )
+    return digest.hexdigest()

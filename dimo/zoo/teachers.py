@@ -1,0 +1,357 @@
+"""What a row of the table of teachers says; the table itself is `dimo.zoo.teachers`.
+
+The table of teachers, and how a teacher or a distilled student is loaded.
+
+A row says how to build the network and the tokenizer, which weights they take, how the teacher
+was trained as far as distillation must know, and the sampler settings it is compared with.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from dimo.data import imagenet
+from dimo.errors import unknown_name
+from dimo.models import Tokenizer
+from dimo.models.clip_text import CLIPText
+from dimo.models.diffusers_vq import DiffusersVQ
+from dimo.models.digits import DigitsTokenizer
+from dimo.models.halton import SIZES, HaltonMaskGIT
+from dimo.models.llamagen_vq import LlamaGenVQ
+from dimo.models.maskgit import MaskGIT
+from dimo.models.meissonic import Meissonic
+from dimo.models.scenes import SceneTokenizer, SceneTransformer, SceneWords
+from dimo.models.text import TextConditioned, TextEncoder
+from dimo.models.vqgan import VQGAN
+from dimo.zoo.bundled import DIGITS, SCENES, World
+
+Network: TypeAlias = MaskGIT | HaltonMaskGIT | TextConditioned
+Architecture: TypeAlias = (
+    type[MaskGIT] | type[HaltonMaskGIT] | type[Meissonic] | type[SceneTransformer]
+)
+
+
+@dataclass(frozen=True)
+class SamplerDefaults:
+    """Settings of the multi-step sampler in comparisons, and how they were chosen.
+
+    Attributes:
+        sampler: The teacher's own sampler, a key of `dimo.samplers.SAMPLERS`.
+        mask_schedule: Of that sampler; another one takes its own default.
+        guidance_scale: s, 1 = off.
+        temperature: Divides the logits.
+        selected_by: Where the values come from.
+        choice_temperature: Of the confidence noise; None: the sampler's default, if it has any.
+        final_temperature: Of the last step; None: `temperature` throughout.
+        random_start: Whether each image starts at a place of its own in the Halton order.
+    """
+
+    sampler: str
+    mask_schedule: str
+    guidance_scale: float
+    temperature: float
+    selected_by: str
+    choice_temperature: float | None = None
+    final_temperature: float | None = None
+    random_start: bool = False
+
+
+@dataclass(frozen=True)
+class TextConditioning:
+    """How a teacher reads prompts.
+
+    Attributes:
+        encoder: Builds the text encoder from its weights file, the row's role "text"; from nothing
+            where the row has no such role.
+        negative_prompt: What stands for no condition in guidance.
+        length: Tokens of an encoded prompt.
+        states_dim: Width of each.
+        pooled_dim: Width of the vector of the whole prompt.
+        check: Raises a `DimoError` for a prompt that it cannot read; None: it reads any.
+    """
+
+    encoder: Callable[..., TextEncoder]
+    negative_prompt: str
+    length: int
+    states_dim: int
+    pooled_dim: int
+    check: Callable[[str], None] | None = None
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """One row of the table.
+
+    Attributes:
+        name: What `--teacher` takes.
+        title: Name in tables.
+        architecture: The class of the network.
+        network: Its constructor arguments.
+        tokenizer: Builds the tokenizer from its weights file.
+        weights: Role ("transformer", "tokenizer", "text") -> a name of
+        `dimo.weights.catalog.OFFICIAL`, or
+            the name of a file that comes with the package.
+        image_size: Side of its images in pixels.
+        num_tokens: L.
+        num_classes: Size of the condition; 0: it is text, and its prompts are numbered instead.
+        names: Returns one name a class, for captions.
+        label_smoothing: Of the teacher's training; the auxiliary model uses the same.
+        defaults: Sampler settings for comparisons.
+        recipe: The Di[M]O recipe taken when none is named; None: there is none yet.
+        other_recipes: Those of the other methods, by their keys in `dimo.zoo.students.METHODS`.
+        text: How it reads prompts; None: its condition is a class.
+        world: The embedded data it is trained from; None: its weights are published.
+    """
+
+    name: str
+    title: str
+    architecture: Architecture
+    network: Mapping[str, Any]
+    tokenizer: Callable[[Path], Tokenizer]
+    weights: Mapping[str, str]
+    image_size: int
+    num_tokens: int
+    num_classes: int
+    names: Callable[[], tuple[str, ...]]
+    label_smoothing: float
+    defaults: SamplerDefaults
+    recipe: str | None = None
+    other_recipes: Mapping[str, str] = field(default_factory=dict)
+    text: TextConditioning | None = None
+    world: World | None = None
+
+    @property
+    def recipes(self) -> dict[str, str]:
+        """The recipe that each distillation method takes when none is named."""
+        return {**({"dimo": self.recipe} if self.recipe else {}), **self.other_recipes}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name a class."""
+        return self.names()
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether its weights come with the package, and its training data too."""
+        return self.world is not None
+
+
+def _digits() -> Teacher:
+    return Teacher(
+        name="digits",
+        title="MaskGIT",
+        architecture=MaskGIT,
+        network={
+            "img_size": 64,
+            "hidden_dim": 128,
+            "codebook_size": 256,
+            "depth": 3,
+            "heads": 4,
+            "mlp_dim": 512,
+            "dropout": 0.1,
+            "nclass": 10,
+        },
+        tokenizer=DigitsTokenizer.from_file,
+        weights={
+            "transformer": "digits-teacher.safetensors",
+            "tokenizer": "digits-tokenizer.safetensors",
+        },
+        image_size=8,
+        num_tokens=16,
+        num_classes=10,
+        names=lambda: tuple("0123456789"),
+        label_smoothing=0.0,
+        defaults=SamplerDefaults(
+            sampler="confidence",
+            mask_schedule="arccos",
+            guidance_scale=1.0,
+            temperature=1.0,
+            choice_temperature=4.5,
+            selected_by="as Maskgit-pytorch (choice temperature 4.5, temperature 1), no guidance",
+        ),
+        recipe="digits",
+        other_recipes={
+            "di4c": "digits-di4c",
+            "di4c-d": "digits-di4c-d",
+            "sdtt": "digits-sdtt",
+        },
+        world=DIGITS,
+    )
+
+
+def _maskgit(name: str, side: int, *, w: float, choice_temperature: float, steps: int) -> Teacher:
+    """Maskgit-pytorch v1.0 at `side` pixels, with the settings its README gives for `steps`."""
+    return Teacher(
+        name=name,
+        title="MaskGIT",
+        architecture=MaskGIT,
+        network={"img_size": side},
+        tokenizer=partial(VQGAN.from_file, image_size=side),
+        weights={"transformer": f"maskgit-{side}", "tokenizer": "maskgit-vqgan"},
+        image_size=side,
+        num_tokens=(side // 16) ** 2,
+        num_classes=1000,
+        names=imagenet.class_names,
+        label_smoothing=0.1,
+        defaults=SamplerDefaults(
+            sampler="confidence",
+            mask_schedule="arccos",
+            guidance_scale=1 + w,
+            temperature=1.0,
+            choice_temperature=choice_temperature,
+            selected_by=f"README of Maskgit-pytorch for {side} x {side} and {steps} steps: w {w:g} "
+            f"(scale {1 + w:g}), r_temp {choice_temperature:g}, sm_temp 1; its token counts are "
+            "those of the schedule arccos-v1",
+        ),
+        recipe="maskgit",
+        other_recipes={"di4c": "maskgit-di4c", "di4c-d": "maskgit-di4c-d"},
+    )
+
+
+_FINAL_INVERSE_TEMPERATURE = 1.2  # sm_temp_max
+
+
+def _halton(size: str, side: int, *, w: float) -> Teacher:
+    """Halton-MaskGIT at `side` pixels; its CFG w is (1 + w) c - w u, so the scale is 1 + w.
+
+    Args:
+        size: A key of `SIZES`.
+        side: Of the images.
+        w: The CFG of its README's table.
+    """
+    return Teacher(
+        name=f"halton-{size}",
+        title=f"Halton-MaskGIT-{size}",
+        architecture=HaltonMaskGIT,
+        network={**SIZES[size], "input_size": side // 16},
+        tokenizer=partial(LlamaGenVQ.from_official, image_size=side),
+        weights={"transformer": f"halton-{size}-{side}", "tokenizer": "llamagen-vq16"},
+        image_size=side,
+        num_tokens=(side // 16) ** 2,
+        num_classes=1000,
+        names=imagenet.class_names,
+        label_smoothing=0.0,
+        defaults=SamplerDefaults(
+            sampler="halton",
+            mask_schedule="arccos-halton",
+            guidance_scale=1 + w,
+            temperature=1.0,
+            final_temperature=1 / _FINAL_INVERSE_TEMPERATURE,
+            random_start=True,
+            selected_by=f"README of Halton-MaskGIT for {side} x {side} and 32 steps: CFG {w:g} "
+            f"(scale {1 + w:g}); inverse temperature 1 to 1.2 and random start of its example",
+        ),
+        recipe="halton",
+    )
+
+
+# The official pipeline's and Di[M]O's, word for word ("signature" stands twice there).
+_NEGATIVE_PROMPT = (
+    "worst quality, low quality, low res, blurry, distortion, watermark, logo, signature, text, "
+    "jpeg artifacts, signature, sketch, duplicate, ugly, identifying mark"
+)
+
+
+def _meissonic() -> Teacher:
+    return Teacher(
+        name="meissonic",
+        title="Meissonic",
+        architecture=Meissonic,
+        network={},
+        tokenizer=partial(DiffusersVQ.from_official, image_size=1024),
+        weights={"transformer": "meissonic", "tokenizer": "meissonic-vq", "text": "meissonic-text"},
+        image_size=1024,
+        num_tokens=4096,
+        num_classes=0,
+        names=tuple,
+        label_smoothing=0.0,
+        defaults=SamplerDefaults(
+            sampler="meissonic",
+            mask_schedule="cosine-amused",
+            guidance_scale=9.0,
+            temperature=1.0,
+            choice_temperature=2.0,
+            selected_by="defaults of the official pipeline (48 steps, scale 9, temperature (2, 0)) "
+            "and its inference script's negative prompt",
+        ),
+        recipe="meissonic",
+        text=TextConditioning(
+            encoder=CLIPText.from_official,
+            negative_prompt=_NEGATIVE_PROMPT,
+            length=77,
+            states_dim=1024,
+            pooled_dim=1024,
+        ),
+    )
+
+
+def _scenes() -> Teacher:
+    return Teacher(
+        name="scenes",
+        title="MaskGIT-scenes",
+        architecture=SceneTransformer,
+        network={
+            "hidden_dim": 160,
+            "codebook_size": 256,
+            "depth": 6,
+            "heads": 4,
+            "mlp_dim": 320,
+        },
+        tokenizer=SceneTokenizer.from_file,
+        weights={
+            "transformer": "scenes-teacher.safetensors",
+            "tokenizer": "scenes-tokenizer.safetensors",
+        },
+        image_size=32,
+        num_tokens=64,
+        num_classes=0,
+        names=tuple,
+        label_smoothing=0.0,
+        defaults=SamplerDefaults(
+            sampler="confidence",
+            mask_schedule="arccos",
+            guidance_scale=3.0,
+            temperature=1.0,
+            choice_temperature=4.5,
+            selected_by="as digits, with guidance 3; not tuned",
+        ),
+        recipe="scenes",
+        text=TextConditioning(
+            encoder=SceneWords,
+            negative_prompt="",
+            length=SceneWords.length,
+            states_dim=SceneWords.width,
+            pooled_dim=SceneWords.width,
+            check=SceneWords.check,
+        ),
+        world=SCENES,
+    )
+
+
+TEACHERS: dict[str, Teacher] = {
+    teacher.name: teacher
+    for teacher in (
+        _digits(),
+        _scenes(),
+        _maskgit("maskgit", 256, w=3.0, choice_temperature=4.5, steps=8),
+        _maskgit("maskgit-512", 512, w=2.8, choice_temperature=7.0, steps=15),
+        _halton("tiny", 256, w=1.5),
+        _halton("small", 256, w=1.0),
+        _halton("base", 256, w=0.7),
+        _halton("large", 384, w=0.5),  # published for 384 alone
+        _meissonic(),
+    )
+}
+
+
+def get_teacher(name: str) -> Teacher:
+    """The row of that name.
+
+    Raises:
+        DimoError: Unknown teacher.
+    """
+    if name not in TEACHERS:
+        raise unknown_name("teacher", name, TEACHERS)
+    return TEACHERS[name]

@@ -1,0 +1,585 @@
+"""`dimo eval`, `dimo compare` and `dimo reference` on real image files, as a user runs them."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bench.features import pipeline as evaluate_module
+from bench.features.stats import load_stats
+from bench.protocol import load_protocol
+from bench.rows.rows import load_jobs
+from bench.rows.settings import generate
+from bench.suites.features import Workbench
+from dimo.cli import main
+from dimo.data import digits
+
+CPU = torch.device("cpu")
+PROTOCOL = """
+format = 1
+name = "tiny"
+version = 1
+title = "Forty digits"
+paper = "none"
+[images]
+resolution = [8, 8]
+channels = 3
+num_images = 40
+labels = "balanced"
+num_classes = 10
+uint8 = "round"
+[seeds]
+report = 1
+select = 2
+n_select = 10
+[extractor]
+name = "digits-cnn"
+sha256 = "0eadf646999892aae206189b18cd53ecef8c14cd23e8e7f7cc5bdd1a2861eecd"
+[reference]
+name = "digits-all"
+sha256 = "8a34b04f4383d51c994980439df95523fd6091a40d6c0c0e37f4cc5e090dbad7"
+count = 1797
+[[metrics]]
+name = "fid"
+higher_is_better = false
+[[metrics]]
+name = "inception_score"
+higher_is_better = true
+splits = 2
+seed = 2020
+[[metrics]]
+name = "precision"
+higher_is_better = true
+k = 3
+[[metrics]]
+name = "recall"
+higher_is_better = true
+k = 3
+[[metrics]]
+name = "density"
+higher_is_better = true
+k = 3
+[[metrics]]
+name = "coverage"
+higher_is_better = true
+k = 3
+[[metrics]]
+name = "kid"
+higher_is_better = false
+subsets = 10
+subset_size = 30
+seed = 2020
+[[metrics]]
+name = "class_accuracy"
+higher_is_better = true
+[uncertainty]
+n_bootstrap = 50
+seed = 0
+level = 0.95
+"""
+ANY_REFERENCE = PROTOCOL.replace(
+    'sha256 = "8a34b04f4383d51c994980439df95523fd6091a40d6c0c0e37f4cc5e090dbad7"\ncount = 1797',
+    'sha256 = "any"\ncount = 100',
+).replace('"digits-all"', '"my-digits"')
+
+
+@pytest.fixture
+def dimo(capsys, monkeypatch, tmp_path):
+    """Runs a command in `tmp_path`; returns (stdout, stderr), the latter on one line."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(PROTOCOL)
+
+    def run(*arguments, code=0):
+        monkeypatch.setattr(sys, "argv", ["dimo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        assert (stop.value.code or 0) == code, err
+        return out, " ".join(err.split())
+
+    return run
+
+
+def real_digits(count, start=0):
+    """Real images, count // 10 of each class in cyclic order: uint8 [N, 8, 8, 3], labels."""
+    images, labels = digits.load()
+    rows = [torch.where(labels == c)[0][start : start + count // 10] for c in range(10)]
+    order = torch.stack(rows, dim=1).flatten()
+    return images[order].permute(0, 2, 3, 1).numpy(), labels[order].numpy()
+
+
+def write_folder(folder, pixels, labels):
+    folder.mkdir()
+    for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        Image.fromarray(image).save(folder / f"{i:06d}_{label}.png")
+    return folder
+
+
+@pytest.fixture
+def samples(tmp_path):
+    return write_folder(tmp_path / "samples", *real_digits(40))
+
+
+def eval_json(dimo, *arguments):
+    record = json.loads(dimo("eval", *arguments, "--protocol", "tiny.toml", "--json")[0])
+    return record, {name: found["value"] for name, found in record["metrics"].items()}
+
+
+def test_a_folder_is_scored_with_intervals_and_provenance(dimo, samples, tmp_path):
+    out, err = dimo("eval", "samples", "--protocol", "tiny.toml", "--labels", "filename")
+    assert "FID (↓)" in out
+    assert "95% interval" in out
+    assert "ceiling" in out
+    assert "record: results/" in err
+    (path,) = (tmp_path / "results").glob("*.json")
+    record = json.loads(path.read_text())
+    assert record["method"]["section"] == "Image sets"
+    assert record["seed"] is None
+    assert record["evidence"]["extractor_sha256"].startswith("0eadf646")
+    assert record["evidence"]["reference_sha256"].startswith("8a34b04f")
+    assert record["evidence"]["nonconforming"] == []
+    for found in record["metrics"].values():
+        assert found["low"] <= found["value"] <= found["high"]
+        assert found["n"] == 40
+    assert record["metrics"]["class_accuracy"]["value"] > 0.95
+    report, _ = dimo("report", "--protocol", "tiny.toml")
+    assert "samples" in report
+
+
+def test_bench_and_eval_are_one_path(tmp_path, monkeypatch):
+    """The images of a bench row, written to an npz and scored as files: the same record."""
+    protocol = load_protocol("digits")
+    (job,) = load_jobs("digits", ["digits-dimo"], [], device=CPU)
+    stream = generate(
+        job.loaded,
+        job.settings,
+        seed=protocol.seeds.report,
+        num_images=5000,
+        batch_size=500,
+        uint8=protocol.images.uint8,
+        device=CPU,
+    )
+    batches = list(stream)
+    np.savez(
+        tmp_path / "samples.npz",
+        arr_0=torch.cat([b.images for b in batches]).permute(0, 2, 3, 1).numpy(),
+        arr_1=torch.cat([b.labels for b in batches]).numpy(),
+    )
+    workbench = Workbench(protocol, device=CPU)
+    made = workbench.measure(job).record
+    read = workbench.measure_paths([tmp_path / "samples.npz"], name="same").record
+    assert read.evidence.images_sha256 == made.evidence.images_sha256
+    assert read.evidence.labels_sha256 == made.evidence.labels_sha256
+    for name, metric in made.metrics.items():
+        assert read.metrics[name] == metric, name
+
+
+def test_every_kind_of_input_gives_the_same_numbers(dimo, samples, tmp_path):
+    pixels, labels = real_digits(40)
+    np.savez(tmp_path / "a.npz", arr_0=pixels, arr_1=labels)
+    np.savez(tmp_path / "b.npz", arr_0=pixels[:20], arr_1=labels[:20])
+    np.savez(tmp_path / "c.npz", arr_0=pixels[20:], arr_1=labels[20:])
+    shutil.make_archive(str(tmp_path / "s"), "zip", samples)
+    shutil.make_archive(str(tmp_path / "s"), "tar", samples)
+    _, wanted = eval_json(dimo, "samples", "--labels", "filename")
+    for arguments in (["a.npz"], ["b.npz", "c.npz"]):
+        assert eval_json(dimo, *arguments)[1] == wanted
+    for name in ("s.zip", "s.tar"):
+        found = eval_json(dimo, name, "--labels", "filename", "--recursive")[1]
+        assert found == wanted, name
+
+
+@pytest.mark.slow
+def test_two_ranks_give_what_one_gives(dimo, samples, tmp_path):
+    _, one = eval_json(dimo, "samples", "--labels", "filename", "--cache", "none")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += ["--standalone", "-m", "dimo", "eval", "samples", "--protocol", "tiny.toml"]
+    command += ["--labels", "filename", "--cache", "none", "--results", "two"]
+    done = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    two = {k: found["value"] for k, found in json.loads(done.stdout)["metrics"].items()}
+    assert two == pytest.approx(one, rel=1e-9, abs=1e-12)
+    assert len(list((tmp_path / "two").glob("*.json"))) == 1
+    (tmp_path / "samples" / "000003_3.png").write_bytes(b"")
+    failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert failed.returncode != 0
+    assert failed.stderr.count("error: 1 of 40 images cannot be scored") == 1
+
+
+@pytest.mark.slow
+def test_a_rank_without_images_changes_no_reference(dimo, tmp_path):
+    """Twenty images are fewer than one forward of the network: one of two ranks has none."""
+    pixels, labels = real_digits(20)
+    write_folder(tmp_path / "real", pixels, labels)
+    text = ANY_REFERENCE.replace("count = 100", "count = 20")
+    (tmp_path / "few.toml").write_text(text.replace('"tiny"', '"few"').replace("30", "20"))
+    arguments = ["reference", "real", "--protocol", "few.toml", "-o"]
+    dimo(*arguments, "one.npz")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    command += ["--standalone", "-m", "dimo", *arguments, "two.npz"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "two.npz") as two:
+        for key in ("mu", "sigma", "n", "features"):
+            np.testing.assert_allclose(two[key], one[key], rtol=1e-9, atol=1e-12)
+
+
+# --- the cache -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cached(dimo, samples, tmp_path, monkeypatch):
+    """A scored set with a cache; returns how often images were extracted since, and its value."""
+    calls = []
+    real = evaluate_module.extract
+
+    def counted(*arguments, **named):
+        calls.append(1)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(evaluate_module, "extract", counted)
+    arguments = ("samples", "--labels", "filename", "--cache", "cache")
+    _, values = eval_json(dimo, *arguments)
+    assert len(calls) == 1
+    calls.clear()
+    return calls, arguments, values
+
+
+def test_a_second_run_extracts_nothing(dimo, cached):
+    calls, arguments, values = cached
+    assert eval_json(dimo, *arguments)[1] == values
+    assert not calls
+
+
+@pytest.mark.parametrize("harm", ["truncate", "alter", "no seal", "no data"])
+def test_a_damaged_cache_entry_is_made_again(dimo, cached, tmp_path, harm):
+    calls, arguments, values = cached
+    (data,) = (tmp_path / "cache").glob("*.npz")
+    if harm == "truncate":
+        data.write_bytes(data.read_bytes()[:1000])
+    elif harm == "alter":
+        with np.load(data) as file:
+            arrays = {key: file[key] for key in file.files}
+        np.savez(data, **(arrays | {"features": arrays["features"] * 2}))
+    else:
+        (data if harm == "no data" else data.with_suffix(".json")).unlink()
+    for extractions in (1, 0):
+        calls.clear()
+        assert eval_json(dimo, *arguments)[1] == values
+        assert len(calls) == extractions
+
+
+def test_another_image_or_label_is_another_entry(dimo, cached, samples):
+    calls, arguments, values = cached
+    (samples / "000003_3.png").unlink()
+    Image.fromarray(np.zeros((8, 8, 3), "u1")).save(samples / "000003_3.png")
+    assert eval_json(dimo, *arguments)[1] != values
+    assert calls
+
+
+def test_a_cache_that_cannot_be_written_costs_no_result(dimo, samples, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    arguments = ["eval", "samples", "--protocol", "tiny.toml", "--labels", "filename"]
+    out, err = dimo(*arguments, "--cache", tmp_path / "file" / "cache")
+    assert "features are not cached" in err
+    assert "FID" in out
+
+
+def test_a_full_disk_costs_no_result(dimo, samples, tmp_path, monkeypatch):
+    def full(file, **arrays):
+        file.write(b"half an entry")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bench.features.cache.np.savez", full)
+    arguments = ["eval", "samples", "--protocol", "tiny.toml", "--labels", "filename"]
+    out, err = dimo(*arguments, "--cache", "cache")
+    assert "No space left on device" in err
+    assert "FID" in out
+    assert not list((tmp_path / "cache").iterdir())
+
+
+# --- what does not conform -------------------------------------------------------------------
+
+
+def test_a_set_that_does_not_conform_is_kept_out_of_tables(dimo, samples, tmp_path):
+    (samples / "000039_9.png").unlink()
+    arguments = ["eval", "samples", "--protocol", "tiny.toml", "--labels", "filename"]
+    _, err = dimo(*arguments, code=2)
+    assert "39 images; allowed: 40" in err
+    assert "--nonconforming" in err
+    assert not (tmp_path / "results").exists()
+    out, err = dimo(*arguments, "--nonconforming")
+    assert "FID" in out
+    assert "in no table" in err
+    (path,) = (tmp_path / "results").glob("*.json")
+    assert "39 images" in json.loads(path.read_text())["evidence"]["nonconforming"][0]
+    report, _ = dimo("report", "--protocol", "tiny.toml")
+    assert "do not conform to the protocol: samples" in report
+    assert "No results" in report
+
+
+def rgb(path):
+    return Image.open(path).convert("RGB")
+
+
+FAULTS = {
+    "no such path": (shutil.rmtree, "no images at samples"),
+    "empty folder": (lambda s: [p.unlink() for p in s.iterdir()], "no image"),
+    "truncated": (
+        lambda s: (s / "000001_1.png").write_bytes((s / "000001_1.png").read_bytes()[:60]),
+        "1 of 40 images cannot be scored .*000001_1.png",
+    ),
+    "two bad files": (
+        lambda s: [(s / f"00000{i}_{i}.png").write_text("no image") for i in (1, 2)],
+        "2 of 40 images cannot be scored .*000001_1.png.*000002_2.png",
+    ),
+    "16 bit": (
+        lambda s: Image.fromarray(np.zeros((8, 8), "u2")).save(s / "000001_1.png"),
+        "16",
+    ),
+    "transparent": (
+        lambda s: Image.new("RGBA", (8, 8), (1, 2, 3, 9)).save(s / "000001_1.png"),
+        "000001_1.png",
+    ),
+    "grey": (
+        lambda s: Image.new("L", (8, 8)).save(s / "000001_1.png"),
+        "mode L in 1 image .*000001_1.png",
+    ),
+    "mixed sizes": (
+        lambda s: Image.new("RGB", (9, 8)).save(s / "000001_1.png"),
+        "images of 2 sizes",
+    ),
+    "other size": (
+        lambda s: [rgb(p).resize((16, 16)).save(p) for p in s.iterdir()],
+        "size 16 x 16 in 40 images .*allowed: 8 x 8",
+    ),
+    "lossy": (
+        lambda s: [(rgb(p).save(p.with_suffix(".jpg")), p.unlink()) for p in list(s.iterdir())],
+        "lossy codec jpeg in 40 images",
+    ),
+    "unbalanced": (
+        lambda s: (s / "000001_1.png").rename(s / "000001_2.png"),
+        "labels are not balanced",
+    ),
+    "label out of range": (
+        lambda s: (s / "000001_1.png").rename(s / "000001_10.png"),
+        "out of range",
+    ),
+    "copies": (
+        lambda s: [shutil.copy(s / "000000_0.png", s / f"{i:06d}_{i}.png") for i in range(1, 10)],
+        "9 of 40 images are exact copies",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_one_line_and_writes_nothing(dimo, samples, tmp_path, fault):
+    harm, words = FAULTS[fault]
+    harm(samples)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    out, err = dimo(*("eval", "samples", "--protocol", "tiny.toml", "--labels", "filename"), code=2)
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.count("error:") == 1
+    assert re.search(words, err), err
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(1, "fid: .*allowed: at least 2 samples"), (3, "k = 3")]
+)
+def test_too_few_images_are_one_error(dimo, samples, count, words):
+    for path in sorted(samples.iterdir())[count:]:
+        path.unlink()
+    arguments = ["eval", "samples", "--protocol", "tiny.toml", "--labels", "filename"]
+    _, err = dimo(*arguments, "--nonconforming", code=2)
+    assert re.search(words, err), err
+    assert err.count("error:") == 1
+
+
+def test_images_sorted_by_class_do_not_pass_for_cyclic_ones(dimo, samples):
+    """Labels by position fit images in cyclic order only; the order of images changes no IS."""
+    mixed = eval_json(dimo, "samples", "--labels", "cyclic:10")[1]
+    paths = sorted(samples.iterdir(), key=lambda path: path.stem[-1])
+    for i, path in enumerate(paths):
+        path.rename(samples / f"sorted_{i:06d}_{path.stem[-1]}.png")
+    by_position = eval_json(dimo, "samples", "--labels", "cyclic:10")[1]
+    by_name = eval_json(dimo, "samples", "--labels", "filename")[1]
+    assert by_position["class_accuracy"] < 0.5 < 0.95 < by_name["class_accuracy"]
+    for name in ("fid", "precision", "recall", "density", "coverage"):
+        assert by_name[name] == pytest.approx(mixed[name], rel=1e-9)
+    assert by_name["inception_score"] == pytest.approx(mixed["inception_score"], rel=0.15)
+
+
+def test_faults_of_references_and_options(dimo, samples, tmp_path):
+    np.savez(tmp_path / "wrong.npz", mean=np.zeros(64))
+    np.savez(tmp_path / "dims.npz", mu=np.zeros(3), sigma=np.eye(3), n=5)
+    np.savez(tmp_path / "nan.npz", mu=np.full(64, np.nan), sigma=np.eye(64), n=5)
+    np.savez(tmp_path / "own.npz", arr_0=real_digits(40)[0])
+    (tmp_path / "open.toml").write_text(ANY_REFERENCE.replace('"tiny"', '"open"'))
+    fid_only = ANY_REFERENCE.replace('"tiny"', '"fid"')
+    head, _, rest = fid_only.partition('[[metrics]]\nname = "inception_score"')
+    (tmp_path / "fid.toml").write_text(head + rest[rest.index("[uncertainty]") :])
+    start = ["eval", "samples", "--labels", "filename", "--protocol"]
+    for arguments, words in (
+        (["tiny.toml", "--reference", "none.npz"], "no reference at none.npz"),
+        (["tiny.toml", "--reference", "own.npz"], "the protocol names 8a34b04f4383"),
+        (["open.toml"], "compares with my-digits, which does not come with dimo"),
+        (["open.toml", "--reference", "wrong.npz"], "holds mean"),
+        (["open.toml", "--reference", "dims.npz"], "features of single images"),
+        (["open.toml", "--reference", "own.npz"], "40 images, the protocol 100"),
+        (["fid.toml", "--reference", "dims.npz"], "dimension"),
+        (["fid.toml", "--reference", "nan.npz"], "non-finite"),
+        (["tiny.toml", "--weights", "samples/000000_0.png"], "sha256"),
+        (["tiny.toml", "--section", "Best"], "unknown section 'Best'"),
+        (["tiny.toml", "--labels", "none.csv"], "none.csv"),
+        (["tine"], "unknown protocol 'tine'"),
+    ):
+        _, err = dimo(*start, *arguments, code=2)
+        assert words in err, (arguments, err)
+        assert err.count("error:") == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_features_from_elsewhere_are_scored_outside_the_protocol(dimo, tmp_path):
+    features = np.random.RandomState(0).randn(50, 64).astype("f4")
+    np.savez(tmp_path / "feats.npz", features=features)
+    text = PROTOCOL
+    for name in ("inception_score", "class_accuracy"):
+        head, _, rest = text.partition(f'[[metrics]]\nname = "{name}"')
+        text = head + rest[rest.index("\n[") + 1 :]
+    (tmp_path / "tiny.toml").write_text(text)
+    _, err = dimo("eval", "feats.npz", "--protocol", "tiny.toml", code=2)
+    assert "do not say from which images" in err
+    out, _ = dimo("eval", "feats.npz", "--protocol", "tiny.toml", "--nonconforming")
+    assert "KID" in out
+    (tmp_path / "tiny.toml").write_text(PROTOCOL)
+    _, err = dimo("eval", "feats.npz", "--protocol", "tiny.toml", "--nonconforming", code=2)
+    assert "have no logits" in err
+
+
+# --- references ------------------------------------------------------------------------------
+
+
+def test_a_reference_made_from_images_is_read_by_others_and_by_eval(dimo, samples, tmp_path):
+    pixels, labels = real_digits(200, start=20)
+    write_folder(tmp_path / "real", pixels, labels)
+    (tmp_path / "tiny.toml").write_text(ANY_REFERENCE)
+    out, _ = dimo("reference", "real", "--protocol", "tiny.toml", "-o", "stats.npz")
+    assert "200 images" in out
+    stats = load_stats(tmp_path / "stats.npz", extractor="digits-cnn")["features"]
+    assert stats.count == 200
+    with np.load(tmp_path / "stats.npz") as file:
+        assert file["features"].shape == (100, 64)
+        assert json.loads(str(file["provenance"]))["protocol"]["name"] == "tiny"
+    _, err = dimo("reference", "real", "--protocol", "tiny.toml", "-o", "stats.npz", code=2)
+    assert "exists" in err
+    record, _ = eval_json(dimo, "samples", "--labels", "filename", "--reference", "stats.npz")
+    assert record["evidence"]["nonconforming"] == []
+    assert record["metrics"]["coverage"]["extra"]["ceiling"] < 0.9
+
+
+def test_rows_of_two_references_do_not_share_a_table(dimo, samples, tmp_path):
+    (tmp_path / "tiny.toml").write_text(ANY_REFERENCE)
+    for name, start in (("one", 20), ("two", 40)):
+        np.savez(tmp_path / f"{name}.npz", arr_0=real_digits(100, start=start)[0])
+        arguments = ("--labels", "filename", "--reference", f"{name}.npz", "--name", name)
+        eval_json(dimo, "samples", *arguments)
+    report, _ = dimo("report", "--protocol", "tiny.toml")
+    assert report.count("### Measured with") == 2
+
+
+def test_adm_statistics_are_the_reference_of_frechet_distances(dimo, samples, tmp_path):
+    """mu and sigma of the whole training set, and some of its images, in one file."""
+    pixels, labels = real_digits(200, start=20)
+    write_folder(tmp_path / "real", pixels, labels)
+    (tmp_path / "tiny.toml").write_text(ANY_REFERENCE)
+    dimo("reference", "real", "--protocol", "tiny.toml", "-o", "stats.npz")
+    with np.load(tmp_path / "stats.npz") as file:
+        np.savez(
+            tmp_path / "adm.npz",
+            arr_0=pixels[:100],
+            mu=file["mu"].astype("f4"),
+            sigma=file["sigma"],
+        )
+    arguments = ("samples", "--labels", "filename", "--reference")
+    images_only = eval_json(dimo, *arguments, "adm.npz")[1]
+    (tmp_path / "tiny.toml").write_text(
+        ANY_REFERENCE.replace("count = 100", "count = 100\nstatistics_count = 200")
+    )
+    adm = eval_json(dimo, *arguments, "adm.npz")[1]
+    made = eval_json(dimo, *arguments, "stats.npz")[1]
+    assert adm["fid"] == pytest.approx(made["fid"], rel=1e-5)
+    assert abs(images_only["fid"] - made["fid"]) > 1e-3
+    assert images_only["precision"] == adm["precision"]
+
+
+# --- differences -----------------------------------------------------------------------------
+
+
+def test_compare_pairs_two_rows(dimo, samples, tmp_path):
+    pixels, labels = real_digits(40)
+    noise = np.random.RandomState(0).randint(0, 60, pixels.shape).astype("u1")
+    write_folder(tmp_path / "noisy", np.where(pixels > 190, pixels, pixels + noise), labels)
+    for folder in ("samples", "noisy"):
+        dimo("eval", folder, "--protocol", "tiny.toml", "--labels", "filename")
+    one, two = (next((tmp_path / "results").glob(f"*-{name}-*")) for name in ("samples", "noisy"))
+    out, _ = dimo("compare", one, two, "--protocol", "tiny.toml", "--json")
+    found = {entry["metric"]: entry for entry in json.loads(out)}
+    assert found["fid"]["first"] < found["fid"]["second"]
+    assert found["fid"]["low"] <= found["fid"]["first"] - found["fid"]["second"]
+    assert found["fid"]["better"] == "first"
+    out, _ = dimo("compare", one, one, "--protocol", "tiny.toml", "--json")
+    for entry in json.loads(out):
+        assert entry["low"] == entry["high"] == 0
+        assert entry["better"] == "neither"
+    out, _ = dimo("compare", one, two, "--protocol", "tiny.toml")
+    assert "Difference" in out
+
+
+def test_compare_refuses_rows_that_are_not_paired(dimo, samples, tmp_path):
+    shutil.copytree(samples, tmp_path / "other")
+    (tmp_path / "other" / "000000_0.png").rename(tmp_path / "other" / "zero_0.png")
+    for folder in ("samples", "other"):
+        dimo("eval", folder, "--protocol", "tiny.toml", "--labels", "filename")
+    one, two = (next((tmp_path / "results").glob(f"*-{name}-*")) for name in ("samples", "other"))
+    _, err = dimo("compare", one, two, "--protocol", "tiny.toml", code=2)
+    assert "are not paired" in err
+    (file,) = (tmp_path / "results" / "contributions").glob(
+        f"{json.loads(two.read_text())['run_id']}*"
+    )
+    file.write_bytes(file.read_bytes()[:-1])
+    _, err = dimo("compare", one, two, "--protocol", "tiny.toml", code=2)
+    assert "is not what the record names" in err
+    _, err = dimo("compare", "ffff", "0000", "--protocol", "tiny.toml", code=2)
+    assert "0 records in results" in err
+    assert "give another one (dimo results list has them), or the path" in err
+
+
+# --- code of one's own -----------------------------------------------------------------------
+
+
+def test_an_extractor_of_ones_own_needs_permission(dimo, samples, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "class Mean(torch.nn.Module):\n"
+        "    def __init__(self, weights):\n"
+        "        super().__init__()\n"
+        "    def forward(self, images):\n"
+        "        return {'features': images.float().mean(1).flatten(1)}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    text = PROTOCOL.replace('"digits-cnn"', '"mine:Mean"')
+    text = text.replace("0eadf646999892aae206189b18cd53ecef8c14cd23e8e7f7cc5bdd1a2861eecd", "any")
+    head, _, rest = text.partition('[[metrics]]\nname = "inception_score"')
+    (tmp_path / "tiny.toml").write_text(head + rest[rest.index("[uncertainty]") :])
+    _, err = dimo("eval", "samples", "--protocol", "tiny.toml", code=2)
+    assert "--allow-code" in err
+    out, _ = dimo("eval", "samples", "--protocol", "tiny.toml", "--allow-code")
+    assert "FID" in out

@@ -1,0 +1,421 @@
+"""`dimo sample --count`: the images of `generate` as files, whatever happens on the way."""
+
+import csv
+import io
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bench.protocol import load_protocol
+from bench.rows.export import export_images
+from bench.rows.rows import jobs_of
+from bench.rows.settings import Choice, generate
+from bench.suites.features import Workbench
+from dimo.cli import main
+from dimo.errors import DimoError
+from dimo.samplers import SAMPLERS
+from dimo.zoo.loading import load_model
+
+CPU = torch.device("cpu")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+
+
+def jobs_of_every_sampler():
+    teacher, student = (load_model(name, device=CPU) for name in ("digits", "digits-dimo"))
+    return {"one_step": jobs_of(student, [1])[0]} | {
+        name: jobs_of(teacher, [2], Choice((name,)))[0] for name in SAMPLERS
+    }
+
+
+@pytest.fixture(scope="module")
+def jobs():
+    return jobs_of_every_sampler()
+
+
+@pytest.fixture
+def dimo(capsys, monkeypatch, tmp_path):
+    """Runs a command in `tmp_path`; returns (stdout, stderr), the latter on one line."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, code=0):
+        monkeypatch.setattr(sys, "argv", ["dimo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        assert (stop.value.code or 0) == code, err
+        return out, " ".join(err.split())
+
+    return run
+
+
+def export(job, out, count=1100, batch_size=64, **settings):
+    given = {"seed": 5, "device": CPU} | settings
+    return export_images(job, out, count=count, batch_size=batch_size, **given)
+
+
+def contents(folder):
+    """Relative name -> bytes of every file below `folder`."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def read_folder(folder):
+    with (folder / "labels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    pixels = [np.asarray(Image.open(folder / row["file"])) for row in rows]
+    return np.stack(pixels), np.array([int(row["label"]) for row in rows])
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "one_step"])
+def test_files_hold_what_generate_makes_at_any_batch_size(jobs, tmp_path, sampler):
+    job, count = jobs[sampler], 107
+    stream = generate(
+        job.loaded,
+        job.settings,
+        seed=5,
+        num_images=count,
+        batch_size=107,
+        uint8="round",
+        device=CPU,
+    )
+    (wanted,) = list(stream)
+    pixels = wanted.images.permute(0, 2, 3, 1).numpy()
+    for size in (7, 64):
+        export(job, tmp_path / f"{size}.npz", count, size)
+        export(job, tmp_path / f"{size}", count, size)
+        for found in (read_folder(tmp_path / f"{size}"), read_npz(tmp_path / f"{size}.npz")):
+            assert (found[0] == pixels).all()
+            assert (found[1] == np.arange(count) % 10).all()
+    assert (tmp_path / "7.npz").read_bytes() == (tmp_path / "64.npz").read_bytes()
+    assert contents(tmp_path / "7") == contents(tmp_path / "64")
+    assert len(np.unique(pixels.reshape(count, -1), axis=0)) > 90
+
+
+def read_npz(path):
+    with np.load(path, allow_pickle=False) as file:
+        assert sorted(file.files) == ["arr_0", "arr_1"]
+        assert file["arr_0"].dtype == np.uint8
+        assert file["arr_1"].dtype == np.int64
+        return file["arr_0"], file["arr_1"]
+
+
+def test_an_npz_is_what_numpy_writes_but_for_dates(jobs, tmp_path):
+    export(jobs["one_step"], tmp_path / "x.npz", 40)
+    images, labels = read_npz(tmp_path / "x.npz")
+    again = io.BytesIO()
+    np.savez(again, arr_0=images, arr_1=labels)
+    assert (tmp_path / "x.npz").stat().st_size == len(again.getvalue())
+    about = json.loads((tmp_path / "x.npz.json").read_text())
+    assert about["model"] == "Di[M]O (digits-dimo)"
+    assert (about["seed"], about["count"], about["uint8"]) == (5, 40, "round")
+    assert about["sampler"]["temperature"] == jobs["one_step"].settings.temperature
+    assert len(about["weights_sha256"]) == 64
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.npz", "x.npz.json"]
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x"])
+@pytest.mark.parametrize("stop_at", [1, 8, 16])
+def test_an_interrupted_export_ends_as_an_uninterrupted_one(jobs, tmp_path, name, stop_at):
+    job, calls = jobs["one_step"], []
+
+    def interrupt(*said):
+        calls.append(said)
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+
+    for folder in ("whole", "parts"):
+        (tmp_path / folder).mkdir()
+    export(job, tmp_path / "whole" / name)
+    with pytest.raises(KeyboardInterrupt):
+        export(job, tmp_path / "parts" / name, progress=interrupt)
+    resumed = export(job, tmp_path / "parts" / name, batch_size=50)
+    assert stop_at == 1 or name == "x" or resumed.made == 1100 - stop_at // 8 * 500
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    assert export(job, tmp_path / "parts" / name).made == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("Di[M]O.npz", signal.SIGKILL), ("x", signal.SIGKILL), ("Di[M]O.npz", signal.SIGINT)],
+)
+def test_a_stopped_process_leaves_nothing_but_work_that_is_done(dimo, tmp_path, name, how):
+    arguments = ["sample", "--steps", "6", "--seed", "5", "--count", "2500", "--out", name]
+    for folder in ("whole", "parts"):
+        (tmp_path / folder).mkdir()
+    dimo(*arguments[:-1], f"whole/{name}")
+    victim = subprocess.Popen(
+        [sys.executable, "-m", "dimo", *arguments],
+        cwd=tmp_path / "parts",
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell's background job, and so a test run in one, ignores SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("parts/*/*0500.*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    victim.send_signal(how)
+    _, told = victim.communicate()
+    assert victim.returncode == (130 if how == signal.SIGINT else -how)
+    assert ("the same command goes on from here" in told) == (how == signal.SIGINT)
+    assert not (tmp_path / "parts" / "Di[M]O.npz").exists()
+    (work,) = (tmp_path / "parts").iterdir()
+    (work / ".00000500.npy.abc.tmp").write_bytes(b"left")  # as a later kill would leave it
+    if name == "Di[M]O.npz":
+        (tmp_path / "parts" / f".{name}.abc.tmp").write_bytes(b"left")
+    _, err = dimo(*arguments[:-1], f"parts/{name}")
+    assert "made now" in err
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_only_missing_and_damaged_pngs_are_made(jobs, tmp_path):
+    job, folder = jobs["one_step"], tmp_path / "x"
+    export(job, folder, 300, 50)
+    before = contents(folder)
+    times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    gone, cut, empty = (folder / f"{i:06d}.png" for i in (0, 120, 121))
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:-1])
+    empty.write_bytes(b"")
+    assert export(job, folder, 300, 50).made == 100, "two batches of 50"
+    assert contents(folder) == before
+    changed = {p.name for p in folder.iterdir() if p.stat().st_mtime_ns != times[p.name]}
+    assert changed == {gone.name, cut.name, empty.name}
+
+
+def test_a_damaged_block_is_named(jobs, tmp_path):
+    def interrupt(what, done, total, unit):
+        if done > 600:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(jobs["one_step"], tmp_path / "x.npz", progress=interrupt)
+    block = tmp_path / "x.npz.parts" / "00000000.npy"
+    block.write_bytes(block.read_bytes()[:-1])
+    with pytest.raises(DimoError, match=r"00000000\.npy.*remove it and run the same command"):
+        export(jobs["one_step"], tmp_path / "x.npz")
+    assert not (tmp_path / "x.npz").exists()
+    block.unlink()
+    export(jobs["one_step"], tmp_path / "x.npz")
+    export(jobs["one_step"], tmp_path / "y.npz")
+    assert (tmp_path / "x.npz").read_bytes() == (tmp_path / "y.npz").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x"])
+def test_other_settings_are_refused_and_force_starts_again(jobs, tmp_path, name):
+    job, out = jobs["one_step"], tmp_path / name
+    export(job, out, 30)
+    before = contents(tmp_path)
+    for settings, words in (
+        ({"seed": 6}, "seed 5, not 6"),
+        ({"count": 31}, "count 30, not 31"),
+    ):
+        with pytest.raises(DimoError, match=f"{words}; choose another --out, or .*--force"):
+            export(job, out, **({"count": 30} | settings))
+    with pytest.raises(
+        DimoError, match=r"sampler\.sampler \"one_step\", not \"random\".*more diff"
+    ):
+        export(jobs["random"], out, 30)
+    assert contents(tmp_path) == before
+    if name == "x":
+        (out / "notes.txt").write_text("mine")
+    export(job, out, 20, force=True)
+    after = contents(tmp_path)
+    if name == "x":
+        assert after.pop("x/notes.txt") == b"mine"
+        assert len(after) == 22
+    export(job, tmp_path / "new" / name, 20)
+    assert after == contents(tmp_path / "new")
+
+
+def test_force_replaces_a_file_of_that_name(jobs, tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"old")
+    with pytest.raises(DimoError, match=r"x\.npz exists; replace it with --force"):
+        export(jobs["one_step"], tmp_path / "x.npz", 30)
+    export(jobs["one_step"], tmp_path / "x.npz", 30, force=True)
+    assert len(read_npz(tmp_path / "x.npz")[1]) == 30
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x"])
+def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(jobs, tmp_path, name):
+    """A limit on the size of files stands for the disk: the npz is over it, its blocks are not."""
+    job, limit = jobs["one_step"], 150_000 if name == "x.npz" else 100
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if name == "x":  # the table of labels is there, the images do not fit
+        export(job, tmp_path / name)
+        for path in (tmp_path / name).glob("*.png"):
+            path.unlink()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(DimoError, match=r"cannot write .*File too large; free space"):
+            export(job, tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    wanted = ["00000000.npy", "00000500.npy", "00001000.npy", "sampling.json", "x.npz.json"]
+    assert left == (wanted if name == "x.npz" else ["labels.csv", "sampling.json"])
+    export(job, tmp_path / name)
+    export(job, tmp_path / "new" / name)
+    found = contents(tmp_path / "new")
+    assert {key: value for key, value in contents(tmp_path).items() if key in found} == found
+
+
+# --- as `dimo eval` reads them -----------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_eval_finds_what_bench_finds(dimo, jobs, tmp_path):
+    protocol = load_protocol("digits")
+    record = Workbench(protocol, device=CPU).measure(jobs["one_step"]).record
+    arguments = ["sample", "--model", "digits-dimo", "--count", 5000, "--seed", 1000, "--json"]
+    for name in ("x.npz", "x"):
+        out, err = dimo(*arguments, "--out", name)
+        told = json.loads(out)
+        assert (told["count"], told["made"], told["out"]) == (5000, 5000, name)
+        assert told["images_per_second"] > 0
+        assert told["peak_memory_bytes"] > 2**20
+        assert f"5,000 images in {name}:" in err
+        assert "images/s, peak memory" in err
+        found = json.loads(dimo("eval", name, "--protocol", "digits", "--json")[0])
+        assert found["evidence"]["nonconforming"] == []
+        values = {key: metric["value"] for key, metric in found["metrics"].items()}
+        assert values == {key: metric.value for key, metric in record.metrics.items()}
+        if name == "x.npz":
+            assert found["evidence"]["images_sha256"] == record.evidence.images_sha256
+            assert found["evidence"]["labels_sha256"] == record.evidence.labels_sha256
+
+
+# --- ranks -------------------------------------------------------------------------------------
+
+RANKS = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from test_export import export, jobs_of_every_sampler
+from dimo.launch import ranks
+with ranks() as group:
+    for sampler, job in jobs_of_every_sampler().items():
+        for name in (f"{{sampler}}.npz", sampler):
+            export(job, Path(name), 620, 50, ranks=group)
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_write_the_same_bytes_for_every_sampler(jobs, run_ranks, tmp_path, request):
+    (tmp_path / "two").mkdir()
+    run_ranks(RANKS.format(here=str(request.path.parent)), cwd=tmp_path / "two")
+    for sampler, job in jobs.items():
+        for name in (f"{sampler}.npz", sampler):
+            export(job, tmp_path / "one" / name, 620, 64)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_ranks_of_the_command_share_what_is_missing(dimo, tmp_path):
+    arguments = ["sample", "--model", "digits-dimo", "--count", "300", "--seed", "5", "--out", "x"]
+    dimo(*arguments[:-1], "one")
+    dimo(*arguments)
+    for i in (3, 160, 290):
+        (tmp_path / "x" / f"{i:06d}.png").unlink()
+    command = [*TORCHRUN, "-m", "dimo", *arguments, "--json"]
+    (tmp_path / "x" / "000290.png").mkdir()  # in the way of the second rank
+    failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert failed.returncode != 0
+    assert failed.stdout == ""
+    assert failed.stderr.count("error: cannot write x/000290.png") == 1
+    (tmp_path / "x" / "000290.png").rmdir()
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["made"] in (50, 100, 150), "whole batches"
+    assert done.stderr.count("300 images in x") == 1
+    assert contents(tmp_path / "x") == contents(tmp_path / "one")
+
+
+# --- mistakes ----------------------------------------------------------------------------------
+
+MISTAKES = {
+    "labels with count": (["--labels", "3", "--count", "5", "--out", "n"], "--labels chooses"),
+    "label out of range": (["--labels", "10", "--out", "n.png"], "from 0 to 9"),
+    "several models": (
+        ["--model", "digits", "--model", "digits-dimo", "--count", "5", "--out", "n"],
+        "images of one model, and --model names 2",
+    ),
+    "several steps": (
+        ["--steps", "1,4", "--count", "5", "--out", "n"],
+        "step count, and these are 1, 4; name one",
+    ),
+    "no steps": (
+        ["--count", "5", "--out", "n"],
+        "these are 1, 2, 4, 8, 16; name one, e.g. --steps 8",
+    ),
+    "sampler of a student": (
+        ["--model", "digits-dimo", "--sampler", "halton", "--out", "n.png"],
+        "--sampler halton is for teachers",
+    ),
+    "count 0": (["--steps", "1", "--count", "0", "--out", "n"], "--count 0 is not allowed"),
+    "count -3": (["--steps", "1", "--count", "-3", "--out", "n"], "--count -3 is not allowed"),
+    "picture exists": (["--out", "here.png"], "here.png exists; replace it with --force"),
+    "npz exists": (
+        ["--steps", "1", "--count", "5", "--out", "here.npz"],
+        "here.npz exists; replace it with --force",
+    ),
+    "folder of others": (
+        ["--steps", "1", "--count", "5", "--out", "folder", "--force"],
+        "folder holds files and no sampling.json",
+    ),
+    "file as folder": (["--steps", "1", "--count", "5", "--out", "file"], "file is a file"),
+    "unknown model": (
+        ["--model", "digts", "--out", "n.png"],
+        "digts is no teacher (digits",
+    ),
+    "unknown sampler": (["--sampler", "hilton", "--out", "n.png"], "did you mean 'halton'"),
+    "steps 0": (["--steps", "0", "--out", "n.png"], "--steps '0' is not allowed"),
+    "steps 17": (["--steps", "17", "--count", "5", "--out", "n"], "takes 1 to 16 steps"),
+    "picture as jpg": (["--out", "n.jpg"], "--out n.jpg is no .png"),
+    "folder as picture": (["--out", "folder"], "--out folder is no .png"),
+    "count as png": (["--steps", "1", "--count", "5"], "--out samples.png cannot hold"),
+    "count as zip": (["--steps", "1", "--count", "5", "--out", "n.zip"], "a folder or an .npz"),
+    "json of a picture": (["--json", "--out", "n.png"], "--json tells about written images"),
+    "description of others": (
+        ["--steps", "1", "--count", "5", "--out", "labelled.npz", "--force"],
+        "cannot read labelled.npz.json: it does not describe an export",
+    ),
+    "damaged description": (
+        ["--steps", "1", "--count", "5", "--out", "torn"],
+        "cannot read torn/sampling.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line_and_write_nothing(dimo, tmp_path, mistake):
+    arguments, words = MISTAKES[mistake]
+    for folder in ("folder", "torn"):
+        (tmp_path / folder).mkdir()
+    for name in ("here.png", "here.npz", "file", "folder/000000.png", "torn/sampling.json") + (
+        "labelled.npz",
+        "labelled.npz.json",
+    ):
+        (tmp_path / name).write_bytes(b"[]")
+    before = contents(tmp_path)
+    out, err = dimo("sample", *arguments, code=2)
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("error:") == 1
+    assert "Traceback" not in err
+    assert words in err
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "n").exists()

@@ -1,0 +1,170 @@
+"""CLIP score beside FID: digits as the set, a tiny CLIP, captions in a file."""
+
+import json
+
+import numpy as np
+import pytest
+
+from bench.features.clip import load_pairs
+from bench.images.codec import encode_png
+from bench.protocol import load_protocol, validate_file
+from bench.protocol.catalog import data_dir
+from bench.records.store import load_all
+from bench.report import collect_report, report_markdown
+from bench.suites.captions import CLIPScorer
+from dimo.data import digits
+
+COUNT = 40
+PROTOCOL = """
+format = 1
+name = "captions"
+version = 1
+title = "Captions"
+paper = "none"
+[images]
+resolution = [8, 8]
+channels = 1
+num_images = 40
+labels = "prompts"
+num_classes = 40
+uint8 = "round"
+[seeds]
+report = 1
+select = 2
+n_select = 40
+[prompts]
+name = "captions.json"
+sha256 = "any"
+images_per_prompt = 1
+[prompts.tags]
+caption = 40
+[extractor]
+name = "digits-cnn"
+sha256 = "any"
+[reference]
+name = "digits-all"
+sha256 = "REFERENCE"
+count = 1797
+[scorer]
+name = "clip-score"
+model = "ViT-B-32"
+sha256 = "any"
+preprocessing = "pil"
+prefix = "A photo depicts "
+scale = "cosine"
+[[metrics]]
+name = "fid"
+higher_is_better = false
+[[metrics]]
+name = "clip_score"
+higher_is_better = true
+[uncertainty]
+n_bootstrap = 200
+seed = 0
+level = 0.95
+"""
+
+
+@pytest.fixture
+def made(tmp_path, tiny_clip):
+    """Options of `dimo eval` for forty digits and their captions."""
+    images, labels = digits.load()
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for number in range(COUNT):
+        pixels = images[number].expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+        (folder / f"{number:05d}.png").write_bytes(encode_png(pixels))
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps([f"the digit {label}" for label in labels[:COUNT].tolist()]))
+    protocol = tmp_path / "captions.toml"
+    reference = load_protocol("digits").reference.sha256
+    protocol.write_text(PROTOCOL.replace("REFERENCE", reference))
+    weights = tiny_clip(tmp_path / "clip.pt")
+    options = {
+        "--protocol": protocol, "--prompts": captions, "--clip-weights": weights,
+        "--results": tmp_path / "results", "--cache": "none", "--device": "cpu",
+    }  # fmt: skip
+    return folder, options
+
+
+def run(dimo, made, **changes):
+    folder, options = made
+    given = {**options, **changes}
+    return dimo("eval", folder, *[part for item in given.items() if item[1] for part in item])
+
+
+def test_both_metrics_of_one_record(dimo, made, tmp_path):
+    code, out, said = run(dimo, made)
+    assert code == 0, said
+    assert "CLIP score" in out
+    ((record,), _) = load_all(tmp_path / "results")
+    assert list(record.metrics) == ["fid", "clip_score"]
+    pairs = load_pairs(made[1]["--clip-weights"], "ViT-B-32", "pil")
+    scorer = CLIPScorer(pairs, "A photo depicts ", "cosine")
+    images, labels = digits.load()
+    pixels = [i.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy() for i in images[:COUNT]]
+    values = scorer.score(pixels, [f"the digit {label}" for label in labels[:COUNT].tolist()])
+    assert record.metrics["clip_score"].value == pytest.approx(values.mean(), abs=1e-6)
+    with np.load(tmp_path / "results" / "contributions" / f"{record.run_id}.npz") as file:
+        assert set(file.files) >= {"fid", "clip_score"}
+        np.testing.assert_allclose(file["clip_score"], values, atol=1e-6)
+    protocols = [validate_file(made[1]["--protocol"])]
+    report = collect_report([record], [], [], protocols=protocols, folder=tmp_path)
+    text = report_markdown(report)
+    assert "features of `digits-cnn`" in text
+    assert "scores of `clip-score`, ViT-B-32" in text
+    assert "prefix `A photo depicts`" in text
+
+
+def test_other_captions_stand_in_another_table(dimo, made, tmp_path):
+    assert run(dimo, made)[0] == 0
+    captions = made[1]["--prompts"]
+    captions.write_text(json.dumps(["a cat"] * COUNT))
+    assert run(dimo, made)[0] == 0
+    records, _ = load_all(tmp_path / "results")
+    protocols = [validate_file(made[1]["--protocol"])]
+    report = collect_report(records, [], [], protocols=protocols, folder=tmp_path)
+    assert [len(part.records) for part in report.protocols] == [1, 1]
+    code, _, error = dimo("compare", *(record.run_id for record in records),
+        "--protocol", made[1]["--protocol"], "--results", tmp_path / "results")  # fmt: skip
+    assert code == 2
+    assert "another scorer or other prompts" in error
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[]", "0 prompts instead of 40"),
+        ("{}", "not a list of texts"),
+        ('["a", 1]', "not a list of texts"),
+        ("[", "not valid JSON"),
+        (None, "cannot read prompts"),
+    ],
+)
+def test_captions_that_do_not_fit(dimo, made, tmp_path, content, said):
+    captions = made[1]["--prompts"]
+    captions.unlink() if content is None else captions.write_text(content)
+    code, _, error = run(dimo, made)
+    assert code == 2
+    assert said in error
+    assert not (tmp_path / "results").exists()
+
+
+def test_what_is_missing_is_named(dimo, made, tmp_path):
+    for option, value, said in (
+        ("--prompts", None, "needs the prompts of the images (captions.json)"),
+        ("--clip-weights", None, "needs the weights of CLIP ViT-B-32"),
+        ("--clip-weights", tmp_path / "no.pt", "finds no weights file at"),
+    ):
+        code, _, error = run(dimo, made, **{option: value})
+        assert code == 2
+        assert said in error
+
+
+def test_the_shipped_protocol_names_model_and_prefix():
+    protocol = load_protocol("coco30k")
+    assert [metric.name for metric in protocol.metrics] == ["fid", "clip_score"]
+    assert (protocol.scorer.model, protocol.scorer.prefix) == ("ViT-g-14", "A photo depicts ")
+    clean = load_protocol("imagenet256-clean")
+    assert protocol.extractor == clean.extractor
+    assert (data_dir("protocols") / "coco30k.toml").is_file()

@@ -1,0 +1,200 @@
+"""The chain on the shipped weights: reference rows, invariance, and the claims of the README."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from bench.features import extract
+from bench.features.references import reference_images
+from bench.metrics.scores import score
+from bench.protocol import load_protocol
+from bench.rows.rows import load_jobs, reference_jobs
+from bench.rows.settings import Choice
+from bench.suites.features import Workbench
+from bench.tuning import check_grid, parse_grid, tune
+from dimo.errors import DimoError
+
+CPU = torch.device("cpu")
+METRICS = ("fid", "inception_score", "precision", "recall", "density", "coverage", "class_accuracy")
+
+
+@pytest.fixture(scope="module")
+def protocol():
+    return load_protocol("digits")
+
+
+@pytest.fixture(scope="module")
+def small(protocol):
+    """The same with few images."""
+    images = dataclasses.replace(protocol.images, num_images=500)
+    seeds = dataclasses.replace(protocol.seeds, n_select=200)
+    return dataclasses.replace(protocol, images=images, seeds=seeds)
+
+
+@pytest.fixture(scope="module")
+def workbench(protocol):
+    return Workbench(protocol, device=CPU)
+
+
+@pytest.fixture(scope="module")
+def records(workbench, protocol):
+    """Records by (name, steps): reference rows, teacher unguided at 1, 4, 16 steps, student."""
+    jobs = load_jobs("digits", ["digits-dimo"], [1, 4, 16], device=CPU)
+    jobs = reference_jobs(jobs[0].loaded, protocol) + jobs
+    found = [workbench.measure(job).record for job in jobs]
+    return {(r.method.name, r.method.num_steps): r for r in found}
+
+
+def _value(record, metric):
+    return record.metrics[metric].value
+
+
+def test_real_data_is_its_own_perfect_score(records):
+    real = records["Real data", None]
+    assert abs(_value(real, "fid")) < 1e-9
+    assert [_value(real, m) for m in ("precision", "recall", "coverage")] == [1, 1, 1]
+    assert _value(real, "class_accuracy") == 1
+    assert real.metrics["fid"].n == 1797
+    assert real.speed.images_per_second is None
+
+
+def test_the_tokenizer_is_the_floor(records):
+    floor = _value(records["Tokenizer reconstruction", None], "fid")
+    others = [_value(r, "fid") for key, r in records.items() if key[1] is not None]
+    assert 0 < floor < min(others)
+
+
+def test_the_shape_of_the_papers_table(records):
+    one, four, sixteen = (_value(records["MaskGIT", n], "fid") for n in (1, 4, 16))
+    student = _value(records["Di[M]O (digits-dimo)", 1], "fid")
+    assert sixteen < four < one
+    assert sixteen <= 0.3
+    assert one >= 10 * sixteen
+    assert student <= 0.7 * four
+
+
+def test_the_shipped_student_is_accurate_and_diverse(records):
+    student = records["Di[M]O (digits-dimo)", 1]
+    assert _value(student, "class_accuracy") >= 0.97
+    assert _value(student, "coverage") >= 0.8 * _value(records["MaskGIT", 16], "coverage")
+
+
+def test_costs_are_recorded(records):
+    student, teacher = records["Di[M]O (digits-dimo)", 1], records["MaskGIT", 4]
+    assert (student.method.nfe, student.method.token_counts) == (1, (16,))
+    assert teacher.method.token_counts == (3, 2, 4, 7)
+    assert teacher.method.nfe in (4, 7)  # unguided, or guided from the second step on
+    assert student.speed.images_per_second > teacher.speed.images_per_second > 0
+    assert student.method.training["images_seen"] > 0
+
+
+def test_every_metric_has_value_interval_and_count(records, protocol):
+    for record in records.values():
+        assert tuple(record.metrics) == tuple(m.name for m in protocol.metrics)
+        assert set(record.metrics) == set(METRICS)
+        for found in record.metrics.values():
+            assert found.low <= found.value <= found.high
+    ceiling = records["MaskGIT", 4].metrics["coverage"].extra["ceiling"]
+    assert ceiling == pytest.approx(1 - (1796 * 1795 * 1794) / (6796 * 6795 * 6794))
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_batch_size_changes_no_metric(records, protocol):
+    small = Workbench(protocol, device=CPU, batch_size=77)
+    job = load_jobs("digits", ["digits-dimo"], [], device=CPU)[0]
+    again, before = small.measure(job).record, records["Di[M]O (digits-dimo)", 1]
+    for name in METRICS:
+        assert again.metrics[name].value == pytest.approx(_value(before, name), rel=1e-9)
+
+
+def test_swapping_generated_and_reference_is_caught(workbench):
+    """Few generated images against many real ones: precision stays, recall cannot."""
+    images, labels = reference_images(workbench.protocol)
+    few = extract(workbench.extractor, [(images[:100], labels[:100])])
+    scores = score(workbench.protocol, few, workbench.reference, device=CPU)
+    assert scores["precision"].value == 1
+    assert scores["recall"].value < 1
+    assert scores["coverage"].value < 0.5
+
+
+def test_another_extractor_or_reference_is_refused(protocol):
+    for part, words in (("extractor", "have sha256"), ("reference", "has sha256")):
+        changed = dataclasses.replace(getattr(protocol, part), sha256="0" * 64)
+        with pytest.raises(DimoError, match=words):
+            Workbench(dataclasses.replace(protocol, **{part: changed}), device=CPU)
+
+
+def test_every_row_is_tuned_alike_and_keeps_its_sweep(small):
+    """A teacher, another sampler, a student: each by what it has of the grid."""
+    choice = Choice(samplers=("confidence", "tau_leaping"))
+    jobs = load_jobs("digits", ["digits-dimo"], [2], device=CPU, choice=choice)
+    told = []
+    bench = Workbench(small, device=CPU, progress=lambda *what: told.append(what))
+    grid = parse_grid(["temperature=5,1", "guidance_scale=1,2"])
+    check_grid(grid, jobs, small)
+    tuned = [tune(bench, job, grid) for job in jobs]
+    for job in tuned:
+        sweep = job.tuning
+        assert (sweep.seed, sweep.num_images) == (small.seeds.select, 200)
+        assert job.settings.temperature == 1
+        best = min(sweep.trials, key=lambda trial: trial.fid)
+        assert sweep.trials[sweep.chosen] == best
+        assert {key: getattr(job.settings, key) for key in best.settings} == best.settings
+        again = bench.quality(job, seed=small.seeds.select, num_images=200)
+        assert again == best.fid  # to the bit: the sweep is what it says
+    teacher, _, student = tuned
+    assert [tuple(trial.settings.values()) for trial in teacher.tuning.trials] == [
+        (5, 1),
+        (5, 2),
+        (1, 1),
+        (1, 2),
+    ]
+    assert [trial.settings for trial in student.tuning.trials] == [
+        {"temperature": 5},
+        {"temperature": 1},
+    ]
+    assert "guidance" not in student.settings.selected_by  # a one-step student has none
+    assert ("tuning MaskGIT, 2 steps", 4, 4, "settings") in told
+    record = bench.measure(student).record
+    assert record.method.tuning == student.tuning
+    assert record.method.student == "digits-dimo"
+    assert record.seed == small.seeds.report
+
+
+def test_at_a_tie_the_first_stays(small):
+    """At one step all is revealed at once: no noise on confidences changes an image."""
+    job = load_jobs("digits", [], [1], device=CPU)[0]
+    bench = Workbench(small, device=CPU)
+    for noise in ([4.5, 0.0], [0.0, 4.5]):
+        tuned = tune(bench, job, {"choice_temperature": noise})
+        assert len({trial.fid for trial in tuned.tuning.trials}) == 1
+        assert (tuned.tuning.chosen, tuned.settings.choice_temperature) == (0, noise[0])
+
+
+def test_a_sweep_of_nothing_is_refused(protocol):
+    jobs = load_jobs("digits", ["digits-dimo"], [], device=CPU)
+    with pytest.raises(
+        DimoError, match=r"--tune guidance_scale is a setting of no row: .*one_step"
+    ):
+        check_grid(parse_grid(["guidance_scale=2"]), jobs, protocol)
+    with pytest.raises(DimoError, match="protocol 'imagenet256-cmmd' has none"):
+        check_grid(parse_grid(["temperature=2"]), jobs, load_protocol("imagenet256-cmmd"))
+    check_grid({}, jobs, load_protocol("imagenet256-cmmd"))
+
+
+def test_other_samplers_are_rows_of_their_own(workbench):
+    names = ("confidence", "random", "halton", "tau_leaping", "theta_trapezoidal")
+    jobs = load_jobs("digits", [], [1, 3], device=CPU, choice=Choice(names))
+    found = {
+        (job.settings.sampler, job.settings.num_steps): workbench.quality(
+            job, seed=2000, num_images=500
+        )
+        for job in jobs
+    }
+    assert [job.section for job in jobs] == ["Teacher"] * 2 + ["Sampler"] * 8
+    for name in names:
+        assert found[name, 1] == pytest.approx(found["confidence", 1], rel=1e-6)  # one prediction
+        assert found[name, 3] < 0.7 * found[name, 1]
+    with pytest.raises(DimoError, match=r"unknown sampler 'randm'.* did you mean 'random'"):
+        Choice(("randm",))

@@ -1,0 +1,319 @@
+"""Distillation and teacher training: resumed equals uninterrupted, bit for bit; frozen stays so."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dimo.config import DistillRecipe, TrainRecipe, load_recipe
+from dimo.engine.checkpoint import latest_checkpoint, save_checkpoint
+from dimo.engine.runs import distill, train_teacher
+from dimo.errors import DimoError
+from dimo.weights.catalog import ASSETS
+from dimo.zoo.loading import load_student, load_teacher
+
+CPU = torch.device("cpu")
+
+
+class InterruptedTrainingError(Exception):
+    """Stands for a killed process."""
+
+
+def _recipe(**changes):
+    values = {
+        "teacher": "digits",
+        "steps": 120,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "auxiliary_learning_rate": 1e-3,
+        "lr_schedule": "cosine",
+        "lr_warmup_steps": 5,
+        "beta": 0.3,
+        "dropout": 0.1,
+        "checkpoint_every": 30,
+        "teacher_guidance_scale": 1.5,
+    }
+    return DistillRecipe(**{**values, **changes})
+
+
+def _run(recipe, out, **options):
+    return distill(recipe, out, recipe_name="test", device=CPU, **options)
+
+
+def _stop_at(limit):
+    def on_step(step, scalars):
+        if step >= limit:
+            raise InterruptedTrainingError
+
+    return on_step
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_resumed_distillation_is_bit_equal(tmp_path, precision):
+    recipe = _recipe(precision=precision)
+    _run(recipe, tmp_path / "whole")
+    with pytest.raises(InterruptedTrainingError):
+        _run(recipe, tmp_path / "parts", on_step=_stop_at(100))
+    step, _ = latest_checkpoint(tmp_path / "parts" / "checkpoints")
+    assert step == 90  # falls inside a logging window
+    _run(recipe, tmp_path / "parts", resume=True)
+    files = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert files[0] == files[1]
+    states = [latest_checkpoint(tmp_path / name / "checkpoints")[1] for name in ("whole", "parts")]
+    for network in ("student", "auxiliary", "ema"):
+        a, b = (state["task"]["networks"][network] for state in states)
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "parts")]
+    assert logs[0] == logs[1]
+
+
+def test_a_cpu_without_bfloat16_trains_in_float32_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("dimo.engine.runs.has_bfloat16", lambda: False)
+    for precision in ("bfloat16", "float32"):
+        _run(_recipe(precision=precision, steps=2), tmp_path / precision)
+    asked, plain = tmp_path / "bfloat16", tmp_path / "float32"
+    for file in ("recipe.toml", "student.safetensors"):
+        assert (asked / file).read_bytes() == (plain / file).read_bytes()
+
+
+def test_a_distillation_with_every_control_is_bit_equal_when_resumed(tmp_path):
+    recipe = _recipe(
+        steps=24,
+        checkpoint_every=8,
+        divergence="js",
+        weighting="dmd",
+        token_initialization="fixed",
+        init_mask_ratio_range=(0.3, 0.8),
+        embedding_noise=0.4,
+        embedding_noise_warmup="cos",
+        embedding_noise_warmup_steps=20,
+        mask_schedule="mage",
+        auxiliary_mask_schedule="cosine",
+        mask_ratio_range=(0.05, 0.9),
+        teacher_guidance="adaptive",
+        student_temperature=1.2,
+        teacher_temperature=1.1,
+        auxiliary_temperature=0.9,
+        soft_targets=0.5,
+        soft_target_temperature=2.0,
+        label_smoothing=0.1,
+        auxiliary_steps=2,
+        keep_mask_class=True,
+    )
+    _run(recipe, tmp_path / "whole")
+    with pytest.raises(InterruptedTrainingError):
+        _run(recipe, tmp_path / "parts", on_step=_stop_at(13))
+    _run(recipe, tmp_path / "parts", resume=True)
+    files = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert files[0] == files[1]
+    config = load_student(tmp_path / "parts", device=CPU).student
+    assert config.init_mask_ratio == pytest.approx(0.55)
+    assert (config.embedding_noise, config.token_initialization) == (0.4, "fixed")
+
+
+@pytest.mark.parametrize("name", ["maskgit", "maskgit-official"])
+def test_a_packaged_recipe_runs_on_official_weights(name, small_maskgit, tmp_path):
+    recipe = load_recipe(DistillRecipe, name, ["steps=2", "batch_size=3"])
+    distill(recipe, tmp_path / "run", recipe_name=name, device=CPU, weights=small_maskgit)
+    found = load_student(tmp_path / "run", device=CPU, weights=small_maskgit)
+    assert (found.student.recipe, found.student.init_mask_ratio) == (name, 0.6)
+
+
+def test_what_distillation_changes_and_what_it_freezes(tmp_path):
+    _run(_recipe(steps=20, checkpoint_every=20), tmp_path / "run")
+    student = load_student(tmp_path / "run", device=CPU).model
+    teacher = load_teacher("digits", device=CPU).model
+    for a, b in zip(student.embedding_parameters(), teacher.embedding_parameters(), strict=True):
+        assert torch.equal(a, b)
+    frozen = {"tok_emb.weight", "pos_emb", "bias"}
+    changed = {
+        name
+        for (name, a), b in zip(student.named_parameters(), teacher.parameters(), strict=True)
+        if not torch.equal(a, b)
+    }
+    assert changed == {name for name, _ in student.named_parameters()} - frozen
+
+
+def test_the_run_folder_is_complete(tmp_path):
+    recipe = _recipe(steps=60, checkpoint_every=60)
+    _run(recipe, tmp_path / "run")
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    wanted = {"recipe.toml", "metrics.jsonl", "checkpoints", "student.safetensors", "config.json"}
+    assert names == wanted
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [50, 60]
+    config = load_student(tmp_path / "run", device=CPU).student
+    assert (config.images_seen, config.seed, config.recipe) == (480, 0, "test")
+
+
+def contents(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_folder_in_use_a_missing_run_and_another_run_are_refused(tmp_path):
+    out = tmp_path / "run"
+    recipe = _recipe(steps=5, checkpoint_every=5)
+    _run(recipe, out)
+    before = contents(out)
+    for resume in (False, True):
+        with pytest.raises(DimoError, match=r"finished run of this recipe \(5 steps\)"):
+            _run(recipe, out, resume=resume)
+        changed = dataclasses.replace(recipe, steps=6, beta=0.5)
+        words = r"another recipe \(steps = 5 there, 6 here, beta = 0.3 there, 0.5 here\)"
+        with pytest.raises(DimoError, match=words):
+            _run(changed, out, resume=resume)
+    with pytest.raises(DimoError, match="no run to resume"):
+        _run(_recipe(), tmp_path / "nowhere", resume=True)
+    assert before == contents(out)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(DimoError, match="not empty; choose another --out"):
+        _run(recipe, tmp_path / "other")
+
+
+def test_the_same_command_goes_on_where_it_stopped(tmp_path):
+    recipe = _recipe(steps=12, checkpoint_every=4)
+    with pytest.raises(InterruptedTrainingError):
+        _run(recipe, tmp_path / "run", on_step=_stop_at(10))
+    seen = []
+    _run(recipe, tmp_path / "run", on_step=lambda step, _: seen.append(step))
+    assert seen == [8, 9, 10, 11, 12]
+
+
+def test_a_run_of_other_weights_is_refused(tmp_path):
+    recipe = _recipe(steps=12, checkpoint_every=4)
+    with pytest.raises(InterruptedTrainingError):
+        _run(recipe, tmp_path / "run", on_step=_stop_at(10))
+    other = _teacher_weights(tmp_path, lambda weight: weight.add_(0.01))
+    before = contents(tmp_path / "run" / "checkpoints")
+    with pytest.raises(DimoError, match="began with other weights"):
+        _run(recipe, tmp_path / "run", weights=other)
+    assert before == contents(tmp_path / "run" / "checkpoints")
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    recipe, out = _recipe(steps=4, checkpoint_every=4), tmp_path / "run"
+
+    def second(step, scalars):
+        with pytest.raises(DimoError, match="going on in another process"):
+            _run(recipe, out)
+
+    _run(recipe, out, on_step=second)
+
+
+def test_the_newest_whole_checkpoint_counts(tmp_path):
+    for step in (10, 20, 30):
+        save_checkpoint(tmp_path, step, {"value": torch.tensor(step)})
+    kept = sorted(p.name for p in tmp_path.iterdir())
+    assert kept == ["step-0000020", "step-0000030"]
+    damaged = tmp_path / "step-0000030" / "state.pt"
+    damaged.write_bytes(damaged.read_bytes()[:-10])
+    step, state = latest_checkpoint(tmp_path)
+    assert (step, int(state["value"])) == (20, 20)
+    (tmp_path / "step-0000020" / "checkpoint.json").write_text("{")
+    with pytest.raises(DimoError, match=r"no checkpoint in .* is whole"):
+        latest_checkpoint(tmp_path)
+
+
+def test_milestones_remain(tmp_path):
+    for step in range(10, 80, 10):
+        save_checkpoint(tmp_path, step, {}, keep_every=30)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"step-{step:07d}" for step in (30, 60, 70)
+    ]
+
+
+def test_a_checkpoint_of_another_version_is_one_error(tmp_path):
+    save_checkpoint(tmp_path, 10, {})
+    (tmp_path / "step-0000010" / "checkpoint.json").write_text('{"step": 10, "sha256": "0"}')
+    with pytest.raises(DimoError, match="has format 1, this version reads 2"):
+        latest_checkpoint(tmp_path)
+
+
+def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path):
+    """No file of this process may grow beyond a limit that the second checkpoint passes."""
+    code = f"""
+import resource, signal, torch
+from pathlib import Path
+from dimo.checkpoint import latest_checkpoint, save_checkpoint
+from dimo.errors import DimoError
+folder = Path({str(tmp_path)!r})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+save_checkpoint(folder, 1, {{"value": torch.zeros(10_000)}})
+try:
+    save_checkpoint(folder, 2, {{"value": [torch.zeros(10_000) for _ in range(20)]}})
+except DimoError as error:
+    print(error)
+assert [p.name for p in folder.iterdir()] == ["step-0000001"]
+assert latest_checkpoint(folder)[0] == 1
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "step-0000002: File too large; earlier ones are whole" in done.stdout
+    assert done.stdout.count("\n") == 1
+
+
+def test_an_output_that_cannot_be_made_is_one_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DimoError, match=r"cannot use output .*Not a directory"):
+        _run(_recipe(), tmp_path / "file" / "run")
+
+
+def _teacher_weights(tmp_path, change):
+    """A folder with the teacher's files, one weight of it changed."""
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    teacher = load_teacher("digits", device=CPU)
+    for role, name in teacher.teacher.weights.items():
+        state = load_file(ASSETS / name)
+        if role == "transformer":
+            change(state["last_layer.2.weight"][0, 0])
+        save_file(state, weights / name)
+    return weights
+
+
+def test_a_teacher_that_is_not_finite_is_refused_at_the_start(tmp_path):
+    weights = _teacher_weights(tmp_path, lambda weight: weight.fill_(torch.nan))
+    with pytest.raises(DimoError, match=r"not finite, in last_layer\.2\.weight"):
+        _run(_recipe(), tmp_path / "run", weights=weights)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unfinished_run_is_not_a_student(tmp_path):
+    with pytest.raises(InterruptedTrainingError):
+        _run(_recipe(), tmp_path / "run", on_step=_stop_at(50))
+    with pytest.raises(DimoError, match="not finished"):
+        load_student(tmp_path / "run", device=CPU)
+    with pytest.raises(DimoError, match="does not exist"):
+        load_student(tmp_path / "nothing", device=CPU)
+
+
+def test_teacher_training_learns_resumes_and_works_as_weights(tmp_path):
+    recipe = TrainRecipe(
+        teacher="digits",
+        steps=100,
+        batch_size=32,
+        learning_rate=1e-3,
+        checkpoint_every=40,
+        lr_warmup_steps=5,
+    )
+    losses = {}
+
+    def note(step, scalars):
+        losses.update({step: scalars["loss"]} if scalars else {})
+
+    train_teacher(recipe, tmp_path / "whole", device=CPU, on_step=note)
+    assert losses[100] < losses[50] < 5.5  # ln 256 = 5.55 is guessing
+    with pytest.raises(InterruptedTrainingError):
+        train_teacher(recipe, tmp_path / "parts", device=CPU, on_step=_stop_at(50))
+    train_teacher(recipe, tmp_path / "parts", device=CPU, resume=True)
+    loaded = [
+        load_teacher("digits", device=CPU, weights=tmp_path / name).model.state_dict()
+        for name in ("whole", "parts")
+    ]
+    assert all(torch.equal(loaded[0][key], loaded[1][key]) for key in loaded[0])

@@ -1,0 +1,335 @@
+"""Conversion to safetensors, bit for bit, and what `verify` finds wrong with files."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+
+from bench.protocol import list_protocols
+from bench.protocol.catalog import ANY, EXTRACTORS
+from dimo.errors import DimoError
+from dimo.methods.di4c.network import Di4CStudent
+from dimo.models.halton import HaltonMaskGIT
+from dimo.models.llamagen_vq import LlamaGenVQ
+from dimo.models.maskgit import MaskGIT
+from dimo.models.vqgan import VQGAN
+from dimo.weights.catalog import OFFICIAL, OfficialFile, destination, find, locate, name_of
+from dimo.weights.convert import _NETWORKS, convert, verify
+from dimo.weights.files import (
+    ASSETS,
+    check_state,
+    load_metadata,
+    read_state_dict,
+    save_tensors,
+    state_sha256,
+)
+
+TEXTS = (".yaml", ".json", ".txt")  # official files that are not weights
+
+# network, golden file, container of the trainer that writes it, name it is published under
+LAYOUTS = {
+    "maskgit": (MaskGIT, "maskgit_v1_transformer.official.pth", None, "net.pth"),
+    "dimo": (MaskGIT, "maskgit_v1_transformer.dimo_pytorch_model.bin", None, "pytorch_model.bin"),
+    "vqgan": (VQGAN, "taming_vqgan_f16.last.ckpt", None, "last.ckpt"),
+    "halton": (
+        HaltonMaskGIT,
+        "halton_transformer.weights.safetensors",
+        "model_state_dict",
+        "ImageNet_256_tiny.pth",
+    ),
+    "llamagen": (
+        LlamaGenVQ,
+        "halton_llamagen_vq.weights.safetensors",
+        "model",
+        "vq_ds16_c2i.pt",
+    ),
+    "di4c": (
+        Di4CStudent,
+        "di4c_student_transformer.weights.safetensors",
+        "model_state_dict",
+        "maskgit-di4c-d.pth",
+    ),
+}
+
+
+@pytest.fixture
+def published(golden, golden_file, golden_constructor, tmp_path):
+    """Writes the file of a layout as its trainer would; gives it, its class and arguments."""
+
+    def make(layout):
+        cls, golden_name, container, name = LAYOUTS[layout]
+        case = golden_name.split(".")[0]
+        path = tmp_path / "official" / name
+        path.parent.mkdir(exist_ok=True)
+        if container is None:
+            shutil.copy(golden_file(golden_name), path)
+        else:
+            state = read_state_dict(golden_file(golden_name))
+            torch.save({container: state, "optimizer_state_dict": {"lr": 1}, "iter": 3}, path)
+        if cls is VQGAN:
+            config = json.loads((golden / f"{case}.config.json").read_text())
+            path.with_name("model.yaml").write_text(yaml.safe_dump(config))
+        arguments = dict(golden_constructor[case])
+        arguments.pop("is_student", None)
+        return path, cls, arguments
+
+    return make
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_converted_file_loads_bit_for_bit(published, layout, tmp_path):
+    path, cls, arguments = published(layout)
+    result, metadata = convert(path, tmp_path / "out")
+    assert result == tmp_path / "out" / f"{path.stem}.safetensors"
+    one, other = (cls.from_official(p, **arguments).state_dict() for p in (path, result))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert all(one[key].dtype == other[key].dtype for key in one)
+    assert load_metadata(result) == metadata
+    assert metadata["source_file"] == path.name
+    assert metadata["source_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert metadata["state_sha256"] == state_sha256(read_state_dict(result)) == state_sha256(one)
+    assert ("config" in metadata) == (layout == "vqgan")
+    other_name = result.rename(tmp_path / "mine.safetensors")  # not checked as the full-size one
+    (found,) = verify([str(other_name)], tmp_path)
+    assert not found.problems
+    assert found.origin == "converted"
+
+
+def test_a_converted_vqgan_holds_its_configuration_and_no_training(published, tmp_path):
+    path, _, _ = published("vqgan")
+    content = torch.load(path, weights_only=False)
+    content["state_dict"]["loss.discriminator.main.0.weight"] = torch.zeros(3)
+    content["state_dict"]["loss.discriminator.main.1.num_batches_tracked"] = torch.tensor(7)
+    torch.save(content, path)
+    config = path.with_name("model.yaml").rename(tmp_path / "mine.yaml")
+    with pytest.raises(DimoError, match="needs its configuration"):
+        convert(path, tmp_path / "out")
+    result, metadata = convert(path, tmp_path / "out", config=config)
+    dropped = [key for key in read_state_dict(path) if key.startswith(("loss.", "colorize"))]
+    assert metadata["dropped"] == len(dropped) >= 2
+    assert not any(key.startswith("loss.") for key in read_state_dict(result))
+    assert VQGAN.from_file(result).codebook_size == 20
+    config.write_text("model: {params: {n_embed: 21}}")
+    with pytest.raises(DimoError, match="file and configuration belong together"):
+        convert(path, tmp_path / "other", config=config)
+
+
+def test_what_cannot_be_converted_is_named(published, tmp_path):
+    path, _, _ = published("maskgit")
+    out = tmp_path / "out"
+    result, _ = convert(path, out)
+    with pytest.raises(DimoError, match="exists; replace it with --force"):
+        convert(path, out)
+    before = result.read_bytes()
+    convert(path, out, force=True)
+    assert result.read_bytes() == before
+    with pytest.raises(DimoError, match=r"is safetensors already, converted from net\.pth"):
+        convert(result, tmp_path / "again")
+    with pytest.raises(DimoError, match="is safetensors already; use it as it is"):
+        convert(ASSETS / "digits-tokenizer.safetensors", out)
+    with pytest.raises(DimoError, match="--config is for a taming VQGAN"):
+        convert(path, tmp_path / "again", config=tmp_path / "model.yaml")
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "foreign.pth")
+    with pytest.raises(DimoError, match=r"no network that dimo knows \(1 tensors, e\.g\. weight"):
+        convert(tmp_path / "foreign.pth", out)
+    with pytest.raises(DimoError, match="no weights file"):
+        convert(tmp_path / "gone.pth", out)
+    (tmp_path / "short.pth").write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DimoError, match="cannot read weights"):
+        convert(tmp_path / "short.pth", out)
+    with pytest.raises(DimoError, match="cannot write"):
+        convert(path, path / "folder")
+    assert sorted(p.name for p in out.iterdir()) == ["net.safetensors"]
+
+
+# --- verify ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def row(monkeypatch):
+    """Sets what is published of an official file."""
+
+    def change(name, path, **known):
+        old = OFFICIAL[name]
+        known = {"size": path.stat().st_size, **known}
+        new = OfficialFile(old.source, old.path, old.licence, contents=old.contents, **known)
+        monkeypatch.setitem(OFFICIAL, name, new)
+
+    return change
+
+
+def problems(*names, folder):
+    return [problem for finding in verify(names, folder) for problem in finding.problems]
+
+
+def test_an_official_name_needs_the_full_size_network(published, row, tmp_path):
+    path, _, _ = published("llamagen")
+    row("llamagen-vq16", path)
+    (problem,) = problems("llamagen-vq16", folder=path.parent)
+    assert "do not fit LlamaGenVQ" in problem
+    assert problems(str(path), folder=tmp_path) == [problem]  # by its name
+
+
+def full_size(network):
+    with torch.device("meta"):
+        state = network().state_dict()
+    return {key: torch.zeros_like(value, device="cpu") for key, value in state.items()}
+
+
+def test_a_whole_official_file_is_found_in_order(row, tmp_path):
+    path = tmp_path / "ImageNet_256_tiny.pth"
+    torch.save({"model_state_dict": full_size(_NETWORKS["halton-tiny-256"])}, path)
+    row("halton-tiny-256", path)
+    (found,) = verify([], tmp_path)
+    assert (found.name, found.path, found.problems) == ("halton-tiny-256", path, [])
+    assert found.origin == "not known"
+    assert "every key and shape of the Halton-MaskGIT transformer" in found.structure
+    (tmp_path / f"{path.name}.sha256").write_text(f"{found.sha256}  {path.name}\n")
+    assert verify([], tmp_path)[0].origin == "recorded"
+    row("halton-tiny-256", path, sha256=found.sha256)
+    assert verify([], tmp_path)[0].origin == "published"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    wrong = problems("halton-tiny-256", folder=tmp_path)
+    assert len(wrong) == 2
+    assert "is recorded" in wrong[0]
+    assert "is published" in wrong[1]
+    path.write_bytes(data[: len(data) // 2])
+    wrong = problems("halton-tiny-256", folder=tmp_path)
+    assert "are published" in wrong[0]
+    assert "cannot read weights" in wrong[-1]
+
+
+def test_every_transformer_and_tokenizer_has_its_network():
+    extractors = {"inception", "inception-torchscript", "dinov2-vit-l-14", "clip-vit-l-14-336"}
+    extractors |= {"hps-v2.0", "hps-v2.1"}
+    elsewhere = {"maskgit-vqgan", "meissonic-vq", "meissonic-text"}  # by their own configuration
+    texts = {name for name, row in OFFICIAL.items() if row.path.endswith(TEXTS)}
+    assert set(OFFICIAL) - extractors - elsewhere - texts == set(_NETWORKS)
+    with torch.device("meta"):
+        sizes = {
+            name: sum(p.numel() for p in net().parameters()) for name, net in _NETWORKS.items()
+        }
+    assert round(sizes["maskgit-256"] / 1e6, 3) == 174.161
+    assert sizes["maskgit-512"] > sizes["maskgit-256"] == sizes["dimo-maskgit"] < sizes["di4c-d"]
+    assert sizes["halton-small-384"] - sizes["halton-small-256"] == (24**2 - 16**2) * 512
+
+
+def test_other_files_are_checked_as_far_as_their_sizes_are_known(published, tmp_path):
+    for layout in ("maskgit", "dimo", "vqgan"):
+        (found,) = verify([str(published(layout)[0])], tmp_path)
+        assert not found.problems
+        assert "every key and shape of the" in found.structure
+    tokenizer = ASSETS / "digits-tokenizer.safetensors"
+    (found,) = verify([str(tokenizer)], tmp_path)
+    assert found.structure.endswith("looks like a digits tokenizer; keys not checked")
+    save_tensors(tmp_path / "x.safetensors", {"weight": torch.zeros(2, 3)})
+    (found,) = verify([str(tmp_path / "x.safetensors")], tmp_path)
+    expected = "1 tensors, 6 numbers, of no network that dimo knows; keys not checked"
+    assert found.structure == expected
+
+
+def test_a_missing_key_of_another_file_is_found(published, tmp_path):
+    path, _, _ = published("maskgit")
+    state = read_state_dict(path)
+    for key in ("last_layer.0.weight", "pos_emb", "transformer.layers.1.0.norm.weight"):
+        part = {k: v for k, v in state.items() if k != key}
+        torch.save(part, tmp_path / "part.pth")
+        (problem,) = problems(str(tmp_path / "part.pth"), folder=tmp_path)
+        assert "missing" in problem
+        assert key in problem or "pos_emb" in key
+
+
+def test_a_changed_converted_file_is_found(published, tmp_path):
+    path, _, _ = published("vqgan")
+    result, metadata = convert(path, tmp_path)
+    state = read_state_dict(result)
+    state["quantize.embedding.weight"][0, 0] += 1
+    save_tensors(result, state, metadata)
+    (problem,) = problems(str(result), folder=tmp_path)
+    assert "not those that were converted" in problem
+
+
+def test_a_file_converted_from_another_version_is_found(published, row, tmp_path):
+    path, _, _ = published("halton")
+    row("halton-tiny-256", path, sha256="0" * 64)
+    convert(path, tmp_path)
+    wrong = problems("halton-tiny-256", folder=tmp_path)
+    assert "converted from a file of sha256" in wrong[0]
+
+
+def test_missing_files_and_unknown_names(tmp_path):
+    (problem,) = problems("maskgit-256", folder=tmp_path)
+    assert "dimo weights fetch maskgit-256" in problem
+    with pytest.raises(DimoError, match=r"did you mean 'maskgit-512'.*give the path of a file"):
+        verify(["maskgit-51"], tmp_path)
+    with pytest.raises(DimoError, match="no official file is in"):
+        verify([], tmp_path)
+
+
+def test_extractors_and_the_configuration(tmp_path, golden):
+    (tmp_path / "ViT-L-14-336px.pt").write_bytes(b"x")
+    (problem,) = problems("clip-vit-l-14-336", folder=tmp_path)
+    assert OFFICIAL["clip-vit-l-14-336"].sha256 in problem
+    config = destination("maskgit-vqgan-config", tmp_path)
+    config.parent.mkdir(parents=True)
+    config.write_text("model: {params: {}}")
+    (found,) = verify(["maskgit-vqgan-config"], tmp_path)
+    assert found.structure == "configuration of a VQGAN with 1024 codes"
+    config.write_text("model: {params: {n_embed: a}}")
+    assert "must be an integer" in problems("maskgit-vqgan-config", folder=tmp_path)[0]
+
+
+# --- places ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_what_is_fetched_or_converted_is_found(name, tmp_path):
+    with pytest.raises(DimoError, match=f"dimo weights fetch {name}$"):
+        locate(name, tmp_path)
+    path = destination(name, tmp_path)
+    assert name_of(path) == name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"official")
+    assert locate(name, tmp_path) == path
+    assert [other for other in OFFICIAL if find(other, tmp_path)] == [name]
+    converted = path.with_suffix(".safetensors")
+    converted.write_bytes(b"converted")
+    is_text = path.suffix in TEXTS
+    assert locate(name, tmp_path) == (path if is_text else converted)
+    assert name_of(converted) == (None if is_text else name)
+
+
+def test_no_two_files_lie_at_one_place(tmp_path):
+    assert len({destination(name, tmp_path) for name in OFFICIAL}) == len(OFFICIAL)
+
+
+def test_extractors_are_those_of_the_protocols():
+    for name, kind in EXTRACTORS.items():
+        if kind.weights:
+            filename, _, source = kind.weights.partition(", ")
+            official = OFFICIAL[name]
+            assert official.filename == filename
+            assert official.source.removesuffix("/") == source.removesuffix("/").replace(
+                "/releases/tag/", "/releases/download/"
+            )
+    for protocol in list_protocols():
+        fixed = protocol.extractor
+        if fixed.name in OFFICIAL and fixed.sha256 != ANY:
+            assert OFFICIAL[fixed.name].sha256 == fixed.sha256
+
+
+def test_a_network_without_weights_is_checked_like_one_with(golden_constructor, golden_file):
+    case = "halton_transformer"
+    state = read_state_dict(golden_file(f"{case}.weights.safetensors"))
+    with torch.device("meta"):
+        network = HaltonMaskGIT(**golden_constructor[case])
+    assert check_state(network, state).keys() == state.keys()
+    state["head.weight"] = state["head.weight"] + 1
+    with pytest.raises(DimoError, match=r"are one tensor of HaltonMaskGIT"):
+        check_state(network, state)

@@ -1,0 +1,146 @@
+"""Students as official files and back: the same bits, and nothing else is taken for one."""
+
+import pytest
+import torch
+
+from dimo.config import DistillRecipe
+from dimo.engine.runs import distill
+from dimo.errors import DimoError
+from dimo.weights.catalog import ASSETS
+from dimo.weights.exchange import export_student, import_student
+from dimo.weights.files import load_metadata, read_state_dict
+from dimo.zoo.loading import load_student
+from dimo.zoo.students import find_student
+from dimo.zoo.teachers import TEACHERS
+
+CPU = torch.device("cpu")
+SETTINGS = {"init_mask_ratio": 0.5, "embedding_noise": 0.2, "temperature": 3.0}
+
+
+@pytest.fixture
+def run(small_maskgit, tmp_path):
+    """A finished run of the small teacher."""
+    recipe = DistillRecipe(
+        teacher="maskgit",
+        steps=2,
+        batch_size=4,
+        learning_rate=1e-4,
+        auxiliary_learning_rate=1e-4,
+    )
+    distill(recipe, tmp_path / "run", recipe_name="mine", device=CPU, weights=small_maskgit)
+    return tmp_path / "run"
+
+
+def same_bits(a, b):
+    return a.keys() == b.keys() and all(
+        a[key].dtype == b[key].dtype and torch.equal(a[key], b[key]) for key in a
+    )
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "student.safetensors"])
+def test_a_round_trip_is_bit_equal(run, small_maskgit, tmp_path, name):
+    file = tmp_path / "out" / name
+    export_student(run, file)
+    import_student(file, tmp_path / "again", teacher="maskgit", **SETTINGS)
+    states = [read_state_dict(p / "student.safetensors") for p in (run, tmp_path / "again")]
+    assert same_bits(*states)
+    student = load_student(tmp_path / "again", device=CPU, weights=small_maskgit).student
+    assert {key: getattr(student, key) for key in SETTINGS} == SETTINGS
+    assert student.recipe.startswith(f"imported from {name}, sha256 ")
+    assert student.images_seen is student.teacher_sha256 is None
+
+
+def test_the_official_layout(run, small_maskgit, tmp_path):
+    """Types, keys, shapes and order of the official file."""
+    export_student(run, tmp_path / "pytorch_model.bin")
+    ours, official = (
+        torch.load(folder / "pytorch_model.bin", weights_only=True)
+        for folder in (tmp_path, small_maskgit)
+    )
+    assert [(k, v.dtype, v.shape) for k, v in ours.items()] == [
+        (k, v.dtype, v.shape) for k, v in official.items()
+    ]
+    network = TEACHERS["maskgit"].architecture(**TEACHERS["maskgit"].network)
+    network.load_state_dict(ours, strict=True)
+
+
+def test_an_official_file_becomes_a_run_and_itself_again(small_maskgit, tmp_path):
+    official = small_maskgit / "pytorch_model.bin"
+    import_student(official, tmp_path / "run", teacher="maskgit", **SETTINGS)
+    export_student(tmp_path / "run", tmp_path / "pytorch_model.bin")
+    states = [torch.load(p, weights_only=True) for p in (official, tmp_path / "pytorch_model.bin")]
+    assert same_bits(*states)
+
+
+def test_safetensors_carry_the_settings(tmp_path):
+    export_student("digits-dimo", tmp_path / "student.safetensors")
+    found = load_metadata(tmp_path / "student.safetensors")
+    assert (found["teacher"], found["temperature"]) == ("digits", 0.5)
+    assert "training_seconds" not in found
+
+
+def test_an_existing_file_is_replaced_only_on_demand(tmp_path):
+    out = tmp_path / "pytorch_model.bin"
+    out.write_bytes(b"mine")
+    with pytest.raises(DimoError, match="--force"):
+        export_student("digits-dimo", out)
+    assert out.read_bytes() == b"mine"
+    export_student("digits-dimo", out, force=True)
+    first = out.read_bytes()
+    export_student("digits-dimo", out, force=True)
+    assert out.read_bytes() == first  # the same bytes each time
+    assert [path.name for path in tmp_path.iterdir()] == ["pytorch_model.bin"]
+
+
+def test_what_cannot_be_exported(tmp_path):
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "file").touch()
+    for run, out, said in (
+        (tmp_path / "unfinished", "a.bin", "is not finished"),
+        (tmp_path / "nowhere", "a.bin", "does not exist"),
+        ("digits-dimo", "a.pt", r"suffix '.pt'; allowed: .bin and .safetensors"),
+        ("digits-dimo", "file/a.bin", "cannot write"),
+    ):
+        with pytest.raises(DimoError, match=said):
+            export_student(run, tmp_path / out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "unfinished"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"teacher": "maskgt"}, "did you mean 'maskgit'"),
+        ({"teacher": "digits"}, "do not fit MaskGIT"),
+        ({"teacher": "halton-tiny"}, "a Halton-MaskGIT transformer is needed"),
+        ({"init_mask_ratio": 1.1}, "--init-mask-ratio 1.1 is out of range"),
+        ({"embedding_noise": -1.0}, "--embedding-noise -1 is out of range"),
+        ({"temperature": 0.0}, "--temperature 0 is out of range"),
+        ({"temperature": float("nan")}, "--temperature nan is out of range"),
+    ],
+)
+def test_what_cannot_be_imported(small_maskgit, tmp_path, changes, said):
+    file = small_maskgit / "pytorch_model.bin"
+    with pytest.raises(DimoError, match=said):
+        import_student(file, tmp_path / "run", **{"teacher": "maskgit", **SETTINGS, **changes})
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_files_and_used_folders_are_refused(small_maskgit, tmp_path):
+    half = {k: v.half() for k, v in read_state_dict(small_maskgit / "pytorch_model.bin").items()}
+    torch.save(half, tmp_path / "half.bin")
+    for file, out, said in (
+        (tmp_path / "half.bin", "run", "is torch.float16, but torch.float32 is needed"),
+        (small_maskgit / "last.ckpt", "run", "look like those of a taming VQGAN"),
+        (tmp_path / "no.bin", "run", "no weights file"),
+        (small_maskgit / "pytorch_model.bin", "weights", "not empty"),
+    ):
+        with pytest.raises(DimoError, match=said):
+            import_student(file, tmp_path / out, teacher="maskgit", **SETTINGS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_shipped_student_survives(tmp_path):
+    export_student("digits-dimo", tmp_path / "digits.bin")
+    import_student(tmp_path / "digits.bin", tmp_path / "run", teacher="digits", **SETTINGS)
+    shipped = read_state_dict(ASSETS / "digits-dimo" / "student.safetensors")
+    assert same_bits(read_state_dict(find_student(tmp_path / "run").path), shipped)
