@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -70,3 +71,20 @@ class Tally:
         labels = np.concatenate(self._labels)
         copies = len(self._infos) - len({info.sha256 for info in self._infos})
         return Content(content_sha256(self._infos, labels), labels_sha256(labels), copies)
+
+
+@dataclass(frozen=True)
+class Assets:
+    """Files that a benchmark takes in place of the bundled or downloaded ones; None: those.
+
+    Attributes:
+        weights: Folder of the weights of teachers and students.
+        extractor: Weights file of the feature extractor, scorer or detector.
+        reference: File or folder of the reference statistics.
+        prompts: File or folder of the protocol's prompts.
+    """
+
+    weights: Path | None = None
+    extractor: Path | None = None
+    reference: Path | None = None
+    prompts: Path | None = None

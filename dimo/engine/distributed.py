@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dimo.errors import DimoError
+from dimo.util.terminal import Progress, ignore, quiet
 
 T = TypeVar("T")
 
@@ -89,6 +90,23 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where a job runs and how it talks to people.
+
+    Attributes:
+        device: Where the networks run.
+        ranks: The processes that share the job.
+        progress: Called with (what, done, total, unit) as the job advances.
+        warn: Called with one-line warnings.
+    """
+
+    device: torch.device
+    ranks: Ranks = ALONE
+    progress: Progress = quiet
+    warn: Callable[[str], None] = ignore
 
 
 @contextmanager

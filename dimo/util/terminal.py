@@ -14,6 +14,14 @@ _LOG_EVERY = 60.0  # seconds between the lines that a log gets in place of a bar
 Progress = Callable[[str, int, int, str], None]  # what, done, total, unit
 
 
+def quiet(what: str, done: int, total: int, unit: str) -> None:
+    """A `Progress` that shows nothing."""
+
+
+def ignore(text: str) -> None:
+    """A sink for one-line warnings that shows nothing."""
+
+
 def say(text: str, style: str = "cyan") -> None:
     """One line for people, on stderr; stdout is for data."""
     from rich.console import Console
