@@ -45,7 +45,8 @@ def _rotated(x: Tensor, rotary: Rotary) -> Tensor:
 def sinusoid(values: Tensor, width: int = 256) -> Tensor:
     """Numbers [..] -> cosines, then sines, of geometric frequencies: float32 [.., width]."""
     half = torch.arange(width // 2, dtype=torch.float32, device=values.device)
-    frequency = torch.exp(-math.log(_THETA) * half / (width // 2))
+    exponent = -math.log(_THETA) * half / (width // 2)
+    frequency = exponent.double().exp().float()  # float32 exp differs from CPU to CPU
     angle = values[..., None].float() * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 

@@ -16,10 +16,9 @@ from dimo.models.halton import HaltonMaskGIT
 from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.models.maskgit import MaskGIT
 from dimo.models.vqgan import VQGAN
-from dimo.weights.catalog import OFFICIAL, OfficialFile, destination, find, locate, name_of
+from dimo.weights.catalog import ASSETS, OFFICIAL, OfficialFile, destination, find, locate, name_of
 from dimo.weights.convert import _NETWORKS, convert, verify
 from dimo.weights.files import (
-    ASSETS,
     check_state,
     load_metadata,
     read_state_dict,
