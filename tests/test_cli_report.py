@@ -24,15 +24,22 @@ def world(tmp_path):
     return tmp_path
 
 
-def test_the_tables_of_the_readme_are_those_of_the_records(run, tmp_path):
-    """Stale? `dimo report --update README.md` makes them again from `results/`."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    page = tmp_path / "README.md"
+@pytest.mark.parametrize(
+    ("name", "mark"),
+    [
+        ("README.md", "<!-- dimo report --protocol digits -->"),
+        ("ablation.md", "<!-- dimo report --protocol digits --ablation -->"),
+    ],
+)
+def test_the_tables_on_the_pages_are_those_of_the_records(run, tmp_path, name, mark):
+    """Stale? `dimo report --update results/README.md` makes them again from `results/`."""
+    text = (ROOT / "results" / name).read_text(encoding="utf-8")
+    page = tmp_path / name
     page.write_text(text, encoding="utf-8")
     run("report", "--update", page, "--results", ROOT / "results", cwd=tmp_path)
     fresh = page.read_text(encoding="utf-8")
-    assert "<!-- dimo report --protocol digits -->" in fresh
-    assert fresh == text, "README.md is stale: run `dimo report --update README.md`"
+    assert mark in fresh
+    assert fresh == text, f"stale: run `dimo report --update results/{name}`"
 
 
 def test_every_format_of_the_same_results(run, world):
