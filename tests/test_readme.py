@@ -1,4 +1,4 @@
-"""The README: its numbers are those of the records and of published.csv, its links lead somewhere."""
+"""The README: its numbers are those of the records and of published.csv; its links work."""
 
 import csv
 import json
