@@ -1,7 +1,4 @@
-"""From a row of the table of teachers to its network, with the prompts that it draws.
-
-How a teacher or a distilled student is loaded.
-"""
+"""Loading teachers and distilled students, and drawing images with them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,34 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dimo.errors import DimoError, unknown_name
 from dimo.methods.di4c.network import Di4CStudent
-from dimo.models import MaskedModel, Tokenizer
-from dimo.models.cpu import in_precision
-from dimo.models.halton import HaltonMaskGIT
+from dimo.models import MaskedModel, MaskedNetwork, TextNetwork, Tokenizer
+from dimo.models.cpu import prepare_for_inference
 from dimo.models.maskgit import MaskGIT
-from dimo.models.meissonic import Meissonic
-from dimo.models.scenes import SceneTransformer
 from dimo.models.text import Conditions, Prompts, TextConditioned, ZeroText
 from dimo.util.files import sha256_file
 from dimo.weights.catalog import ASSETS, OFFICIAL, locate
 from dimo.zoo.students import METHODS, FoundStudent, StudentConfig, find_student
-from dimo.zoo.teachers import (
-    TEACHERS,
-    Architecture,
-    Network,
-    Teacher,
-    get_teacher,
-)
+from dimo.zoo.teachers import Teacher, get_teacher
 
 
 def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Path:
-    """Where the weights of a row lie: a file that comes with the package, or an official one.
+    """The weights file of a role, a key of the row's `weights`.
 
     Args:
-        teacher: The row.
-        role: A key of its `weights`.
         folder: Where to look; None: the package, or `dimo.weights.catalog.default_folder()`.
 
     Raises:
@@ -48,7 +35,7 @@ def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Pat
         return locate(name, folder)
     path = (folder or ASSETS) / name
     if not path.is_file():
-        train = f"train it with: dimo train --teacher {teacher.name}, and " if teacher.world else ""
+        train = f"train it with: dimo train --teacher {teacher.name}, and " * teacher.is_bundled
         raise DimoError(
             f"teacher {teacher.name!r} needs {path}; {train}give its folder with --weights"
         )
@@ -58,17 +45,16 @@ def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Pat
 def make_network(
     teacher: Teacher,
     conditions: Conditions | None = None,
-    architecture: Architecture | None = None,
+    architecture: type[MaskedNetwork] | None = None,
     **changes: Any,
-) -> Network:
+) -> MaskedModel:
     """The row's network with fresh weights.
 
     Args:
-        teacher: The row.
-        conditions: What the labels of a text-conditioned network stand for; None: all zeros, to
-            look at the network alone.
-        architecture: In place of the row's.
-        **changes: Constructor arguments in place of the row's.
+        conditions: What the labels of a text-conditioned network stand for; None: zeros, to
+            inspect the network alone.
+        architecture: Replaces the row's.
+        **changes: Constructor arguments that replace the row's.
     """
     build = architecture or teacher.architecture
     return _conditioned(teacher, build(**{**teacher.network, **changes}), conditions)
@@ -78,32 +64,28 @@ def load_network(
     teacher: Teacher,
     path: Path,
     conditions: Conditions | None = None,
-    architecture: Architecture | None = None,
-) -> Network:
-    """The row's network with the weights of a file, in eval mode on the CPU.
-
-    Args:
-        teacher: The row.
-        path: The file.
-        conditions: As for `make_network`.
-        architecture: In place of the row's.
+    architecture: type[MaskedNetwork] | None = None,
+) -> MaskedModel:
+    """The row's network with the weights of a file, in eval mode on the CPU; see `make_network`.
 
     Raises:
-        DimoError: The file is not one of this network.
+        DimoError: The file does not fit the network.
     """
     network = (architecture or teacher.architecture).from_official(path, **teacher.network)
     return _conditioned(teacher, network, conditions).eval()
 
 
 def _conditioned(
-    teacher: Teacher,
-    network: MaskGIT | HaltonMaskGIT | Meissonic | SceneTransformer,
-    conditions: Conditions | None,
-) -> Network:
-    if isinstance(network, MaskGIT | HaltonMaskGIT):
+    teacher: Teacher, network: MaskedNetwork, conditions: Conditions | None
+) -> MaskedModel:
+    if isinstance(network, MaskedModel):
         return network
     text = teacher.text
-    assert text is not None, "a text-conditioned network's row says how it reads prompts"
+    if text is None or not isinstance(network, TextNetwork):
+        raise TypeError(
+            f"{type(network).__name__} of teacher {teacher.name!r} must be a MaskedModel, or a "
+            "TextNetwork whose row sets `text`"
+        )
     zero = ZeroText(text.length, text.states_dim, text.pooled_dim)
     return TextConditioned(network, zero if conditions is None else conditions)
 
@@ -111,16 +93,14 @@ def _conditioned(
 def load_prompts(
     teacher: Teacher, prompts: Sequence[str] | None, weights: Path | None = None
 ) -> Prompts | None:
-    """The prompts with the teacher's text encoder on the CPU; None for a class-conditional one.
+    """The prompts with the teacher's text encoder on the CPU; None if its condition is a class.
 
     Args:
-        teacher: The row.
-        prompts: What it shall draw; a class-conditional teacher takes None.
         weights: Folder with the row's weight files.
 
     Raises:
-        DimoError: Prompts that are missing, or that the teacher cannot read; a missing or foreign
-            weights file.
+        DimoError: Prompts that are missing or that the teacher cannot read, or prompts for a
+            class-conditional teacher; a missing or foreign weights file.
     """
     text = teacher.text
     if text is None:
@@ -131,30 +111,50 @@ def load_prompts(
         return None
     if prompts is None:
         raise DimoError(
-            f"teacher {teacher.name!r} draws prompts; give them, to a distillation as a text file, "
-            "one a line: --set prompts=FILE"
+            f"teacher {teacher.name!r} draws prompts; give them, to a distillation as a text file "
+            "with one per line: --set prompts=FILE"
         )
     if text.check is not None:
         for prompt in dict.fromkeys(prompts):
             text.check(prompt)
-    needed = [weights_file(teacher, "text", weights)] if "text" in teacher.weights else []
-    encoder = text.encoder(*needed)
-    return Prompts(encoder, prompts, negative_prompt=text.negative_prompt)
+    files = [weights_file(teacher, "text", weights)] if "text" in teacher.weights else []
+    return Prompts(text.encoder(*files), prompts, negative_prompt=text.negative_prompt)
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A network ready to sample, with its tokenizer and the hash of its weights file.
+class Images:
+    """Images that a model drew.
 
     Attributes:
-        teacher: Its row, or that of its teacher.
+        pixels: uint8 [B, 3, H, W] on the CPU.
+        nfe: Network forwards per image.
+    """
+
+    pixels: Tensor
+    nfe: int
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def pil(self) -> list[Any]:
+        """One `PIL.Image` per image."""
+        from PIL import Image
+
+        return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in self.pixels]
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A network ready to sample, with its tokenizer.
+
+    Attributes:
+        teacher: The row; of a student, its teacher's.
         model: The network in eval mode.
-        tokenizer: Of the same row.
-        weights_sha256: Of the network's weights file.
+        weights_sha256: Hash of the network's weights file.
         name: Name in tables.
         student: None for a teacher.
-        precision: What the network computes in, see `dimo.models.cpu`.
-        unconditional: Predicts without the condition in guided sampling; None: the network itself.
+        precision: A key of `dimo.models.cpu.PRECISIONS`.
+        unconditional: Predicts the unconditional half of guidance; None: the network itself.
     """
 
     teacher: Teacher
@@ -168,18 +168,18 @@ class Loaded:
 
     @property
     def num_conditions(self) -> int:
-        """Classes, or prompts that were given."""
+        """Number of classes, or of the prompts it was loaded with."""
         return self.model.num_classes
 
     @property
     def condition_names(self) -> Sequence[str]:
-        """One name a class, or the prompts."""
+        """One name per class, or the prompts."""
         if isinstance(self.model, TextConditioned):
             return self.model.conditions.prompts
         return self.teacher.class_names
 
 
-def student_architecture(teacher: Teacher, method: str) -> Architecture:
+def student_architecture(teacher: Teacher, method: str) -> type[MaskedNetwork]:
     """The class of a student's network, which takes the constructor arguments of its teacher's.
 
     Args:
@@ -208,7 +208,7 @@ def load_teacher(
     weights: Path | None = None,
     precision: str | None = None,
     prompts: Sequence[str] | None = None,
-) -> Loaded:
+) -> Generator:
     """Loads a teacher and its tokenizer in eval mode.
 
     Args:
@@ -236,7 +236,7 @@ def load_student(
     precision: str | None = None,
     prompts: Sequence[str] | None = None,
     teacher_unconditional: bool | None = None,
-) -> Loaded:
+) -> Generator:
     """Loads a distilled student, found or to be found by `find_student`, with its tokenizer.
 
     Args:
@@ -268,19 +268,6 @@ def load_student(
     return dataclasses.replace(loaded, unconditional=beside)
 
 
-def load_model(
-    name: str,
-    *,
-    device: torch.device,
-    weights: Path | None = None,
-    precision: str | None = None,
-    prompts: Sequence[str] | None = None,
-) -> Loaded:
-    """The teacher of that name, else the student of that name or in that folder."""
-    load = load_teacher if name in TEACHERS else load_student
-    return load(name, device=device, weights=weights, precision=precision, prompts=prompts)
-
-
 def _load(
     teacher: Teacher,
     path: Path,
@@ -290,7 +277,7 @@ def _load(
     precision: str | None,
     student: StudentConfig | None = None,
     prompts: Sequence[str] | None = None,
-) -> Loaded:
+) -> Generator:
     # the tokenizer first: what is missing or foreign shows before the larger file is read
     tokenizer = teacher.tokenizer(weights_file(teacher, "tokenizer", weights)).to(device)
     conditions = load_prompts(teacher, prompts, weights)
@@ -300,10 +287,10 @@ def _load(
     architecture = student_architecture(teacher, method) if method else teacher.architecture
     model = _ready(load_network(teacher, path, conditions, architecture), device, precision)
     digest = sha256_file(path)
-    return Loaded(teacher, model, tokenizer, digest, title, student, precision or "float32")
+    return Generator(teacher, model, tokenizer, digest, title, student, precision or "float32")
 
 
-def _ready(network: Network, device: torch.device, precision: str | None) -> Network:
+def _ready(network: MaskedModel, device: torch.device, precision: str | None) -> MaskedModel:
     """The network on the device, ready for sampling in a precision."""
     network = network.to(device)
-    return network if precision is None else in_precision(network, precision)
+    return network if precision is None else prepare_for_inference(network, precision)
