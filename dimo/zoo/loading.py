@@ -1,7 +1,8 @@
 """Loading teachers and distilled students, and drawing images with them."""
 
 import dataclasses
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dimo.engine.distributed import choose_device
 from dimo.errors import DimoError, unknown_name
 from dimo.methods.di4c.network import Di4CStudent
 from dimo.models import MaskedModel, MaskedNetwork, TextNetwork, Tokenizer
 from dimo.models.cpu import prepare_for_inference
 from dimo.models.maskgit import MaskGIT
 from dimo.models.text import Conditions, Prompts, TextConditioned, ZeroText
+from dimo.rng import ImageNoise
+from dimo.samplers import SAMPLERS
+from dimo.samplers.base import Samples
+from dimo.samplers.student import sample_few_step, sample_one_step
 from dimo.util.files import sha256_file
 from dimo.weights.catalog import ASSETS, OFFICIAL, locate
 from dimo.zoo.students import METHODS, FoundStudent, StudentConfig, find_student
-from dimo.zoo.teachers import Teacher, get_teacher
+from dimo.zoo.teachers import TEACHERS, Teacher, TextConditioning, get_teacher
+
+_TEACHER_STEPS = 16
+# what a sampler takes from the settings of a one-step student
+_OF_STUDENT = ("init_mask_ratio", "embedding_noise", "token_initialization", "temperature")
+# parameters of samplers that are not settings
+_NO_SETTINGS = {"model", "student", "condition", "noise", "num_steps", "unconditional", "callback"}
+_NO_SETTINGS |= {*_OF_STUDENT[:3]}
 
 
 def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Path:
@@ -114,33 +127,25 @@ def load_prompts(
             f"teacher {teacher.name!r} draws prompts; give them, to a distillation as a text file "
             "with one per line: --set prompts=FILE"
         )
-    if text.check is not None:
-        for prompt in dict.fromkeys(prompts):
-            text.check(prompt)
+    _check_prompts(text, prompts)
     files = [weights_file(teacher, "text", weights)] if "text" in teacher.weights else []
     return Prompts(text.encoder(*files), prompts, negative_prompt=text.negative_prompt)
 
 
-@dataclass(frozen=True)
-class Images:
-    """Images that a model drew.
+def _check_prompts(text: TextConditioning, prompts: Sequence[str]) -> None:
+    if text.check is not None:
+        for prompt in dict.fromkeys(prompts):
+            text.check(prompt)
 
-    Attributes:
-        pixels: uint8 [B, 3, H, W] on the CPU.
-        nfe: Network forwards per image.
-    """
 
-    pixels: Tensor
-    nfe: int
-
-    def __len__(self) -> int:
-        return len(self.pixels)
+class Images(Tensor):
+    """uint8 [B, 3, H, W] on the CPU."""
 
     def pil(self) -> list[Any]:
-        """One `PIL.Image` per image."""
+        """A `PIL.Image` of each."""
         from PIL import Image
 
-        return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in self.pixels]
+        return [Image.fromarray(image) for image in self.permute(0, 2, 3, 1).numpy()]
 
 
 @dataclass(frozen=True)
@@ -177,6 +182,96 @@ class Generator:
         if isinstance(self.model, TextConditioned):
             return self.model.conditions.prompts
         return self.teacher.class_names
+
+    def sample(
+        self,
+        labels: Sequence[int] | Tensor | None = None,
+        *,
+        prompts: Sequence[str] | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        seed: int = 0,
+        batch_size: int = 50,
+        **settings: Any,
+    ) -> Images:
+        """Draws images; image i depends only on the seed, i and its condition.
+
+        They are those of `dimo sample` and `dimo bench` for the same seed and conditions.
+
+        Args:
+            labels: One class per image, or the number of a prompt it was loaded with.
+            prompts: In place of labels: one prompt per image.
+            steps: Sampling steps; default: 16 for a teacher, 1 for a one-step student.
+            sampler: A key of `dimo.samplers.SAMPLERS` for a teacher; default: the teacher's own.
+            batch_size: Images at a time; changes speed and memory only.
+            **settings: Settings of the sampler that replace the teacher's or student's, e.g.
+                `guidance_scale`, `temperature`.
+
+        Raises:
+            DimoError: Conditions of the wrong kind or out of range, an unknown sampler, or a
+                setting that it does not have or refuses.
+        """
+        model, labels = self._conditioned_on(labels, prompts)
+        run, chosen = self._sampler(sampler, steps, settings)
+        device = next(model.parameters()).device
+        conditions = torch.as_tensor(labels, dtype=torch.int64, device=device)
+        parts = []
+        with torch.inference_mode():
+            for index in torch.split(torch.arange(len(conditions), device=device), batch_size):
+                samples = run(model, conditions[index], ImageNoise(seed, index), **chosen)
+                levels = (self.tokenizer.decode(samples.tokens).float() + 1) * 127.5 + 0.5
+                parts.append(levels.floor().clamp(0, 255).to(torch.uint8).cpu())
+        return torch.cat(parts).as_subclass(Images)
+
+    def _conditioned_on(
+        self, labels: Sequence[int] | Tensor | None, prompts: Sequence[str] | None
+    ) -> tuple[MaskedModel, Sequence[int] | Tensor]:
+        model = self.model
+        if prompts is not None and isinstance(model, TextConditioned):
+            text, known = self.teacher.text, model.conditions
+            assert text is not None
+            assert isinstance(known, Prompts)
+            _check_prompts(text, prompts)
+            new = Prompts(known.encoder, prompts, negative_prompt=text.negative_prompt)
+            return TextConditioned(model.network, new), range(len(prompts))
+        if prompts is not None or labels is None or not len(labels):
+            example = "prompts=['...']" if self.teacher.text else "labels=[0]"
+            raise DimoError(f"{self.name} needs one condition per image; e.g. {example}")
+        return model, labels
+
+    def _sampler(
+        self, name: str | None, steps: int | None, settings: dict[str, Any]
+    ) -> tuple[Callable[..., Samples], dict[str, Any]]:
+        """The sampler and its keyword arguments."""
+        student, own = self.student, self.teacher.defaults
+        if student is not None and name is not None:
+            raise DimoError(f"sampler {name!r} is for teachers; leave it out for {self.name}")
+        steps = steps or (METHODS[student.method].usual_steps if student else _TEACHER_STEPS)
+        chosen: dict[str, Any] = {"num_steps": steps}
+        if student is not None and METHODS[student.method].is_one_step:
+            run: Callable[..., Samples] = sample_one_step if steps == 1 else sample_few_step
+            chosen |= {key: getattr(student, key) for key in _OF_STUDENT}
+        else:
+            name = name or ("confidence" if student else own.sampler)
+            if name not in SAMPLERS:
+                raise unknown_name("sampler", name, SAMPLERS)
+            run = SAMPLERS[name]
+            chosen |= {key: value for key, value in vars(own).items() if value is not None}
+            if name != own.sampler:
+                del chosen["mask_schedule"]
+            if student is not None:
+                chosen["temperature"] = student.temperature
+                chosen["guidance_scale"] = student.guidance_scale or own.guidance_scale
+        if self.unconditional is not None:
+            chosen["unconditional"] = self.unconditional
+        takes = inspect.signature(run).parameters
+        for key in settings:
+            if key not in takes:
+                allowed = ", ".join(key for key in takes if key not in _NO_SETTINGS)
+                raise DimoError(f"this sampler has no setting {key!r}; allowed: {allowed}")
+        if "temperature" in settings:
+            chosen["final_temperature"] = None  # a given temperature holds at every step
+        return run, {k: v for k, v in {**chosen, **settings}.items() if k in takes}
 
 
 def student_architecture(teacher: Teacher, method: str) -> type[MaskedNetwork]:
@@ -266,6 +361,40 @@ def load_student(
     path = weights_file(teacher, "transformer", weights)
     beside = _ready(load_network(teacher, path), device, precision)
     return dataclasses.replace(loaded, unconditional=beside)
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    device: str | torch.device = "auto",
+    weights: str | Path | None = None,
+    precision: str | None = "float32",
+    prompts: Sequence[str] | None = None,
+) -> Generator:
+    """Loads a teacher or a student by its name, a run folder, or a file of weights.
+
+    Args:
+        name_or_path: A key of `TEACHERS`, or as in `find_student`.
+        device: "auto" takes a GPU if there is one.
+        weights: Folder of weight files; default: the bundled or the fetched ones.
+        precision: A key of `dimo.models.cpu.PRECISIONS`, what it computes in; None leaves the
+            network fit for training.
+        prompts: What the labels of a text-conditioned model stand for; `Generator.sample` takes
+            others.
+
+    Raises:
+        DimoError: As `load_teacher` and `load_student`; an unknown device.
+    """
+    folder = None if weights is None else Path(weights)
+    name, student = str(name_or_path), None
+    if name not in TEACHERS:
+        student = find_student(name_or_path, weights=folder)
+    text = get_teacher(student.config.teacher if student else name).text
+    if prompts is None and text is not None:
+        prompts = [text.negative_prompt]
+    given: dict[str, Any] = {"weights": folder, "precision": precision, "prompts": prompts}
+    given["device"] = choose_device(str(device))
+    return load_student(student, **given) if student else load_teacher(name, **given)
 
 
 def _load(
