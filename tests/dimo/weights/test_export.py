@@ -106,15 +106,22 @@ def test_what_cannot_be_exported(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "unfinished"]
 
 
+@pytest.mark.parametrize(("teacher", "temperature"), [("digits", 1.0), ("maskgit", 7.0)])
+def test_defaults_are_those_of_the_teachers_recipe(teacher, temperature, small_maskgit, tmp_path):
+    source = {"digits": "digits-dimo", "maskgit": small_maskgit / "pytorch_model.bin"}[teacher]
+    file = find_student(source).path if teacher == "digits" else source
+    student = import_student(file, tmp_path / "run", teacher=teacher)
+    assert (student.init_mask_ratio, student.embedding_noise) == (0.6, 0.1)
+    assert student.temperature == temperature
+    assert student.temperature_selected_by == f"as in the recipe of teacher '{teacher}'"
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"teacher": "maskgt"}, "did you mean 'maskgit'"),
         ({"teacher": "digits"}, "do not fit MaskGIT"),
         ({"teacher": "halton-tiny"}, "a Halton-MaskGIT transformer is needed"),
         ({"init_mask_ratio": 1.1}, "--init-mask-ratio 1.1 is out of range"),
-        ({"embedding_noise": -1.0}, "--embedding-noise -1 is out of range"),
-        ({"temperature": 0.0}, "--temperature 0 is out of range"),
         ({"temperature": float("nan")}, "--temperature nan is out of range"),
     ],
 )
