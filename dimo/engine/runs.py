@@ -12,7 +12,6 @@ import torch
 
 from dimo import rng
 from dimo.config import DistillationRecipe, DistillRecipe, TrainRecipe, load_recipe, to_toml
-from dimo.data.tokens import load_tokens
 from dimo.engine.distributed import Ranks, ranks
 from dimo.engine.loop import OnStep, Watcher, fit
 from dimo.errors import DimoError
@@ -30,6 +29,7 @@ from dimo.zoo.bundled import OnTokenizer
 from dimo.zoo.loading import (
     load_network,
     load_prompts,
+    load_tokens,
     make_network,
     student_architecture,
     weights_file,

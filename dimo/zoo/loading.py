@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dimo.data.tokens import TokenData, read_tokens, token_data
 from dimo.engine.distributed import choose_device
 from dimo.errors import DimoError, unknown_name
 from dimo.methods.di4c.network import Di4CStudent
@@ -23,6 +24,7 @@ from dimo.samplers.base import Samples
 from dimo.samplers.student import sample_few_step, sample_one_step
 from dimo.util.files import sha256_file
 from dimo.weights.catalog import ASSETS, OFFICIAL, locate
+from dimo.zoo.bundled import EncodedImages
 from dimo.zoo.students import METHODS, FoundStudent, StudentConfig, find_student
 from dimo.zoo.teachers import TEACHERS, Teacher, TextConditioning, get_teacher
 
@@ -304,15 +306,13 @@ def load_teacher(
     precision: str | None = None,
     prompts: Sequence[str] | None = None,
 ) -> Generator:
-    """Loads a teacher and its tokenizer in eval mode.
+    """Loads a teacher and its tokenizer.
 
     Args:
-        name: A key of `TEACHERS`.
-        device: Where to put both.
-        weights: Folder with the row's weight files; None: those shipped, or those fetched.
-        precision: Makes the network ready for sampling in it, see `dimo.models.cpu`; None:
-            leaves it as it is, to be trained too.
-        prompts: What the labels stand for, if the teacher draws prompts; else None.
+        weights: Folder with the row's weight files; None: the bundled or the fetched ones.
+        precision: Prepares the network for sampling, see `dimo.models.cpu`; None: leaves it fit
+            for training.
+        prompts: What the labels stand for, if the condition is text; else None.
 
     Raises:
         DimoError: Unknown teacher or precision; a missing or foreign weights file; as
@@ -332,19 +332,16 @@ def load_student(
     prompts: Sequence[str] | None = None,
     teacher_unconditional: bool | None = None,
 ) -> Generator:
-    """Loads a distilled student, found or to be found by `find_student`, with its tokenizer.
+    """Loads a distilled student and its tokenizer; arguments as of `load_teacher`.
 
     Args:
-        run: As in `find_student`.
-        device: Where to put the networks.
-        weights: Folder of the weights; None: those shipped, or those fetched.
-        precision: As in `load_teacher`.
-        teacher_unconditional: Loads the teacher's network too, for the unconditional branch of
-            guided sampling (the official `--lfg` of di4c); None: as the student's settings say.
+        run: As in `find_student`, or what that returned.
+        teacher_unconditional: Also load the teacher's network, for the unconditional half of
+            guidance (the official `--lfg` of di4c); None: as in the student's settings.
 
     Raises:
-        DimoError: As `find_student` and `load_prompts`; weights that do not fit; unknown precision;
-            a one-step student with a teacher beside it.
+        DimoError: As `find_student` and `load_teacher`; weights that do not fit; a one-step student
+            with `teacher_unconditional`.
     """
     found = run if isinstance(run, FoundStudent) else find_student(run, weights=weights)
     config, teacher = found.config, get_teacher(found.config.teacher)
@@ -397,6 +394,31 @@ def load(
     return load_student(student, **given) if student else load_teacher(name, **given)
 
 
+def load_tokens(path: Path | None, *, teacher: str, weights: Path | None = None) -> TokenData:
+    """Reads a token cache, or encodes the data set that comes with the teacher.
+
+    Args:
+        path: What `dimo encode` wrote; None: the bundled data.
+        weights: Folder of the tokenizer's weights.
+
+    Raises:
+        DimoError: No data, a missing tokenizer, or as `dimo.data.tokens.read_tokens`.
+    """
+    row = get_teacher(teacher)
+    if path is None and (row.bundled is None or row.text is not None):
+        raise DimoError(
+            f"teacher {teacher!r} comes without data; encode a folder or WebDataset of images: "
+            f"dimo encode PATH --teacher {teacher} -o tokens.safetensors"
+        )
+    tokenizer = row.tokenizer(weights_file(row, "tokenizer", weights))
+    if path is not None:
+        return read_tokens(path, row, tokenizer)
+    assert row.bundled is not None
+    data = row.bundled.training_data(tokenizer)
+    assert isinstance(data, EncodedImages), "bundled classes are a fixed set of images"
+    return token_data(data.tokens, data.labels)
+
+
 def _load(
     teacher: Teacher,
     path: Path,
@@ -407,7 +429,7 @@ def _load(
     student: StudentConfig | None = None,
     prompts: Sequence[str] | None = None,
 ) -> Generator:
-    # the tokenizer first: what is missing or foreign shows before the larger file is read
+    # the tokenizer first: a missing or foreign file is reported before the larger one is read
     tokenizer = teacher.tokenizer(weights_file(teacher, "tokenizer", weights)).to(device)
     conditions = load_prompts(teacher, prompts, weights)
     if conditions is not None:
@@ -420,6 +442,5 @@ def _load(
 
 
 def _ready(network: MaskedModel, device: torch.device, precision: str | None) -> MaskedModel:
-    """The network on the device, ready for sampling in a precision."""
     network = network.to(device)
     return network if precision is None else prepare_for_inference(network, precision)

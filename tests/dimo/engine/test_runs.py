@@ -10,7 +10,6 @@ from safetensors.torch import load
 from bench.rows.rows import jobs_of
 from bench.rows.settings import Choice, sample_tokens
 from dimo.config import load_distillation, load_recipe
-from dimo.data.tokens import load_tokens
 from dimo.engine.distributed import Ranks
 from dimo.engine.runs import distill
 from dimo.errors import DimoError
@@ -27,6 +26,7 @@ from dimo.zoo.loading import (
     load_network,
     load_student,
     load_teacher,
+    load_tokens,
     student_architecture,
     weights_file,
 )
