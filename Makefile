@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# uv installs several times faster than pip, which does it where uv cannot be had.
+UV := 0.13.9
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo test check perf setup clean
 
@@ -16,7 +19,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "dimo needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@echo "installing into .venv (about 6 GB with PyTorch)"
+	$(PIP) "uv==$(UV)" && $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev]" || \
+	  $(PIP) -c constraints.txt -e ".[dev]"
 	@touch $@
 
 demo: $(READY)

@@ -1,6 +1,7 @@
 """Who may import whom (DESIGN sec. 2), and what the light commands must not load."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+# Low to high: a module imports from its own layer and those below. The longest prefix counts.
+LAYERS = [
+    ["dimo.errors", "dimo.util"],
+    ["dimo.weights", "dimo.rng", "dimo.masking"],
+    ["dimo.models", "dimo.data"],
+    ["dimo.guidance", "dimo.initialization", "dimo.samplers"],
+    ["dimo.engine"],
+    ["dimo.methods", "dimo.config"],
+    ["dimo.zoo"],
+    ["dimo.engine.runs", "dimo.engine.estimate"],
+    ["dimo.weights.convert", "dimo.weights.exchange", "dimo.data.encode"],
+    ["bench.protocol", "bench.images"],
+    ["bench.features"],
+    ["bench.metrics", "bench.records", "bench.rows"],
+    ["bench.suites"],
+    ["bench.tuning", "bench.monitor", "bench.runner"],
+    ["bench.report"],
+    ["dimo.cli", "dimo.__main__"],
+]
+PUBLIC = {"dimo", "bench"}  # lazy: they name what lies above them
 # each third-party package has one door, or a few that are named here
 DOORS = {
     "accelerate": {"dimo/engine/distributed.py"},
@@ -53,20 +74,80 @@ def _files(package):
     return sorted((ROOT / package).rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", _files("dimo"), ids=str)
-def test_only_the_command_line_sees_bench(path):
-    if path.parent.name != "cli":
-        assert not [name for name in _imports(path) if name.split(".")[0] == "bench"]
+def _module(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@pytest.mark.parametrize("package", DOORS)
-def test_each_dependency_has_its_door(package):
-    users = {
-        _door(str(path.relative_to(ROOT)))
-        for path in _files("dimo") + _files("bench")
-        if any(name.split(".")[0] == package for name in _imports(path))
-    }
-    assert users == DOORS[package]
+def _imported_modules(path, modules):
+    """Our modules that a file imports, also inside functions and for type checking."""
+    names = set(_imports(path)) & modules.keys()
+    return names - PUBLIC - {_module(path)}
+
+
+MODULES = {_module(path): path for path in _files("dimo") + _files("bench")}
+
+
+def _layer(module):
+    """Number of the layer with the longest prefix of the module's name."""
+    prefixes = [
+        (len(prefix), number)
+        for number, layer in enumerate(LAYERS)
+        for prefix in layer
+        if module == prefix or module.startswith(prefix + ".")
+    ]
+    assert prefixes, f"{module} is in no layer"
+    return max(prefixes)[1]
+
+
+def test_imports_go_one_way():
+    upward = [
+        f"{module} imports {name}"
+        for module, path in MODULES.items()
+        if module not in PUBLIC
+        for name in _imported_modules(path, MODULES)
+        if _layer(name) > _layer(module)
+    ]
+    assert not upward
+
+
+def test_no_circle_between_modules():
+    edges = {m: _imported_modules(p, MODULES) for m, p in MODULES.items() if m not in PUBLIC}
+    sorter = graphlib.TopologicalSorter(edges)
+    sorter.prepare()  # raises CycleError
+
+
+def test_each_dependency_has_its_door():
+    users = {package: set() for package in DOORS}
+    for path in MODULES.values():
+        for package in {name.split(".")[0] for name in _imports(path)} & DOORS.keys():
+            users[package].add(_door(str(path.relative_to(ROOT))))
+    assert users == DOORS
+
+
+def test_the_shape_of_the_house():
+    for package, most in (("dimo", 8), ("bench", 6)):
+        assert len(list((ROOT / package).glob("*.py"))) <= most
+    assert len(MODULES) <= 165
+    long = {p.name: n for p in MODULES.values() if (n := len(p.read_text().splitlines())) > 450}
+    assert not long
+
+
+def test_long_parameter_lists_are_commands():
+    for path in MODULES.values():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and "cli" not in path.parts:
+                arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+                assert len(arguments) <= 10 + (
+                    arguments[:1] != [] and arguments[0].arg == "self"
+                ), f"{path}: {node.name}"
+
+
+def test_the_command_line_stays_in_the_command_line():
+    for module, path in MODULES.items():
+        text = path.read_text()
+        assert "sys.argv" not in text or module.startswith("dimo.cli"), module
+        assert "isinstance(recipe" not in text or module.startswith("dimo.methods"), module
 
 
 def _door(path):
@@ -105,12 +186,3 @@ def test_light_commands_do_not_load_torch(arguments, tmp_path):
         [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-
-
-def test_no_file_says_too_many_things():
-    long = {p.name: n for p in _files("dimo") + _files("bench") if (n := _lines(p)) > 450}
-    assert not long
-
-
-def _lines(path):
-    return len(path.read_text().splitlines())

@@ -43,11 +43,19 @@ def _rotated(x: Tensor, rotary: Rotary) -> Tensor:
     return x.float() * cos + turned * sin
 
 
+def frequencies(width: int, device: torch.device) -> Tensor:
+    """Geometric frequencies from 1 down to 1 / 10,000: float32 [width / 2].
+
+    The official code takes exp in float32, whose last bit differs from CPU to CPU; these are
+    rounded once, from float64.
+    """
+    half = torch.arange(width // 2, dtype=torch.float32, device=device)
+    return (-math.log(_THETA) * half / (width // 2)).double().exp().float()
+
+
 def sinusoid(values: Tensor, width: int = 256) -> Tensor:
     """Numbers [..] -> cosines, then sines, of geometric frequencies: float32 [.., width]."""
-    half = torch.arange(width // 2, dtype=torch.float32, device=values.device)
-    frequency = torch.exp(-math.log(_THETA) * half / (width // 2))
-    angle = values[..., None].float() * frequency
+    angle = values[..., None].float() * frequencies(width, values.device)
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 

@@ -682,8 +682,8 @@ _MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from bench.inputs import open_images
-from dimo.launch import peak_memory_bytes
+from bench.images import open_images
+from dimo.engine.distributed import peak_memory_bytes
 for number, path in enumerate(sys.argv[1:]):
     images = open_images([Path(path)])
     if number == 0:

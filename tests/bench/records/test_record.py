@@ -16,14 +16,13 @@ from bench.records.record import (
     MetricValue,
     ProtocolInfo,
     ResultRecord,
-    Trial,
     load_record,
     new_record,
     record_from_json,
     record_to_json,
     seal,
 )
-from bench.records.selection import Tuning
+from bench.records.selection import Trial, Tuning
 from dimo.errors import DimoError
 from dimo.util.files import sha256_bytes
 

@@ -305,7 +305,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
 from test_export import export, jobs_of_every_sampler
-from dimo.launch import ranks
+from dimo.engine.distributed import ranks
 with ranks() as group:
     for sampler, job in jobs_of_every_sampler().items():
         for name in (f"{{sampler}}.npz", sampler):

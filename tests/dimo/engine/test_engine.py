@@ -106,7 +106,7 @@ RANKS = """
 import json, sys
 sys.path.insert(0, {here!r})
 from test_engine import make_task, run_task
-from dimo.launch import ranks
+from dimo.engine.distributed import ranks
 with ranks() as group:
     curve = run_task(make_task(group, **{changes!r}), 50)
     if group.is_first:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 import torch
 from dimo.config import DistillRecipe
-from dimo.runs import distill
+from dimo.engine.runs import distill
 
 def run(out):
     recipe = DistillRecipe(

@@ -170,7 +170,7 @@ RANKS = """
 import json, sys
 sys.path.insert(0, {here!r})
 from test_muon import make_task, run_task
-from dimo.launch import ranks
+from dimo.engine.distributed import ranks
 with ranks() as group:
     task = make_task({shape!r}, group)
     losses = run_task(task, 0, 20)

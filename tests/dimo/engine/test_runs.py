@@ -144,7 +144,7 @@ RANKS = """
 import json, sys
 sys.path.insert(0, {here!r})
 from test_runs import curve_of, make_task
-from dimo.launch import ranks
+from dimo.engine.distributed import ranks
 with ranks() as group:
     curve = curve_of(make_task({method!r}, group, steps=4, batch_size=8, **{changes!r}), 4)
     if group.is_first:

@@ -239,7 +239,7 @@ def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path):
     code = f"""
 import resource, signal, torch
 from pathlib import Path
-from dimo.checkpoint import latest_checkpoint, save_checkpoint
+from dimo.engine.checkpoint import latest_checkpoint, save_checkpoint
 from dimo.errors import DimoError
 folder = Path({str(tmp_path)!r})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

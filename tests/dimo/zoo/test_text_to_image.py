@@ -300,7 +300,8 @@ def test_without_the_extra_the_error_says_so():
     code = (
         "import sys\n"
         "from dimo.errors import DimoError\n"
-        "from dimo.zoo.teachers import CLIPText, DiffusersVQ\n"
+        "from dimo.models.clip_text import CLIPText\n"
+        "from dimo.models.diffusers_vq import DiffusersVQ\n"
         "assert not {'diffusers', 'transformers'} & sys.modules.keys()\n"
         "sys.modules.update(diffusers=None, transformers=None)\n"
         "for cls in (CLIPText, DiffusersVQ):\n"
