@@ -1,9 +1,7 @@
 """What the transformers share: attention and the perturbation of token embeddings."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
@@ -22,23 +20,8 @@ _SHORT_ON_CPU = [SDPBackend.MATH]
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-_kernels_of: ContextVar[str] = ContextVar(
-    "kernels_of", default=""
-)  # a device type; "": the tensor's
-
-
-@contextmanager
-def gpu_kernels() -> Iterator[None]:
-    """Computes on any device as on a GPU, for an estimate of what that keeps in memory."""
-    token = _kernels_of.set("cuda")
-    try:
-        yield
-    finally:
-        _kernels_of.reset(token)
-
-
 def _on_cpu(x: Tensor) -> bool:
-    return (_kernels_of.get() or x.device.type) == "cpu"
+    return x.device.type == "cpu"
 
 
 class Dropout(nn.Dropout):

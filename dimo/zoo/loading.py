@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dimo.errors import DimoError, unknown_name
-from dimo.methods.di4c.network import Di4CStudent
+from dimo.methods import METHODS
 from dimo.models import MaskedModel, Tokenizer
 from dimo.models.cpu import in_precision
 from dimo.models.halton import HaltonMaskGIT
@@ -22,7 +22,7 @@ from dimo.models.scenes import SceneTransformer
 from dimo.models.text import Conditions, Prompts, TextConditioned, ZeroText
 from dimo.util.files import sha256_file
 from dimo.weights.catalog import ASSETS, OFFICIAL, locate
-from dimo.zoo.students import METHODS, FoundStudent, StudentConfig, find_student
+from dimo.zoo.students import FoundStudent, StudentConfig, find_student
 from dimo.zoo.teachers import (
     TEACHERS,
     Architecture,
@@ -184,21 +184,20 @@ def student_architecture(teacher: Teacher, method: str) -> Architecture:
 
     Args:
         teacher: The row.
-        method: A key of `dimo.zoo.students.METHODS`.
+        method: A key of `dimo.methods.METHODS`.
 
     Raises:
         DimoError: Unknown method, or one that this teacher's network cannot have.
     """
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
-    if not METHODS[method].has_latent:
-        return teacher.architecture
-    if teacher.architecture is not MaskGIT:
+    architecture = METHODS[method].distillation.network(teacher.architecture)
+    if architecture is None:
         raise DimoError(
-            f"method {method!r} needs a teacher with the MaskGIT network, and that of "
-            f"{teacher.name!r} is {teacher.architecture.__name__}; use e.g. --teacher digits"
+            f"method {method!r} has no student network for teacher {teacher.name!r} "
+            f"({teacher.architecture.__name__}); use another --method, or e.g. --teacher digits"
         )
-    return Di4CStudent
+    return architecture
 
 
 def load_teacher(

@@ -100,7 +100,7 @@ class Teacher:
         label_smoothing: Of the teacher's training; the auxiliary model uses the same.
         defaults: Sampler settings for comparisons.
         recipe: The Di[M]O recipe taken when none is named; None: there is none yet.
-        other_recipes: Those of the other methods, by their keys in `dimo.zoo.students.METHODS`.
+        other_recipes: Those of the other methods, by their keys in `dimo.methods.METHODS`.
         text: How it reads prompts; None: its condition is a class.
         world: The embedded data it is trained from; None: its weights are published.
     """
