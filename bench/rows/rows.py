@@ -28,8 +28,9 @@ from bench.rows.settings import (
     teacher_settings,
 )
 from dimo.errors import DimoError
+from dimo.methods import METHODS
 from dimo.zoo.loading import Generator, load_student, load_teacher
-from dimo.zoo.students import METHODS, PUBLISHED_STUDENTS, FoundStudent, find_student
+from dimo.zoo.students import PUBLISHED_STUDENTS, FoundStudent, find_student
 from dimo.zoo.teachers import TEACHERS, Teacher, get_teacher
 
 _FORM = "[NAME=]MODEL[@STEPS], e.g. runs/mine, di4c=runs/mine or di4c=runs/mine@2,4"

@@ -159,7 +159,7 @@ def sample(
     try:
         with ranks() as group, terminal.work_bar() as progress:
             place = choose_device(device)
-            (job,) = group.alike(lambda: load(place))
+            (job,) = group.synchronized(lambda: load(place))
             done = export_images(
                 job,
                 out,

@@ -15,7 +15,7 @@ from dimo.models import Tokenizer
 from dimo.util.schema import Origin, decode, encode
 from dimo.weights.files import read_tensors, save_tensors, state_sha256
 
-_NEXT_STEP = "write it again with: dimo encode"
+_NEXT_STEP = "make it again with: dimo encode"
 
 
 class CacheTarget(Protocol):

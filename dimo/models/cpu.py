@@ -6,9 +6,7 @@ weights for oneDNN. `drop_out` and `attend` replace PyTorch's slower CPU kernels
 
 import math
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import cache, partial
 from typing import ClassVar, TypeAlias, TypeVar
 
@@ -135,24 +133,6 @@ class _Product(nn.Module):
         then: tuple[str, list[float], str] = ("gelu", [], "none") if self.gelu else ("none", [], "")
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *then)
         return out.to(self.dtype)
-
-
-_kernels_of: ContextVar[str] = ContextVar("kernels_of", default="")  # "": the tensor's device
-
-
-@contextmanager
-def gpu_kernels() -> Iterator[None]:
-    """Computes on any device as on a GPU, to estimate what that keeps in memory."""
-    token = _kernels_of.set("cuda")
-    try:
-        yield
-    finally:
-        _kernels_of.reset(token)
-
-
-def uses_cpu_kernels(x: Tensor) -> bool:
-    """Whether the functions below take the place of PyTorch's for x."""
-    return (_kernels_of.get() or x.device.type) == "cpu"
 
 
 def drop_out(x: Tensor, rate: float) -> Tensor:

@@ -18,12 +18,12 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         rate = self.p if self.training else 0.0
-        return cpu.drop_out(x, rate) if rate and cpu.uses_cpu_kernels(x) else F.dropout(x, rate)
+        return cpu.drop_out(x, rate) if rate and x.device.type == "cpu" else F.dropout(x, rate)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for q, k, v [B, heads, L, d]; `dropout` is of the weights."""
-    if cpu.uses_cpu_kernels(q):
+    if q.device.type == "cpu":
         return cpu.attend(q, k, v, dropout)
     with sdpa_kernel(cpu.FUSED_ATTENTION):
         out: Tensor = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)

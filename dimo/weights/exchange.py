@@ -2,12 +2,14 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dimo.config import DistillRecipe, load_recipe
+from dimo.config import load_distillation
 from dimo.errors import DimoError
+from dimo.methods import METHODS
 from dimo.util.files import replacing, sha256_file
 from dimo.weights.files import check_state, read_state_dict, save_tensors
 from dimo.zoo.loading import load_network, student_architecture
@@ -111,19 +113,16 @@ def import_student(
     return config
 
 
-def _recipe_settings(teacher: Teacher) -> dict[str, float | None]:
+def _recipe_settings(teacher: Teacher) -> dict[str, Any]:
     """How a student of the teacher's Di[M]O recipe is sampled."""
     if teacher.recipe is None:
         raise DimoError(
             f"teacher {teacher.name!r} has no recipe to take defaults from; give "
             "--init-mask-ratio, --embedding-noise and --temperature"
         )
-    recipe = load_recipe(DistillRecipe, teacher.recipe)
-    return {
-        "init_mask_ratio": recipe.sampling_mask_ratio,
-        "embedding_noise": recipe.embedding_noise,
-        "temperature": recipe.temperature,
-    }
+    recipe = load_distillation(teacher.recipe)
+    settings = METHODS["dimo"].distillation.student_settings(recipe)
+    return {**settings, "temperature": recipe.temperature}
 
 
 def _checked_state(teacher: Teacher, path: Path, method: str) -> dict[str, Tensor]:

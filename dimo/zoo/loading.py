@@ -13,10 +13,9 @@ from torch import Tensor
 from dimo.data.tokens import TokenData, read_tokens, token_data
 from dimo.engine.distributed import choose_device
 from dimo.errors import DimoError, unknown_name
-from dimo.methods.di4c.network import Di4CStudent
+from dimo.methods import METHODS
 from dimo.models import MaskedModel, MaskedNetwork, TextNetwork, Tokenizer
 from dimo.models.cpu import prepare_for_inference
-from dimo.models.maskgit import MaskGIT
 from dimo.models.text import Conditions, Prompts, TextConditioned, ZeroText
 from dimo.rng import ImageNoise
 from dimo.samplers import SAMPLERS
@@ -25,7 +24,7 @@ from dimo.samplers.student import sample_few_step, sample_one_step
 from dimo.util.files import sha256_file
 from dimo.weights.catalog import ASSETS, OFFICIAL, locate
 from dimo.zoo.bundled import EncodedImages
-from dimo.zoo.students import METHODS, FoundStudent, StudentConfig, find_student
+from dimo.zoo.students import FoundStudent, StudentConfig, find_student
 from dimo.zoo.teachers import TEACHERS, Teacher, TextConditioning, get_teacher
 
 _TEACHER_STEPS = 16
@@ -248,13 +247,13 @@ class Generator:
         student, own = self.student, self.teacher.defaults
         if student is not None and name is not None:
             raise DimoError(f"sampler {name!r} is for teachers; leave it out for {self.name}")
-        steps = steps or (METHODS[student.method].usual_steps if student else _TEACHER_STEPS)
+        steps = steps or (METHODS[student.method].default_steps if student else _TEACHER_STEPS)
         chosen: dict[str, Any] = {"num_steps": steps}
         if student is not None and METHODS[student.method].is_one_step:
             run: Callable[..., Samples] = sample_one_step if steps == 1 else sample_few_step
             chosen |= {key: getattr(student, key) for key in _OF_STUDENT}
         else:
-            name = name or ("confidence" if student else own.sampler)
+            name = name or (METHODS[student.method].sampler if student else own.sampler)
             if name not in SAMPLERS:
                 raise unknown_name("sampler", name, SAMPLERS)
             run = SAMPLERS[name]
@@ -281,21 +280,20 @@ def student_architecture(teacher: Teacher, method: str) -> type[MaskedNetwork]:
 
     Args:
         teacher: The row.
-        method: A key of `dimo.zoo.students.METHODS`.
+        method: A key of `dimo.methods.METHODS`.
 
     Raises:
         DimoError: Unknown method, or one that this teacher's network cannot have.
     """
     if method not in METHODS:
         raise unknown_name("method", method, METHODS)
-    if not METHODS[method].has_latent:
-        return teacher.architecture
-    if teacher.architecture is not MaskGIT:
+    architecture = METHODS[method].distillation.network(teacher.architecture)
+    if architecture is None:
         raise DimoError(
-            f"method {method!r} needs a teacher with the MaskGIT network, and that of "
-            f"{teacher.name!r} is {teacher.architecture.__name__}; use e.g. --teacher digits"
+            f"method {method!r} has no student network for teacher {teacher.name!r} "
+            f"({teacher.architecture.__name__}); use another --method, or e.g. --teacher digits"
         )
-    return Di4CStudent
+    return architecture
 
 
 def load_teacher(

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from dimo.data import imagenet
 from dimo.errors import unknown_name
-from dimo.models import MaskedModel, MaskedNetwork, Tokenizer
+from dimo.models import MaskedNetwork, Tokenizer
 from dimo.models.clip_text import CLIPText
 from dimo.models.diffusers_vq import DiffusersVQ
 from dimo.models.digits import DigitsTokenizer
@@ -23,8 +23,6 @@ from dimo.models.scenes import SceneTokenizer, SceneTransformer, SceneWords
 from dimo.models.text import TextEncoder
 from dimo.models.vqgan import VQGAN
 from dimo.zoo.bundled import DIGITS, SCENES, BundledData
-
-Network: TypeAlias = MaskedModel  # of methods and estimates
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from dimo.config import DistillRecipe
+from dimo.engine.distributed import Runtime
 from dimo.engine.runs import distill
 from dimo.errors import DimoError
+from dimo.methods.dimo.method import DiMORecipe
 from dimo.weights.catalog import ASSETS
 from dimo.weights.exchange import export_student, import_student
 from dimo.weights.files import load_metadata, read_state_dict
@@ -20,14 +21,16 @@ SETTINGS = {"init_mask_ratio": 0.5, "embedding_noise": 0.2, "temperature": 3.0}
 @pytest.fixture
 def run(small_maskgit, tmp_path):
     """A finished run of the small teacher."""
-    recipe = DistillRecipe(
+    recipe = DiMORecipe(
         teacher="maskgit",
         steps=2,
         batch_size=4,
         learning_rate=1e-4,
         auxiliary_learning_rate=1e-4,
     )
-    distill(recipe, tmp_path / "run", recipe_name="mine", device=CPU, weights=small_maskgit)
+    distill(
+        recipe, tmp_path / "run", recipe_name="mine", runtime=Runtime(CPU), weights=small_maskgit
+    )
     return tmp_path / "run"
 
 

@@ -10,9 +10,10 @@ import torch
 
 from bench.rows.rows import jobs_of
 from bench.rows.settings import SamplerSettings, sample_tokens
-from dimo.config import DistillRecipe
+from dimo.engine.distributed import Runtime
 from dimo.engine.runs import distill
 from dimo.errors import DimoError
+from dimo.methods.dimo.method import DiMORecipe
 from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.weights.catalog import ASSETS, OFFICIAL
 from dimo.zoo.loading import load, load_student, load_teacher, make_network
@@ -159,14 +160,14 @@ def test_a_teacher_of_the_other_architecture_is_distilled_and_sampled(
         ("vq_ds16_c2i", golden_file("halton_llamagen_vq.weights.safetensors")),
     ):
         (weights / f"{name}.safetensors").write_bytes(source.read_bytes())
-    recipe = DistillRecipe(
+    recipe = DiMORecipe(
         teacher="halton-tiny",
         steps=2,
         batch_size=4,
         learning_rate=1e-4,
         auxiliary_learning_rate=1e-4,
     )
-    distill(recipe, tmp_path / "run", recipe_name="mine", device=CPU, weights=weights)
+    distill(recipe, tmp_path / "run", recipe_name="mine", runtime=Runtime(CPU), weights=weights)
     teacher = load("halton-tiny", device=CPU, weights=weights)
     student = load(str(tmp_path / "run"), device=CPU, weights=weights)
     assert student.student.teacher_sha256 == teacher.weights_sha256
