@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from dimo.cli.options import cache_folder
 from dimo.errors import DimoError
@@ -26,10 +26,9 @@ if TYPE_CHECKING:
     from bench.rows.grid import Row
     from bench.rows.rows import Job
     from bench.tuning import Bench
-    from dimo.config import DistillationRecipe
     from dimo.engine.loop import Task, Watcher
     from dimo.engine.tracking import Trackers
-    from dimo.methods.base import StudentTask
+    from dimo.methods.base import DistillationRecipe
     from dimo.models import MaskedModel, Tokenizer
     from dimo.models.text import Conditions
     from dimo.zoo.students import StudentConfig
@@ -139,7 +138,7 @@ def _protocol(wanted: Watching, teacher: "Teacher") -> "Protocol | None":
         _check_scorable(protocol)
         return protocol
     fitting = fitting_protocols(teacher)
-    if teacher.is_embedded and fitting:
+    if teacher.is_bundled and fitting:
         return fitting[0]
     if wanted.score_every:
         names = ", ".join(protocol.name for protocol in fitting) or "none"
@@ -245,18 +244,18 @@ class _View:
         self, network: "nn.Module", name: str, student: "StudentConfig | None"
     ) -> "list[Job]":
         from bench.rows.rows import jobs_of
+        from dimo.methods import METHODS
         from dimo.models.text import TextConditioned
-        from dimo.zoo.loading import Loaded
-        from dimo.zoo.students import METHODS
+        from dimo.zoo.loading import Generator
 
         network = _on(network, self.device)
         if self.conditions is not None:
             network = TextConditioned(cast("TextConditioned", network).network, self.conditions)
         model = cast("MaskedModel", network)
-        loaded = Loaded(self.teacher, model, self.tokenizer, "", name, student)
+        loaded = Generator(self.teacher, model, self.tokenizer, "", name, student)
         steps = sorted({min(count, self.teacher.num_tokens) for count in _TEACHER_STEPS})
-        usual = METHODS[self.recipe.method].usual_steps
-        return jobs_of(loaded, steps, student_steps=(usual,))
+        steps_of_student = METHODS[self.recipe.method].default_steps
+        return jobs_of(loaded, steps, student_steps=(steps_of_student,))
 
 
 def _on(network: "nn.Module", device: "torch.device") -> "nn.Module":
@@ -278,13 +277,13 @@ class _Pictures:
         from bench.rows.grid import draw_samples, sample_rows
         from dimo.engine.tracking import is_due, undisturbed
 
-        view, networks = self.view, cast("StudentTask", task).networks
+        view, networks = self.view, task.networks
         path = self.folder / f"step-{step:07d}.png"
         is_start = self.above is None
         if self.above is None:
             self.above = []
-            if view.teacher.is_embedded:
-                teacher = cast("StudentTask", task).teacher
+            if view.teacher.is_bundled:
+                teacher = cast("Any", task).teacher
                 with undisturbed(teacher):
                     jobs = view.teacher_jobs(teacher)
                     self.above = sample_rows(jobs, [], seed=_PICTURE_SEED, device=view.device)
@@ -323,7 +322,7 @@ class _Scores:
             return  # resumed where it was scored
         if not is_due(step, self.every, self.view.recipe.steps):
             return
-        protocol, ema = self.bench.protocol, cast("StudentTask", task).networks["ema"]
+        protocol, ema = self.bench.protocol, task.networks["ema"]
         seeds, criterion = protocol.seeds, criterion_of(protocol)
         assert criterion is not None, "such a protocol was refused"
         start = time.monotonic()

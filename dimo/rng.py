@@ -16,6 +16,7 @@ from torch import Tensor
 _GAMMA = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
+_BELOW_1 = 1 - 2.0**-24  # the largest float32 below 1
 
 
 def _signed(value: int) -> int:
@@ -68,10 +69,11 @@ def _uniform64(bits: Tensor) -> Tensor:
 
 
 def _uniform32(seed: int, index: Tensor, stream: str, count: int) -> Tensor:
-    """Uniform draws in (0, 1), float32 [B, count]: 24 bits each, two from one hash."""
+    """Uniform draws strictly inside (0, 1), float32 [B, count]: 24 bits each, two from one hash."""
     number = torch.arange((count + 1) // 2, device=index.device)
     halves = _bits(seed, index, stream, number).view(torch.int32)[:, :count]
-    return ((halves >> 8) & 0xFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-24)
+    u = ((halves >> 8) & 0xFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-24)
+    return u.clamp_max_(_BELOW_1)  # 2^24 - 0.5 is no float32: the largest draw rounds to 1
 
 
 def gumbel(

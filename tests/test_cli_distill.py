@@ -13,9 +13,10 @@ from bench.monitor import Watching, watching
 from bench.protocol.catalog import data_dir
 from bench.rows.rows import load_planned, plan_models
 from bench.rows.settings import sample_images
-from dimo.config import DistillRecipe
+from dimo.engine.distributed import Runtime
 from dimo.engine.runs import distill
 from dimo.errors import DimoError
+from dimo.methods.dimo.method import DiMORecipe
 from dimo.weights.catalog import ASSETS
 
 CPU = torch.device("cpu")
@@ -34,7 +35,7 @@ def protocol(tmp_path_factory):
     return path
 
 
-RECIPE = DistillRecipe(
+RECIPE = DiMORecipe(
     teacher="digits",
     steps=80,
     batch_size=8,
@@ -48,7 +49,7 @@ RECIPE = DistillRecipe(
 
 def distil(out, wanted, **options):
     with watching(wanted, RECIPE, out, device=CPU, weights=None) as watchers:
-        distill(RECIPE, out, recipe_name="test", device=CPU, watchers=watchers, **options)
+        distill(RECIPE, out, recipe_name="test", runtime=Runtime(CPU), watchers=watchers, **options)
     return out
 
 
@@ -64,7 +65,7 @@ def curve_of(folder):
 
 def test_watching_changes_no_bit(watched, tmp_path):
     folder, _ = watched
-    distill(RECIPE, tmp_path / "run", recipe_name="test", device=CPU)
+    distill(RECIPE, tmp_path / "run", recipe_name="test", runtime=Runtime(CPU))
     for name in ("student.safetensors", "metrics.jsonl"):
         assert (folder / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
@@ -132,7 +133,7 @@ def test_only_the_first_rank_watches(tmp_path):
 
 def test_a_teacher_without_a_tokenizer_here_has_no_pictures(small_maskgit, tmp_path, capsys):
     (small_maskgit / "last.ckpt").unlink()
-    recipe = DistillRecipe(
+    recipe = DiMORecipe(
         teacher="maskgit",
         steps=1,
         batch_size=2,
@@ -146,7 +147,7 @@ def test_a_teacher_without_a_tokenizer_here_has_no_pictures(small_maskgit, tmp_p
 
 
 def test_official_teachers_have_pictures_without_the_teacher(small_maskgit, tmp_path):
-    recipe = DistillRecipe(
+    recipe = DiMORecipe(
         teacher="maskgit",
         steps=1,
         batch_size=2,
@@ -155,7 +156,14 @@ def test_official_teachers_have_pictures_without_the_teacher(small_maskgit, tmp_
     )
     out = tmp_path / "run"
     with watching(Watching(), recipe, out, device=CPU, weights=small_maskgit) as watchers:
-        distill(recipe, out, recipe_name="x", device=CPU, weights=small_maskgit, watchers=watchers)
+        distill(
+            recipe,
+            out,
+            recipe_name="x",
+            runtime=Runtime(CPU),
+            weights=small_maskgit,
+            watchers=watchers,
+        )
     assert len(list((out / "samples").iterdir())) == 2
     assert not (out / "curve.jsonl").exists()
 
@@ -272,7 +280,7 @@ def test_mistakes_are_one_line_and_write_nothing(run, mistake, tmp_path):
 
 
 def test_scores_need_a_protocol(small_maskgit, tmp_path):
-    recipe = DistillRecipe(
+    recipe = DiMORecipe(
         teacher="maskgit", steps=1, learning_rate=1e-4, auxiliary_learning_rate=1e-4
     )
     wanted, out = Watching(score_every=5), tmp_path / "run"

@@ -21,11 +21,11 @@ from bench.images.codec import centre_crop, encode_png
 from dimo.cli import main
 from dimo.data import digits
 from dimo.data.encode import encode_images
-from dimo.data.tokens import load_tokens, read_cache_info
+from dimo.data.tokens import read_cache_info
 from dimo.errors import DimoError
 from dimo.weights.catalog import ASSETS
 from dimo.weights.files import load_metadata, read_state_dict, save_tensors
-from dimo.zoo.loading import load_teacher, weights_file
+from dimo.zoo.loading import load_teacher, load_tokens, weights_file
 from dimo.zoo.teachers import get_teacher
 
 CPU = torch.device("cpu")
@@ -76,14 +76,14 @@ def encode(folder, out, *, batch=64, progress=lambda done: None, **options):
         torch.from_numpy(class_folders(images.names)),
         out,
         names=images.names,
-        teacher=row,
+        target=row,
         tokenizer=row.tokenizer(weights_file(row, "tokenizer")),
         progress=progress,
         **options,
     )
 
 
-def of_embedded(labels):
+def of_bundled(labels):
     """Tokens of the first digits in order of class, as a set with folders has them."""
     whole = load_tokens(None, teacher="digits")
     order = torch.argsort(whole.labels[:COUNT], stable=True)
@@ -98,12 +98,12 @@ def test_a_folder_for_each_class(dimo, folder, cache):
     assert "t.safetensors: 200 images," in err
     data = load_tokens(Path("t.safetensors"), teacher="digits")
     assert (data.tokens.dtype, data.labels.dtype) == (torch.int64, torch.int64)
-    assert torch.equal(data.tokens, of_embedded(data.labels))
+    assert torch.equal(data.tokens, of_bundled(data.labels))
     assert len(told["tokenizer_sha256"]) == len(told["source_sha256"]) == len(data.sha256) == 64
     assert Path("t.safetensors").read_bytes() == cache.read_bytes()
     assert [path.name for path in Path().iterdir()] == ["t.safetensors"]
     _, err = dimo("encode", folder, "-o", "t.safetensors")
-    assert "all there already" in err
+    assert "already encoded" in err
 
 
 def test_embedded_data_has_the_hash_of_its_content():
@@ -352,7 +352,7 @@ def test_mistakes_are_one_line(dimo, folder, tmp_path, mistake):
 def test_a_second_process_waits(folder, tmp_path):
     part = (tmp_path / "x.safetensors.part").open("wb")
     fcntl.flock(part, fcntl.LOCK_EX)
-    with pytest.raises(DimoError, match="being made by another process"):
+    with pytest.raises(DimoError, match="being written by another process"):
         encode(folder, tmp_path / "x.safetensors")
     part.close()
 

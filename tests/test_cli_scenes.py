@@ -18,10 +18,13 @@ from bench.suites.geneval.layout import write_prompts
 from bench.suites.geneval.prompts import embedded_prompts, prompts_of
 from bench.suites.geneval.suite import DetectorBench
 from dimo.cli import main
-from dimo.config import DistillRecipe, TrainRecipe, load_recipe
+from dimo.config import load_recipe
 from dimo.data import scenes
+from dimo.engine.distributed import Runtime
 from dimo.engine.runs import distill, train_teacher
 from dimo.errors import DimoError
+from dimo.methods.dimo.method import DiMORecipe
+from dimo.methods.pretraining import TrainRecipe
 from dimo.zoo.loading import load_teacher
 
 CPU = torch.device("cpu")
@@ -38,8 +41,8 @@ def run(monkeypatch, folder, *arguments):
 
 
 def distil(out, weights, *watchers):
-    recipe = load_recipe(DistillRecipe, "scenes", ["steps=3", "batch_size=4"])
-    distill(recipe, out, recipe_name="x", device=CPU, weights=weights, watchers=watchers)
+    recipe = load_recipe(DiMORecipe, "scenes", ["steps=3", "batch_size=4"])
+    distill(recipe, out, recipe_name="x", runtime=Runtime(CPU), weights=weights, watchers=watchers)
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +231,7 @@ def test_a_training_is_scored_on_the_protocol_s_prompts_and_not_touched(
 
     monkeypatch.setattr(DetectorBench, "quality", noted)
     wanted = Watching(sample_every=3, score_every=3, score_protocol=str(world / "tiny.toml"))
-    recipe = load_recipe(DistillRecipe, "scenes", ["steps=3", "batch_size=4"])
+    recipe = load_recipe(DiMORecipe, "scenes", ["steps=3", "batch_size=4"])
     out, weights = tmp_path / "run", world / "teacher"
     with watching(wanted, recipe, out, device=CPU, weights=weights) as watchers:
         distil(out, weights, *watchers)
@@ -243,7 +246,7 @@ def test_a_training_is_scored_on_the_protocol_s_prompts_and_not_touched(
 
 
 def test_the_embedded_teacher_finds_its_protocol(world, tmp_path):
-    recipe = load_recipe(DistillRecipe, "scenes", ["steps=3"])
+    recipe = load_recipe(DiMORecipe, "scenes", ["steps=3"])
     for wanted, count in ((Watching(0), 2), (Watching(0, 1), 2), (Watching(0, 0), 1)):
         context = watching(wanted, recipe, tmp_path / "run", device=CPU, weights=world / "teacher")
         with context as watchers:
@@ -260,7 +263,7 @@ def test_the_embedded_teacher_finds_its_protocol(world, tmp_path):
     ],
 )
 def test_what_no_training_is_scored_by_is_refused(teacher, protocol, words, tmp_path):
-    recipe = dataclasses.replace(load_recipe(DistillRecipe, "digits", ["steps=3"]), teacher=teacher)
+    recipe = dataclasses.replace(load_recipe(DiMORecipe, "digits", ["steps=3"]), teacher=teacher)
     wanted = Watching(score_protocol=protocol)
     context = watching(wanted, recipe, tmp_path / "run", device=CPU, weights=None)
     with pytest.raises(DimoError, match=words):

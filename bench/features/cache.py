@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from bench.features import Extractor, Features
 from dimo.errors import DimoError
-from dimo.util.files import sha256_bytes, sha256_file, write_atomic
+from dimo.util.files import replacing, sha256_bytes, sha256_file, write_atomic
 from dimo.util.schema import canonical_json
 
 _OUTPUTS = ("features", "logits", "spatial")
@@ -77,22 +76,11 @@ class FeatureCache:
         if self.folder is None:
             return
         arrays = {k: a for k in _OUTPUTS if (a := getattr(features, k)) is not None}
-        temporary = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(".tmp", f".{key[:16]}.", self.folder)
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            digest = sha256_file(temporary)
-            Path(temporary).replace(self.folder / f"{key}.npz")
+            with replacing(self.folder / f"{key}.npz") as temporary:
+                with temporary.open("wb") as file:
+                    np.savez(file, **arrays)
+                digest = sha256_file(temporary)
             write_atomic(self.folder / f"{key}.json", json.dumps({"sha256": digest}) + "\n")
-        except (OSError, DimoError) as error:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            self.say(
-                f"features are not cached in {self.folder}: {reason}; the scores are not affected, "
-                "choose another folder with --cache"
-            )
+        except DimoError as error:
+            self.say(f"features are not cached: {error} with --cache; the scores are not affected")

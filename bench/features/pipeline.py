@@ -91,17 +91,17 @@ def features_of_paths(
     Raises:
         DimoError: The set cannot be read, or is not accepted; on all ranks alike.
     """
-    images = ranks.alike(lambda: open_images(paths, recursive=recursive, labels=labels))
+    images = ranks.synchronized(lambda: open_images(paths, recursive=recursive, labels=labels))
     total = len(images)
-    share = ranks.share(total, FORWARD_BATCH)
+    share = ranks.split(total, FORWARD_BATCH)
     meter = _Meter(progress, ranks, share, total)
     infos, findings = _scan(images, share, wanted, ranks, meter, count=count, balanced=balanced)
     accept(findings)
     content = content_sha256(infos, images.labels)
     key = feature_key(content, extractor, device.type)
     features = cache.get(key) if ranks.is_first else None
-    if not ranks.together(lambda: features is not None)[0]:
-        parts = ranks.together(
+    if not ranks.all_gather(lambda: features is not None)[0]:
+        parts = ranks.all_gather(
             lambda: _extract_share(images, share, extractor, meter.start("features")),
             first_only=True,
         )
@@ -155,8 +155,8 @@ def statistics_of_paths(
     Raises:
         DimoError: The set cannot be read, does not conform, or has fewer than `keep` images.
     """
-    images = ranks.alike(lambda: open_images(paths, recursive=recursive))
-    share = ranks.share(len(images), FORWARD_BATCH)
+    images = ranks.synchronized(lambda: open_images(paths, recursive=recursive))
+    share = ranks.split(len(images), FORWARD_BATCH)
     meter = _Meter(progress, ranks, share, len(images))
     infos, findings = _scan(images, share, wanted, ranks, meter, count=None, balanced=False)
     problems = findings.nonconforming
@@ -165,7 +165,7 @@ def statistics_of_paths(
     if problems:
         raise DimoError(f"not a reference for this protocol: {'; '.join(problems)}")
     kept = {len(images) * row // keep for row in range(keep)}
-    found = ranks.together(
+    found = ranks.all_gather(
         lambda: _accumulate(images, share, extractor, kept, meter.start("features")),
         first_only=True,
     )
@@ -218,7 +218,7 @@ def _scan(
     balanced: bool,
 ) -> tuple[list[ImageInfo], Findings]:
     """Reads every byte once: what the images are, and what is wrong with the set."""
-    scans = ranks.together(lambda: images.scan(share, meter.start("read")))
+    scans = ranks.all_gather(lambda: images.scan(share, meter.start("read")))
     infos = [info for scan in scans for info in scan]
     findings = find_problems(
         infos,

@@ -26,7 +26,7 @@ from bench.suites.geneval.suite import DetectorBench, rendered_jobs
 from dimo.errors import DimoError
 from dimo.util.files import sha256_file
 from dimo.util.terminal import Progress
-from dimo.zoo.loading import Loaded, load_student, load_teacher, weights_file
+from dimo.zoo.loading import Generator, load_student, load_teacher, weights_file
 from dimo.zoo.students import PUBLISHED_STUDENTS, FoundStudent, find_student, shipped_students
 from dimo.zoo.teachers import get_teacher
 
@@ -69,7 +69,7 @@ def job_of(
     if not is_of_student(method):
         _check_weights(method, weights_file(teacher, "transformer", weights))
 
-        def load() -> Loaded:
+        def load() -> Generator:
             return load_teacher(
                 teacher.name, device=device, weights=weights, precision=precision, prompts=prompts
             )
@@ -80,7 +80,7 @@ def job_of(
         if found.config.teacher != teacher.name:
             raise DimoError(f"{run} is a student of {found.config.teacher}, not of {teacher.name}")
 
-        def load() -> Loaded:
+        def load() -> Generator:
             return load_student(
                 run, device=device, weights=weights, precision=precision, prompts=prompts
             )
@@ -108,7 +108,7 @@ def _settings_of(method: MethodInfo, precision: str) -> SamplerSettings:
     )
 
 
-def _reference_job(method: MethodInfo, loaded: Loaded, protocol: Protocol) -> Job:
+def _reference_job(method: MethodInfo, loaded: Generator, protocol: Protocol) -> Job:
     make = rendered_jobs if protocol.detector is not None else reference_jobs
     jobs = {job.name: job for job in make(loaded, protocol)}
     if method.name not in jobs:

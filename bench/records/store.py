@@ -2,14 +2,13 @@
 
 import os
 import re
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from bench.records.record import ResultRecord, load_record, record_to_json
 from dimo.errors import DimoError
-from dimo.util.files import sha256_bytes, write_atomic
+from dimo.util.files import replacing, sha256_bytes, sync_folder, write_atomic
 
 _STALE_SECONDS = 3600.0  # a writer that still lives is done with its temporary file long before
 
@@ -32,26 +31,9 @@ def append(
     path = Path(folder) / _file_name(record)
     if contributions is not None:
         write_atomic(_contributions_path(record, path.parent), contributions)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        _publish(Path(temporary), path)
-        _sync_folder(path.parent)
-    except FileExistsError as error:
-        raise DimoError(f"{path} exists already; results are append-only, run again") from error
-    except OSError as error:
-        raise DimoError(
-            f"cannot write {path}: {error.strerror}; free space or choose another folder"
-        ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    with replacing(path, _publish) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    sync_folder(path.parent)
     _remove_stale(path.parent)
     return path
 
@@ -144,14 +126,21 @@ def _slug(text: str) -> str:
 
 
 def _publish(temporary: Path, path: Path) -> None:
-    """Gives the finished file its name, failing with FileExistsError if the name is taken."""
+    """Gives the finished file its name.
+
+    Raises:
+        DimoError: The name is taken.
+    """
     try:
-        path.hardlink_to(temporary)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links: claim the name, then fill it in one step
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        temporary.replace(path)
+        try:
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            raise
+        except OSError:  # no hard links here: claim the name, then fill it in one step
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            temporary.replace(path)
+    except FileExistsError as error:
+        raise DimoError(f"{path} exists already; results are append-only, run again") from error
 
 
 def _remove_stale(folder: Path) -> None:
@@ -161,11 +150,3 @@ def _remove_stale(folder: Path) -> None:
             with suppress(OSError):  # another writer was faster, or it is another user's
                 if time.time() - path.lstat().st_mtime > _STALE_SECONDS:
                     path.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -102,20 +102,20 @@ def export_images(
     about = _describe(job, seed, count, device)
     classes = job.loaded.num_conditions
     store: _Store = (_Npz if out.suffix.lower() == ".npz" else _Folder)(out, about, count, classes)
-    missing = ranks.together(
+    missing = ranks.all_gather(
         lambda: _prepared(store, out, batch_size, force=force) if ranks.is_first else []
     )[0]
-    mine = ranks.share(len(missing))
+    mine = ranks.split(len(missing))
     batches = _work(job, missing[mine.start : mine.stop], store, seed, batch_size, device)
     made, already = 0, count - sum(map(len, missing))
     while True:  # ranks go in step: an error of one ends all, and the first knows how far all are
-        counts = ranks.together(lambda: next(batches, 0))
+        counts = ranks.all_gather(lambda: next(batches, 0))
         if not any(counts):
             break
         made += sum(counts)
         progress(job.caption, already + made, count, "images")
-    ranks.together(lambda: store.finish() if ranks.is_first else None)
-    peak = max(ranks.together(lambda: peak_memory_bytes(device)))
+    ranks.all_gather(lambda: store.finish() if ranks.is_first else None)
+    peak = max(ranks.all_gather(lambda: peak_memory_bytes(device)))
     return Exported(made, time.monotonic() - start, peak)
 
 

@@ -28,8 +28,9 @@ from bench.rows.settings import (
     teacher_settings,
 )
 from dimo.errors import DimoError
-from dimo.zoo.loading import Loaded, load_student, load_teacher
-from dimo.zoo.students import METHODS, PUBLISHED_STUDENTS, FoundStudent, find_student
+from dimo.methods import METHODS
+from dimo.zoo.loading import Generator, load_student, load_teacher
+from dimo.zoo.students import PUBLISHED_STUDENTS, FoundStudent, find_student
 from dimo.zoo.teachers import TEACHERS, Teacher, get_teacher
 
 _FORM = "[NAME=]MODEL[@STEPS], e.g. runs/mine, di4c=runs/mine or di4c=runs/mine@2,4"
@@ -121,7 +122,7 @@ class Job:
 
     name: str
     section: Section
-    loaded: Loaded
+    loaded: Generator
     settings: SamplerSettings | None = None
     images: Tensor | None = None
     labels: Tensor | None = None
@@ -192,7 +193,7 @@ _AS_PUBLISHED = Choice()
 
 
 def jobs_of(
-    loaded: Loaded,
+    loaded: Generator,
     steps: Sequence[int],
     choice: Choice = _AS_PUBLISHED,
     *,
@@ -220,7 +221,7 @@ def jobs_of(
     return _student_jobs(loaded, student_settings(loaded.student, length, student_steps, choice))
 
 
-def _teacher_jobs(loaded: Loaded, rows: Sequence[SamplerSettings]) -> list[Job]:
+def _teacher_jobs(loaded: Generator, rows: Sequence[SamplerSettings]) -> list[Job]:
     own = loaded.teacher.defaults.sampler
     return [
         Job(loaded.name, "Teacher", loaded, row)
@@ -230,11 +231,11 @@ def _teacher_jobs(loaded: Loaded, rows: Sequence[SamplerSettings]) -> list[Job]:
     ]
 
 
-def _student_jobs(loaded: Loaded, rows: Sequence[SamplerSettings]) -> list[Job]:
+def _student_jobs(loaded: Generator, rows: Sequence[SamplerSettings]) -> list[Job]:
     return [Job(loaded.name, "Distill.", loaded, row) for row in rows]
 
 
-def reference_jobs(loaded: Loaded, protocol: Protocol) -> list[Job]:
+def reference_jobs(loaded: Generator, protocol: Protocol) -> list[Job]:
     """Real data, and real data through the tokenizer: the best any model on its tokens can do."""
     images, labels = reference_images(protocol)
     with torch.inference_mode():

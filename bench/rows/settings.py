@@ -17,13 +17,14 @@ from bench.protocol import Protocol, list_protocols
 from bench.suites.geneval.prompts import EMBEDDED
 from dimo.errors import DimoError, unknown_name
 from dimo.masking import DECODING_SCHEDULES, UNMASKING_RATES, check_steps
+from dimo.methods import METHODS
 from dimo.models.cpu import check_precision
 from dimo.rng import ImageNoise
 from dimo.samplers import SAMPLERS
 from dimo.samplers.base import Samples
 from dimo.samplers.student import sample_few_step, sample_one_step
-from dimo.zoo.loading import Loaded
-from dimo.zoo.students import METHODS, StudentConfig
+from dimo.zoo.loading import Generator
+from dimo.zoo.students import StudentConfig
 from dimo.zoo.teachers import SamplerDefaults, Teacher, get_teacher
 
 STUDENT_SAMPLERS: Mapping[str, Callable[..., Samples]] = {
@@ -115,7 +116,7 @@ def settings_of(sampler: str) -> Mapping[str, Any]:
 
 
 def sample_tokens(
-    loaded: Loaded,
+    loaded: Generator,
     settings: SamplerSettings,
     *,
     labels: torch.Tensor,
@@ -148,7 +149,7 @@ def sample_tokens(
 
 @torch.inference_mode()
 def sample_images(
-    loaded: Loaded,
+    loaded: Generator,
     settings: SamplerSettings,
     *,
     labels: torch.Tensor,
@@ -168,7 +169,7 @@ def sample_images(
 
 @torch.inference_mode()
 def generate(
-    loaded: Loaded,
+    loaded: Generator,
     settings: SamplerSettings,
     *,
     seed: int,
@@ -294,14 +295,14 @@ def student_settings(
 def _multi_step_settings(
     student: StudentConfig, num_tokens: int, steps: Sequence[int], choice: Choice
 ) -> list[SamplerSettings]:
-    own = get_teacher(student.teacher).defaults
-    defaults = {**_defaults("confidence", own), "temperature": student.temperature}
+    own, sampler = get_teacher(student.teacher).defaults, METHODS[student.method].sampler
+    defaults = {**_defaults(sampler, own), "temperature": student.temperature}
     if student.guidance_scale is not None:
         defaults["guidance_scale"] = student.guidance_scale
     words = f"temperature: {student.temperature_selected_by}; else as its teacher"
     if student.teacher_unconditional:
         words += "; its unconditional branch is the teacher"
-    return _rows("confidence", steps, defaults, words, num_tokens, choice)
+    return _rows(sampler, steps, defaults, words, num_tokens, choice)
 
 
 def _defaults(sampler: str, own: SamplerDefaults) -> dict[str, Any]:
@@ -371,7 +372,7 @@ def _fits(teacher: Teacher, protocol: Protocol) -> bool:
         return (images.resolution, images.num_classes) == ((side, side), teacher.num_classes)
     if teacher.text is None or protocol.prompts is None:
         return False
-    known = (protocol.prompts.name == EMBEDDED) == teacher.is_embedded
+    known = (protocol.prompts.name == EMBEDDED) == teacher.is_bundled
     return known and images.resolution in ((0, 0), (side, side))
 
 

@@ -159,7 +159,7 @@ def sample(
     try:
         with ranks() as group, terminal.work_bar() as progress:
             place = choose_device(device)
-            (job,) = group.alike(lambda: load(place))
+            (job,) = group.synchronized(lambda: load(place))
             done = export_images(
                 job,
                 out,
@@ -352,12 +352,12 @@ def encode(
         int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")
     ] = 64,
     device: Device = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Start anew, whatever is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start over and replace --out.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="What was done, as JSON on stdout.")
     ] = False,
 ) -> None:
-    """Encode images by a teacher's tokenizer, once; interrupted, the same command goes on."""
+    """Encode images once with a teacher's tokenizer; repeat an interrupted command to resume it."""
     if out.suffix != ".safetensors":
         raise DimoError(f"--out {out} is no .safetensors; e.g. -o tokens.safetensors")
     import torch
@@ -387,7 +387,7 @@ def encode(
                 torch.from_numpy(found),
                 out,
                 names=images.names,
-                teacher=row,
+                target=row,
                 tokenizer=tokenizer,
                 crop="adm" if centre_crop else "none",
                 mirrored=mirror,
@@ -409,7 +409,7 @@ def _report_encoded(run: "EncodingRun", out: Path, seconds: float, *, as_json: b
         told = {"out": str(out), "sha256": sha256_file(out), "made": run.made}
         print(json.dumps({**told, "seconds": round(seconds, 3), **plain(run.info)}, indent=2))
     if not run.made:
-        terminal.say(f"{out}: {run.info.images:,} images, all there already")
+        terminal.say(f"{out}: {run.info.images:,} images, already encoded")
         return
     now = "" if run.made == run.info.images else f" ({run.made:,} encoded now)"
     terminal.say(

@@ -22,20 +22,22 @@ from dimo.cli.options import (
     parse_names,
 )
 from dimo.errors import DimoError
+from dimo.methods import METHODS
 from dimo.util import terminal
 
 if TYPE_CHECKING:
     import torch
     from torch.nn import Module
 
-    from dimo.config import DistillationRecipe, ExtractorRecipe, TrainRecipe
     from dimo.engine.estimate import Estimate
     from dimo.engine.loop import Watcher
+    from dimo.methods.base import DistillationRecipe
+    from dimo.methods.pretraining import ExtractorRecipe, TrainRecipe
 
 
 @app.command(epilog="Example: `dimo train --teacher digits --out runs/my-teacher`")
 def train(
-    teacher: Annotated[str, typer.Option(help="Teacher to train from its embedded data.")] = "",
+    teacher: Annotated[str, typer.Option(help="Teacher to train from its bundled data.")] = "",
     extractor: Annotated[str, typer.Option(help="Feature extractor to train instead.")] = "",
     recipe: Annotated[str, typer.Option(help="Recipe name or .toml; default: its own.")] = "",
     settings: Settings = [],  # noqa: B006
@@ -43,15 +45,16 @@ def train(
     resume: Resume = False,
     device: Device = "auto",
 ) -> None:
-    """Train an embedded teacher, or the feature extractor of an embedded protocol."""
+    """Train a bundled teacher, or the feature extractor of a bundled protocol."""
     if bool(teacher) == bool(extractor):
         raise DimoError("train needs either --teacher or --extractor; e.g. --teacher digits")
     if extractor:
         _train_extractor(extractor, recipe, settings, out)
         return
-    from dimo.config import TrainRecipe, load_recipe
-    from dimo.engine.distributed import choose_device
+    from dimo.config import load_recipe
+    from dimo.engine.distributed import Runtime, choose_device, ranks
     from dimo.engine.runs import train_teacher
+    from dimo.methods.pretraining import TrainRecipe
     from dimo.zoo.teachers import get_teacher
 
     get_teacher(teacher)
@@ -60,24 +63,19 @@ def train(
     loaded = load_recipe(TrainRecipe, name, [f'teacher="{teacher}"', *settings])
     folder = out or Path("runs") / f"{teacher}-teacher"
     with ExitStack() as stack:
-        work = stack.enter_context(terminal.work_bar())
-        bar = _bar("train", loaded, place)
-        train_teacher(
-            loaded,
-            folder,
-            device=place,
-            resume=resume,
-            on_step=stack.enter_context(bar),
-            on_tokenizer=lambda done: work("tokenizer", done, loaded.tokenizer_steps, "steps"),
-        )
+        progress = stack.enter_context(terminal.work_bar())
+        on_step = stack.enter_context(_bar("train", loaded, place))
+        runtime = Runtime(place, stack.enter_context(ranks()), progress)
+        train_teacher(loaded, folder, runtime=runtime, resume=resume, on_step=on_step)
     terminal.say(
         f"weights: {folder}; score them with: dimo bench --teacher {teacher} --weights {folder}"
     )
 
 
 def _train_extractor(name: str, recipe: str, settings: list[str], out: Path | None) -> None:
-    from dimo.config import ExtractorRecipe, load_recipe, to_toml
+    from dimo.config import load_recipe, to_toml
     from dimo.errors import unknown_name
+    from dimo.methods.pretraining import ExtractorRecipe
     from dimo.weights.files import save_tensors
 
     trainers = {
@@ -150,7 +148,7 @@ def _train_on_scenes(
 def distill(
     teacher: Teacher = "digits",
     method: Annotated[
-        str, typer.Option(help="dimo, di4c, di4c-d or sdtt; default: the recipe's, or dimo.")
+        str, typer.Option(help=f"{', '.join(METHODS)}; default: the recipe's, or dimo.")
     ] = "",
     recipe: Annotated[
         str, typer.Option(help="Recipe name or .toml; default: that of teacher and method.")
@@ -177,7 +175,7 @@ def distill(
     ] = None,
     score_protocol: Annotated[
         str,
-        typer.Option(help="Protocol name or file; default: that of an embedded teacher."),
+        typer.Option(help="Protocol name or file; default: that of a bundled teacher."),
     ] = "",
     reference: Reference = None,
     extractor_weights: Annotated[
@@ -206,7 +204,7 @@ def distill(
         bool, typer.Option("--json", help="With --dry-run: the same as JSON.")
     ] = False,
 ) -> None:
-    """Distil a teacher into a one-step student with Di[M]O, or a few-step one (di4c, SDTT).
+    """Distil a teacher into a student that samples in one or a few steps.
 
     RUN gets student.safetensors (the EMA, with its provenance) and config.json, which together are
     the student that the other commands take; recipe.toml, every key resolved; metrics.jsonl, a line
@@ -216,7 +214,7 @@ def distill(
         _dry_run(teacher, method, recipe, settings, device, as_json=as_json)
         return
     if as_json:
-        raise DimoError("--json tells what --dry-run finds; add --dry-run, or leave it out")
+        raise DimoError("--json is a format of --dry-run; add --dry-run, or leave --json out")
     watched = Watching(
         sample_every, score_every, score_protocol, reference, extractor_weights, wandb
     )
@@ -252,12 +250,13 @@ def run_distill(
     data: Path | None = None,
     ablation: Sequence[str] = (),
 ) -> Path:
-    """Distils, shows how far it is, and returns the run folder; None watches nothing more."""
-    from dimo.engine.distributed import choose_device
+    """Distils with a progress bar; returns the run folder. `watched` adds pictures and scores."""
+    from dimo.engine.distributed import Runtime, choose_device, ranks
     from dimo.engine.runs import distill as run
+    from dimo.engine.runs import find_recipe
     from dimo.zoo.students import varied
 
-    name, loaded = _distill_recipe(teacher, method, recipe, settings)
+    name, loaded = find_recipe(teacher, method, recipe, settings)
     noted = varied(loaded, ablation)
     folder, place = out or Path("runs") / name, choose_device(device)
     with ExitStack() as stack:
@@ -268,16 +267,16 @@ def run_distill(
                 watched, loaded, folder, device=place, weights=weights, is_first=first
             )
             watchers = stack.enter_context(context)
-        bar = _bar("distil", loaded, place)
+        on_step = stack.enter_context(_bar("distil", loaded, place))
         run(
             loaded,
             folder,
             recipe_name=name,
-            device=place,
+            runtime=Runtime(place, stack.enter_context(ranks())),
             weights=weights,
             data=data,
             resume=resume,
-            on_step=stack.enter_context(bar),
+            on_step=on_step,
             watchers=watchers,
             ablation=noted,
         )
@@ -287,7 +286,7 @@ def run_distill(
 def _bar(
     what: str, recipe: "DistillationRecipe | TrainRecipe", device: "torch.device"
 ) -> AbstractContextManager[Callable[..., None]]:
-    """The bar of a training; its title says where the precision is not the recipe's."""
+    """The progress bar; its title names the precision where it differs from the recipe's."""
     from dimo.engine.runs import for_device
 
     used = for_device(recipe, device).precision
@@ -296,46 +295,20 @@ def _bar(
     return terminal.training_bar(title, recipe.steps, recipe.batch_size)
 
 
-def _distill_recipe(
-    teacher: str, method: str, recipe: str, settings: Sequence[str]
-) -> "tuple[str, DistillationRecipe]":
-    """The recipe that options name, and its name."""
-    from dimo.config import load_distillation
-    from dimo.errors import unknown_name
-    from dimo.zoo.students import METHODS
-    from dimo.zoo.teachers import get_teacher
-
-    if method and method not in METHODS:
-        raise unknown_name("method", method, METHODS)
-    name = recipe or get_teacher(teacher).recipes.get(method or "dimo")
-    if name is None:
-        raise DimoError(
-            f"there is no recipe of method {method or 'dimo'!r} for teacher {teacher!r} yet; "
-            "name one with --recipe NAME or --recipe FILE.toml"
-        )
-    loaded = load_distillation(name, [f'teacher="{teacher}"', *settings])
-    if method and loaded.method != method:
-        raise DimoError(
-            f"recipe {name!r} is one of method {loaded.method!r}, not {method!r}; "
-            "leave --method out, or name another recipe"
-        )
-    return Path(name).stem, loaded
-
-
 def _dry_run(
     teacher: str, method: str, recipe: str, settings: Sequence[str], device: str, *, as_json: bool
 ) -> None:
-    """What the distillation would be and cost, on stdout; a GPU's memory without a GPU too."""
+    """Prints recipe and cost on stdout; `--device cuda` needs no GPU."""
     import torch
 
     from dimo.config import to_toml
     from dimo.engine.distributed import choose_device
     from dimo.engine.estimate import estimate_distillation
-    from dimo.engine.runs import for_device
+    from dimo.engine.runs import find_recipe, for_device
     from dimo.zoo.teachers import get_teacher
 
     place = torch.device("cuda") if device == "cuda" else choose_device(device)
-    name, loaded = _distill_recipe(teacher, method, recipe, settings)
+    name, loaded = find_recipe(teacher, method, recipe, settings)
     loaded = for_device(loaded, place)
     estimate = estimate_distillation(loaded, get_teacher(loaded.teacher), device_type=place.type)
     if as_json:

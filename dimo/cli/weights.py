@@ -1,7 +1,4 @@
-"""`dimo weights`: official files listed, fetched, converted and checked.
-
-`dimo export`, `dimo import`: students as official files, and back.
-"""
+"""`dimo weights`: list, fetch, convert and check official files. `dimo export`, `dimo import`."""
 
 import json
 from pathlib import Path
@@ -25,7 +22,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 
 @weights_app.command("list", epilog="Example: `dimo weights list --folder weights`")
 def weights_list(folder: Folder = None, as_json: AsJson = False) -> None:
-    """List the official files: what, where from, licence, size, hash, and where they lie here."""
+    """List the official files: contents, source, licence, size, hash, and local path."""
     from dimo.weights.catalog import OFFICIAL, default_folder, find
 
     place = folder or default_folder()
@@ -58,19 +55,19 @@ def weights_list(folder: Folder = None, as_json: AsJson = False) -> None:
     "fetch", epilog="Example: `dimo weights fetch maskgit-256 maskgit-vqgan --folder weights`"
 )
 def weights_fetch(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Of `dimo weights list`.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="See `dimo weights list`.")],
     folder: Folder = None,
 ) -> None:
-    """Fetch official files; an interrupted fetch continues, and checksums are compared."""
+    """Download official files; an interrupted download is resumed, and checksums are compared."""
     from dimo.weights.catalog import default_folder, find
     from dimo.weights.download import fetch
 
     place = folder or default_folder()
     present = [name for name in names if find(name, place)]
     with terminal.download_bar() as progress:
-        found = {name: fetch(name, place, progress) for name in names}
-    for name, paths in found.items():
-        note = " (was there; check it with: dimo weights verify)" if name in present else ""
+        fetched = {name: fetch(name, place, progress) for name in names}
+    for name, paths in fetched.items():
+        note = " (already present; check it with: dimo weights verify)" if name in present else ""
         terminal.say(f"{name}: {', '.join(map(str, paths))}{note}")
 
 
@@ -80,11 +77,11 @@ def weights_fetch(
 )
 def weights_convert(
     file: Annotated[Path, typer.Argument(help="Official checkpoint.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the result.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the result.")],
     config: Annotated[
-        Path | None, typer.Option(help="model.yaml of a VQGAN; default: the one beside it.")
+        Path | None, typer.Option(help="model.yaml of a VQGAN; default: the one beside FILE.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a result that exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing result.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Convert an official pickle to safetensors, the same bits under the same names."""
@@ -95,7 +92,7 @@ def weights_convert(
         print(json.dumps({"file": str(result), **metadata}, indent=2))
         return
     dropped = metadata["dropped"]
-    left_out = f", without {dropped} tensors of the training" if dropped else ""
+    left_out = f", without {dropped} tensors used only in training" if dropped else ""
     terminal.say(f"{result}: {metadata['kind']}{left_out}")
 
 
@@ -105,16 +102,16 @@ def weights_convert(
 def weights_verify(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME_OR_FILE]...", help="Default: what is in the folder."),
+        typer.Argument(metavar="[NAME_OR_FILE]...", help="Default: all in the folder."),
     ] = None,
     folder: Folder = None,
     as_json: AsJson = False,
 ) -> None:
     """Check size, hash, keys and shapes of weights files; exit code 1 if anything is wrong."""
     from dimo.weights.catalog import default_folder
-    from dimo.weights.convert import verify
+    from dimo.weights.convert import check
 
-    findings = verify(names or [], folder or default_folder())
+    findings = check(names or [], folder or default_folder())
     if as_json:
         print(json.dumps([_as_json(finding) for finding in findings], indent=2))
     else:
@@ -176,16 +173,18 @@ def export(
 def import_(
     file: Annotated[Path, typer.Argument(help="Weights of a student, official or exported.")],
     teacher: Annotated[str, typer.Option(help="Name of its teacher.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to make.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to create.")],
     init_mask_ratio: Annotated[
-        float, typer.Option(help="Share of masked tokens in its input.")
-    ] = 0.6,
+        float | None, typer.Option(help="Fraction of masked tokens in its input.")
+    ] = None,
     embedding_noise: Annotated[
-        float, typer.Option(help="Perturbation of its input's embeddings.")
-    ] = 0.1,
-    temperature: Annotated[float, typer.Option(help="Divides its logits when sampled.")] = 7.0,
+        float | None, typer.Option(help="Noise on the embeddings of its input.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Divides its logits when it is sampled.")
+    ] = None,
 ) -> None:
-    """Make a run folder of a student's official file. Defaults are those of the published one."""
+    """Make a run folder from a student's official file. Defaults: as in the teacher's recipe."""
     from dimo.weights.exchange import import_student
 
     import_student(
@@ -196,4 +195,4 @@ def import_(
         embedding_noise=embedding_noise,
         temperature=temperature,
     )
-    terminal.say(f"student: {out}; draw with it: dimo sample --model {out}")
+    terminal.say(f"student: {out}; sample it with: dimo sample --model {out}")

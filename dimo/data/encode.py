@@ -1,12 +1,11 @@
-"""Images -> a token cache, resumable at every batch.
+"""Encoding images into a token cache, resumable at every batch.
 
-While it is made, `OUT.part` holds the tokens of the images so far and `OUT.part.json` says how many
-they are, of what, and the hash of their pixels. The data is synced before its count is: whatever is
-interrupted, the same call goes on behind the last whole batch and ends with the same bytes.
+Until the cache is complete, `OUT.part` holds the tokens so far, and `OUT.part.json` their number,
+their origin and the hash of the pixels. Tokens are synced before they are counted, so an
+interrupted call resumes after the last whole batch and ends with the same bytes.
 """
 
 import dataclasses
-import fcntl
 import glob
 import hashlib
 import json
@@ -20,17 +19,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dimo.data.tokens import CacheInfo, read_cache_info, save_tokens, tokenizer_sha256
+from dimo.data.tokens import CacheInfo, CacheTarget, read_cache_info, save_tokens, tokenizer_sha256
 from dimo.errors import DimoError
 from dimo.models import Tokenizer
-from dimo.util.files import remove_temporaries, sha256_bytes, write_atomic
+from dimo.util.files import remove_temporaries, sha256_bytes, try_lock, write_atomic
 from dimo.util.schema import Origin, canonical_json, decode
-from dimo.zoo.teachers import Teacher
 
 
 @dataclass(frozen=True)
 class EncodingRun:
-    """What a run did: images encoded now (the rest was there), and what the cache holds."""
+    """What a call did.
+
+    Attributes:
+        made: Images encoded by this call; the others were encoded before.
+        info: What the cache holds.
+    """
 
     made: int
     info: CacheInfo
@@ -50,38 +53,38 @@ def encode_images(
     out: Path,
     *,
     names: Sequence[str],
-    teacher: Teacher,
+    target: CacheTarget,
     tokenizer: Tokenizer,
     crop: str = "none",
     mirrored: bool = False,
     force: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> EncodingRun:
-    """Encodes what is not there yet, and writes the cache when all is.
+    """Encodes the images that remain, and writes the cache once all are encoded.
 
     Args:
-        batches: Images from a number on, in order, uint8 [b, 3, H, W]; how many at a time changes
-            nothing but speed and memory.
-        labels: int64 [N], one an image.
-        out: The cache to make.
-        names: Of the images, in order; with the labels they tell one set from another.
-        teacher: Whose cache it is.
-        tokenizer: Its tokenizer, on the device where it is to work.
-        crop: How the images were made to fit, for the record.
+        batches: Returns the images from a number on, in order, as uint8 [b, 3, H, W]; b changes
+            only speed and memory.
+        labels: int64 [N].
+        out: The cache to write.
+        names: Of the images, in order; with the labels they identify the data set.
+        target: The teacher that the cache is for.
+        tokenizer: Its tokenizer, on the device to use.
+        crop: How the images were cropped, for the record.
         mirrored: Whether each image is followed by its mirror image.
-        force: Start anew, whatever is there.
-        progress: Told how many images are done.
+        force: Start over and replace `out`.
+        progress: Called with the number of encoded images.
 
     Raises:
         DimoError: A label out of range, images of another size, something else at `out`, another
-            process that makes it, or a file that cannot be written.
+            process that writes it, or a file that cannot be written.
     """
-    _check_labels(labels, names, teacher)
+    _check_labels(labels, names, target)
     assert tokenizer.codebook_size <= 2**16, "tokens are stored as uint16"
     named = canonical_json([[*names], labels.tolist()])
     info = CacheInfo(
         format=1,
-        teacher=teacher.name,
+        teacher=target.name,
         tokenizer_sha256=tokenizer_sha256(tokenizer),
         images=len(names),
         names_sha256=sha256_bytes(named.encode()),
@@ -90,11 +93,11 @@ def encode_images(
     )
     part, beside = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.part.json")
     if out.exists() and not force:
-        found = read_cache_info(out)
-        _check_same(found, info, out)
+        present = read_cache_info(out)
+        _check_same(present, info, out)
         _remove(part, beside)
-        return EncodingRun(0, found)
-    copies, width = (2 if mirrored else 1), teacher.num_tokens
+        return EncodingRun(0, present)
+    copies, width = (2 if mirrored else 1), target.num_tokens
     with _opened(part) as file:
         if force:
             _remove(out, beside)
@@ -108,7 +111,7 @@ def encode_images(
         if start:
             progress(start)
         for images in batches(start) if start < len(names) else ():
-            _check_size(images, teacher, names[journal.done])
+            _check_size(images, target, names[journal.done])
             _append(file, _tokens(tokenizer, images, mirrored), part)
             journal = _advanced(journal, images)
             write_atomic(beside, canonical_json(dataclasses.asdict(journal)))
@@ -131,7 +134,7 @@ def _tokens(tokenizer: Tokenizer, images: Tensor, mirrored: bool) -> Tensor:
 
 
 def _advanced(journal: _Journal, images: Tensor) -> _Journal:
-    """The journal after these images; the hash is a chain, so that it can go on anywhere."""
+    """The journal after these images; hashes are chained, so that it can resume after any image."""
     digest = journal.info.source_sha256
     for image in images:
         digest = hashlib.sha256(digest.encode() + image.contiguous().numpy().data).hexdigest()
@@ -154,26 +157,22 @@ def _append(file: FileIO, tokens: Tensor, path: Path) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[FileIO]:
-    """The data under way, locked against a second process; a killed process lets go."""
+    """The file for appending, locked against other processes."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab", buffering=0)
     except OSError as error:
         raise DimoError(f"cannot write {path}: {error.strerror}; choose another folder") from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DimoError(f"{path} is being made by another process; wait for it") from None
-        except OSError:
-            pass  # a file system without locks
+        if not try_lock(file.fileno()):
+            raise DimoError(f"{path} is being written by another process; wait until it ends")
         yield file
 
 
 def _read_journal(path: Path, info: CacheInfo) -> _Journal:
     if not path.is_file():
         return _Journal(info)
-    origin = Origin(str(path), "start anew with --force")
+    origin = Origin(str(path), "start over with --force")
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -183,36 +182,36 @@ def _read_journal(path: Path, info: CacheInfo) -> _Journal:
     return journal
 
 
-def _check_same(found: CacheInfo, wanted: CacheInfo, path: Path) -> None:
-    there, here = (dataclasses.asdict(info) for info in (found, wanted))
-    told = [
-        f"{key} {str(there[key])[:12]}, not {str(here[key])[:12]}"
-        for key in here
-        if key != "source_sha256" and there[key] != here[key]
+def _check_same(saved: CacheInfo, requested: CacheInfo, path: Path) -> None:
+    old, new = dataclasses.asdict(saved), dataclasses.asdict(requested)
+    different = [
+        f"{key} {str(old[key])[:12]}, not {str(new[key])[:12]}"
+        for key in new
+        if key != "source_sha256" and old[key] != new[key]
     ]
-    if told:
+    if different:
         raise DimoError(
-            f"{path} was made with {', '.join(told)}; choose another --out, or start anew with "
-            "--force"
+            f"{path} was made with {', '.join(different)}; choose another --out, or start over "
+            "with --force"
         )
 
 
-def _check_labels(labels: Tensor, names: Sequence[str], teacher: Teacher) -> None:
-    bad = ((labels < 0) | (labels >= teacher.num_classes)).nonzero().flatten().tolist()
+def _check_labels(labels: Tensor, names: Sequence[str], target: CacheTarget) -> None:
+    bad = ((labels < 0) | (labels >= target.num_classes)).nonzero().flatten().tolist()
     if bad:
         raise DimoError(
             f"{len(bad):,} of {len(names):,} labels are out of range, e.g. {int(labels[bad[0]])} "
-            f"of {names[bad[0]]!r}; allowed for teacher {teacher.name!r}: 0 to "
-            f"{teacher.num_classes - 1}; correct them, or give others with --labels"
+            f"of {names[bad[0]]!r}; allowed for teacher {target.name!r}: 0 to "
+            f"{target.num_classes - 1}; correct them, or give others with --labels"
         )
 
 
-def _check_size(images: Tensor, teacher: Teacher, name: str) -> None:
-    side = teacher.image_size
+def _check_size(images: Tensor, target: CacheTarget, name: str) -> None:
+    side = target.image_size
     if images.shape[2:] != (side, side):
         height, width = images.shape[2:]
         raise DimoError(
-            f"{name!r} is {height} x {width}; allowed for teacher {teacher.name!r}: {side} x "
+            f"{name!r} is {height} x {width}; allowed for teacher {target.name!r}: {side} x "
             f"{side}; crop and resize all images with --centre-crop"
         )
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import torch
 
 from dimo.errors import DimoError
-from dimo.util.files import sha256_file, write_atomic
+from dimo.util.files import sha256_file, sync_folder, write_atomic
 
 _STATE, _META = "state.pt", "checkpoint.json"
 _FORMAT = 2
@@ -42,7 +42,7 @@ def save_checkpoint(
         write_atomic(beside / _META, json.dumps(meta))
         shutil.rmtree(final, ignore_errors=True)  # one of that step is there only if it is damaged
         beside.replace(final)
-        _sync(folder)
+        sync_folder(folder)
     except OSError as error:
         raise DimoError(
             f"cannot write checkpoint {final}: {error.strerror}; earlier ones are whole: free "
@@ -123,15 +123,6 @@ def _read_meta(path: Path) -> dict[str, Any]:
         return dict(json.loads((path / _META).read_text()))
     except (OSError, ValueError, TypeError):
         return {}
-
-
-def _sync(folder: Path) -> None:
-    """Makes a rename in `folder` last."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -1,6 +1,6 @@
-"""Where things run: device, its name and memory, and the ranks of `torchrun`.
+"""Where things run: the device, its name and memory, and the ranks of `torchrun`.
 
-The one door to accelerate, which only trainings of several ranks load.
+The only module that imports accelerate, and only to train on several ranks.
 """
 
 import gc
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that share one job; the only one by default."""
+    """This process among those that share a job; by default there is no other."""
 
     index: int = 0
     count: int = 1
@@ -36,34 +36,34 @@ class Ranks:
         """Whether this is the process that prints and writes."""
         return self.index == 0
 
-    def share(self, total: int, multiple: int = 1) -> range:
-        """The rows of `range(total)` that are this rank's: contiguous, cut at multiples."""
+    def split(self, total: int, multiple: int = 1) -> range:
+        """This rank's part of `range(total)`: contiguous, cut at multiples of `multiple`."""
         blocks = -(-total // multiple)
         low, high = (blocks * i // self.count * multiple for i in (self.index, self.index + 1))
         return range(min(low, total), min(high, total))
 
     def sum_(self, values: Tensor) -> Tensor:
-        """Adds up `values` of all ranks in place; nothing waits for the result on a GPU."""
+        """Sums `values` over all ranks in place, without a wait for the GPU."""
         if self.count > 1:
             dist.all_reduce(values)
         return values
 
-    def alike(self, function: Callable[[], T]) -> T:
+    def synchronized(self, function: Callable[[], T]) -> T:
         """Runs `function` on every rank and returns this rank's own result.
 
         Raises:
             DimoError: `function` raised one on any rank; then every rank raises the same.
         """
-        found: list[T] = []
-        self.together(lambda: found.append(function()))
-        return found[0]
+        results: list[T] = []
+        self.all_gather(lambda: results.append(function()))
+        return results[0]
 
-    def together(self, function: Callable[[], T], *, first_only: bool = False) -> list[T]:
+    def all_gather(self, function: Callable[[], T], *, first_only: bool = False) -> list[T]:
         """Runs `function` on every rank and returns the results of all, in order of rank.
 
         Args:
             function: Called on each rank at the same time.
-            first_only: Send the results to the first rank alone; the others get an empty list.
+            first_only: Gather on the first rank only; the others get an empty list.
 
         Raises:
             DimoError: `function` raised one on any rank; then every rank raises the same.
@@ -78,9 +78,9 @@ class Ranks:
             problem = str(error)
         problems: list[str | None] = [None] * self.count
         dist.all_gather_object(problems, problem)
-        found = next((text for text in problems if text is not None), None)
-        if found is not None:
-            raise DimoError(found)
+        first = next((text for text in problems if text is not None), None)
+        if first is not None:
+            raise DimoError(first)
         results: list[Any] = [None] * self.count
         if not first_only:
             dist.all_gather_object(results, result)
@@ -113,7 +113,7 @@ class Runtime:
 def ranks() -> Iterator[Ranks]:
     """The ranks that `torchrun` started, connected for the duration; otherwise this one alone.
 
-    `accelerate launch` starts them alike. Inside another `ranks()` it is the same ranks.
+    `accelerate launch` starts the same ranks. A nested `ranks()` yields the ranks of the outer one.
     """
     if dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size())
@@ -132,14 +132,14 @@ def ranks() -> Iterator[Ranks]:
 
 
 def data_parallel(network: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
-    """The network with gradients that are averaged over the ranks (accelerate, which wraps DDP).
+    """The network with gradients averaged over the ranks (accelerate, which wraps DDP).
 
-    Precision, accumulation and clipping stay with `dimo.engine.optim`: accelerate's loss scaler
-    waits for the GPU at every step, and its settings hold for the whole process.
+    Precision, accumulation and clipping stay in `dimo.engine.optim`: accelerate's loss scaler
+    synchronizes with the GPU at every step, and its settings are global to the process.
 
     Args:
         network: On `device`; frozen parameters have `requires_grad` off.
-        ranks: Who takes part; alone, the network is returned as it is.
+        ranks: Of a single rank, the network is returned unchanged.
         device: A CPU, or this rank's own GPU.
 
     Raises:
@@ -184,9 +184,9 @@ def choose_device(name: str = "auto") -> torch.device:
         device = torch.device(own)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        wanted = repr(name) if own == name else f"{name!r} ({own})"
+        asked = repr(name) if own == name else f"{name!r} ({own})"
         raise DimoError(
-            f"device {wanted} is not available here; allowed: auto, cpu, cuda, cuda:N"
+            f"device {asked} is not available here; allowed: auto, cpu, cuda, cuda:N"
         ) from None
     return device
 

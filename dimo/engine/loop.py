@@ -1,22 +1,21 @@
-"""The training loop: steps, checkpoints, exact resume, callbacks. It knows no task and no metric.
+"""The training loop: steps, checkpoints, exact resume, callbacks.
 
-A task (`dimo.methods`) owns networks and optimizers and does one step as a pure function of the
-step number and its state; every random number comes from (seed, step, row). So a checkpoint is the
-task's state, and a resumed run is bit-equal to an uninterrupted one (on more than two ranks, whose
-sums of gradients may be ordered otherwise after a start, equal to rounding).
+A task (`dimo.methods.base.Task`) owns networks and optimizers, and a step is a pure function of its
+number and the task's state; every random number comes from (seed, step, row). So a checkpoint is
+the task's state, and a resumed run is bit-equal to an uninterrupted one. (More than two ranks may
+sum gradients in another order after a restart: then it is equal up to rounding.)
 """
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from dimo.config import DistillationRecipe, TrainRecipe
 from dimo.engine.checkpoint import latest_checkpoint, remove_unfinished, save_checkpoint
 from dimo.engine.distributed import Ranks
 from dimo.errors import DimoError
@@ -30,16 +29,16 @@ class Task(Protocol):
     """What the loop drives."""
 
     @property
-    def recipe(self) -> DistillationRecipe | TrainRecipe:
-        """What to do."""
+    def recipe(self) -> Any:
+        """A `dimo.methods.base.Optimization`."""
 
     @property
     def inputs(self) -> str:
-        """Hash of the weights or the data that the training begins with."""
+        """Hash of the weights and data that the training starts from."""
 
     @property
     def ranks(self) -> Ranks:
-        """Who shares each batch."""
+        """Those that share each batch."""
 
     @property
     def device(self) -> torch.device:
@@ -47,19 +46,16 @@ class Task(Protocol):
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """By name, plain modules: "ema", and "model" or "student" with those beside it."""
+        """By name, not wrapped: "ema", "model" or "student", and others."""
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """Updates the networks; returns means for the log as (sum, weight), float64 [2].
-
-        They are of this rank's rows and left on their device.
-        """
+        """Updates the networks; returns means of this rank's rows as (sum, weight), float64 [2]."""
 
     def counts(self) -> Tensor:
         """Updates skipped so far, and the most in a row of one network: int64 [2]."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on: nested containers of tensors and numbers."""
+        """Everything a resume needs: nested containers of tensors and numbers."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state_dict()`."""
@@ -87,7 +83,7 @@ def fit(
         resume: Continue from the newest whole checkpoint.
         on_step: Called on the first rank with the steps done: at the start, and after each step.
             Its scalars are the means since the last log line, and empty between log lines.
-        watchers: Called alike on every rank, with the task. They leave the networks as they are.
+        watchers: Called on every rank with the task; they must not change its networks.
 
     Raises:
         DimoError: The folder holds a run and `resume` is off, or a run of another task; it cannot
@@ -132,21 +128,21 @@ class _Run:
         """Restores the newest checkpoint, if there is one."""
         if self.ranks.is_first:
             remove_unfinished(self.checkpoints)
-        found = self.ranks.alike(lambda: latest_checkpoint(self.checkpoints))
-        steps = self.ranks.together(lambda: None if found is None else found[0])
+        newest = self.ranks.synchronized(lambda: latest_checkpoint(self.checkpoints))
+        steps = self.ranks.all_gather(lambda: None if newest is None else newest[0])
         if len(set(steps)) > 1:
             raise DimoError(
                 f"the ranks see different checkpoints in {self.checkpoints} (steps {steps}); "
                 "give an --out that all machines share"
             )
-        if found is None:
+        if newest is None:
             return
         if not resume:
             raise DimoError(
                 f"{self.checkpoints.parent} already holds a run; "
                 "continue it with --resume or choose another --out"
             )
-        self.done, state = found
+        self.done, state = newest
         self._check_same(state)
         try:
             self.task.load_state_dict(state["task"])
@@ -158,7 +154,7 @@ class _Run:
             ) from error
         self.lines, self.start = list(state["log"]), self.start - float(state["seconds"])
         self.sums = {k: v.clone().to(self.task.device) for k, v in state["sums"].items()}
-        self.ranks.alike(self._write_log)
+        self.ranks.synchronized(self._write_log)
 
     def add(self, sums: dict[str, Tensor]) -> None:
         """Counts a step; values that are not finite are those of a skipped update."""
@@ -185,21 +181,21 @@ class _Run:
         scalars = {**means, "skipped": float(skipped)}
         self.sums = {}
         self.lines.append(json.dumps({"step": self.done, **means, "skipped": skipped}))
-        self.ranks.alike(self._write_log)
+        self.ranks.synchronized(self._write_log)
         return scalars
 
     def save(self) -> None:
         """Writes a checkpoint and removes old ones."""
         self._share_sums()
         state = {
-            "recipe": dataclasses.asdict(self.task.recipe),
+            "recipe": asdict(self.task.recipe),
             "inputs": self.task.inputs,
             "task": self.task.state_dict(),
             "log": self.lines,
             "seconds": self.seconds(),
             "sums": self.sums,
         }
-        self.ranks.alike(lambda: self._save(state))
+        self.ranks.synchronized(lambda: self._save(state))
 
     def _save(self, state: dict[str, Any]) -> None:
         if self.ranks.is_first:
@@ -218,14 +214,18 @@ class _Run:
 
     def _check_same(self, state: dict[str, Any]) -> None:
         folder = self.checkpoints.parent
-        here = json.loads(json.dumps(dataclasses.asdict(self.task.recipe)))
-        there = json.loads(json.dumps(state["recipe"]))
-        keys = [k for k in {**here, **there} if here.get(k) != there.get(k)]
-        if keys:
-            told = ", ".join(f"{k} = {there.get(k)!r} there, {here.get(k)!r} here" for k in keys)
-            problem = f"a run of another recipe or teacher ({told})"
+        old, new = (json.loads(json.dumps(r)) for r in (state["recipe"], asdict(self.task.recipe)))
+        different = differences(old, new)
+        if different:
+            problem = f"a run of another recipe or teacher ({different})"
         elif state["inputs"] != self.task.inputs:
             problem = "a run that began with other weights or data of the same name"
         else:
             return
         raise DimoError(f"{folder} holds {problem}; resume with the same, or choose another --out")
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The keys whose values differ, for an error; "" if none do."""
+    keys = [key for key in {**new, **old} if new.get(key) != old.get(key)]
+    return ", ".join(f"{key} = {old.get(key)!r}, not {new.get(key)!r}" for key in keys)

@@ -1,11 +1,7 @@
-"""One network's updates: gradients of several parts and ranks, clipping, skipped steps.
+"""Updates of a network: gradients of micro-batches and ranks, clipping, skipped steps, Muon, EMA.
 
-Nothing here waits for a GPU. Whether a gradient is finite is decided on the device, and the fused
-optimizer is told to do nothing; the host reads the counters at log lines only.
-
-Muon for a network's matrices: AdamW needs about twice the steps on the embedded `scenes`.
-
-Exponential moving average of a network's weights.
+Nothing here synchronizes with the GPU. The device decides whether a gradient is finite, and the
+fused optimizer then skips the step; the host reads the counters at log lines only.
 """
 
 import contextlib
@@ -16,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from dimo.engine.distributed import ALONE, Ranks, data_parallel
+from dimo.engine.distributed import Ranks, data_parallel
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0, near 1 between 0.7 and 1.2
 _ITERATIONS = 5
@@ -27,17 +23,17 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose update is made orthogonal (Jordan et al., 2024), as large as one of AdamW.
 
     The size is 0.2 sqrt(max(m, n)) of an orthogonal [m, n] matrix (Liu et al., arXiv 2502.16982,
-    Eq. 4), so learning rate and weight decay mean what they mean in AdamW. PyTorch's own iterates
-    in bfloat16, which takes a CPU without such instructions 15 times as long.
+    Eq. 4), so learning rate and weight decay mean what they mean in AdamW, which needs about twice
+    the steps on the bundled `scenes`. PyTorch's own Muon iterates in bfloat16, which is 15 times
+    slower on a CPU without such instructions.
 
     Like PyTorch's fused AdamW it divides gradients by `grad_scale` and does nothing where
-    `found_inf` is 1, without waiting for either. Ranks share the matrices.
+    `found_inf` is 1, without a wait for either. Each rank computes every update.
 
     Args:
         matrices: float32 [m, n].
         weight_decay: As in AdamW.
         momentum: Of the Nesterov sum of gradients.
-        ranks: Who shares the work; gradients are the same on each.
     """
 
     grad_scale: Tensor
@@ -49,46 +45,31 @@ class Muon(torch.optim.Optimizer):
         *,
         weight_decay: float,
         momentum: float = 0.95,
-        ranks: Ranks = ALONE,
     ) -> None:
         defaults = {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__(matrices, defaults)
-        self._ranks = ranks
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update; `closure` is not called."""
-        good = 1 - self.found_inf
+        is_finite = 1 - self.found_inf
         for group in self.param_groups:
-            matrices = [p for p in group["params"] if p.grad is not None]
-            sums = [self._sum(p, group["momentum"], good) for p in matrices]
-            rate = group["lr"] * good
-            for p, update in zip(matrices, self._orthogonal(sums), strict=True):
-                p.mul_(1 - rate * group["weight_decay"])
-                p.sub_(rate * _RMS * max(p.shape) ** 0.5 * update)
+            rate = group["lr"] * is_finite
+            for p in group["params"]:
+                if p.grad is not None:
+                    update = orthogonalize(self._sum(p, group["momentum"], is_finite))
+                    p.mul_(1 - rate * group["weight_decay"])
+                    p.sub_(rate * _RMS * max(p.shape) ** 0.5 * update)
 
-    def _sum(self, p: Tensor, momentum: float, good: Tensor) -> Tensor:
+    def _sum(self, p: Tensor, momentum: float, is_finite: Tensor) -> Tensor:
         """The Nesterov sum, after adding the gradient to the momentum."""
         assert p.grad is not None
-        grad = torch.where(good > 0, p.grad / self.grad_scale, 0)
+        grad = torch.where(is_finite > 0, p.grad / self.grad_scale, 0)
         state: dict[str, Any] = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
-        state["momentum"].lerp_(grad, (1 - momentum) * good)
+        state["momentum"].lerp_(grad, (1 - momentum) * is_finite)
         return grad.lerp(state["momentum"], momentum)
-
-    def _orthogonal(self, sums: list[Tensor]) -> list[Tensor]:
-        """Each rank makes every n-th; the sum over ranks, of which all others hold 0, is exact."""
-        count, index = self._ranks.count, self._ranks.index
-        mine = [
-            orthogonalize(s) if i % count == index else torch.zeros_like(s)
-            for i, s in enumerate(sums)
-        ]
-        if count == 1:
-            return mine
-        flat = self._ranks.sum_(torch.cat([m.flatten() for m in mine]))
-        parts = torch.split(flat, [m.numel() for m in mine])
-        return [part.view_as(m) for part, m in zip(parts, mine, strict=True)]
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
@@ -162,7 +143,7 @@ class Update:
         adamw = torch.optim.AdamW(others, fused=True, weight_decay=weight_decay, **adam)
         self._optimizers: dict[str, Any] = {"optimizer": adamw}
         if matrices:
-            self._optimizers["muon"] = Muon(matrices, weight_decay=weight_decay, ranks=ranks)
+            self._optimizers["muon"] = Muon(matrices, weight_decay=weight_decay)
         self._wrapped = data_parallel(network, ranks, device)
         self.model: Any = network if self._wrapped is network else _Parallel(network, self._wrapped)
         self._ranks, self._grad_clip, self._scaled = ranks, grad_clip, scaled
@@ -212,9 +193,9 @@ class Update:
         divisor = self._ranks.sum_(self._weight) / self._ranks.count * self._state["scale"]
         norms = torch._foreach_norm([p.grad for p in self._parameters if p.grad is not None])
         norm = torch.linalg.vector_norm(torch.stack(list(norms))) / divisor
-        good = norm.isfinite()
+        is_finite = norm.isfinite()
         grad_scale = divisor * ((norm + 1e-6) / self._grad_clip).clamp_min(1)
-        found_inf = 1 - good.float()
+        found_inf = 1 - is_finite.float()
         for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -223,18 +204,18 @@ class Update:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self._weight.zero_()
-        self._count(good)
-        return norm, good
+        self._count(is_finite)
+        return norm, is_finite
 
-    def _count(self, good: Tensor) -> None:
+    def _count(self, is_finite: Tensor) -> None:
         state = self._state
-        state["skipped"] += ~good
-        state["in_a_row"].add_(1).mul_(~good)
+        state["skipped"] += ~is_finite
+        state["in_a_row"].add_(1).mul_(~is_finite)
         torch.maximum(state["most_in_a_row"], state["in_a_row"], out=state["most_in_a_row"])
         if self._scaled:
-            state["since_skip"].add_(1).mul_(good)
-            double = good & (state["since_skip"] % _DOUBLE_AFTER == 0)
-            state["scale"].mul_(torch.where(good, self._one + double, 0.5 * self._one))
+            state["since_skip"].add_(1).mul_(is_finite)
+            double = is_finite & (state["since_skip"] % _DOUBLE_AFTER == 0)
+            state["scale"].mul_(torch.where(is_finite, self._one + double, 0.5 * self._one))
 
     def state_dict(self) -> dict[str, Any]:
         return {**{k: v.state_dict() for k, v in self._optimizers.items()}, **self._state}
@@ -247,7 +228,9 @@ class Update:
 
 
 @torch.no_grad()
-def update_ema(ema: nn.Module, model: nn.Module, *, decay: float, step: int, good: Tensor) -> None:
+def update_ema(
+    ema: nn.Module, model: nn.Module, *, decay: float, step: int, is_finite: Tensor
+) -> None:
     """ema <- rate * ema + (1 - rate) * model, rate = min(decay, (1 + step) / (10 + step)).
 
     The warm-up lets the average forget the first steps. Frozen parameters stay equal, and are
@@ -258,7 +241,7 @@ def update_ema(ema: nn.Module, model: nn.Module, *, decay: float, step: int, goo
         model: Same parameters.
         decay: Rate in the long run.
         step: Number of the step, from 0.
-        good: Bool scalar on the model's device; False leaves the average untouched.
+        is_finite: Bool scalar on the model's device; False leaves the average untouched.
     """
     share = 1 - min(decay, (1 + step) / (10 + step))
     pairs = [
@@ -266,6 +249,6 @@ def update_ema(ema: nn.Module, model: nn.Module, *, decay: float, step: int, goo
     ]
     averages: list[Tensor] = [a for a, _ in pairs]
     values: list[Tensor] = [b.to(a.device) for a, b in pairs]
-    weight = (good * share).to(averages[0].device)
+    weight = (is_finite * share).to(averages[0].device)
     weights: list[Any] = [weight] * len(averages)
     torch._foreach_lerp_(averages, values, weights)

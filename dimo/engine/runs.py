@@ -11,25 +11,21 @@ from typing import Any, TypeVar
 import torch
 
 from dimo import rng
-from dimo.config import DistillationRecipe, DistillRecipe, TrainRecipe, load_recipe, to_toml
-from dimo.data.tokens import load_tokens
-from dimo.engine.distributed import Ranks, ranks
-from dimo.engine.loop import OnStep, Watcher, fit
-from dimo.errors import DimoError
-from dimo.methods.di4c.method import Di4CTask
-from dimo.methods.di4c.network import Di4CStudent
-from dimo.methods.dimo.method import DistillTask
-from dimo.methods.pretraining import TeacherTask
-from dimo.methods.recipes import Di4CRecipe
-from dimo.methods.sdtt.method import SDTTTask
+from dimo.config import load_distillation, load_recipe, to_toml
+from dimo.engine.distributed import Ranks, Runtime, choose_device, ranks
+from dimo.engine.loop import OnStep, Watcher, differences, fit
+from dimo.errors import DimoError, unknown_name
+from dimo.methods import METHODS
+from dimo.methods.base import DistillationRecipe, Task
+from dimo.methods.pretraining import TeacherTask, TrainRecipe
 from dimo.models.cpu import has_bfloat16
 from dimo.models.text import prompts_from_file
 from dimo.util.files import remove_temporaries, sha256_file, write_atomic
 from dimo.weights.files import save_tensors
-from dimo.zoo.bundled import OnTokenizer
 from dimo.zoo.loading import (
     load_network,
     load_prompts,
+    load_tokens,
     make_network,
     student_architecture,
     weights_file,
@@ -41,10 +37,82 @@ Trained = TypeVar("Trained", bound=DistillationRecipe | TrainRecipe)
 
 
 def for_device(recipe: Trained, device: torch.device) -> Trained:
-    """The recipe, in float32 where it asks for bfloat16 on a CPU that has no such instructions."""
+    """The recipe, in float32 where it asks for bfloat16 on a CPU without such instructions."""
     if recipe.precision != "bfloat16" or device.type != "cpu" or has_bfloat16():
         return recipe
     return dataclasses.replace(recipe, precision="float32")
+
+
+def find_recipe(
+    teacher: str = "digits", method: str = "", recipe: str = "", settings: Sequence[str] = ()
+) -> tuple[str, DistillationRecipe]:
+    """The recipe of a distillation, and its name.
+
+    Args:
+        teacher: A row of `dimo.zoo.teachers`.
+        method: A key of `dimo.methods.METHODS`; "": that of the recipe, or dimo.
+        recipe: Name or path of a .toml; "": the recipe of teacher and method.
+        settings: `key=value` overrides.
+
+    Raises:
+        DimoError: Unknown names, no recipe for that teacher and method, a recipe of another
+            method, or as `dimo.config.load_recipe`.
+    """
+    if method and method not in METHODS:
+        raise unknown_name("method", method, METHODS)
+    name = recipe or get_teacher(teacher).recipes.get(method or "dimo")
+    if name is None:
+        raise DimoError(
+            f"there is no recipe of method {method or 'dimo'!r} for teacher {teacher!r} yet; "
+            "name one with --recipe NAME or --recipe FILE.toml"
+        )
+    loaded = load_distillation(name, [f'teacher="{teacher}"', *settings])
+    if method and loaded.method != method:
+        raise DimoError(
+            f"recipe {name!r} is one of method {loaded.method!r}, not {method!r}; "
+            "leave --method out, or name another recipe"
+        )
+    return Path(name).stem, loaded
+
+
+def distill_teacher(
+    teacher: str = "digits",
+    *,
+    method: str = "",
+    recipe: str = "",
+    settings: Sequence[str] = (),
+    out: str | Path | None = None,
+    device: str = "auto",
+    weights: Path | None = None,
+    data: Path | None = None,
+    resume: bool = False,
+    on_step: OnStep | None = None,
+) -> Path:
+    """Distils a teacher as `dimo distill` does, without its pictures and scores.
+
+    Args:
+        teacher: As for `find_recipe`, with `method`, `recipe` and `settings`.
+        out: The run folder; None: runs/RECIPE.
+        device: As for `dimo.engine.distributed.choose_device`.
+        weights: As for `distill`, with `data`, `resume` and `on_step`.
+
+    Returns:
+        The run folder, which `dimo.load` takes.
+    """
+    name, loaded = find_recipe(teacher, method, recipe, settings)
+    folder = Path(out or Path("runs") / name)
+    with ranks() as group:
+        distill(
+            loaded,
+            folder,
+            recipe_name=name,
+            runtime=Runtime(choose_device(device), group),
+            weights=weights,
+            data=data,
+            resume=resume,
+            on_step=on_step,
+        )
+    return folder
 
 
 def distill(
@@ -52,7 +120,7 @@ def distill(
     out: Path,
     *,
     recipe_name: str,
-    device: torch.device,
+    runtime: Runtime,
     weights: Path | None = None,
     data: Path | None = None,
     resume: bool = False,
@@ -63,62 +131,31 @@ def distill(
     """Distils a teacher into a student by the recipe's method and writes the run folder.
 
     The folder holds `recipe.toml`, `metrics.jsonl`, `checkpoints/` and, once finished,
-    `student.safetensors` (the EMA) and `config.json`. The ranks that `torchrun` started share
-    each batch. An unfinished run of the same recipe goes on, with `resume` or without.
+    `student.safetensors` (the EMA) and `config.json`. An unfinished run of the same recipe is
+    continued, with `resume` or without.
 
     Args:
-        recipe: What to do.
+        recipe: Its keys.
         out: The run folder.
         recipe_name: Stored with the student.
-        device: Where to train.
+        runtime: Where to train; its ranks share each batch.
         weights: Folder of the teacher's weights; None: those shipped, or those fetched.
         data: Encoded images, as `dimo encode` writes them, for a method that needs data; None:
-            the embedded data of the teacher.
-        resume: There must be an unfinished run in `out`.
-        on_step: As in `dimo.engine.loop.fit`.
-        watchers: As in `dimo.engine.loop.fit`.
-        ablation: Noted with the student, see `dimo.zoo.students.varied`.
+            the bundled data of the teacher.
+        resume: Require an unfinished run in `out`.
+        on_step: As for `dimo.engine.loop.fit`.
+        watchers: As for `dimo.engine.loop.fit`.
+        ablation: Stored with the student, see `dimo.zoo.students.varied`.
 
     Raises:
-        DimoError: No weights of the teacher, or some that are not finite; no data, or data for a
-            method that takes none; a network that the method does not have; a batch that does not
-            split; `out` holds something else, a finished run, a run of another recipe or one
-            that is running; nothing to resume; or as `dimo.engine.loop.fit`.
+        DimoError: The teacher's weights are missing or not finite; missing or superfluous data; a
+            network that the method does not support; a batch that does not split; `out` holds
+            other files, a finished run, a run of another recipe or one that is in progress;
+            nothing to resume; or as `dimo.engine.loop.fit`.
     """
-    with ranks() as group:
-        return _distill(
-            recipe,
-            out,
-            recipe_name,
-            device,
-            weights,
-            data,
-            resume,
-            on_step,
-            watchers,
-            ablation,
-            group,
-        )
-
-
-def _distill(
-    recipe: DistillationRecipe,
-    out: Path,
-    recipe_name: str,
-    device: torch.device,
-    weights: Path | None,
-    data: Path | None,
-    resume: bool,
-    on_step: OnStep | None,
-    watchers: Sequence[Watcher],
-    ablation: dict[str, Any] | None,
-    group: Ranks,
-) -> StudentConfig:
-    """`distill` among ranks; nothing of the networks outlives it, see
-    `dimo.engine.distributed.ranks`."""
-    recipe, row = for_device(recipe, device), get_teacher(recipe.teacher)
-    path = weights_file(row, "transformer", weights)
-    task = _distillation_of(recipe, row, path, weights, data, device, group)
+    recipe, row = for_device(recipe, runtime.device), get_teacher(recipe.teacher)
+    path, group = weights_file(row, "transformer", weights), runtime.ranks
+    task = _task(recipe, row, path, weights, data, runtime)
     with _opened(out, recipe, out / "config.json", resume, group):
         seconds = fit(task, out, resume=True, on_step=on_step, watchers=watchers)
         config = StudentConfig.of_recipe(
@@ -129,107 +166,87 @@ def _distill(
             teacher_sha256=sha256_file(path),
             ablation=ablation,
         )
-        state = task.ema.state_dict() if row.world is None else row.world.stored(task.ema)
-        group.alike(lambda: save_student(out, state, config) if group.is_first else None)
+        ema = task.networks["ema"]
+        state = ema.state_dict() if row.bundled is None else row.bundled.stored(ema)
+        group.synchronized(lambda: save_student(out, state, config) if group.is_first else None)
     return config
 
 
-def _distillation_of(
+def _task(
     recipe: DistillationRecipe,
     row: Teacher,
     path: Path,
     weights: Path | None,
     data: Path | None,
-    device: torch.device,
-    group: Ranks,
-) -> DistillTask | Di4CTask | SDTTTask:
-    """The training of the recipe's method; what the student has beyond its teacher is fresh."""
+    runtime: Runtime,
+) -> Task:
+    """The training of the recipe's method; modules that the teacher lacks have fresh weights."""
+    method = METHODS[recipe.method]
     architecture = student_architecture(row, recipe.method)
+    if data is not None and not method.needs_data:
+        raise DimoError(f"method {recipe.method!r} takes no data; leave out --data {data}")
     prompts = load_prompts(row, _drawn_prompts(recipe, row), weights)
     if prompts is not None:
-        prompts.to(device)
+        prompts.to(runtime.device)
     teacher = load_network(row, path, prompts)
     torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
     student = make_network(row, prompts, architecture, dropout=recipe.dropout)
     student.load_state_dict({**student.state_dict(), **teacher.state_dict()})
-    if isinstance(recipe, DistillRecipe):
-        if data is not None:
-            raise DimoError(f"method {recipe.method!r} takes no data; leave out --data {data}")
-        task = DistillTask(recipe, teacher, student, row.label_smoothing, device, group)
-        if prompts is not None:
-            task.inputs += f" prompts {prompts.sha256}"
-        return task
-    images = load_tokens(data, teacher=row.name, weights=weights)
-    if isinstance(recipe, Di4CRecipe):
-        assert isinstance(student, Di4CStudent)
-        return Di4CTask(recipe, teacher, student, images, device, group)
-    return SDTTTask(recipe, teacher, student, images, device, group)
+    images = load_tokens(data, teacher=row.name, weights=weights) if method.needs_data else None
+    make = method.distillation.task
+    task = make(recipe, teacher, student, images, row.label_smoothing, runtime)
+    if prompts is not None:
+        task.inputs += f" prompts {prompts.sha256}"
+    return task
 
 
 def _drawn_prompts(recipe: DistillationRecipe, row: Teacher) -> Sequence[str] | None:
-    """Those of the recipe's file, or of the teacher's world; None for classes.
+    """Those of the recipe's file, or the bundled ones of the teacher; None for classes.
 
     Raises:
-        DimoError: A method that knows classes alone, or the file is not one of prompts.
+        DimoError: The method supports classes only, or the file holds no prompts.
     """
-    if not isinstance(recipe, DistillRecipe):
+    method = METHODS[recipe.method]
+    if method.needs_data:
         if row.text is not None:
             raise DimoError(
                 f"method {recipe.method!r} distils teachers of classes, and {row.name!r} draws "
                 "prompts; use --method dimo"
             )
         return None
-    if recipe.prompts is not None:
-        return prompts_from_file(recipe.prompts)
-    if row.world is None or row.world.prompts is None:
-        return None
-    return row.world.prompts()
+    path = method.distillation.prompts_file(recipe)
+    if path is not None:
+        return prompts_from_file(path)
+    return None if row.bundled is None or row.bundled.prompts is None else row.bundled.prompts()
 
 
 def train_teacher(
     recipe: TrainRecipe,
     out: Path,
     *,
-    device: torch.device,
+    runtime: Runtime,
     resume: bool = False,
     on_step: OnStep | None = None,
     watchers: Sequence[Watcher] = (),
-    on_tokenizer: OnTokenizer = lambda done: None,
 ) -> None:
-    """Trains an embedded teacher from its data; `out` then works as `--weights`.
+    """Trains a bundled teacher from its data; `out` then works as `--weights`.
 
     Args:
-        recipe: What to do.
-        out: The run folder; gets the tokenizer's and the transformer's weights.
-        device: Where to train.
-        resume: There must be an unfinished run in `out`.
-        on_step: As in `dimo.engine.loop.fit`.
-        watchers: As in `dimo.engine.loop.fit`.
-        on_tokenizer: Told the steps done of a tokenizer that is a network.
+        recipe: Its keys.
+        out: The run folder; gets the weights of tokenizer and transformer.
+        runtime: Where to train; its progress is that of a tokenizer that is a network.
+        resume: Require an unfinished run in `out`.
+        on_step: As for `dimo.engine.loop.fit`.
+        watchers: As for `dimo.engine.loop.fit`.
 
     Raises:
-        DimoError: The teacher has no embedded data; or as `distill`.
+        DimoError: The teacher has no bundled data; or as `distill`.
     """
-    with ranks() as group:
-        _train_teacher(recipe, out, device, resume, on_step, watchers, on_tokenizer, group)
-
-
-def _train_teacher(
-    recipe: TrainRecipe,
-    out: Path,
-    device: torch.device,
-    resume: bool,
-    on_step: OnStep | None,
-    watchers: Sequence[Watcher],
-    on_tokenizer: OnTokenizer,
-    group: Ranks,
-) -> None:
-    """`train_teacher` among ranks, as `_distill`."""
-    recipe, teacher = for_device(recipe, device), get_teacher(recipe.teacher)
-    world = teacher.world
+    recipe, teacher = for_device(recipe, runtime.device), get_teacher(recipe.teacher)
+    world, group = teacher.bundled, runtime.ranks
     if world is None:
         raise DimoError(
-            f"teacher {teacher.name!r} is not trained here, its weights are published; "
+            f"teacher {teacher.name!r} cannot be trained here, its weights are published; "
             f"fetch them with: dimo weights fetch {teacher.weights['transformer']}"
         )
     finished = out / teacher.weights["transformer"]
@@ -238,11 +255,12 @@ def _train_teacher(
 
     def fit_tokenizer() -> None:
         if group.is_first and not codebook.is_file():
+            steps = recipe.tokenizer_steps
             tokenizer = world.fit_tokenizer(
                 codebook_size=teacher.network["codebook_size"],
-                steps=recipe.tokenizer_steps,
+                steps=steps,
                 seed=recipe.seed,
-                on_step=on_tokenizer,
+                on_step=lambda done: runtime.progress("tokenizer", done, steps, "steps"),
             )
             save_tensors(codebook, world.stored(tokenizer), provenance)
 
@@ -251,22 +269,22 @@ def _train_teacher(
             save_tensors(finished, world.stored(task.ema), provenance)
 
     with _opened(out, recipe, finished, resume, group):
-        group.alike(fit_tokenizer)
+        group.synchronized(fit_tokenizer)
         data = world.training_data(teacher.tokenizer(codebook))
         captions = world.captions() if world.captions is not None else None
         prompts = load_prompts(teacher, captions)
         torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
         network = make_network(teacher, prompts, dropout=recipe.dropout)
-        task = TeacherTask(recipe, network, data, device, group)
+        task = TeacherTask(recipe, network, data, runtime)
         fit(task, out, resume=True, on_step=on_step, watchers=watchers)
-        group.alike(save)
+        group.synchronized(save)
 
 
 @contextmanager
 def _opened(
     out: Path, recipe: DistillationRecipe | TrainRecipe, finished: Path, resume: bool, group: Ranks
 ) -> Iterator[None]:
-    """The run folder, made or found fit to go on, and locked against a second process."""
+    """The run folder, created or checked to be this run's, and locked against other processes."""
     locks: list[int] = []
 
     def claim() -> None:
@@ -276,7 +294,7 @@ def _opened(
             write_atomic(out / "recipe.toml", to_toml(recipe))
             remove_temporaries(out, "*")
 
-    group.alike(claim)
+    group.synchronized(claim)
     try:
         yield
     finally:
@@ -289,7 +307,7 @@ def _check(
 ) -> None:
     """
     Raises:
-        DimoError: The folder is no place for this run, or no run to go on with.
+        DimoError: The folder is in use for something else, or holds no run to resume.
     """
     path = out / "recipe.toml"
     if not path.is_file():
@@ -298,14 +316,12 @@ def _check(
         if out.exists() and any(not p.name.endswith(".tmp") for p in out.iterdir()):
             raise DimoError(f"output {out} exists and is not empty; choose another --out")
         return
-    found = load_recipe(type(recipe), str(path))
-    there = dataclasses.asdict(found)
-    here = dataclasses.asdict(recipe)
-    told = [f"{k} = {there[k]!r} there, {here[k]!r} here" for k in here if here[k] != there[k]]
-    if told:
+    old = load_recipe(type(recipe), str(path))
+    different = differences(dataclasses.asdict(old), dataclasses.asdict(recipe))
+    if different:
         raise DimoError(
-            f"output {out} is not empty, it holds a run of another recipe ({', '.join(told)}); "
-            "go on with the same, or choose another --out"
+            f"output {out} is not empty, it holds a run of another recipe ({different}); "
+            "continue with the same recipe, or choose another --out"
         )
     if finished.is_file():
         raise DimoError(
@@ -315,10 +331,10 @@ def _check(
 
 
 def _lock(out: Path) -> int:
-    """Locks the folder as long as the returned handle is open; a killed process lets go.
+    """Locks the folder while the returned handle is open; the lock ends with the process.
 
     Raises:
-        DimoError: Another process has it, or it cannot be made.
+        DimoError: Another process has the lock, or the folder cannot be created.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -331,7 +347,7 @@ def _lock(out: Path) -> int:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise DimoError(f"the run in {out} is going on in another process; wait for it") from None
+        raise DimoError(f"another process is running in {out}; wait until it ends") from None
     except OSError:
         pass  # a file system without locks
     return handle

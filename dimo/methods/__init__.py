@@ -1,1 +1,59 @@
-"""Distillation methods beside Di[M]O (`dimo.methods.dimo.objective`), a page each."""
+"""The distillation methods: a folder for each, and a row of `METHODS`.
+
+A method is a `dimo.methods.base.Distillation`: its recipe, its training task and what its students
+need to be sampled. Adding one takes a folder here, a row below and a recipe in `dimo/recipes`.
+This module does not import torch, so a list of the methods costs nothing.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dimo.methods.base import Distillation
+
+
+@dataclass(frozen=True)
+class Method:
+    """A distillation method.
+
+    Attributes:
+        title: Name in tables.
+        source: The implementation, or its "module:class", imported on first use.
+        needs_data: Trains on encoded images; such a method distils class-conditional teachers only.
+        is_one_step: Its students start from x_init and are sampled by `one_step` and `few_step`.
+            Others start from masked tokens.
+        sampler: Key of `dimo.samplers.SAMPLERS`, for students that are not one-step.
+        default_steps: Number of sampling steps in the pictures and scores of a run.
+    """
+
+    title: str
+    source: "str | type[Distillation]"
+    needs_data: bool = True
+    is_one_step: bool = False
+    sampler: str = "confidence"
+    default_steps: int = 4
+
+    @property
+    def distillation(self) -> "Distillation":
+        """The implementation."""
+        source = self.source
+        if isinstance(source, str):
+            module, _, name = source.partition(":")
+            source = getattr(import_module(module), name)
+        implementation: Distillation = source()
+        return implementation
+
+
+METHODS: dict[str, Method] = {
+    "dimo": Method(
+        "Di[M]O",
+        "dimo.methods.dimo.method:DiMO",
+        needs_data=False,
+        is_one_step=True,
+        default_steps=1,
+    ),
+    "di4c": Method("di4c", "dimo.methods.di4c.method:Di4C"),
+    "di4c-d": Method("di4c-d", "dimo.methods.di4c.method:Di4C"),
+    "sdtt": Method("SDTT", "dimo.methods.sdtt.method:SDTT"),
+}

@@ -1,62 +1,272 @@
-"""What every training has that the loop can drive: how a batch is split, precision, updates, state.
+"""What all trainings share: recipe keys, the training task, and the interface of a method.
 
 Each step is a function of (state, seed, step): row b of step s draws its random numbers as image
-s * B + b, whatever rank has it and whatever part of the step it is in. Dropout alone, whose numbers
-belong to a whole forward, is seeded from (seed, purpose, first image of the part): the same again
-on as many ranks and parts, others on another number.
+s * B + b, whichever rank and micro-batch it is in. Only dropout, whose numbers belong to a whole
+forward, is seeded from (seed, purpose, first image of the micro-batch): it repeats exactly for the
+same number of ranks and micro-batches only.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from typing import Any
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dimo import rng
-from dimo.config import DistillationRecipe, TrainRecipe
-from dimo.data.tokens import TokenData
-from dimo.engine.distributed import Ranks
+from dimo.engine.distributed import Runtime
 from dimo.engine.optim import Update, update_ema
-from dimo.errors import DimoError
-from dimo.models.cpu import PRECISIONS, in_precision
+from dimo.errors import DimoError, unknown_name
+from dimo.models import MaskedModel
+from dimo.models.cpu import PRECISIONS, prepare_for_inference
 from dimo.models.layers import recompute_activations
 from dimo.weights.files import state_sha256
-from dimo.zoo.teachers import Network
 
+if TYPE_CHECKING:
+    from dimo.data.tokens import TokenData
+
+_Config = TypeVar("_Config")
+_LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
 _AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# x_init of a student that starts from masked tokens: fields of `dimo.zoo.students.StudentConfig`.
+ALL_MASKED: dict[str, Any] = {
+    "init_mask_ratio": 1.0,
+    "embedding_noise": 0.0,
+    "token_initialization": "masked",
+}
+
+
+def check(ok: bool, key: str, value: object, allowed: str) -> None:
+    if not ok:
+        raise DimoError(f"recipe key {key} = {value!r} is out of range; allowed: {allowed}")
+
+
+def known(kind: str, value: str, allowed: Iterable[str]) -> None:
+    if value not in allowed:
+        raise unknown_name(kind, value, allowed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """Recipe keys of every training.
+
+    Attributes:
+        batch_size: Images per step, over all ranks and micro-batches.
+        accumulate: Number of micro-batches per rank and step.
+        gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
+        max_skipped: Stop after this many consecutive non-finite updates.
+        ema_on_cpu: Keep the EMA in host memory, at the cost of one transfer of the weights a step.
+        keep_every: Keep checkpoints at multiples of this beside the two newest; 0: only those two.
+    """
+
+    kind: ClassVar[str]
+    seed: int = 0
+    steps: int
+    batch_size: int = 256
+    accumulate: int = 1
+    gradient_checkpointing: bool = False
+    learning_rate: float
+    lr_schedule: str = "constant"
+    lr_warmup_steps: int = 100
+    weight_decay: float = 0.0
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = 1e-8
+    grad_clip: float = 1.0
+    max_skipped: int = 20
+    ema_decay: float = 0.999
+    ema_on_cpu: bool = False
+    precision: str = "bfloat16"
+    checkpoint_every: int = 500
+    keep_every: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch_size", "accumulate", "max_skipped", "checkpoint_every"):
+            check(getattr(self, key) >= 1, key, getattr(self, key), ">= 1")
+        for key in ("lr_warmup_steps", "keep_every"):
+            check(getattr(self, key) >= 0, key, getattr(self, key), ">= 0")
+        check(0 < self.learning_rate < 1, "learning_rate", self.learning_rate, "0 < x < 1")
+        check(self.adam_eps > 0, "adam_eps", self.adam_eps, "> 0")
+        check(self.grad_clip > 0, "grad_clip", self.grad_clip, "> 0")
+        check(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "0 <= x < 1")
+        check(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
+        check(all(0 <= b < 1 for b in self.adam_betas), "adam_betas", self.adam_betas, "0 <= x < 1")
+        known("lr_schedule", self.lr_schedule, _LEARNING_RATE_SCHEDULES)
+        known("precision", self.precision, ("float32", *_AUTOCAST))
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of one step: a pure function, so it needs no saved state."""
+        return self.learning_rate * self.learning_rate_factor(step)
+
+    def learning_rate_factor(self, step: int) -> float:
+        """A linear warm-up to 1, then the schedule: constant, half a cosine or a line to 0."""
+        if step < self.lr_warmup_steps:
+            return (step + 1) / self.lr_warmup_steps
+        progress = (step - self.lr_warmup_steps) / max(1, self.steps - self.lr_warmup_steps)
+        if self.lr_schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        return 1 - progress if self.lr_schedule == "linear" else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationRecipe(Optimization):
+    """Recipe keys of every distillation method.
+
+    Attributes:
+        teacher: A row of `dimo.zoo.teachers`.
+        dropout: Of the networks in training; the teacher has none.
+        temperature: Divides the student's logits when it is sampled.
+        temperature_selected_by: How that was chosen.
+    """
+
+    teacher: str
+    dropout: float = 0.0
+    temperature: float = 1.0
+    temperature_selected_by: str = "default"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "0 <= x < 1")
+        check(self.temperature > 0, "temperature", self.temperature, "> 0")
+
+    @property
+    def method(self) -> str:
+        """A key of `dimo.methods.METHODS`."""
+        raise NotImplementedError
+
+
+def config_from(config: type[_Config], recipe: Optimization, **others: Any) -> _Config:
+    """A dataclass whose fields are keys of the recipe, but for those given as `others`."""
+    fields = {f.name for f in dataclasses.fields(config)} - others.keys()  # type: ignore[arg-type]
+    return config(**{name: getattr(recipe, name) for name in fields}, **others)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method computes and keeps, for `dimo distill --dry-run`.
+
+    Attributes:
+        forwards: Forward passes per image and step, by part; a backward pass counts two.
+        networks: Name -> whether it is trained, of the networks beside teacher, student and EMA.
+        rows: Rows per image that pass the student at once (latents of a mixture).
+        kept: Networks whose activations are held at the same time.
+        teacher_batches: 2 if the teacher is guided, which doubles its batch.
+        freezes_embeddings: Embeddings and output bias are not trained.
+        takes_latent: The student has a latent input z.
+    """
+
+    forwards: Mapping[str, int]
+    networks: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    rows: int = 1
+    kept: int = 1
+    teacher_batches: int = 1
+    freezes_embeddings: bool = False
+    takes_latent: bool = False
+
+
+class Distillation:
+    """The interface of a distillation method; `Method.source` in `dimo.methods` names a subclass.
+
+    Attributes:
+        Recipe: A frozen dataclass whose `kind` is that of its TOML files.
+    """
+
+    Recipe: ClassVar[type[DistillationRecipe]]
+
+    def network(self, teacher: type[Any]) -> type[Any] | None:
+        """The class of the student's network, built with the arguments of the teacher's.
+
+        Returns:
+            None if the method has no student for that class of teacher.
+        """
+        return teacher
+
+    def prompts_file(self, recipe: Any) -> str | None:
+        """The file of prompts that the recipe names for a text-conditioned teacher."""
+        return None
+
+    def task(
+        self,
+        recipe: Any,
+        teacher: MaskedModel,
+        student: Any,
+        data: "TokenData | None",
+        label_smoothing: float,
+        runtime: Runtime,
+    ) -> "Task":
+        """The training.
+
+        Args:
+            recipe: A `Recipe`.
+            teacher: In eval mode; left unchanged.
+            student: Of class `network(...)` with the teacher's weights; trained in place. Modules
+                that the teacher lacks have fresh weights.
+            data: Encoded images; None for a method that needs no data.
+            label_smoothing: Of the teacher's own training.
+            runtime: Where to train, and with which ranks.
+        """
+        raise NotImplementedError
+
+    def student_settings(self, recipe: Any) -> dict[str, Any]:
+        """How the student is sampled: fields of `dimo.zoo.students.StudentConfig`."""
+        return ALL_MASKED
+
+    def cost(self, recipe: Any) -> Cost:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Images of one forward and backward pass.
+
+    Attributes:
+        index: [b] numbers of the images, which select their random streams.
+        dropout_seed: Of the global generator, which dropout uses.
+        is_last: Whether the optimizer steps after it; only then do ranks exchange gradients.
+    """
+
+    index: Tensor
+    dropout_seed: int
+    is_last: bool
 
 
 class Task:
-    """Common parts: how a batch is split, precision, updates, state.
+    """A training that `dimo.engine.loop.fit` can drive; a subclass adds `step`.
 
     Attributes:
-        recipe: What to do.
-        inputs: Hash of the weights or the data that the training begins with.
-        ranks: Who shares each batch.
-        networks: By name, as they are saved; never wrapped.
+        recipe: Its keys.
+        inputs: Hash of the weights and data that the training starts from.
+        networks: Saved in checkpoints under these names; never wrapped.
+        updates: One for each network in training, by name.
     """
 
-    def __init__(
-        self, recipe: DistillationRecipe | TrainRecipe, device: torch.device, ranks: Ranks
-    ) -> None:
-        parts = ranks.count * recipe.accumulate
+    def __init__(self, recipe: Any, runtime: Runtime, inputs: str) -> None:
+        parts = runtime.ranks.count * recipe.accumulate
         if recipe.batch_size % parts:
             raise DimoError(
-                f"batch_size {recipe.batch_size} does not split into {ranks.count} ranks x "
+                f"batch_size {recipe.batch_size} does not split into {runtime.ranks.count} ranks x "
                 f"accumulate {recipe.accumulate} = {parts} equal parts; change one of them"
             )
-        self.recipe, self.device, self.ranks, self.inputs = recipe, device, ranks, ""
-        self.networks: dict[str, Network] = {}
+        self.recipe, self.inputs = recipe, inputs
+        self.device, self.ranks = runtime.device, runtime.ranks
+        self.networks: dict[str, MaskedModel] = {}
         self.updates: dict[str, Update] = {}
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Updates the networks; returns means for the log as (sum, weight), float64 [2]."""
+        raise NotImplementedError
 
     def counts(self) -> Tensor:
         """Updates skipped so far, and the most in a row of one network: int64 [2]."""
         counts = torch.stack([update.counts for update in self.updates.values()])
         return torch.stack([counts[:, 0].sum(), counts[:, 1].max()])
 
-    def _update_of(self, network: nn.Module, matrices: Sequence[Tensor] = ()) -> Update:
+    def make_update(self, network: nn.Module, matrices: Sequence[Tensor] = ()) -> Update:
+        """The optimizer of a network: Muon for `matrices`, AdamW for its other parameters."""
         recipe = self.recipe
         if recipe.gradient_checkpointing:
             recompute_activations(network)
@@ -72,29 +282,47 @@ class Task:
             eps=recipe.adam_eps,
         )
 
-    def _average_of(self, network: Network) -> Network:
+    def make_ema(self, network: MaskedModel) -> MaskedModel:
         ema = copy.deepcopy(network).requires_grad_(False).eval()
         return ema.cpu() if self.recipe.ema_on_cpu else ema
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
         dtype = _AUTOCAST.get(self.recipe.precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
-    def _parts(self, step: int, purpose: str, *updates: Update) -> Iterator[Tensor]:
-        """The image indices [b] of each part of this rank's share; run a part where it is given.
+    def micro_batches(self, step: int, purpose: str) -> list[MicroBatch]:
+        """This rank's share of a step; `purpose` names what the images are drawn for."""
+        size, count = self.recipe.batch_size, self.recipe.accumulate
+        share = self.ranks.split(size)
+        rows, first = len(share) // count, step * size + share.start
+        starts = range(first, first + rows * count, rows)
+        return [
+            MicroBatch(
+                torch.arange(start, start + rows, device=self.device),
+                rng.stream_seed(self.recipe.seed, f"{purpose}/dropout/{start}"),
+                is_last=number == count - 1,
+            )
+            for number, start in enumerate(starts)
+        ]
 
-        `updates` are those of the networks that a part gives gradients to.
-        """
-        size, parts = self.recipe.batch_size, self.recipe.accumulate
-        share = self.ranks.share(size)
-        first, rows = step * size + share.start, len(share) // parts
-        for part in range(parts):
-            low = first + part * rows
-            torch.manual_seed(rng.stream_seed(self.recipe.seed, f"{purpose}/dropout/{low}"))
-            with ExitStack() as stack:
-                for update in updates:
-                    stack.enter_context(update.part(is_last=part == parts - 1))
-                yield torch.arange(low, low + rows, device=self.device)
+    @contextmanager
+    def running(self, batch: MicroBatch, *updates: Update) -> Iterator[None]:
+        """Around forward and backward of a micro-batch that adds to the gradients of `updates`."""
+        torch.manual_seed(batch.dropout_seed)
+        with ExitStack() as stack:
+            for update in updates:
+                stack.enter_context(update.part(is_last=batch.is_last))
+            yield
+
+    def finish(
+        self, step: int, name: str, values: dict[str, Tensor], ema: str | None = "ema"
+    ) -> None:
+        """Steps the optimizer of a network, then its EMA."""
+        norm, is_finite = self.updates[name].step(self.recipe.learning_rate_at(step))
+        if ema is not None:
+            average, decay = self.networks[ema], self.recipe.ema_decay
+            update_ema(average, self.networks[name], decay=decay, step=step, is_finite=is_finite)
+        add_mean(values, "grad_norm", norm, 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -110,91 +338,28 @@ class Task:
 
 
 def add_mean(values: dict[str, Tensor], key: str, mean: Tensor, weight: Tensor | float) -> None:
-    """Adds one part's mean to the sums that a step returns."""
+    """Adds the mean of a micro-batch to the weighted sums that a step returns."""
     entry = torch.stack([mean.detach().double() * weight, torch.ones_like(mean).double() * weight])
     values[key] = values[key] + entry if key in values else entry
 
 
-class StudentTask(Task):
-    """A distillation: a frozen teacher, a student in training and its average.
-
-    Args:
-        recipe: What to do.
-        teacher: Frozen; it is made ready for inference, in place.
-        student: A network that starts with the teacher's weights; trained in place.
-        device: Where to train.
-        ranks: Who shares each batch.
-
-    Raises:
-        DimoError: The batch does not split into equal parts, or the teacher's weights are not
-            finite.
-    """
-
-    recipe: DistillationRecipe
-
-    def __init__(
-        self,
-        recipe: DistillationRecipe,
-        teacher: Network,
-        student: Network,
-        device: torch.device,
-        ranks: Ranks,
-    ) -> None:
-        super().__init__(recipe, device, ranks)
-        _check_finite(teacher)
-        self.inputs = state_sha256(teacher.state_dict())
-        self.teacher = teacher.to(device).requires_grad_(False).eval()
-        if recipe.precision in PRECISIONS:
-            in_precision(self.teacher, recipe.precision)  # casts and packs its weights once
-        self.student = student.to(device).train()
+def frozen_teacher(teacher: MaskedModel, precision: str, device: torch.device) -> MaskedModel:
+    """A copy of the teacher in eval mode, ready for inference in that precision."""
+    copied = copy.deepcopy(teacher).to(device).requires_grad_(False).eval()
+    return prepare_for_inference(copied, precision) if precision in PRECISIONS else copied
 
 
-class DataTask(StudentTask):
-    """A distillation with data: one network in training.
-
-    Args:
-        recipe: What to do.
-        teacher: Frozen; it is made ready for inference, in place.
-        student: A network that starts with the teacher's weights; trained in place.
-        data: Encoded images.
-        device: Where to train.
-        ranks: Who shares each batch.
+def teacher_sha256(teacher: MaskedModel) -> str:
+    """Hash of the teacher's weights.
 
     Raises:
-        DimoError: As `StudentTask`.
+        DimoError: Some are NaN or infinite.
     """
-
-    def __init__(
-        self,
-        recipe: DistillationRecipe,
-        teacher: Network,
-        student: Network,
-        data: TokenData,
-        device: torch.device,
-        ranks: Ranks,
-    ) -> None:
-        super().__init__(recipe, teacher, student, device, ranks)
-        self.inputs += data.sha256
-        self.tokens, self.labels = data.tokens.to(device), data.labels.to(device)
-        self.ema = self._average_of(self.student)
-        self.networks = {"student": self.student, "ema": self.ema}
-
-    def _finish(self, step: int, values: dict[str, Tensor]) -> None:
-        """The update of the student and of its average, after the gradients of all parts."""
-        recipe = self.recipe
-        norm, good = self.updates["student"].step(recipe.learning_rate_at(step))
-        update_ema(self.ema, self.student, decay=recipe.ema_decay, step=step, good=good)
-        add_mean(values, "grad_norm", norm, 1)
-
-
-def _check_finite(teacher: Network) -> None:
-    """
-    Raises:
-        DimoError: Weights of the teacher are NaN or infinite.
-    """
-    bad = [k for k, v in teacher.state_dict().items() if not bool(v.isfinite().all())]
+    state = teacher.state_dict()
+    bad = [k for k, v in state.items() if not bool(v.isfinite().all())]
     if bad:
         raise DimoError(
             f"the teacher's weights hold values that are not finite, in {', '.join(bad[:3])}; "
             "fetch or convert them again"
         )
+    return state_sha256(state)

@@ -1,13 +1,59 @@
-"""What the methods share that learn from a teacher's way through masked data."""
+"""What di4c and SDTT share: they learn from masked data, and their students take several steps."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dimo import rng
+from dimo.methods.base import ALL_MASKED, Distillation, DistillationRecipe, check, known
 from dimo.models import MaskedModel
+
+if TYPE_CHECKING:
+    from dimo.data.tokens import TokenData
+
+_SCHEDULES = ("arccos", "cosine")  # fall from 1 to 0, as a sampler's masked fraction does
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe(DistillationRecipe):
+    """Recipe keys of the methods that learn from data.
+
+    Attributes:
+        mask_schedule: gamma, from all masked at r = 0 to nothing masked at r = 1.
+        choice_temperature: Of the teacher's confidence noise.
+        label_dropout: Fraction of images without their label, which the unconditional branch of
+            guided sampling needs.
+        guidance_scale: Of the student's sampling; that of the teacher's row unless given.
+    """
+
+    mask_schedule: str = "arccos"
+    choice_temperature: float = 4.5
+    label_dropout: float = 0.1
+    dropout: float = 0.1
+    guidance_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known("mask schedule", self.mask_schedule, _SCHEDULES)
+        noise = self.choice_temperature
+        check(noise >= 0, "choice_temperature", noise, ">= 0; 0 is no noise")
+        check(0 <= self.label_dropout < 1, "label_dropout", self.label_dropout, "0 <= x < 1")
+        scale = self.guidance_scale
+        check(scale is None or scale > 0, "guidance_scale", scale, "> 0")
+
+
+class DataDistillation(Distillation):
+    """A method of a `DataRecipe`."""
+
+    def student_settings(self, recipe: DataRecipe) -> dict[str, Any]:
+        return {**ALL_MASKED, "guidance_scale": recipe.guidance_scale}
+
+
+def required(data: "TokenData | None") -> "TokenData":
+    assert data is not None, "`Method.needs_data` says that it comes"
+    return data
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,75 @@
-"""Training of an embedded teacher from its data."""
+"""Training of the bundled teachers and feature extractors from their data."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dimo import rng
-from dimo.config import TrainRecipe
-from dimo.engine.distributed import ALONE, Ranks
-from dimo.engine.optim import update_ema
-from dimo.masking import mask_count, mask_ratio, random_mask
-from dimo.methods.base import Task, add_mean
+from dimo.engine.distributed import Runtime
+from dimo.masking import MASK_SCHEDULES, mask_count, mask_ratio, random_mask
+from dimo.methods.base import Optimization, Task, add_mean, check, known
+from dimo.models import MaskedModel
 from dimo.models.maskgit import block_matrices
-from dimo.zoo.bundled import TrainingData
-from dimo.zoo.teachers import Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe(Optimization):
+    """Training of a bundled teacher: masked cross-entropy, label dropout, EMA.
+
+    Attributes:
+        optimizer: adamw, or muon: Muon for the matrices of the blocks, AdamW for the rest.
+        tokenizer_steps: Steps of the tokenizer's training, which comes first if it is a network.
+    """
+
+    kind: ClassVar[str] = "train"
+    teacher: str
+    optimizer: str = "adamw"
+    mask_schedule: str = "arccos"
+    label_smoothing: float = 0.0
+    label_dropout: float = 0.1
+    dropout: float = 0.1
+    tokenizer_steps: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known("optimizer", self.optimizer, ("adamw", "muon"))
+        steps = self.tokenizer_steps
+        check(steps >= 0, "tokenizer_steps", steps, ">= 0")
+        for key in ("label_smoothing", "label_dropout", "dropout"):
+            check(0 <= getattr(self, key) < 1, key, getattr(self, key), "0 <= x < 1")
+        known("mask schedule", self.mask_schedule, MASK_SCHEDULES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorRecipe(Optimization):
+    """Training of a bundled feature extractor."""
+
+    kind: ClassVar[str] = "extractor"
+    extractor: str
+    label_smoothing: float = 0.1
+    pixel_noise: float = 12.0
+    shift_probability: float = 0.3
+
+
+class TrainingData(Protocol):
+    """Tokens and labels of images; `sha256` names what they are drawn from."""
+
+    sha256: str
+
+    def __call__(self, seed: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens int64 [B, L] and labels int64 [B] of images `index` [B], on its device."""
 
 
 class TeacherTask(Task):
     """Masked cross-entropy with label dropout (MaskGIT, arXiv 2202.04200, Eq. 1).
 
     Args:
-        recipe: What to do.
-        network: The teacher to be, fresh; it is trained in place.
-        data: What it learns from.
-        device: Where to train.
-        ranks: Who shares each batch.
+        recipe: Its keys.
+        network: The teacher with fresh weights; trained in place.
+        data: Image i is a function of the seed and i alone.
+        runtime: Where to train, and with which ranks.
 
     Raises:
         DimoError: The batch does not split into equal parts.
@@ -34,36 +78,30 @@ class TeacherTask(Task):
     recipe: TrainRecipe
 
     def __init__(
-        self,
-        recipe: TrainRecipe,
-        network: Network,
-        data: TrainingData,
-        device: torch.device,
-        ranks: Ranks = ALONE,
+        self, recipe: TrainRecipe, network: MaskedModel, data: TrainingData, runtime: Runtime
     ) -> None:
-        super().__init__(recipe, device, ranks)
-        self.inputs, self.data = data.sha256, data
-        self.model = network.to(device).train()
-        self.ema = self._average_of(self.model)
+        super().__init__(recipe, runtime, data.sha256)
+        self.data = data
+        self.model = network.to(self.device).train()
+        self.ema = self.make_ema(self.model)
         self.networks = {"model": self.model, "ema": self.ema}
         matrices = block_matrices(self.model) if recipe.optimizer == "muon" else ()
-        self.updates = {"model": self._update_of(self.model, matrices)}
+        self.updates = {"model": self.make_update(self.model, matrices)}
 
     def step(self, step: int) -> dict[str, Tensor]:
-        recipe, update = self.recipe, self.updates["model"]
+        update = self.updates["model"]
         values: dict[str, Tensor] = {}
-        for index in self._parts(step, "model", update):
-            with self._autocast():
-                loss, weight = self._loss(update.model, index)
-            update.backward(loss, weight)
+        for batch in self.micro_batches(step, "model"):
+            with self.running(batch, update):
+                with self.autocast():
+                    loss, weight = self._loss(update.model, batch.index)
+                update.backward(loss, weight)
             add_mean(values, "loss", loss, weight)
-        norm, good = update.step(recipe.learning_rate_at(step))
-        update_ema(self.ema, self.model, decay=recipe.ema_decay, step=step, good=good)
-        add_mean(values, "grad_norm", norm, 1)
+        self.finish(step, "model", values)
         return values
 
     def _loss(self, model: Any, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of the masked tokens of images `index` [b], and their share."""
+        """Mean cross-entropy of the masked tokens of images `index` [b], and their fraction."""
         recipe, seed = self.recipe, self.recipe.seed
         tokens, labels = self.data(seed, index)
         ratio = mask_ratio(recipe.mask_schedule, rng.uniform(seed, index, "mask_ratio", ()))
@@ -72,8 +110,8 @@ class TeacherTask(Task):
         drop = rng.uniform(seed, index, "drop", ()) < recipe.label_dropout
         logits = model(tokens.masked_fill(mask, model.mask_token_id), labels, drop=drop)
         visible = logits[..., : model.codebook_size].float()
-        wanted = tokens.masked_fill(~mask, -100)  # not indexed by the mask, which waits for a GPU
+        targets = tokens.masked_fill(~mask, -100)  # indexing by the mask would wait for the GPU
         loss = F.cross_entropy(
-            visible.flatten(0, 1), wanted.flatten(), label_smoothing=recipe.label_smoothing
+            visible.flatten(0, 1), targets.flatten(), label_smoothing=recipe.label_smoothing
         )
         return loss, mask.float().mean()

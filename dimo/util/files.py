@@ -1,9 +1,10 @@
-"""Writing files whole or not at all, and naming them by content."""
+"""Files written whole or not at all, locks, and content hashes."""
 
+import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,11 +23,16 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside `path`; the file written there is synced and takes its place.
+def replacing(
+    path: str | os.PathLike[str], place: Callable[[Path, Path], object] = os.replace
+) -> Iterator[Path]:
+    """A temporary name beside `path`; the file written there is synced and becomes `path`.
 
-    Whatever is raised meanwhile, nothing is left behind; only a killed process leaves its temporary
-    file, see `remove_temporaries`.
+    An exception leaves nothing behind; a killed process leaves its temporary file, see
+    `remove_temporaries`.
+
+    Args:
+        place: Gives the temporary file, the first argument, the name that is the second.
 
     Raises:
         DimoError: The folder cannot be written.
@@ -42,7 +48,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
-        temporary.replace(path)
+        place(temporary, path)
     except OSError as error:
         raise DimoError(
             f"cannot write {path}: {error.strerror}; free space or choose another folder"
@@ -53,7 +59,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Writes `data` to a temporary name beside `path`, syncs it and renames it.
+    """Writes a file by `replacing`.
 
     Raises:
         DimoError: The folder cannot be written; nothing is left behind.
@@ -70,3 +76,26 @@ def remove_temporaries(folder: Path, names: str) -> None:
     """
     for path in folder.glob(f".{names}.*.tmp"):
         path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder survive a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def try_lock(handle: int) -> bool:
+    """Locks an open file or folder until it is closed; False if another process holds the lock.
+
+    The lock ends with the process. On a file system without locks nothing happens.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True

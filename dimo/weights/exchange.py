@@ -1,12 +1,15 @@
-"""Students out of dimo and into it: the official Di[M]O layout, or the same keys as safetensors."""
+"""Exporting and importing students: the official Di[M]O layout, or the same keys as safetensors."""
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from dimo.config import load_distillation
 from dimo.errors import DimoError
+from dimo.methods import METHODS
 from dimo.util.files import replacing, sha256_file
 from dimo.weights.files import check_state, read_state_dict, save_tensors
 from dimo.zoo.loading import load_network, student_architecture
@@ -27,9 +30,9 @@ def export_student(
 
     Args:
         run: Run folder, or name of a shipped or published student.
-        out: The file; its suffix chooses the format. It is written whole or not at all.
+        out: The file; its suffix chooses the format.
         weights: Folder of official files, where a published student is looked for.
-        force: Replace a file that exists.
+        force: Replace an existing file.
 
     Raises:
         DimoError: No such student or an unfinished run; weights that do not fit its teacher;
@@ -59,50 +62,74 @@ def import_student(
     out: Path,
     *,
     teacher: str,
-    init_mask_ratio: float,
-    embedding_noise: float,
-    temperature: float,
+    init_mask_ratio: float | None = None,
+    embedding_noise: float | None = None,
+    temperature: float | None = None,
 ) -> StudentConfig:
-    """Makes a run folder (`student.safetensors`, `config.json`) of a Di[M]O student's file.
+    """Makes a run folder (`student.safetensors`, `config.json`) from a Di[M]O student's file.
 
     Args:
         path: Weights as `export_student` or the official code writes them.
         out: The run folder, new or empty.
-        teacher: Of which the student was distilled; every key and shape must be of its network.
-        init_mask_ratio: r of the student's training, 0 to 1.
-        embedding_noise: sigma of the student's training, 0 to 1.
-        temperature: Divides the logits when it is sampled, above 0.
+        teacher: The teacher whose network every key and shape must fit.
+        init_mask_ratio: r of the student's training, 0 to 1; None: as in the teacher's recipe.
+        embedding_noise: sigma of the student's training, 0 to 1; None: as in the recipe.
+        temperature: Divides the logits in sampling, above 0; None: as in the recipe.
 
     Raises:
-        DimoError: Unknown teacher; a value out of range; a file that is missing, damaged or of
-            another network; a folder that is in use or cannot be written.
+        DimoError: Unknown teacher; a value out of range, or none for a teacher without a recipe; a
+            file that is missing, damaged or of another network; a folder that is in use or cannot
+            be written.
     """
     row = get_teacher(teacher)
-    for name, value in (("init-mask-ratio", init_mask_ratio), ("embedding-noise", embedding_noise)):
-        if not 0 <= value <= 1:
-            raise DimoError(f"--{name} {value:g} is out of range; allowed: 0 to 1")
-    if not 0 < temperature < float("inf"):
-        raise DimoError(f"--temperature {temperature:g} is out of range; allowed: above 0")
+    values = {
+        "init_mask_ratio": init_mask_ratio,
+        "embedding_noise": embedding_noise,
+        "temperature": temperature,
+    }
+    chosen_by = "given to dimo import"
+    if None in values.values():
+        if temperature is None:
+            chosen_by = f"as in the recipe of teacher {teacher!r}"
+        defaults = _recipe_settings(row)
+        values = {name: defaults[name] if v is None else v for name, v in values.items()}
+    for name, value in values.items():
+        assert value is not None
+        ok = 0 < value < float("inf") if name == "temperature" else 0 <= value <= 1
+        if not ok:
+            allowed = "above 0" if name == "temperature" else "0 to 1"
+            option = f"--{name.replace('_', '-')}"
+            raise DimoError(f"{option} {value:g} is out of range; allowed: {allowed}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DimoError(f"output {out} exists and is not empty; choose another -o")
     _checked_state(row, path, "dimo")
     config = StudentConfig(
         teacher=teacher,
-        init_mask_ratio=init_mask_ratio,
-        embedding_noise=embedding_noise,
-        temperature=temperature,
-        temperature_selected_by="given to dimo import",
+        **values,  # type: ignore[arg-type]
+        temperature_selected_by=chosen_by,
         recipe=f"imported from {path.name}, sha256 {sha256_file(path)[:12]}",
     )
     save_student(out, load_network(row, path).state_dict(), config)
     return config
 
 
+def _recipe_settings(teacher: Teacher) -> dict[str, Any]:
+    """How a student of the teacher's Di[M]O recipe is sampled."""
+    if teacher.recipe is None:
+        raise DimoError(
+            f"teacher {teacher.name!r} has no recipe to take defaults from; give "
+            "--init-mask-ratio, --embedding-noise and --temperature"
+        )
+    recipe = load_distillation(teacher.recipe)
+    settings = METHODS["dimo"].distillation.student_settings(recipe)
+    return {**settings, "temperature": recipe.temperature}
+
+
 def _checked_state(teacher: Teacher, path: Path, method: str) -> dict[str, Tensor]:
-    """The state dict of a file, in the order of a student's network, if all of it is of it.
+    """The state dict of a file in the key order of the student's network.
 
     Raises:
-        DimoError: It is of another network.
+        DimoError: The file is of another network, or not in full precision.
     """
     with torch.device("meta"):
         network = student_architecture(teacher, method)(**teacher.network)

@@ -1,4 +1,4 @@
-"""Distilled students: what is known of each, and where its weights lie."""
+"""Distilled students: the settings of each, and where its weights are."""
 
 import dataclasses
 import json
@@ -9,72 +9,37 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from dimo.config import DistillationRecipe, DistillRecipe
 from dimo.errors import DimoError, unknown_name
 from dimo.initialization import TOKEN_INITIALIZATIONS
-from dimo.methods.recipes import Di4CRecipe
+from dimo.methods import METHODS
+from dimo.methods.base import ALL_MASKED, DistillationRecipe
 from dimo.util.files import write_atomic
 from dimo.util.schema import Origin, decode, encode
 from dimo.weights.catalog import ASSETS, locate
 from dimo.weights.files import DI4C_KIND, load_metadata, looks_like, read_state_dict, save_tensors
 
-# x_init of a student that starts from masked tokens
-_ALL_MASKED: dict[str, Any] = {
-    "init_mask_ratio": 1.0,
-    "embedding_noise": 0.0,
-    "token_initialization": "masked",
-}
-
-
-@dataclass(frozen=True)
-class Method:
-    """A distillation method, as far as its students must be told apart.
-
-    Attributes:
-        title: Name in tables.
-        is_one_step: Its student starts from x_init and is sampled by `one_step` and `few_step`;
-            others start from masked tokens, and are sampled by the confidence sampler.
-        has_latent: Its network takes a latent beside the teacher's inputs.
-        usual_steps: Sampling steps it is looked at with.
-    """
-
-    title: str
-    is_one_step: bool = False
-    has_latent: bool = False
-    usual_steps: int = 4
-
-
-METHODS: dict[str, Method] = {
-    "dimo": Method("Di[M]O", is_one_step=True, usual_steps=1),
-    "di4c": Method("di4c", has_latent=True),
-    "di4c-d": Method("di4c-d", has_latent=True),
-    "sdtt": Method("SDTT"),
-}
-
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """What a distilled student needs to be sampled; `config.json` beside its weights.
+    """What sampling a student takes, and how it was trained; `config.json` beside its weights.
 
-    Of the training, None is what its authors did not publish.
+    None marks facts of the training that the authors did not publish.
 
     Attributes:
         teacher: A row of `dimo.zoo.teachers`.
-        init_mask_ratio: r it is sampled with; of a range of r in training, the recipe's choice.
-        embedding_noise: sigma it is sampled with, that of the end of the training.
-        temperature: Divides its logits.
+        init_mask_ratio: r in sampling.
+        embedding_noise: sigma in sampling.
+        temperature: Divides the logits.
         temperature_selected_by: How that was chosen.
-        recipe: Name of the recipe.
-        seed: Of the training.
-        training_seconds: Wall-clock time of the training.
+        training_seconds: Wall-clock time.
         images_seen: Steps times batch size.
-        ablation: Keys of the recipe that an ablation varies, with their values; see `varied`.
+        ablation: Recipe keys that an ablation varies, with their values; see `varied`.
         teacher_sha256: Of the teacher's weights file.
-        token_initialization: What x_init is made of, see `dimo.initialization`.
-        method: A key of `METHODS`; x_init is of the one-step students alone.
-        guidance_scale: s at the last step of several; None: that of the teacher's row.
+        token_initialization: Of x_init, see `dimo.initialization`.
+        method: A key of `dimo.methods.METHODS`.
+        guidance_scale: s at the last of several steps; None: that of the teacher's row.
         teacher_unconditional: Guided sampling takes its unconditional branch from the teacher.
-        format: Of this file.
+        format: Version of the file.
     """
 
     teacher: str
@@ -96,24 +61,12 @@ class StudentConfig:
 
     @classmethod
     def of_recipe(cls, recipe: DistillationRecipe, name: str, **training: Any) -> Self:
-        """The student that a recipe makes.
+        """The student of a recipe called `name`.
 
         Args:
-            recipe: What was done.
-            name: Of the recipe.
-            **training: `training_seconds`, `images_seen`, `teacher_sha256`, `ablation`, where
-                they are known.
+            **training: `training_seconds`, `images_seen`, `teacher_sha256` and `ablation`, where
+                known.
         """
-        if isinstance(recipe, DistillRecipe):
-            training |= {
-                "init_mask_ratio": recipe.sampling_mask_ratio,
-                "embedding_noise": recipe.embedding_noise,
-                "token_initialization": recipe.token_initialization,
-            }
-        else:
-            training |= {**_ALL_MASKED, "guidance_scale": recipe.guidance_scale}
-        if isinstance(recipe, Di4CRecipe):
-            training["teacher_unconditional"] = recipe.teacher_unconditional
         return cls(
             teacher=recipe.teacher,
             method=recipe.method,
@@ -121,6 +74,7 @@ class StudentConfig:
             temperature_selected_by=recipe.temperature_selected_by,
             seed=recipe.seed,
             recipe=name,
+            **METHODS[recipe.method].distillation.student_settings(recipe),
             **training,
         )
 
@@ -138,7 +92,7 @@ PUBLISHED_STUDENTS: dict[str, StudentConfig] = {
     ),
     "di4c-d": StudentConfig(
         teacher="maskgit",
-        **_ALL_MASKED,
+        **ALL_MASKED,
         temperature=1.0,
         temperature_selected_by="README of sony/di4c for 4 steps: cfg_w 6 (scale 7), r_temp 4.5, "
         "sm_temp 1",
@@ -151,7 +105,7 @@ PUBLISHED_STUDENTS: dict[str, StudentConfig] = {
 
 @dataclass(frozen=True)
 class FoundStudent:
-    """A student whose files are there: its settings, its weights, and its name in tables."""
+    """A student whose files exist: its settings, its weights, and its name in tables."""
 
     config: StudentConfig
     path: Path
@@ -167,7 +121,7 @@ def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStuden
         weights: Folder of official files, where a published student is looked for.
 
     Raises:
-        DimoError: No such student, an unfinished run, a config that is none, or a file without
+        DimoError: Unknown student, an unfinished run, an invalid config, or a file without
             settings.
     """
     name = str(run)

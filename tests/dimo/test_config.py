@@ -4,32 +4,28 @@ import dataclasses
 
 import pytest
 
-from dimo.config import (
-    DistillRecipe,
-    ExtractorRecipe,
-    TrainRecipe,
-    list_recipes,
-    load_recipe,
-    to_toml,
-)
+from dimo.config import list_recipes, load_recipe, to_toml
 from dimo.errors import DimoError
-from dimo.methods.recipes import Di4CRecipe, SDTTRecipe
+from dimo.methods.di4c.method import Di4CRecipe
+from dimo.methods.dimo.method import DiMORecipe
+from dimo.methods.pretraining import ExtractorRecipe, TrainRecipe
+from dimo.methods.sdtt.method import SDTTRecipe
 from dimo.zoo.teachers import TEACHERS
 
 KINDS = {
-    "digits": DistillRecipe,
-    "digits-full": DistillRecipe,
+    "digits": DiMORecipe,
+    "digits-full": DiMORecipe,
     "digits-teacher": TrainRecipe,
     "digits-features": ExtractorRecipe,
-    "scenes": DistillRecipe,
+    "scenes": DiMORecipe,
     "scenes-clip": ExtractorRecipe,
     "scenes-detector": ExtractorRecipe,
     "scenes-teacher": TrainRecipe,
-    "maskgit": DistillRecipe,
-    "maskgit-official": DistillRecipe,
-    "halton": DistillRecipe,
-    "meissonic": DistillRecipe,
-    "meissonic-official": DistillRecipe,
+    "maskgit": DiMORecipe,
+    "maskgit-official": DiMORecipe,
+    "halton": DiMORecipe,
+    "meissonic": DiMORecipe,
+    "meissonic-official": DiMORecipe,
     "digits-di4c": Di4CRecipe,
     "digits-di4c-d": Di4CRecipe,
     "digits-sdtt": SDTTRecipe,
@@ -52,7 +48,7 @@ def test_recipes_survive_a_round_trip(name, tmp_path):
 
 def test_overrides_are_typed():
     recipe = load_recipe(
-        DistillRecipe,
+        DiMORecipe,
         "digits",
         ["steps=7", "beta=-0.2", "lr_schedule=linear", "adam_betas=[0, 1e-1]"],
     )
@@ -101,7 +97,7 @@ def test_overrides_are_typed():
 )
 def test_bad_overrides_are_one_line(override, words):
     with pytest.raises(DimoError) as caught:
-        load_recipe(DistillRecipe, "digits", [override])
+        load_recipe(DiMORecipe, "digits", [override])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -109,7 +105,7 @@ def test_bad_overrides_are_one_line(override, words):
 def test_shared_samples_and_a_schedule_of_their_own_exclude_each_other():
     settings = ["auxiliary_samples=shared", "auxiliary_mask_schedule=cosine"]
     with pytest.raises(DimoError, match=r"needs auxiliary_samples = .*leave one of them out$"):
-        load_recipe(DistillRecipe, "digits", settings)
+        load_recipe(DiMORecipe, "digits", settings)
 
 
 @pytest.mark.parametrize(
@@ -125,20 +121,20 @@ def test_bad_files_are_one_line(tmp_path, text, words):
     path = tmp_path / "bad.toml"
     path.write_text(text)
     with pytest.raises(DimoError) as caught:
-        load_recipe(DistillRecipe, str(path))
+        load_recipe(DiMORecipe, str(path))
     assert words in str(caught.value)
 
 
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(DimoError, match="did you mean 'digits-full'"):
-        load_recipe(DistillRecipe, "digits-ful")
+        load_recipe(DiMORecipe, "digits-ful")
     with pytest.raises(DimoError, match="no recipe file"):
-        load_recipe(DistillRecipe, "nowhere.toml")
+        load_recipe(DiMORecipe, "nowhere.toml")
 
 
 def test_learning_rate_is_a_function_of_the_step():
     recipe = load_recipe(
-        DistillRecipe, "digits", ["steps=110", "lr_warmup_steps=10", "lr_schedule=linear"]
+        DiMORecipe, "digits", ["steps=110", "lr_warmup_steps=10", "lr_schedule=linear"]
     )
     factors = [recipe.learning_rate_factor(step) for step in (0, 4, 10, 60, 109)]
     assert factors == pytest.approx([0.1, 0.5, 1.0, 0.5, 0.01])
@@ -146,19 +142,19 @@ def test_learning_rate_is_a_function_of_the_step():
 
 def test_optional_keys_survive_a_round_trip(tmp_path):
     recipe = load_recipe(
-        DistillRecipe,
+        DiMORecipe,
         "digits",
         ["init_mask_ratio_range=[0.1, 0.9]", "auxiliary_mask_schedule=cosine"],
     )
     assert recipe.label_smoothing is None
     path = tmp_path / "copy.toml"
     path.write_text(to_toml(recipe))
-    assert load_recipe(DistillRecipe, str(path)) == recipe
+    assert load_recipe(DiMORecipe, str(path)) == recipe
 
 
 def test_r_in_sampling():
     def found(*overrides):
-        return load_recipe(DistillRecipe, "digits", overrides).sampling_mask_ratio
+        return load_recipe(DiMORecipe, "digits", overrides).sampling_mask_ratio
 
     assert found() == 0.6
     assert found("init_mask_ratio_range=[0.1, 0.9]") == pytest.approx(0.5)
@@ -167,14 +163,14 @@ def test_r_in_sampling():
 
 
 def test_the_docstring_explains_every_key_of_a_distillation():
-    own = DistillRecipe.__annotations__.keys() - {"kind"}
-    told = {line.strip().split(":")[0] for line in DistillRecipe.__doc__.splitlines()}
+    own = DiMORecipe.__annotations__.keys() - {"kind"}
+    told = {line.strip().split(":")[0] for line in DiMORecipe.__doc__.splitlines()}
     assert own <= told
 
 
 def test_the_official_recipe_has_the_official_values():
     """Facts of the authors' configuration and launch script."""
-    recipe = load_recipe(DistillRecipe, "maskgit-official")
+    recipe = load_recipe(DiMORecipe, "maskgit-official")
     expected = {
         "batch_size": 64,
         "steps": 30000,
@@ -196,10 +192,10 @@ def test_the_official_recipe_has_the_official_values():
 
 
 def test_our_recipe_for_maskgit_differs_where_it_says_so():
-    ours, official = (load_recipe(DistillRecipe, n) for n in ("maskgit", "maskgit-official"))
+    ours, official = (load_recipe(DiMORecipe, n) for n in ("maskgit", "maskgit-official"))
     differing = {
         field.name
-        for field in dataclasses.fields(DistillRecipe)
+        for field in dataclasses.fields(DiMORecipe)
         if getattr(ours, field.name) != getattr(official, field.name)
     }
     assert differing == {
@@ -215,5 +211,5 @@ def test_our_recipe_for_maskgit_differs_where_it_says_so():
 
 @pytest.mark.parametrize("teacher", TEACHERS.values(), ids=lambda teacher: teacher.name)
 def test_every_teacher_has_a_recipe(teacher):
-    recipe = load_recipe(DistillRecipe, teacher.recipe, [f"teacher={teacher.name}"])
+    recipe = load_recipe(DiMORecipe, teacher.recipe, [f"teacher={teacher.name}"])
     assert recipe.label_smoothing in (None, teacher.label_smoothing)

@@ -1,11 +1,15 @@
 """Random streams: fixed by (seed, index, stream), uniform, independent."""
 
+import hashlib
 import math
 
 import pytest
 import torch
 
+from bench.rows.rows import jobs_of
+from bench.rows.settings import sample_tokens
 from dimo import rng
+from dimo.zoo.loading import load_student, load_teacher
 
 PINNED = [
     0.3710369728037045,
@@ -98,3 +102,48 @@ def test_the_same_numbers_on_a_gpu():
     index = torch.arange(100)
     here = rng.uniform(5, index, "x", (64,))
     assert torch.equal(here, rng.uniform(5, index.cuda(), "x", (64,)).cpu())
+
+
+STUDENT_TOKENS = "43a504c66c5ff3a6976fe89e5b736f6fc822a9304b8e353b14a563c711841443"
+TEACHER_TOKENS = "167c1bcf547469dfc70483674e301ea42da326ca946dfed29790caf0c02fe5b2"
+EXTREMES = [0, -1, 1, 2**63 - 1, -(2**63), 0xFFFFFFFF, -(2**32), 2**24 - 1, -(2**40)]
+
+
+def test_extreme_bits_stay_inside_the_open_interval(monkeypatch):
+    """The float32 draw of all ones was exactly 1, which made a Gumbel draw infinite."""
+    bits = torch.tensor([EXTREMES])
+    monkeypatch.setattr(
+        rng, "_bits", lambda seed, index, stream, number: bits[:, : number.shape[-1]].clone()
+    )
+    index, count = torch.tensor([0]), len(EXTREMES)
+    single = rng._uniform32(0, index, "x", 2 * count)
+    for u in (rng.uniform(0, index, "x", (count,)), single):
+        assert float(u.min()) > 0
+        assert float(u.max()) < 1
+    assert float(single.max()) == 1 - 2**-24
+    for draws in (
+        rng.gumbel(0, index, "x", (count,)),
+        rng.gumbel(0, index, "x", (2 * count,), torch.float32),
+        rng.gumbel_at(0, index, "x", torch.tensor([[0]]), count),
+        rng.normal(0, index, "x", (2 * count,)),
+    ):
+        assert draws.isfinite().all()
+    for high in (1, 2, 3, 1000, 1024, 8192):
+        draws = rng.integers(0, index, "x", (count,), high)
+        assert (int(draws.min()), int(draws.max())) == (0, high - 1)
+    assert sorted(rng.random_ranks(0, index, "x", count)[0].tolist()) == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "sha256"),
+    [
+        (load_student, "digits-dimo", STUDENT_TOKENS),
+        (load_teacher, "digits", TEACHER_TOKENS),
+    ],
+)
+def test_shipped_models_sample_the_images_of_earlier_versions(load, name, sha256):
+    """Tokens of 64 images, at one step of the student and four of the teacher."""
+    loaded, index = load(name, device=torch.device("cpu")), torch.arange(64)
+    job = jobs_of(loaded, [4], student_steps=(1,))[0]
+    tokens = sample_tokens(loaded, job.settings, labels=index % 10, seed=0, index=index).tokens
+    assert hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest() == sha256

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import torch
 
-from dimo.config import DistillRecipe
-from dimo.engine.distributed import peak_memory_bytes
+from dimo.engine.distributed import Runtime, peak_memory_bytes
 from dimo.engine.estimate import estimate_distillation
-from dimo.methods.dimo.method import DistillTask
+from dimo.methods.dimo.method import DiMO, DiMORecipe
 from dimo.zoo.teachers import TEACHERS
 
 TINY = {"img_size": 64, "hidden_dim": 32, "codebook_size": 20, "depth": 1, "heads": 4}
@@ -31,14 +30,17 @@ def train(row, recipe, steps):
     teacher = row.architecture(**row.network)
     student = row.architecture(**{**row.network, "dropout": recipe.dropout})
     student.load_state_dict(teacher.state_dict())
-    task = DistillTask(recipe, teacher, student, row.label_smoothing, torch.device("cpu"))
+    task = DiMO().task(
+        recipe, teacher, student, None, row.label_smoothing, Runtime(torch.device("cpu"))
+    )
+    del teacher  # the task has a copy
     for step in range(steps):
         task.step(step)
 
 
 def main(network, batch_size, steps, precision, samples):
     row = dataclasses.replace(TEACHERS["maskgit"], network=network)
-    recipe = DistillRecipe(
+    recipe = DiMORecipe(
         teacher="maskgit",
         steps=1000,
         batch_size=batch_size,

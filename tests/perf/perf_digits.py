@@ -9,9 +9,10 @@ from straightforward import PlainDistillation, PlainMaskGIT
 
 from bench.rows.rows import load_jobs
 from bench.rows.settings import Choice, generate
-from dimo.config import DistillRecipe, load_recipe
+from dimo.config import load_recipe
+from dimo.engine.distributed import Runtime
 from dimo.engine.runs import for_device
-from dimo.methods.dimo.method import DistillTask
+from dimo.methods.dimo.method import DiMO, DiMORecipe
 from dimo.models.cpu import has_bfloat16
 from dimo.models.maskgit import MaskGIT
 from dimo.zoo.loading import load_teacher
@@ -64,16 +65,19 @@ def test_distillation_step_against_the_official_structure():
 
     def ours(samples):
         settings = [f"auxiliary_samples={samples}"]
-        recipe = for_device(load_recipe(DistillRecipe, "digits", settings), CPU)
+        recipe = for_device(load_recipe(DiMORecipe, "digits", settings), CPU)
         teacher, student = (
             MaskGIT(**{**loaded.teacher.network, "dropout": rate}) for rate in (0, recipe.dropout)
         )
         for network in (teacher, student):
             network.load_state_dict(state)
-        task, steps = DistillTask(recipe, teacher, student, 0.0, CPU), iter(range(100))
+        task, steps = (
+            DiMO().task(recipe, teacher, student, None, 0.0, Runtime(CPU)),
+            iter(range(100)),
+        )
         return _seconds(lambda: task.step(next(steps)))
 
-    recipe = load_recipe(DistillRecipe, "digits")
+    recipe = load_recipe(DiMORecipe, "digits")
     plain = PlainDistillation(
         lambda: PlainMaskGIT(**sizes, classes=10, dropout=recipe.dropout), state, autocast=False
     )

@@ -7,10 +7,10 @@ import pytest
 import torch
 from straightforward import PlainDistillation, PlainMaskGIT
 
-from dimo.config import DistillRecipe, load_recipe
-from dimo.engine.distributed import device_name
+from dimo.config import load_recipe
+from dimo.engine.distributed import Runtime, device_name
 from dimo.methods import base
-from dimo.methods.dimo.method import DistillTask
+from dimo.methods.dimo.method import DiMO, DiMORecipe
 from dimo.models import layers
 from dimo.models.cpu import has_bfloat16
 from dimo.models.maskgit import MaskGIT
@@ -48,10 +48,10 @@ def _ours(precision, samples="fresh"):
         "beta": 0.0,
         "auxiliary_samples": samples,
     }
-    recipe = load_recipe(DistillRecipe, "maskgit", [f"{k}={v}" for k, v in settings.items()])
+    recipe = load_recipe(DiMORecipe, "maskgit", [f"{k}={v}" for k, v in settings.items()])
     teacher, student = MaskGIT(), MaskGIT()
     student.load_state_dict(teacher.state_dict())
-    task = DistillTask(recipe, teacher, student, 0.1, CPU)
+    task = DiMO().task(recipe, teacher, student, None, 0.1, Runtime(CPU))
     return _seconds(task.step)
 
 
@@ -60,10 +60,10 @@ def _by_measure(monkeypatch, precision):
     found = {}
     with monkeypatch.context() as patch:
         patch.setattr(layers, "_drop_out", torch.nn.functional.dropout)
-        patch.setattr(base, "in_precision", lambda network, precision: network)
+        patch.setattr(base, "prepare_for_inference", lambda network, precision: network)
         found["logits where masked, no attention maps"] = _ours(precision)
     with monkeypatch.context() as patch:
-        patch.setattr(base, "in_precision", lambda network, precision: network)
+        patch.setattr(base, "prepare_for_inference", lambda network, precision: network)
         found["+ quick dropout"] = _ours(precision)
     found[FRESH] = _ours(precision)
     found[SHARED] = _ours(precision, "shared")

@@ -22,7 +22,7 @@ from bench.suites.geneval.prompts import EMBEDDED, Metadata
 from bench.suites.geneval.scores import Beside, Looks, load_beside
 from dimo.data import scenes
 from dimo.util.terminal import Progress
-from dimo.zoo.loading import Loaded
+from dimo.zoo.loading import Generator
 
 
 class DetectorBench:
@@ -145,7 +145,7 @@ class DetectorBench:
         return results
 
 
-def rendered_jobs(loaded: Loaded, protocol: Protocol) -> list[Job]:
+def rendered_jobs(loaded: Generator, protocol: Protocol) -> list[Job]:
     """Rendered scenes, and these through the tokenizer: the best any model on its tokens can do.
 
     None where the prompts are not those of `scenes`.

@@ -1,122 +1,233 @@
-"""The Di[M]O distillation."""
+"""Di[M]O (Zhu et al., arXiv 2503.15457): its recipe, and what the toolkit asks of a method."""
 
-import copy
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
+from dimo.engine.distributed import Runtime
+from dimo.errors import DimoError
+from dimo.guidance import GUIDANCE_RULES
+from dimo.initialization import EMBEDDING_NOISE_WARMUPS, TOKEN_INITIALIZATIONS
+from dimo.masking import MASK_SCHEDULES
+from dimo.methods.base import (
+    Cost,
+    Distillation,
+    DistillationRecipe,
+    Task,
+    check,
+    config_from,
+    known,
+)
+from dimo.methods.dimo.divergence import DIVERGENCES, REDUCTIONS, WEIGHTINGS
+from dimo.methods.dimo.draws import Initialization, Masking
+from dimo.methods.dimo.objective import DiMOObjective, Guidance
+from dimo.methods.dimo.step import DiMOTask
+from dimo.models import MaskedModel
 
-from dimo.config import DistillRecipe
-from dimo.engine.distributed import ALONE, Ranks
-from dimo.engine.optim import update_ema
-from dimo.methods.base import StudentTask, add_mean
-from dimo.methods.dimo.objective import Draws, objective_of
-from dimo.zoo.teachers import Network
+if TYPE_CHECKING:
+    from dimo.data.tokens import TokenData
+
+_TEMPERATURES = (
+    "student_temperature",
+    "teacher_temperature",
+    "auxiliary_temperature",
+    "soft_target_temperature",
+)
 
 
-class DistillTask(StudentTask):
-    """Di[M]O: student and auxiliary model start as copies of the teacher and take turns.
+@dataclass(frozen=True, kw_only=True)
+class DiMORecipe(DistillationRecipe):
+    """One Di[M]O distillation; `kind = "distill"` in its TOML files.
 
-    Args:
-        recipe: What to do.
-        teacher: Frozen; it is made ready for inference, in place.
-        student: A network with the teacher's weights (its own dropout rate); trained in place.
-        label_smoothing: That of the teacher's own training.
-        device: Where to train.
-        ranks: Who shares each batch.
-
-    Raises:
-        DimoError: The batch does not split into equal parts, or the teacher's weights are not
-            finite.
+    Attributes:
+        auxiliary_learning_rate: That of the auxiliary model; `learning_rate` is the student's.
+        auxiliary_steps: Auxiliary updates after each student update. The official `fake_rounds` = k
+            makes the same sequence of updates, counting k steps where this counts one.
+        auxiliary_samples: What the first of them learns from: fresh (official), new images of the
+            updated student; or shared, those of the student's own update in the same intermediate
+            states, which saves a forward of either network.
+        divergence: forward_kl, reverse_kl, jeffreys, js, hellinger or pearson.
+        beta: Share of the reverse KL in jeffreys; may be negative.
+        weighting: constant (official weight factor 1), or dmd: each image's gradient divided by
+            its mean |p_theta - p_phi|.
+        loss_reduction: sum over an image's tokens and classes, or mean over them.
+        token_initialization: mixed, or the ablations masked, random (tokens), fixed (token).
+        init_mask_ratio: r, the masked share of x_init.
+        init_mask_ratio_range: [low, high]: one r drawn for each step, the official random_low_high.
+        inference_mask_ratio: r the student is sampled with; the middle of the range unless given.
+        embedding_noise: sigma, at the end of its warm-up and in sampling.
+        embedding_noise_warmup: none, linear, cos or exp, from 0 to sigma; the official ramps go to
+            1, which embedding_noise = 1 restores.
+        embedding_noise_warmup_steps: Length of that, in steps since the start of the training.
+        mask_schedule: Law of the re-masked share: arccos, cosine, linear, square, mage.
+        auxiliary_mask_schedule: That of the auxiliary update, the same unless given.
+        mask_ratio_range: Bounds the re-masked share is clamped to, (0.02, 0.98) for Meissonic.
+        teacher_guidance_scale: s of the teacher, 1 = off.
+        teacher_guidance: constant, or adaptive: 1 + (s - 1) times the re-masked share.
+        student_temperature: Divides the logits the student's tokens are drawn from in training.
+        teacher_temperature: Divides the teacher's logits.
+        auxiliary_temperature: Divides the auxiliary model's logits where it meets the teacher's.
+        soft_targets: alpha, share of the student's distribution in the auxiliary model's targets.
+        soft_target_temperature: T of both distributions in that term.
+        soft_target_reduction: Of its KL over the classes: sum, or the official mean, V times less.
+        label_smoothing: Of the auxiliary cross-entropy, that of the teacher's row unless given.
+        keep_mask_class: The student may emit the mask token, as the official one may; else that
+            token's logit is left out everywhere.
+        prompts: Text file with the prompts of a text-conditioned teacher, one a line.
     """
 
-    recipe: DistillRecipe
+    kind: ClassVar[str] = "distill"
+    auxiliary_learning_rate: float
+    auxiliary_steps: int = 1
+    auxiliary_samples: str = "fresh"
+    divergence: str = "jeffreys"
+    beta: float = 0.0
+    weighting: str = "constant"
+    loss_reduction: str = "sum"
+    token_initialization: str = "mixed"
+    init_mask_ratio: float = 0.6
+    init_mask_ratio_range: tuple[float, float] | None = None
+    inference_mask_ratio: float | None = None
+    embedding_noise: float = 0.1
+    embedding_noise_warmup: str = "none"
+    embedding_noise_warmup_steps: int = 0
+    mask_schedule: str = "arccos"
+    auxiliary_mask_schedule: str | None = None
+    mask_ratio_range: tuple[float, float] = (0.0, 1.0)
+    teacher_guidance_scale: float = 1.0
+    teacher_guidance: str = "constant"
+    student_temperature: float = 1.0
+    teacher_temperature: float = 1.0
+    auxiliary_temperature: float = 1.0
+    soft_targets: float = 0.0
+    soft_target_temperature: float = 1.0
+    soft_target_reduction: str = "sum"
+    label_smoothing: float | None = None
+    keep_mask_class: bool = False
+    prompts: str | None = None
 
-    def __init__(
-        self,
-        recipe: DistillRecipe,
-        teacher: Network,
-        student: Network,
-        label_smoothing: float,
-        device: torch.device,
-        ranks: Ranks = ALONE,
-    ) -> None:
-        super().__init__(recipe, teacher, student, device, ranks)
-        for parameter in self.student.embedding_parameters():
-            parameter.requires_grad_(False)
-        self.auxiliary = copy.deepcopy(self.student)
-        self.ema = self._average_of(self.student)
-        self.networks = {"student": self.student, "auxiliary": self.auxiliary, "ema": self.ema}
-        self.updates = {
-            "student": self._update_of(self.student),
-            "auxiliary": self._update_of(self.auxiliary),
-        }
-        self.objective = objective_of(recipe, label_smoothing=label_smoothing)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_names()
+        rate = self.auxiliary_learning_rate
+        check(0 < rate < 1, "auxiliary_learning_rate", rate, "0 < x < 1")
+        check(self.auxiliary_steps >= 1, "auxiliary_steps", self.auxiliary_steps, ">= 1")
+        for key in ("init_mask_ratio", "embedding_noise", "soft_targets", "inference_mask_ratio"):
+            value = getattr(self, key)
+            check(value is None or 0 <= value <= 1, key, value, "0 <= x <= 1")
+        smoothing = self.label_smoothing
+        check(smoothing is None or 0 <= smoothing < 1, "label_smoothing", smoothing, "0 <= x < 1")
+        for key in ("init_mask_ratio_range", "mask_ratio_range"):
+            low, high = getattr(self, key) or (0.0, 1.0)
+            check(0 <= low <= high <= 1, key, [low, high], "0 <= low <= high <= 1")
+        for key in _TEMPERATURES:
+            check(getattr(self, key) > 0, key, getattr(self, key), "> 0")
+        for key in ("beta", "teacher_guidance_scale"):
+            check(math.isfinite(getattr(self, key)), key, getattr(self, key), "a finite number")
+        least = 0 if self.embedding_noise_warmup == "none" else 1
+        steps = self.embedding_noise_warmup_steps
+        check(steps >= least, "embedding_noise_warmup_steps", steps, f">= {least}")
 
-    def step(self, step: int) -> dict[str, Tensor]:
-        values: dict[str, Tensor] = {}
-        self._update_student(step, values)
-        for turn in range(self._is_shared, self.recipe.auxiliary_steps):
-            self._update_auxiliary(step, turn, values)
-        return values
+    def _check_names(self) -> None:
+        known("divergence", self.divergence, DIVERGENCES)
+        known("weighting", self.weighting, WEIGHTINGS)
+        known("token initialization", self.token_initialization, TOKEN_INITIALIZATIONS)
+        known("embedding noise warm-up", self.embedding_noise_warmup, EMBEDDING_NOISE_WARMUPS)
+        known("guidance rule", self.teacher_guidance, GUIDANCE_RULES)
+        known("loss reduction", self.loss_reduction, REDUCTIONS)
+        known("soft target reduction", self.soft_target_reduction, REDUCTIONS)
+        known("mask schedule", self.mask_schedule, MASK_SCHEDULES)
+        if self.auxiliary_mask_schedule is not None:
+            known("mask schedule", self.auxiliary_mask_schedule, MASK_SCHEDULES)
+        known("auxiliary samples", self.auxiliary_samples, ("fresh", "shared"))
+        if self.is_shared and self.auxiliary_mask_schedule is not None:
+            raise DimoError(
+                f"recipe key auxiliary_mask_schedule = {self.auxiliary_mask_schedule!r} needs "
+                'auxiliary_samples = "fresh": shared samples lie in the student update\'s '
+                "intermediate states; leave one of them out"
+            )
 
     @property
-    def _is_shared(self) -> bool:
-        """Whether the auxiliary model's first update is part of the student's."""
-        return self.recipe.auxiliary_samples == "shared"
+    def method(self) -> str:
+        """A key of `dimo.methods.METHODS`."""
+        return "dimo"
 
-    def _update_student(self, step: int, values: dict[str, Tensor]) -> None:
-        recipe, objective, update = self.recipe, self.objective, self.updates["student"]
-        updates = self.updates.values() if self._is_shared else (update,)
-        for index in self._parts(step, "student", *updates):
-            draws = objective.draw(self.student, recipe.seed, index, "student", step=step)
-            with self._autocast():
-                logits, tokens = objective.generate(update.model, draws)
-            auxiliary = (
-                self._learn(draws, logits, tokens, values) if self._is_shared else self.auxiliary
-            )
-            with self._autocast():
-                student = objective.student_loss(
-                    logits,
-                    tokens,
-                    draws.mask,
-                    draws.labels,
-                    teacher=self.teacher,
-                    auxiliary=auxiliary,
-                    mask_ratio=draws.mask_ratio,
-                )
-            update.backward(student.loss)
-            masked = draws.mask.sum()
-            add_mean(values, "gradient", student.logit_gradient.abs().sum() / masked, masked)
-        norm, good = update.step(recipe.learning_rate_at(step))
-        update_ema(self.ema, self.student, decay=recipe.ema_decay, step=step, good=good)
-        add_mean(values, "grad_norm", norm, 1)
-        if self._is_shared:
-            self._step_auxiliary(step)
+    @property
+    def is_shared(self) -> bool:
+        """Whether the auxiliary model's first update uses the student's own samples."""
+        return self.auxiliary_samples == "shared"
 
-    def _update_auxiliary(self, step: int, turn: int, values: dict[str, Tensor]) -> None:
-        objective, purpose = self.objective, f"auxiliary/{turn}"
-        for index in self._parts(step, purpose, self.updates["auxiliary"]):
-            draws = objective.draw(self.student, self.recipe.seed, index, purpose, step=step)
-            with self._autocast(), torch.no_grad():
-                logits, tokens = objective.generate(self.student, draws)
-            self._learn(draws, logits, tokens, values)
-        self._step_auxiliary(step)
+    @property
+    def sampling_mask_ratio(self) -> float:
+        """r the student is sampled with: as given, the middle of the range, or the fixed one."""
+        if self.inference_mask_ratio is not None:
+            return self.inference_mask_ratio
+        if self.init_mask_ratio_range is not None:
+            return sum(self.init_mask_ratio_range) / 2
+        return self.init_mask_ratio
 
-    def _learn(
-        self, draws: Draws, logits: Tensor, tokens: Tensor, values: dict[str, Tensor]
-    ) -> Tensor:
-        """Adds to the auxiliary model's gradient; returns its logits where `tokens` are hidden."""
-        update = self.updates["auxiliary"]
-        with self._autocast():
-            auxiliary = self.objective.auxiliary_loss(
-                update.model, tokens, draws.mask, draws.labels, student_logits=logits
-            )
-        weight = draws.mask.float().mean()  # its loss is a mean over masked tokens
-        update.backward(auxiliary.loss, weight)
-        add_mean(values, "auxiliary_loss", auxiliary.loss, weight)
-        return auxiliary.logits
 
-    def _step_auxiliary(self, step: int) -> None:
-        recipe = self.recipe
-        rate = recipe.auxiliary_learning_rate * recipe.learning_rate_factor(step)
-        self.updates["auxiliary"].step(rate)
+def objective_of(recipe: DiMORecipe, *, label_smoothing: float) -> DiMOObjective:
+    """The objective of a recipe.
+
+    Args:
+        recipe: Its keys.
+        label_smoothing: Of the teacher's own training, unless the recipe sets its own: the
+            smoothing then cancels where p = q.
+    """
+    smoothing = recipe.label_smoothing
+    return config_from(
+        DiMOObjective,
+        recipe,
+        initialization=config_from(Initialization, recipe),
+        masking=config_from(Masking, recipe),
+        guidance=config_from(Guidance, recipe),
+        label_smoothing=label_smoothing if smoothing is None else smoothing,
+    )
+
+
+class DiMO(Distillation):
+    """One-step students, distilled without data."""
+
+    Recipe = DiMORecipe
+
+    def prompts_file(self, recipe: DiMORecipe) -> str | None:
+        return recipe.prompts
+
+    def task(
+        self,
+        recipe: DiMORecipe,
+        teacher: MaskedModel,
+        student: MaskedModel,
+        data: "TokenData | None",
+        label_smoothing: float,
+        runtime: Runtime,
+    ) -> Task:
+        objective = objective_of(recipe, label_smoothing=label_smoothing)
+        return DiMOTask(recipe, teacher, student, objective, runtime)
+
+    def student_settings(self, recipe: DiMORecipe) -> dict[str, Any]:
+        return {
+            "init_mask_ratio": recipe.sampling_mask_ratio,
+            "embedding_noise": recipe.embedding_noise,
+            "token_initialization": recipe.token_initialization,
+        }
+
+    def cost(self, recipe: DiMORecipe) -> Cost:
+        """10 forwards with a guided teacher and one auxiliary step; 8 with shared samples."""
+        turns, shared = recipe.auxiliary_steps, recipe.is_shared
+        guided = recipe.teacher_guidance_scale != 1
+        forwards = {
+            "student forward and backward": 3,
+            "teacher": 1 + guided,
+            "auxiliary evaluation": 1 - shared,
+            "student re-sample": turns - shared,
+            "auxiliary forward and backward": 3 * turns,
+        }
+        return Cost(
+            {part: count for part, count in forwards.items() if count},
+            networks={"auxiliary": True},
+            kept=1 + shared,
+            teacher_batches=1 + guided,
+            freezes_embeddings=True,
+        )

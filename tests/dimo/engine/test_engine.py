@@ -8,13 +8,12 @@ from collections import Counter
 import pytest
 import torch
 
-from dimo.config import DistillRecipe, TrainRecipe
-from dimo.engine.distributed import Ranks
+from dimo.engine.distributed import Ranks, Runtime
 from dimo.engine.optim import Update, update_ema
 from dimo.engine.runs import distill
 from dimo.errors import DimoError
-from dimo.methods.dimo.method import DistillTask
-from dimo.methods.pretraining import TeacherTask
+from dimo.methods.dimo.method import DiMO, DiMORecipe
+from dimo.methods.pretraining import TeacherTask, TrainRecipe
 from dimo.models.halton import HaltonMaskGIT
 from dimo.models.layers import recompute_activations
 from dimo.models.maskgit import MaskGIT
@@ -23,7 +22,7 @@ from dimo.zoo.loading import load_network, weights_file
 from dimo.zoo.teachers import get_teacher
 
 CPU = torch.device("cpu")
-RECIPE = DistillRecipe(
+RECIPE = DiMORecipe(
     teacher="digits",
     steps=50,
     batch_size=8,
@@ -41,7 +40,7 @@ def make_task(ranks=None, **changes):
     teacher = load_network(row, weights_file(row, "transformer"))
     student = row.architecture(**{**row.network, "dropout": recipe.dropout})
     student.load_state_dict(teacher.state_dict())
-    return DistillTask(recipe, teacher, student, 0.0, CPU, ranks or Ranks())
+    return DiMO().task(recipe, teacher, student, None, 0.0, Runtime(CPU, ranks or Ranks()))
 
 
 def run_task(task, steps):
@@ -97,7 +96,9 @@ def test_accumulation_in_the_training_of_a_teacher(tiny_network):
             accumulate=parts,
         )
         tokens, labels = torch.randint(20, (30, 16)), torch.arange(30) % 5
-        task = TeacherTask(recipe, MaskGIT(**tiny_network), EncodedImages(tokens, labels), CPU)
+        task = TeacherTask(
+            recipe, MaskGIT(**tiny_network), EncodedImages(tokens, labels), Runtime(CPU)
+        )
         curves.append(run_task(task, 5))
     assert_same_curve(curves[1], curves[0], 1e-6)
 
@@ -228,7 +229,9 @@ def task_on_gpu(**changes):
     row = get_teacher("digits")
     teacher = load_network(row, weights_file(row, "transformer"))
     recipe = dataclasses.replace(RECIPE, **changes)
-    return DistillTask(recipe, teacher, copy.deepcopy(teacher), 0.0, torch.device("cuda"))
+    return DiMO().task(
+        recipe, teacher, copy.deepcopy(teacher), None, 0.0, Runtime(torch.device("cuda"))
+    )
 
 
 @pytest.mark.gpu
@@ -304,7 +307,7 @@ def test_a_skipped_update_is_left_out_of_the_log(tmp_path):
     def disturb(step, scalars, task):
         task.teacher.requires_grad_(False).last_layer[4].bias.fill_(torch.nan if step == 7 else 0)
 
-    distill(RECIPE, tmp_path / "run", recipe_name="test", device=CPU, watchers=[disturb])
+    distill(RECIPE, tmp_path / "run", recipe_name="test", runtime=Runtime(CPU), watchers=[disturb])
     (line,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     found = json.loads(line)
     assert found["skipped"] == 1
@@ -315,7 +318,7 @@ def test_a_skipped_update_is_left_out_of_the_log(tmp_path):
 def test_a_diverged_training_stops_with_one_error(tmp_path):
     recipe = dataclasses.replace(RECIPE, steps=100, teacher_guidance_scale=1e39, max_skipped=10)
     with pytest.raises(DimoError, match="diverged before step 50: 50 updates in a row"):
-        distill(recipe, tmp_path / "run", recipe_name="test", device=CPU)
+        distill(recipe, tmp_path / "run", recipe_name="test", runtime=Runtime(CPU))
     assert not (tmp_path / "run" / "student.safetensors").exists()
 
 
@@ -326,7 +329,7 @@ def test_watchers_see_every_step_and_the_plain_networks(tmp_path):
         seen.append((step, set(scalars), {k: type(v) for k, v in task.networks.items()}))
 
     recipe = dataclasses.replace(RECIPE, steps=3)
-    distill(recipe, tmp_path / "run", recipe_name="test", device=CPU, watchers=[watch])
+    distill(recipe, tmp_path / "run", recipe_name="test", runtime=Runtime(CPU), watchers=[watch])
     keys = {"gradient", "grad_norm", "auxiliary_loss", "skipped"}
     assert [(step, scalars) for step, scalars, _ in seen] == [
         (0, set()),

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dimo.config import DistillRecipe, load_distillation
+from dimo.config import load_distillation
 from dimo.engine.estimate import estimate_distillation
+from dimo.methods.dimo.method import DiMORecipe
 from dimo.zoo.teachers import TEACHERS
 
 MEASURE = Path(__file__).parents[2] / "perf" / "distill_memory.py"
@@ -26,7 +27,7 @@ def estimate(teacher="maskgit", device_type="cpu", **changes):
         "teacher_guidance_scale": 2.0,
         "precision": "float32",
     }
-    recipe = DistillRecipe(**{**values, **changes})
+    recipe = DiMORecipe(**{**values, **changes})
     return estimate_distillation(recipe, TEACHERS[teacher], device_type=device_type)
 
 

@@ -13,16 +13,16 @@ RUN = """
 import sys
 from pathlib import Path
 import torch
-from dimo.config import DistillRecipe
+from dimo.methods.dimo.method import DiMORecipe
 from dimo.engine.runs import distill
 
 def run(out):
-    recipe = DistillRecipe(
+    recipe = DiMORecipe(
         teacher="digits", steps=36, batch_size=4, learning_rate=1e-3, lr_schedule="linear",
         auxiliary_learning_rate=1e-3, dropout=0.1, checkpoint_every=4, keep_every=20,
         precision="float32", accumulate=2,
     )
-    distill(recipe, Path(out), recipe_name="test", device=torch.device("cpu"))
+    distill(recipe, Path(out), recipe_name="test", runtime=Runtime(torch.device("cpu")))
 """
 # One process imports torch and never computes; its forks, one a rank, train and are killed.
 FORKS = """

@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 
-from dimo.config import TrainRecipe, load_recipe
-from dimo.engine.distributed import Ranks
+from dimo.config import load_recipe
+from dimo.engine.distributed import Ranks, Runtime
 from dimo.engine.optim import Muon, Update, orthogonalize
 from dimo.errors import DimoError
-from dimo.methods.pretraining import TeacherTask
+from dimo.methods.pretraining import TeacherTask, TrainRecipe
 from dimo.models.maskgit import MaskGIT, block_matrices
 from dimo.models.scenes import SceneTransformer
 from dimo.zoo.bundled import EncodedImages
@@ -143,7 +143,9 @@ def make_task(shape, ranks=None):
     network = MaskGIT(**shape)
     labels = torch.arange(40) % 5
     tokens = (4 * labels[:, None] + torch.randint(3, (40, 16))) % 20
-    return TeacherTask(recipe, network, EncodedImages(tokens, labels), CPU, ranks or Ranks())
+    return TeacherTask(
+        recipe, network, EncodedImages(tokens, labels), Runtime(CPU, ranks or Ranks())
+    )
 
 
 def run_task(task, first, last):
@@ -175,7 +177,7 @@ with ranks() as group:
     task = make_task({shape!r}, group)
     losses = run_task(task, 0, 20)
     total = float(sum(p.double().abs().sum() for p in task.model.parameters()))
-    totals = group.together(lambda: total)
+    totals = group.all_gather(lambda: total)
     if group.is_first:
         print(json.dumps([losses, totals]))
 """

@@ -10,15 +10,14 @@ from safetensors.torch import load
 from bench.rows.rows import jobs_of
 from bench.rows.settings import Choice, sample_tokens
 from dimo.config import load_distillation, load_recipe
-from dimo.data.tokens import load_tokens
-from dimo.engine.distributed import Ranks
+from dimo.engine.distributed import Ranks, Runtime
 from dimo.engine.runs import distill
 from dimo.errors import DimoError
 from dimo.guidance import guide
-from dimo.methods.di4c.method import Di4CTask
+from dimo.methods import METHODS
+from dimo.methods.di4c.method import Di4CRecipe
 from dimo.methods.di4c.network import Di4CStudent
-from dimo.methods.recipes import Di4CRecipe, SDTTRecipe
-from dimo.methods.sdtt.method import SDTTTask
+from dimo.methods.sdtt.method import SDTTRecipe
 from dimo.rng import ImageNoise
 from dimo.samplers.base import Predictor
 from dimo.samplers.confidence import sample_confidence
@@ -27,10 +26,11 @@ from dimo.zoo.loading import (
     load_network,
     load_student,
     load_teacher,
+    load_tokens,
     student_architecture,
     weights_file,
 )
-from dimo.zoo.students import METHODS, find_student
+from dimo.zoo.students import find_student
 from dimo.zoo.teachers import TEACHERS, get_teacher
 
 CPU = torch.device("cpu")
@@ -51,8 +51,8 @@ def make_task(method, ranks=None, data=None, **changes):
     student = student_architecture(row, recipe.method)(**{**row.network, "dropout": 0.0})
     student.load_state_dict({**student.state_dict(), **teacher.state_dict()})
     data = data or load_tokens(None, teacher="digits")
-    kind = SDTTTask if method == "sdtt" else Di4CTask
-    return kind(recipe, teacher, student, data, CPU, ranks or Ranks())
+    make = METHODS[method].distillation.task
+    return make(recipe, teacher, student, data, 0.0, Runtime(CPU, ranks or Ranks()))
 
 
 def guided(scale):
@@ -68,7 +68,9 @@ def run(recipe, out, stop_at=None, **options):
         if step == stop_at:
             raise InterruptedTrainingError
 
-    return distill(recipe, out, recipe_name="test", device=CPU, on_step=on_step, **options)
+    return distill(
+        recipe, out, recipe_name="test", runtime=Runtime(CPU), on_step=on_step, **options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -345,7 +347,7 @@ def test_what_a_method_cannot_do_is_refused_before_anything_is_written(small_mas
     recipe = dataclasses.replace(recipe_of("di4c"), teacher="maskgit")
     with pytest.raises(DimoError, match=r"comes without data; .* dimo encode"):
         run(recipe, tmp_path / "run", weights=small_maskgit)
-    with pytest.raises(DimoError, match="needs a teacher with the MaskGIT network"):
+    with pytest.raises(DimoError, match="has no student network for teacher 'halton-base'"):
         student_architecture(TEACHERS["halton-base"], "di4c-d")
     data_free = load_distillation("digits", ["steps=1", "batch_size=2"])
     with pytest.raises(DimoError, match="method 'dimo' takes no data; leave out --data x"):

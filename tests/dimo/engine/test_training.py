@@ -9,10 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dimo.config import DistillRecipe, TrainRecipe, load_recipe
+from dimo.config import load_recipe
 from dimo.engine.checkpoint import latest_checkpoint, save_checkpoint
+from dimo.engine.distributed import Runtime
 from dimo.engine.runs import distill, train_teacher
 from dimo.errors import DimoError
+from dimo.methods.dimo.method import DiMORecipe
+from dimo.methods.pretraining import TrainRecipe
 from dimo.weights.catalog import ASSETS
 from dimo.zoo.loading import load_student, load_teacher
 
@@ -37,11 +40,11 @@ def _recipe(**changes):
         "checkpoint_every": 30,
         "teacher_guidance_scale": 1.5,
     }
-    return DistillRecipe(**{**values, **changes})
+    return DiMORecipe(**{**values, **changes})
 
 
 def _run(recipe, out, **options):
-    return distill(recipe, out, recipe_name="test", device=CPU, **options)
+    return distill(recipe, out, recipe_name="test", runtime=Runtime(CPU), **options)
 
 
 def _stop_at(limit):
@@ -117,8 +120,8 @@ def test_a_distillation_with_every_control_is_bit_equal_when_resumed(tmp_path):
 
 @pytest.mark.parametrize("name", ["maskgit", "maskgit-official"])
 def test_a_packaged_recipe_runs_on_official_weights(name, small_maskgit, tmp_path):
-    recipe = load_recipe(DistillRecipe, name, ["steps=2", "batch_size=3"])
-    distill(recipe, tmp_path / "run", recipe_name=name, device=CPU, weights=small_maskgit)
+    recipe = load_recipe(DiMORecipe, name, ["steps=2", "batch_size=3"])
+    distill(recipe, tmp_path / "run", recipe_name=name, runtime=Runtime(CPU), weights=small_maskgit)
     found = load_student(tmp_path / "run", device=CPU, weights=small_maskgit)
     assert (found.student.recipe, found.student.init_mask_ratio) == (name, 0.6)
 
@@ -199,7 +202,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
     recipe, out = _recipe(steps=4, checkpoint_every=4), tmp_path / "run"
 
     def second(step, scalars):
-        with pytest.raises(DimoError, match="going on in another process"):
+        with pytest.raises(DimoError, match="another process is running in"):
             _run(recipe, out)
 
     _run(recipe, out, on_step=second)
@@ -307,11 +310,11 @@ def test_teacher_training_learns_resumes_and_works_as_weights(tmp_path):
     def note(step, scalars):
         losses.update({step: scalars["loss"]} if scalars else {})
 
-    train_teacher(recipe, tmp_path / "whole", device=CPU, on_step=note)
+    train_teacher(recipe, tmp_path / "whole", runtime=Runtime(CPU), on_step=note)
     assert losses[100] < losses[50] < 5.5  # ln 256 = 5.55 is guessing
     with pytest.raises(InterruptedTrainingError):
-        train_teacher(recipe, tmp_path / "parts", device=CPU, on_step=_stop_at(50))
-    train_teacher(recipe, tmp_path / "parts", device=CPU, resume=True)
+        train_teacher(recipe, tmp_path / "parts", runtime=Runtime(CPU), on_step=_stop_at(50))
+    train_teacher(recipe, tmp_path / "parts", runtime=Runtime(CPU), resume=True)
     loaded = [
         load_teacher("digits", device=CPU, weights=tmp_path / name).model.state_dict()
         for name in ("whole", "parts")

@@ -10,11 +10,14 @@ from bench.rows.rows import jobs_of
 from bench.suites.geneval.prompts import prompts_of
 from bench.suites.geneval.suite import DetectorBench, rendered_jobs
 from dimo.cli import main
-from dimo.config import DistillRecipe, TrainRecipe, load_recipe
+from dimo.config import load_recipe
 from dimo.data import scenes
 from dimo.data.scenes.tokenizer import SceneTokens, _disturbed, fit_tokenizer
+from dimo.engine.distributed import Runtime
 from dimo.engine.runs import distill, train_teacher
 from dimo.errors import DimoError
+from dimo.methods.dimo.method import DiMORecipe
+from dimo.methods.pretraining import TrainRecipe
 from dimo.models.scenes import SceneTokenizer, SceneTransformer, SceneWords
 from dimo.models.text import Prompts, TextConditioned
 from dimo.zoo.loading import load_student, load_teacher
@@ -37,7 +40,7 @@ def teacher_recipe(**changes):
 def trained(tmp_path_factory):
     """A run folder of `dimo train`, barely trained."""
     folder = tmp_path_factory.mktemp("scenes") / "run"
-    train_teacher(teacher_recipe(), folder, device=CPU)
+    train_teacher(teacher_recipe(), folder, runtime=Runtime(CPU))
     return folder
 
 
@@ -178,7 +181,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(trained, tmp_path):
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        train_teacher(teacher_recipe(), tmp_path / "run", device=CPU, on_step=stop)
+        train_teacher(teacher_recipe(), tmp_path / "run", runtime=Runtime(CPU), on_step=stop)
     fitted = []
     train_teacher(
         teacher_recipe(), tmp_path / "run", device=CPU, resume=True, on_tokenizer=fitted.append
@@ -193,13 +196,13 @@ def test_a_resumed_training_is_the_uninterrupted_one(trained, tmp_path):
 
 def test_a_tokenizer_of_no_steps_is_refused(tmp_path):
     with pytest.raises(DimoError, match="tokenizer_steps = 0"):
-        train_teacher(teacher_recipe(tokenizer_steps=0), tmp_path / "run", device=CPU)
+        train_teacher(teacher_recipe(tokenizer_steps=0), tmp_path / "run", runtime=Runtime(CPU))
 
 
 def test_it_distils_on_the_captions_of_its_world(trained, tmp_path):
     settings = ["steps=3", "batch_size=4"]
-    recipe = load_recipe(DistillRecipe, "scenes", settings)
-    distill(recipe, tmp_path / "run", recipe_name="scenes", device=CPU, weights=trained)
+    recipe = load_recipe(DiMORecipe, "scenes", settings)
+    distill(recipe, tmp_path / "run", recipe_name="scenes", runtime=Runtime(CPU), weights=trained)
     student = load_student(tmp_path / "run", device=CPU, weights=trained, prompts=PROMPTS)
     teacher = load_teacher("scenes", device=CPU, weights=trained, prompts=PROMPTS)
     assert student.condition_names == PROMPTS
@@ -211,9 +214,9 @@ def test_it_distils_on_the_captions_of_its_world(trained, tmp_path):
 def test_a_text_file_of_other_words_is_refused_before_the_run(trained, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("a photo of a red circle\na photo of a dog\n")
-    recipe = load_recipe(DistillRecipe, "scenes", ["steps=3", f"prompts={file}"])
+    recipe = load_recipe(DiMORecipe, "scenes", ["steps=3", f"prompts={file}"])
     with pytest.raises(DimoError, match="unknown word of a prompt of scenes 'dog'"):
-        distill(recipe, tmp_path / "run", recipe_name="x", device=CPU, weights=trained)
+        distill(recipe, tmp_path / "run", recipe_name="x", runtime=Runtime(CPU), weights=trained)
     assert not (tmp_path / "run").exists()
 
 

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from bench.monitor import Watching, watching
 from bench.rows.settings import settings_of
-from dimo.config import DistillRecipe, load_recipe
+from dimo.config import load_recipe
 from dimo.engine.runs import distill
 from dimo.errors import DimoError
+from dimo.methods.dimo.method import DiMORecipe
 from dimo.models.clip_text import CLIPText
 from dimo.models.diffusers_vq import DiffusersVQ
 from dimo.models.meissonic import Meissonic
@@ -187,7 +188,7 @@ def test_the_teacher_draws_prompts(snapshot, row):
 def test_a_tiny_meissonic_distils_and_samples(snapshot, row, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     recipe = load_recipe(
-        DistillRecipe,
+        DiMORecipe,
         "meissonic",
         [
             "steps=20",

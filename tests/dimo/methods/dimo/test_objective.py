@@ -1,21 +1,33 @@
 """Di[M]O against the official trainer's recorded steps, given its random draws."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 
-from dimo.config import DistillRecipe
 from dimo.errors import DimoError
 from dimo.masking import initialize_tokens, mask_count, mask_ratio, random_mask
 from dimo.methods.dimo.divergence import gradient_divisor, logit_gradient
-from dimo.methods.dimo.objective import DiMOObjective, objective_of
+from dimo.methods.dimo.draws import Initialization, Masking
+from dimo.methods.dimo.method import DiMORecipe, objective_of
+from dimo.methods.dimo.objective import DiMOObjective, Guidance
 from dimo.models.halton import HaltonMaskGIT
 from dimo.models.maskgit import MaskGIT
 
 CASE = "dimo_distillation_step"
 STUDENT_RUNS = ("FKL", "RKL", "Jeffreys_0.5", "Jeffreys_-0.2", "FKL_mean", "FKL_adaptive_cfg_temps")
 AUXILIARY_RUNS = ("fake_hard", "fake_soft0.5")
+
+
+def objective_from(**settings):
+    """The objective of flat settings, named as in a recipe."""
+    parts = {"initialization": Initialization, "masking": Masking, "guidance": Guidance}
+    built = {}
+    for name, part in parts.items():
+        keys = [f.name for f in dataclasses.fields(part) if f.name in settings]
+        built[name] = part(**{key: settings.pop(key) for key in keys})
+    return DiMOObjective(**built, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +62,7 @@ def _official(case, run=""):
     """The objective of a recorded run, from its official settings."""
     settings = {**case["settings"], **case["runs"].get(run, {})}
     name, beta = ("jeffreys", settings["beta"]) if "beta" in settings else ("forward_kl", 0.0)
-    return DiMOObjective(
+    return objective_from(
         divergence="reverse_kl" if run == "RKL" else name,
         beta=beta,
         loss_reduction=settings["loss_reduction"],
@@ -58,7 +70,7 @@ def _official(case, run=""):
         embedding_noise=settings["cur_noise_emb_perturb"],
         mask_schedule=settings["ratio_mode"],
         auxiliary_mask_schedule=settings["ratio_mode_fake"],
-        guidance_scale=settings["true_cfg"],
+        teacher_guidance_scale=settings["true_cfg"],
         teacher_guidance="adaptive" if settings["adaptive_cfg"] else "constant",
         student_temperature=settings["gen_temp"],
         teacher_temperature=settings["true_temp"],
@@ -172,7 +184,7 @@ def test_auxiliary_step_equals_the_official_one(networks, data, case, close, run
 
 def test_soft_targets_are_a_sum_over_the_classes_by_default(networks, data, case):
     def soft_part(reduction):
-        objective = DiMOObjective(
+        objective = objective_from(
             soft_targets=1.0, soft_target_reduction=reduction, keep_mask_class=True
         )
         found = objective.auxiliary_loss(
@@ -202,7 +214,7 @@ def test_only_masked_tokens_get_a_gradient(networks, data, case):
 
 
 def test_the_student_cannot_emit_the_mask_token(networks, case):
-    objective = DiMOObjective()
+    objective = objective_from()
     draws = objective.draw(networks["student"], 0, torch.arange(64), "student")
     logits, tokens = objective.generate(networks["student"], draws)
     assert logits.shape[-1] == case["constructor"]["codebook_size"]
@@ -210,7 +222,7 @@ def test_the_student_cannot_emit_the_mask_token(networks, case):
 
 
 def test_equal_teacher_and_auxiliary_leave_the_student_alone(networks, data, case):
-    found = DiMOObjective(divergence="jeffreys", beta=0.3).student_loss(
+    found = objective_from(divergence="jeffreys", beta=0.3).student_loss(
         _student_logits(networks, data, case)[..., : case["constructor"]["codebook_size"]],
         data["sampled_codes"].flatten(1),
         data["remask"].flatten(1),
@@ -261,10 +273,10 @@ def test_logits_at_masked_positions_alone_change_nothing(family, keep_mask_class
     teacher, auxiliary, student = (_network(family, seed) for seed in range(3))
     vocabulary = student(torch.zeros(1, 64, dtype=torch.long), torch.tensor([0])).shape[-1]
     keep_mask_class = keep_mask_class and vocabulary > _SMALL["codebook_size"]
-    objective = DiMOObjective(
+    objective = objective_from(
         beta=0.3,
         weighting="dmd",
-        guidance_scale=2.0,
+        teacher_guidance_scale=2.0,
         teacher_guidance="adaptive",
         mask_ratio_range=(0.0, 0.5),
         soft_targets=0.5,
@@ -320,8 +332,8 @@ def test_a_teacher_in_train_mode_is_refused(networks, data, case):
 
 
 def test_dmd_weighting_divides_by_the_mean_distance_of_an_image(networks, data, case):
-    plain = DiMOObjective(keep_mask_class=True, guidance_scale=2.0)
-    weighted = DiMOObjective(keep_mask_class=True, guidance_scale=2.0, weighting="dmd")
+    plain = objective_from(keep_mask_class=True, teacher_guidance_scale=2.0)
+    weighted = objective_from(keep_mask_class=True, teacher_guidance_scale=2.0, weighting="dmd")
     z = data["student_logits"]
     a, b = (_student_loss(o, networks, data, z).logit_gradient for o in (plain, weighted))
     distance = (z.softmax(-1) - data["teacher_logits_cfg2"].softmax(-1)).abs().mean(-1)
@@ -336,7 +348,7 @@ def test_dmd_weighting_divides_by_the_mean_distance_of_an_image(networks, data, 
 
 
 def test_student_temperature_divides_what_the_tokens_are_drawn_from(networks):
-    cold, warm = DiMOObjective(student_temperature=1e-4), DiMOObjective()
+    cold, warm = objective_from(student_temperature=1e-4), objective_from()
     draws = warm.draw(networks["student"], 0, torch.arange(64), "student")
     z, tokens = cold.generate(networks["student"], draws)
     assert torch.equal(tokens, z.argmax(-1))
@@ -346,7 +358,7 @@ def test_student_temperature_divides_what_the_tokens_are_drawn_from(networks):
 def test_the_settings_of_a_draw(networks):
     """Which draws depend on the step, on the purpose and on neither."""
     student, index = networks["student"], torch.arange(400)
-    objective = DiMOObjective(
+    objective = objective_from(
         init_mask_ratio_range=(0.2, 0.9),
         embedding_noise=0.4,
         embedding_noise_warmup="linear",
@@ -374,15 +386,15 @@ def test_the_settings_of_a_draw(networks):
         low = 0.1 if purpose == "student" else 0.5
         assert float(draw.mask_ratio.min()) == pytest.approx(low, abs=0.02)
         assert float(draw.mask_ratio.max()) == pytest.approx(0.7)
-    plain = DiMOObjective().draw(student, 5, index, "student")
-    again = DiMOObjective().draw(student, 5, index, "student", step=7)
+    plain = objective_from().draw(student, 5, index, "student")
+    again = objective_from().draw(student, 5, index, "student", step=7)
     assert torch.equal(plain.initial.tokens, again.initial.tokens)
     assert torch.equal(plain.gumbel, draws["student", 0].gumbel)
 
 
 def test_a_recipe_becomes_an_objective():
     required = {"teacher": "digits", "steps": 1, "learning_rate": 0.1}
-    recipe = DistillRecipe(
+    recipe = DiMORecipe(
         **required,
         auxiliary_learning_rate=0.1,
         divergence="js",
@@ -391,13 +403,17 @@ def test_a_recipe_becomes_an_objective():
         init_mask_ratio_range=(0.1, 0.9),
     )
     found = objective_of(recipe, label_smoothing=0.1)
-    assert (found.divergence, found.guidance_scale, found.soft_targets) == ("js", 3.0, 0.25)
-    assert (found.label_smoothing, found.init_mask_ratio_range) == (0.1, (0.1, 0.9))
-    own = DistillRecipe(**required, auxiliary_learning_rate=0.1, label_smoothing=0.0)
-    assert objective_of(own, label_smoothing=0.1) == DiMOObjective()
+    assert (
+        found.divergence,
+        found.guidance.teacher_guidance_scale,
+        found.soft_targets,
+    ) == ("js", 3.0, 0.25)
+    assert (found.label_smoothing, found.initialization.init_mask_ratio_range) == (0.1, (0.1, 0.9))
+    own = DiMORecipe(**required, auxiliary_learning_rate=0.1, label_smoothing=0.0)
+    assert objective_of(own, label_smoothing=0.1) == objective_from()
 
 
 @pytest.mark.parametrize("field", ["loss_reduction", "soft_target_reduction"])
 def test_an_unknown_reduction_is_refused(field):
     with pytest.raises(DimoError, match="unknown reduction 'max'; allowed: mean, sum"):
-        DiMOObjective(**{field: "max"})
+        objective_from(**{field: "max"})

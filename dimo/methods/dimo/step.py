@@ -1,0 +1,123 @@
+"""One Di[M]O step: student and auxiliary model take turns (algorithm 1)."""
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dimo.engine.distributed import Runtime
+from dimo.methods.base import Task, add_mean, frozen_teacher, teacher_sha256
+from dimo.methods.dimo.draws import Draws
+from dimo.methods.dimo.objective import DiMOObjective
+from dimo.models import MaskedModel
+
+if TYPE_CHECKING:
+    from dimo.methods.dimo.method import DiMORecipe
+
+
+class DiMOTask(Task):
+    """Student, auxiliary model and EMA start as copies of the teacher.
+
+    Args:
+        recipe: Its keys.
+        teacher: Left unchanged; a copy is used.
+        student: A network with the teacher's weights, and its own dropout rate; trained in place.
+        objective: The losses.
+        runtime: Where to train, and with which ranks.
+
+    Raises:
+        DimoError: The batch does not split into equal parts, or the teacher's weights are not
+            finite.
+    """
+
+    recipe: "DiMORecipe"
+
+    def __init__(
+        self,
+        recipe: "DiMORecipe",
+        teacher: MaskedModel,
+        student: MaskedModel,
+        objective: DiMOObjective,
+        runtime: Runtime,
+    ) -> None:
+        super().__init__(recipe, runtime, teacher_sha256(teacher))
+        self.objective = objective
+        self.teacher = frozen_teacher(teacher, recipe.precision, self.device)
+        self.student = student.to(self.device).train()
+        for parameter in self.student.embedding_parameters():
+            parameter.requires_grad_(False)
+        self.auxiliary = copy.deepcopy(self.student)
+        self.ema = self.make_ema(self.student)
+        self.networks = {"student": self.student, "auxiliary": self.auxiliary, "ema": self.ema}
+        self.updates = {
+            "student": self.make_update(self.student),
+            "auxiliary": self.make_update(self.auxiliary),
+        }
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        values: dict[str, Tensor] = {}
+        self._update_student(step, values)
+        for turn in range(self.recipe.is_shared, self.recipe.auxiliary_steps):
+            self._update_auxiliary(step, turn, values)
+        return values
+
+    def _update_student(self, step: int, values: dict[str, Tensor]) -> None:
+        """Eq. 3 on new samples, which the auxiliary model learns from too if they are shared."""
+        objective, update, shared = self.objective, self.updates["student"], self.recipe.is_shared
+        for batch in self.micro_batches(step, "student"):
+            with self.running(batch, *(self.updates.values() if shared else [update])):
+                draws = self._draw(batch.index, "student", step)
+                with self.autocast():
+                    logits, tokens = objective.generate(update.model, draws)
+                auxiliary: MaskedModel | Tensor = self.auxiliary
+                if shared:
+                    auxiliary = self._learn(draws, logits, tokens, values)
+                with self.autocast():
+                    student = objective.student_loss(
+                        logits,
+                        tokens,
+                        draws.mask,
+                        draws.labels,
+                        teacher=self.teacher,
+                        auxiliary=auxiliary,
+                        mask_ratio=draws.mask_ratio,
+                    )
+                update.backward(student.loss)
+            masked = draws.mask.sum()
+            add_mean(values, "gradient", student.logit_gradient.abs().sum() / masked, masked)
+        self.finish(step, "student", values)
+        if shared:
+            self._step_auxiliary(step)
+
+    def _update_auxiliary(self, step: int, turn: int, values: dict[str, Tensor]) -> None:
+        """Eq. 5 on new samples of the updated student."""
+        purpose = f"auxiliary/{turn}"
+        for batch in self.micro_batches(step, purpose):
+            with self.running(batch, self.updates["auxiliary"]):
+                draws = self._draw(batch.index, purpose, step)
+                with self.autocast(), torch.no_grad():
+                    logits, tokens = self.objective.generate(self.student, draws)
+                self._learn(draws, logits, tokens, values)
+        self._step_auxiliary(step)
+
+    def _draw(self, index: Tensor, purpose: str, step: int) -> Draws:
+        return self.objective.draw(self.student, self.recipe.seed, index, purpose, step=step)
+
+    def _learn(
+        self, draws: Draws, logits: Tensor, tokens: Tensor, values: dict[str, Tensor]
+    ) -> Tensor:
+        """Adds to the auxiliary model's gradient; returns its logits at the masked positions."""
+        update = self.updates["auxiliary"]
+        with self.autocast():
+            auxiliary = self.objective.auxiliary_loss(
+                update.model, tokens, draws.mask, draws.labels, student_logits=logits
+            )
+        weight = draws.mask.float().mean()  # its loss is a mean over masked tokens
+        update.backward(auxiliary.loss, weight)
+        add_mean(values, "auxiliary_loss", auxiliary.loss, weight)
+        return auxiliary.logits
+
+    def _step_auxiliary(self, step: int) -> None:
+        factor = self.recipe.learning_rate_factor(step)
+        self.updates["auxiliary"].step(self.recipe.auxiliary_learning_rate * factor)
