@@ -172,7 +172,7 @@ RANKS = """
 import json, sys
 sys.path.insert(0, {here!r})
 from test_muon import make_task, run_task
-from dimo.launch import ranks
+from dimo.engine.distributed import ranks
 with ranks() as group:
     task = make_task({shape!r}, group)
     losses = run_task(task, 0, 20)
@@ -184,7 +184,7 @@ with ranks() as group:
 
 
 @pytest.mark.slow
-def test_two_ranks_share_the_matrices_and_give_the_curve_of_one(tiny_network, run_ranks, request):
+def test_two_ranks_give_the_curve_of_one(tiny_network, run_ranks, request):
     out = run_ranks(RANKS.format(here=str(request.path.parent), shape=tiny_network))
     losses, totals = json.loads(out)
     assert losses == pytest.approx(run_task(make_task(tiny_network), 0, 20), rel=1e-4)

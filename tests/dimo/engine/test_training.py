@@ -166,7 +166,7 @@ def test_a_folder_in_use_a_missing_run_and_another_run_are_refused(tmp_path):
         with pytest.raises(DimoError, match=r"finished run of this recipe \(5 steps\)"):
             _run(recipe, out, resume=resume)
         changed = dataclasses.replace(recipe, steps=6, beta=0.5)
-        words = r"another recipe \(steps = 5 there, 6 here, beta = 0.3 there, 0.5 here\)"
+        words = r"another recipe \(steps = 5, not 6, beta = 0.3, not 0.5\)"
         with pytest.raises(DimoError, match=words):
             _run(changed, out, resume=resume)
     with pytest.raises(DimoError, match="no run to resume"):
@@ -242,7 +242,7 @@ def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path):
     code = f"""
 import resource, signal, torch
 from pathlib import Path
-from dimo.checkpoint import latest_checkpoint, save_checkpoint
+from dimo.engine.checkpoint import latest_checkpoint, save_checkpoint
 from dimo.errors import DimoError
 folder = Path({str(tmp_path)!r})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
