@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dimo.errors import unknown_name
@@ -162,6 +163,25 @@ def gradient_divisor(
     by_token = distance.mean(-1).masked_fill(~mask, 0.0)  # [B, K]
     by_image = by_token.sum(1) / mask.sum(1).clamp_min(1)
     return by_image.clamp_min(_SMALLEST_DIVISOR)[:, None, None]
+
+
+def soft_target_loss(
+    *, student_logits: Tensor, auxiliary_logits: Tensor, temperature: float, reduction: str
+) -> Tensor:
+    """T^2 KL(student || auxiliary) of [N, V] at temperature T: mean over tokens, scalar.
+
+    `reduction`, one of `REDUCTIONS`, is over the classes.
+    """
+    log_p, log_q = (
+        tempered(z, temperature).log_softmax(-1) for z in (student_logits, auxiliary_logits)
+    )
+    by_class = F.kl_div(log_q, log_p, reduction="none", log_target=True)
+    by_token = by_class.sum(-1) if reduction == "sum" else by_class.mean(-1)
+    return by_token.mean() * temperature**2
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1 else logits / temperature
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
