@@ -22,10 +22,16 @@ from dimo.methods.dimo.divergence import (
     soft_target_loss,
     tempered,
 )
-from dimo.methods.dimo.draws import Draws, Initialization, Masking, draw
+from dimo.methods.dimo.draws import (
+    Draws,
+    Initialization,
+    Masking,
+    draw,
+    intermediate_state,
+    scatter_positions,
+)
 from dimo.models import MaskedModel
 from dimo.models.layers import at_positions
-from dimo.samplers.base import masked_positions
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ class DiMOObjective:
         """
         assert not getattr(teacher, "training", False), "a teacher in train mode has dropout"
         with torch.no_grad():
-            state, kept = _intermediate_state(teacher, tokens, mask, labels)  # x~_t
+            state, kept = intermediate_state(teacher, tokens, mask, labels)  # x~_t
             rule, scale = self.guidance.teacher_guidance, self.guidance.teacher_guidance_scale
             p = self._logits(teacher, *state, scale=guidance_scales(rule, scale, mask_ratio))
             q = auxiliary if isinstance(auxiliary, Tensor) else self._logits(auxiliary, *state)
@@ -140,7 +146,7 @@ class DiMOObjective:
                     self.weighting, student_logits=z, teacher_logits=p, mask=kept
                 )
             gradient = gradient.masked_fill(~kept[..., None], 0.0)
-            gradient = _to_positions(gradient, state[-1], student_logits)
+            gradient = scatter_positions(gradient, state[-1], student_logits)
         count = len(labels) if self.loss_reduction == "sum" else student_logits.numel()
         # d/dz of <z, g> with g held fixed is g itself; the value is that of |z - (z - g)|^2 / 2
         product = (student_logits * gradient).sum()
@@ -161,7 +167,7 @@ class DiMOObjective:
         With soft targets, (1 - alpha) of it plus alpha T^2 KL(softmax(z / T) || softmax(q / T)),
         which needs `student_logits`. Arguments as for `student_loss`.
         """
-        state, kept = _intermediate_state(auxiliary, tokens, mask, labels)
+        state, kept = intermediate_state(auxiliary, tokens, mask, labels)
         q = self._logits(auxiliary, *state)
         logits = q[kept]  # [N, V], in the order of the mask
         loss = F.cross_entropy(logits, tokens[mask], label_smoothing=self.label_smoothing)
@@ -182,25 +188,3 @@ class DiMOObjective:
 
     def _visible(self, model: MaskedModel, logits: Tensor) -> Tensor:
         return logits[..., : model.codebook_size + self.keep_mask_class].float()
-
-
-def _intermediate_state(
-    model: MaskedModel, tokens: Tensor, mask: Tensor, labels: Tensor
-) -> tuple[tuple[Tensor, Tensor, Tensor | None], Tensor]:
-    """(x~_t [B, L], labels, positions) to ask a model for, and which positions are masked.
-
-    Positions [B, K] hold every masked one, None stands for all L; the second is [B, K] bool.
-    """
-    positions: Tensor | None = masked_positions(mask)
-    if positions is not None and positions.shape == mask.shape:
-        positions = None
-    state = (tokens.masked_fill(mask, model.mask_token_id), labels, positions)
-    return state, at_positions(mask[..., None], positions)[..., 0]
-
-
-def _to_positions(values: Tensor, positions: Tensor | None, like: Tensor) -> Tensor:
-    """The inverse of `at_positions`: values [B, K, V] in a [B, L, V] that is zero elsewhere."""
-    if positions is None:
-        return values
-    whole = values.new_zeros(like.shape)
-    return whole.scatter_(1, positions[..., None].expand_as(values), values)
