@@ -44,7 +44,7 @@ def _js_integrand(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)) / 2
 
 
-# A further divergence is one row here; tests hold every row's slope against its integrand.
+# To add a divergence, add a row; tests check every row's slope against its integrand.
 F_DIVERGENCES: dict[str, FDivergence] = {
     # f(t) = (t log t - (1 + t) log((1 + t) / 2)) / 2; the gradient is bounded
     "js": FDivergence(
@@ -65,7 +65,7 @@ F_DIVERGENCES: dict[str, FDivergence] = {
 
 DIVERGENCES = (*_KULLBACK_LEIBLER, *F_DIVERGENCES)
 
-# Of a loss over classes, and over tokens where it says so.
+# Of a loss over classes (and tokens).
 REDUCTIONS = ("sum", "mean")
 
 # How the gradients of several images are weighted; see `gradient_divisor`.
@@ -93,7 +93,7 @@ def divergence(
     Args:
         name: One of `DIVERGENCES`.
         teacher_logits: [..., L, V], the teacher at the intermediate state.
-        auxiliary_logits: [..., L, V], the auxiliary model there.
+        auxiliary_logits: [..., L, V], the auxiliary model at the same state.
         beta: Used by jeffreys only.
 
     Raises:
@@ -137,14 +137,13 @@ def logit_gradient(
 def gradient_divisor(
     weighting: str, *, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor
 ) -> Tensor:
-    """What each image's gradient is divided by, float32 or better [B, 1, 1].
+    """The divisor of each image's gradient, float32 or better [B, 1, 1].
 
     "constant" is 1, the paper's choice. "dmd" is the normalization of distribution matching
     distillation (arXiv 2311.18828) carried over to probabilities: the mean of
     |p_theta - p_phi| over an image's re-masked tokens and over the classes, and at least 1e-5,
     where p_theta is the student's distribution of its one step and p_phi the teacher's at the
-    intermediate state. An image far from its teacher then pulls no harder than a near one. The
-    mean leaves out the tokens that are not re-masked, because they get no gradient.
+    intermediate state. An image far from its teacher then weighs no more than a near one.
 
     Args:
         weighting: One of `WEIGHTINGS`.

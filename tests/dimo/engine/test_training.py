@@ -257,7 +257,7 @@ assert latest_checkpoint(folder)[0] == 1
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "step-0000002: File too large; earlier ones are whole" in done.stdout
+    assert "step-0000002: File too large; earlier ones are intact" in done.stdout
     assert done.stdout.count("\n") == 1
 
 
