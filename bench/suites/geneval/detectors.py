@@ -1,6 +1,5 @@
 """Detectors of objects behind one interface, each pinned by the hash of its weights."""
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +10,7 @@ import torch
 
 from bench.metrics.geneval import Detected, Verdict, judge
 from bench.protocol import Detector
-from bench.protocol.catalog import ANY, DETECTORS
+from bench.protocol.catalog import ANY, DETECTORS, load
 from dimo.errors import DimoError, unknown_name
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
@@ -35,13 +34,6 @@ class ObjectDetector(Protocol):
     def colors(self, image: Pixels, name: str, objects: Detected) -> Sequence[str]:
         """The colour of each object of one class."""
         ...
-
-
-# "module:function" of `(weights: Path | None, device) -> ObjectDetector`
-_LOADERS = {
-    "hf-mask2former-swin-s": "bench.suites.geneval.mask2former:load_hf_detector",
-    "scenes-detector": "bench.suites.geneval.scenes_detector:load_scene_detector",
-}
 
 
 def load_detector(
@@ -71,9 +63,7 @@ def load_detector(
             f"detector {wanted.name!r} needs its weights ({kind.weights}); fetch them and give the "
             "folder with --weights"
         )
-    module, _, name = _LOADERS[wanted.name].partition(":")
-    load: Any = getattr(importlib.import_module(module), name)
-    detector: ObjectDetector = load(weights, device)
+    detector: ObjectDetector = load(kind.loader)(weights, device)
     for what, found, named in (
         (wanted.name, detector.sha256, wanted.sha256),
         (wanted.colors, detector.colors_sha256, wanted.colors_sha256 or ANY),
