@@ -23,8 +23,9 @@ import numpy.typing as npt
 import torch
 
 from bench.images import open_images
+from bench.metrics.base import Score
 from bench.metrics.clip_score import cosines, scaled_cosines
-from bench.metrics.scores import Score, metric_values
+from bench.metrics.scores import metric_values
 from bench.protocol import Prompts, Protocol, Scorer
 from bench.protocol.catalog import ANY, SCORERS, load
 from bench.records.compare import add_contributions

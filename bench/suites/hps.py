@@ -26,9 +26,10 @@ from bench.features.clip import CLIPPairs, load_pairs
 from bench.images import content_sha256
 from bench.images.codec import LOSSY_CODECS, ImageInfo, read_image
 from bench.images.labels import labels_sha256
+from bench.metrics.base import Score
 from bench.metrics.clip_score import cosines
 from bench.metrics.hps import STYLES, hps_summary
-from bench.metrics.scores import Score, metric_values
+from bench.metrics.scores import metric_values
 from bench.protocol import Protocol
 from bench.protocol.catalog import ANY, METRICS, NONE, SCORERS
 from bench.records.compare import pack_contributions
