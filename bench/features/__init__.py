@@ -80,13 +80,13 @@ def load_extractor(
     """Loads an extractor whose weights have the hash that the protocol names.
 
     Args:
-        name: Of the catalog, or "package.module:attribute" for one's own: `attribute(weights:
+        name: Of `EXTRACTORS`, or "package.module:attribute" for custom code: `attribute(weights:
             Path | None) -> nn.Module` gives the network that `Extractor` describes; where that has
             more outputs than "features" it lists them in its attribute `outputs`.
         resize: How images reach the input size; empty for the extractor's first.
-        sha256: Of the weights file; "any" takes whatever is given and records its hash.
+        sha256: Expected hash of the weights file; "any" accepts any file and records its hash.
         weights: The weights file, where dimo ships none.
-        device: Where the network shall be.
+        device: Where the network runs.
         allow_code: Lets code run that is neither dimo's nor named by a hash that dimo knows.
 
     Raises:
@@ -109,11 +109,11 @@ def load_extractor(
             f"extractor {name!r} needs its weights file ({kind.weights}); fetch it and give it "
             "with --weights FILE"
         )
-    found = _checked_sha256(name, weights, sha256)
-    if found != kind.archive_sha256 and not allow_code and is_torchscript(weights):
+    digest = _checked_sha256(name, weights, sha256)
+    if digest != kind.archive_sha256 and not allow_code and is_torchscript(weights):
         raise DimoError(
             f"{weights} is a TorchScript archive, which brings its own code, and none that dimo "
-            f"knows (sha256 {found[:12]}...); add --allow-code if you trust it"
+            f"knows (sha256 {digest[:12]}...); add --allow-code if you trust it"
         )
     try:
         network: nn.Module = load(kind.loader)(weights, resize)
@@ -126,7 +126,7 @@ def load_extractor(
         name=name,
         resize=resize,
         network=network.to(device).eval(),
-        sha256=found,
+        sha256=digest,
         packages=_versions(*kind.packages),
         outputs=kind.outputs,
         device=device,
@@ -153,7 +153,7 @@ def _load_foreign(
             f"extractor {name!r} has no weights file, the protocol names sha256 {sha256[:12]}...; "
             "give it with --weights FILE"
         )
-    found = "" if weights is None else _checked_sha256(name, weights, sha256)
+    digest = "" if weights is None else _checked_sha256(name, weights, sha256)
     try:
         factory = load(name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -173,7 +173,7 @@ def _load_foreign(
         name=name,
         resize="",
         network=network.to(device).eval(),
-        sha256=found,
+        sha256=digest,
         packages=_versions(*distributions),
         outputs=tuple(getattr(network, "outputs", ("features",))),
         device=device,
@@ -185,13 +185,13 @@ def _checked_sha256(name: str, weights: Path, sha256: str) -> str:
         raise DimoError(
             f"extractor {name!r} finds no weights file at {weights}; give it with --weights FILE"
         )
-    found = sha256_file(weights)
-    if sha256 not in (ANY, found):
+    digest = sha256_file(weights)
+    if sha256 not in (ANY, digest):
         raise DimoError(
-            f"weights {weights} of extractor {name!r} have sha256 {found[:12]}..., the protocol "
+            f"weights {weights} of extractor {name!r} have sha256 {digest[:12]}..., the protocol "
             f"names {sha256[:12]}...; use the weights that belong to the protocol's version"
         )
-    return found
+    return digest
 
 
 def _versions(*packages: str) -> dict[str, str]:

@@ -26,7 +26,7 @@ def feature_key(content_sha256: str, extractor: Extractor, device: str) -> str:
     """Hash of all that determines features: images, weights, resize, versions, kind of device.
 
     Args:
-        content_sha256: Of the images, in order.
+        content_sha256: Hash of the images, in order.
         extractor: Its name, resize, weights hash and package versions enter the key.
         device: "cpu" or "cuda": their last digits differ.
     """
@@ -49,7 +49,7 @@ class FeatureCache:
 
     Args:
         folder: Where; None switches caching off.
-        say: Told in one line what is wrong with the folder or an entry.
+        say: Called with one-line warnings about the folder or an entry.
     """
 
     def __init__(self, folder: Path | None, say: Callable[[str], None]) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.features.fitting import TrainingStep, fit_network
+from bench.features.small import TrainingStep, fit_network
 from dimo.weights.files import load_state_dict
 
 
@@ -74,7 +74,7 @@ def train_digits_cnn(
         label_smoothing: Keeps the features' scale bounded.
         pixel_noise: Standard deviation of the noise, in grey levels of 255.
         shift_probability: Share of steps whose batch is shifted by up to one pixel.
-        seed: Of weights and draws.
+        seed: Seed of weights and draws.
         on_step: Called with the number of steps done and the loss.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -24,11 +24,11 @@ class Extractor:
         name: Its name in `EXTRACTORS`, or "package.module:attribute".
         resize: How images reach its input size; empty where it takes them as they are.
         network: uint8 images [B, 3, H, W] -> dict with each of `outputs`, float [B, *].
-        sha256: Of the weights file; empty without one.
+        sha256: Hash of the weights file; empty without one.
         packages: Name -> version of what computes the features.
         outputs: "features", and "logits" or "spatial" if it has them.
         device: Where the network is.
-        image_size: The only height and width it takes, if there is one.
+        image_size: The only height and width it takes; None for any.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Extractor:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Of one set of images, in its order.
+    """Features of one set of images, in its order.
 
     Attributes:
         features: float32 [N, D].

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from bench.features import Extractor, Features, extract, load_extractor
-from bench.features.pipeline import statistics_of_paths
+from bench.features.pipeline import read_features, statistics_of_paths
 from bench.features.stats import FeatureStats, compute_stats, load_stats, save_stats
-from bench.images import npz_keys, read_features
+from bench.images import npz_keys
 from bench.protocol import Protocol, protocol_sha256
 from bench.protocol.catalog import ANY, METRICS
 from dimo.data import digits, scenes

@@ -177,9 +177,9 @@ def save_stats(
     """
     first = stats["features"]
     arrays: dict[str, Any] = {"n": np.int64(first.count), "extractor": np.str_(first.extractor)}
-    for output, found in stats.items():
-        arrays[f"mu{_SUFFIX[output]}"] = found.mu
-        arrays[f"sigma{_SUFFIX[output]}"] = found.sigma
+    for output, each in stats.items():
+        arrays[f"mu{_SUFFIX[output]}"] = each.mu
+        arrays[f"sigma{_SUFFIX[output]}"] = each.sigma
     if features is not None:
         arrays["features"] = features
     if provenance:
@@ -202,22 +202,22 @@ def load_stats(
         path: An npz with `mu` `[D]`, `sigma` `[D, D]`, and `mu_s`, `sigma_s` for "spatial".
         extractor: The extractor the caller needs. A file that names its own must agree.
         count: Number of samples of a file that has no `n`, as ADM's.
-        outputs: Which statistics are wanted.
+        outputs: Which statistics to read.
 
     Raises:
         DimoError: The file is missing or unreadable, lacks a key, holds statistics of another
             extractor, or its values are no statistics.
     """
-    wanted = [f"{name}{_SUFFIX[output]}" for output in outputs for name in ("mu", "sigma")]
+    required = [f"{name}{_SUFFIX[output]}" for output in outputs for name in ("mu", "sigma")]
     try:
         with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             found = sorted(file.files)
-            content = {k: file[k] for k in (*wanted, "n", "extractor") if k in file.files}
+            content = {k: file[k] for k in (*required, "n", "extractor") if k in file.files}
     except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise DimoError(
             f"cannot read statistics from {path}: {error}; give an npz with the keys mu and sigma"
         ) from error
-    missing = [key for key in wanted if key not in content]
+    missing = [key for key in required if key not in content]
     if missing:
         raise DimoError(
             f"{path} lacks {', '.join(missing)} (it has: {', '.join(found) or 'nothing'}); "

@@ -25,7 +25,7 @@ class Samples:
     Attributes:
         generated: `[N, D]` float32, the extractor output that the metric's row names in `needs`.
         reference: `[M, D]` float32; None unless the row compares with samples.
-        statistics: Of the reference; None unless the row compares with statistics.
+        statistics: Mean and covariance of the reference; None unless the row compares with them.
         labels: `[N]` requested classes; None if unknown.
         device: Where distances between samples are computed.
         shared: Intermediate results that several metrics use, by a key of the metric's choice.
@@ -51,7 +51,8 @@ class Score:
 
     Attributes:
         value: The metric.
-        contributions: What each sample adds to it, to first order (`bench.metrics.uncertainty`).
+        contributions: `[K]`, what each sample adds to the value, to first order
+            (`bench.metrics.uncertainty`).
         labels: Label of each of these samples, where the protocol fixes how many have each.
         extra: Further numbers for the record.
         smallest: Lowest possible value, where intervals end; None if unbounded.

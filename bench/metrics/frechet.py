@@ -14,7 +14,7 @@ from dimo.errors import DimoError
 _Floats = npt.NDArray[np.float64]
 _EPS = float(np.finfo(np.float64).eps)
 _BLOCK_ROWS = 2048  # Samples taken at a time; bounds memory, not results' meaning.
-_STEP = 1.0  # Of the quadrature nodes in log s: an error of exp(-2 pi^2 / step) = 3e-9.
+_STEP = 1.0  # Spacing of the quadrature nodes in log s: an error of exp(-2 pi^2 / step) = 3e-9.
 _RANGE = 1e16  # Nodes reach from 1 / this to this times the largest eigenvalue: 1e-8.
 
 
@@ -118,9 +118,9 @@ def frechet_contributions(
         norms = np.einsum("nd,nd->n", centered, centered)
         lost = np.zeros(len(norms))  # Tr M^(1/2) less that without the image, but for divisors
         if poles is not None:
-            share = np.square(centered @ root) @ poles  # [B, Q], a z^T (M + s I)^(-1) z < 1
-            np.minimum(share, 1.0 - np.finfo(np.float64).epsneg, out=share)
-            lost -= np.log1p(-share) @ weights
+            ratio = np.square(centered @ root) @ poles  # [B, Q], a z^T (M + s I)^(-1) z < 1
+            np.minimum(ratio, 1.0 - np.finfo(np.float64).epsneg, out=ratio)
+            lost -= np.log1p(-ratio) @ weights
         contributions[rows] = (
             2.0 * (centered @ shift)
             - norms / (count - 1)
@@ -167,10 +167,10 @@ def _nuclear_norm(left: _Floats, right: _Floats) -> float:
     """Sum of the singular values of `left.T @ right`.
 
     They are the roots of the eigenvalues of the smaller product with itself, which are found
-    several times as fast. Squares lose the digits of the small ones in general. Here they do not,
+    several times faster. Squares lose the digits of the small ones in general. Here they do not,
     because the columns of a root, and so the rows and columns of that matrix, fall from large to
     small: the eigensolver then works to the precision of each. Where one is no larger than the
-    rounding of the largest it may be a zero, and the singular values are found themselves.
+    rounding of the largest it may be a zero, and the singular values are computed directly.
 
     Args:
         left: Root of a covariance, `[D, p]`, as `covariance_root` returns it.

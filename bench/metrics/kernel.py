@@ -1,4 +1,4 @@
-"""Maximum mean discrepancies: KID and CMMD, and what each generated sample contributes to them.
+"""Maximum mean discrepancies: KID and CMMD, with per-sample contributions.
 
 `MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y)`, x generated and y reference (Gretton et
 al. 2012). KID (Binkowski et al. 2018, arXiv 1801.01401) takes `k = (gamma x.y + coef0)^degree`
@@ -6,12 +6,11 @@ on Inception features and averages the unbiased estimate over random subsets. CM
 al. 2024, arXiv 2401.09603) takes `k = exp(-|x - y|^2 / (2 sigma^2))` on normalised CLIP embeddings
 and the biased estimate over all pairs.
 
-Each comes with what every generated sample adds to it, which the same kernels tell. Measured
+Each comes with the contribution of every generated sample, from the same kernels. Measured
 against fresh samples, an interval from these contributions (`bench.metrics.uncertainty`) has the
-right
-width to about 10 % for clearly different distributions; for nearly equal ones it is too wide, by
-up to 20 % for KID and up to a factor sqrt(2) for CMMD. KID's subsets mix labels at random, so
-`labels` of `bootstrap_interval` takes hardly anything from its width, which is then up to three
+right width to about 10 % for clearly different distributions; for nearly equal ones it is too
+wide, by up to 20 % for KID and up to a factor sqrt(2) for CMMD. KID's subsets mix labels at random,
+so `labels` of `bootstrap_interval` hardly reduces its width, which is then up to three
 times too wide.
 
 All sums are float64, and no function holds more of a kernel matrix than one tile.
@@ -34,7 +33,7 @@ _Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class KernelDistance:
-    """KID and what each generated sample adds to it.
+    """KID and the contribution of each generated sample.
 
     In a subset, sample i has the witness `w_i`, twice the mean of `k(x_i, x_j)` over the other x
     less twice that of `k(x_i, y_j)`. Its contribution is `N / (subsets * subset_size)` times the
@@ -55,7 +54,7 @@ class KernelDistance:
 
 @dataclass(frozen=True, eq=False)
 class CMMD:
-    """CMMD and what each generated sample adds to it.
+    """CMMD and the contribution of each generated sample.
 
     Attributes:
         value: `scale` times the biased MMD^2.

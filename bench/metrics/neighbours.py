@@ -40,18 +40,18 @@ def in_range(*sets: _Array) -> list[_Array]:
 
 
 class Distinct:
-    """The rows of a feature set that differ in any bit: each set of copies is worked on once.
+    """The distinct rows of a feature set, so that duplicates are processed once.
 
     Attributes:
         features: The whole set, `[N, D]` float32 or float64.
-        first: Where each distinct row stands in it, `[n]`, ascending.
+        first: Index of each distinct row in it, `[n]`, ascending.
         copies: How often each occurs, `[n]`.
         of_row: Which distinct row each row is, `[N]`.
     """
 
     def __init__(self, features: _Array) -> None:
         self.features = features
-        sums = np.empty(len(features), dtype=np.uint64)  # Of the bits: equal rows, equal sums.
+        sums = np.empty(len(features), dtype=np.uint64)  # Sums of the bits: equal for equal rows.
         for rows in row_blocks(len(features), _PREPARED_ROWS):
             bits = np.ascontiguousarray(features[rows]).view(np.uint32)
             sums[rows] = bits.sum(axis=1, dtype=np.uint64)
@@ -142,7 +142,7 @@ class Points:
         """Centres, scales and rounds, and bounds the error of squared distances.
 
         With d the loss of a row a and e a number of its relative size,
-        `2 |d_a . b| <= |d_a|^2 / e + e |b|^2` splits a product's error into one part a row; the
+        `2 |d_a . b| <= |d_a|^2 / e + e |b|^2` splits a product's error into one part per row; the
         exact value of e is free. To that comes, with u the unit of the sums, `D u (|a|^2 + |b|^2)`
         for a sum of D products in any order, 10 u of the same for centering, norms and the
         additions after it (all doubled, for second-order terms), and 4 (D + 10) 2^-53 of it for
@@ -198,13 +198,13 @@ class Tile:
             torch.from_numpy(reach * (-0.5 * (1 + 2.0**-20) / self._unit)).to(self._x)
             for reach in (left, right)
         ]
-        found = self._x >= limits[0][:, None]
-        found |= self._x >= limits[1]
+        near = self._x >= limits[0][:, None]
+        near |= self._x >= limits[1]
         if self._own:
-            found.fill_diagonal_(False)
-        if found.device.type == "cpu":
-            return np.flatnonzero(found.numpy())
-        places: _Ints = found.flatten().nonzero().flatten().cpu().numpy()
+            near.fill_diagonal_(False)
+        if near.device.type == "cpu":
+            return np.flatnonzero(near.numpy())
+        places: _Ints = near.flatten().nonzero().flatten().cpu().numpy()
         return places
 
     def pairs(self, places: _Ints) -> Pairs:

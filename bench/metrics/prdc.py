@@ -32,8 +32,8 @@ from dimo.errors import DimoError
 _Floats = npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int64]
 
-_CROWDED = 4  # Pairs a row or column of a tile may leave in doubt before a wider type pays.
-_PENDING = 16  # Candidates a sample may have, times k, before the list is thinned.
+_CROWDED = 4  # Undecided pairs per row or column of a tile above which float64 is faster.
+_PENDING = 16  # Candidates per sample, in units of k, above which the list is thinned.
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ def score(
 
     Args:
         protocol: Names metrics and their parameters.
-        features: Of the images to score.
-        reference: Of the protocol, in the same features.
+        features: Features of the images to score.
+        reference: The protocol's reference, in the same features.
         device: Where distances between samples are computed.
         progress: Called before each metric.
 

@@ -1,16 +1,16 @@
-"""Intervals for every metric, from one concept: what each sample contributes to the metric.
+"""Bootstrap intervals for every metric, from the contribution of each sample.
 
-An interval tells how far the value may move when the same model draws other images. The
+An interval says how far the value may move when the same model draws other images. The
 reference set and its balls are held fixed, as the protocol fixes them. A metric comes with an
-array of contributions, one a sample, such that resampling the samples moves the metric by the
+array of contributions, one per sample, such that resampling the samples moves the metric by the
 mean of the resampled contributions less the mean of all, to first order. The bootstrap (Efron
 1979) of that mean, laid around the metric's value, is the interval; the difference of two rows on
-the same samples is treated alike. The value's own bias at this N is not corrected.
+the same samples is treated the same way. The value's own bias at this N is not corrected.
 
 Precision, density and class accuracy are means of a contribution of each generated image, recall
 and coverage of each reference image (`bench.metrics.manifold_membership`, `class_hits`), so for
 these nothing is approximate. KID and CMMD come with their contributions (`bench.metrics.kernel`).
-The other metrics' are made here.
+The other metrics compute theirs beside their value.
 
 Draws come from `numpy.random.RandomState`, whose stream numpy has frozen: a seed gives the same
 interval under every numpy version.

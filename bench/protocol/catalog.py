@@ -41,7 +41,7 @@ class Param:
 
 @dataclass(frozen=True)
 class MetricKind:
-    """What is known of a metric apart from any protocol.
+    """A metric, apart from any protocol.
 
     Attributes:
         label: Column heading in tables.
@@ -49,8 +49,8 @@ class MetricKind:
         needs: Output of the extractor it is computed from: "features", "logits" or "spatial"; or
             "detections", which a detector gives, or "pairs" of image and prompt, which a scorer
             takes.
-        compares_with: Of the reference: its "statistics" (Frechet distances), its "samples", or
-            nothing.
+        compares_with: Part of the reference it uses: "statistics" (Frechet distances), "samples" or
+            "" for none.
         compute: "module:function" of `(Samples, **params) -> Score` (`bench.metrics.base`); empty
             for "detections" and "pairs", which a suite scores itself.
         params: The integers that a protocol gives, by name.
@@ -287,7 +287,7 @@ PREPROCESSINGS = ("pil", "tensor-antialias", "tensor-noaa")  # of images for a s
 
 @dataclass(frozen=True)
 class ScorerKind:
-    """What says how well an image fits its prompt.
+    """A network that scores how well an image fits its prompt.
 
     Attributes:
         metrics: Names of the metrics it gives.
@@ -297,8 +297,8 @@ class ScorerKind:
             are, without a prefix, and a protocol names neither model nor preprocessing.
         model: The only architecture it has; empty: any plain CLIP of open_clip.
         versions: Name of its published weights file by version; empty: it has no versions.
-        scales: Of its scores, of which a protocol names one; empty: there is no choice.
-        tags: Those that its prompts have, all alike in number; empty: any.
+        scales: Scales of its scores that a protocol may name; empty if there is no choice.
+        tags: Tags of its prompts, with equally many prompts each; empty for any.
     """
 
     metrics: tuple[str, ...]
@@ -345,7 +345,7 @@ def data_dir(kind: Literal["protocols", "published"]) -> Path:
     A wheel carries them in `bench/_data`, a checkout in `protocols/` and `results/`.
 
     Raises:
-        DimoError: Neither is there.
+        DimoError: Neither exists.
     """
     for folder in _FOLDERS[kind]:
         if folder.is_dir():
