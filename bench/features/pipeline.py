@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from bench.features import (
@@ -30,7 +29,7 @@ from bench.images import (
 from bench.images.codec import ImageInfo
 from bench.images.labels import labels_sha256
 from bench.protocol import Images
-from dimo.engine.distributed import Ranks
+from dimo.engine.distributed import Ranks, Runtime
 from dimo.errors import DimoError
 from dimo.util.files import sha256_file
 from dimo.util.terminal import Progress
@@ -65,12 +64,10 @@ def features_of_paths(
     cache: FeatureCache,
     count: int | None,
     balanced: bool,
-    device: torch.device,
-    ranks: Ranks,
+    runtime: Runtime,
     recursive: bool = False,
     labels: str = "",
     accept: Callable[[Findings], None] = lambda findings: None,
-    progress: Progress = lambda what, done, total, unit: None,
 ) -> FeaturesOfSet:
     """Reads, checks and extracts a set. Every rank reads its own share; the first gets it all.
 
@@ -81,24 +78,23 @@ def features_of_paths(
         cache: Where features of a set that was seen before are found.
         count: How many images are wanted; None: any number.
         balanced: Whether every class must have as many.
-        device: Where the extractor is.
-        ranks: The processes that share the work.
+        runtime: Where the extractor runs, and the ranks that share the work.
         recursive: Whether folders are read with their subfolders.
         labels: Where labels come from, see `open_images`.
         accept: Called with the findings before anything is extracted; refuses by raising.
-        progress: Told how far reading and extraction are, on the first rank.
 
     Raises:
         DimoError: The set cannot be read, or is not accepted; on all ranks alike.
     """
+    ranks = runtime.ranks
     images = ranks.alike(lambda: open_images(paths, recursive=recursive, labels=labels))
     total = len(images)
     share = ranks.share(total, FORWARD_BATCH)
-    meter = _Meter(progress, ranks, share, total)
+    meter = _Meter(runtime.progress, ranks, share, total)
     infos, findings = _scan(images, share, wanted, ranks, meter, count=count, balanced=balanced)
     accept(findings)
     content = content_sha256(infos, images.labels)
-    key = feature_key(content, extractor, device.type)
+    key = feature_key(content, extractor, runtime.device.type)
     features = cache.get(key) if ranks.is_first else None
     if not ranks.together(lambda: features is not None)[0]:
         parts = ranks.together(

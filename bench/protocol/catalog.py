@@ -147,24 +147,33 @@ class DetectorKind:
     """A detector of objects.
 
     Attributes:
-        weights: The official files and where they are; empty: shipped with dimo, or none at all.
-        reads_results: Whether it is not run here, but the file with its verdicts is read.
+        load: "module:function" of `(weights: Path | None, device) -> ObjectDetector`
+            (`bench.suites.geneval.detectors`); empty: it does not run in dimo, which reads the
+            official evaluator's results.jsonl instead.
+        weights: The official files and where they are; empty: they come with dimo.
     """
 
+    load: str = ""
     weights: str = ""
-    reads_results: bool = False
+
+    @property
+    def reads_results(self) -> bool:
+        """Whether results are read from a file."""
+        return not self.load
 
 
 DETECTORS: dict[str, DetectorKind] = {
-    "mmdet-mask2former-swin-s": DetectorKind(reads_results=True),
+    "mmdet-mask2former-swin-s": DetectorKind(),
     "hf-mask2former-swin-s": DetectorKind(
+        "bench.suites.geneval.mask2former:load_hf_detector",
         "the folder of facebook/mask2former-swin-small-coco-instance, and in it OpenAI's "
         "ViT-L-14.pt",
     ),
-    "scenes-detector": DetectorKind(),
+    "scenes-detector": DetectorKind("bench.suites.geneval.scenes_detector:load_scene_detector"),
 }
 
 
+BUNDLED_PROMPTS = "scenes-held-out"  # a protocol's name of the list that comes with dimo
 PREPROCESSINGS = ("pil", "tensor-antialias", "tensor-noaa")  # of images for a scorer
 
 
