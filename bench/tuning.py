@@ -115,7 +115,7 @@ def parse_grid(options: Iterable[str]) -> dict[str, list[float]]:
             if not is_allowed(value) or not math.isfinite(value):
                 raise DimoError(f"--tune {option!r}: {value:g} must be {words}")
         if key in grid or len(set(values)) < len(values):
-            what = f"repeats {key}" if key in grid else "repeats a value"
+            what = f"names {key} again" if key in grid else "names a value twice"
             raise DimoError(f"--tune {option!r} {what}; name each setting and value once")
         grid[key] = values
     return grid
