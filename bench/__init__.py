@@ -15,7 +15,7 @@ __all__ = [
     "evaluate",
     "load_protocol",
     "load_results",
-    "results_frame",
+    "records_frame",
     "run",
 ]
 
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bench.protocol import Protocol, load_protocol
     from bench.records.record import ResultRecord
-    from bench.runner import compare, evaluate, load_results, results_frame, run
+    from bench.runner import compare, evaluate, load_results, records_frame, run
     from bench.suites.base import Assets
 
 _MODULES = {

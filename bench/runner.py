@@ -157,7 +157,7 @@ def run(
         batch_size: Images generated at a time; changes speed, never a result.
 
     Returns:
-        One line per row, see `results_frame`.
+        One line per row, see `records_frame`.
 
     Raises:
         DimoError: Unknown models or protocol, models that do not fit it, missing files.
@@ -174,7 +174,7 @@ def run(
         batch_size=batch_size,
         command=_PYTHON.format(f"run({list(models)!r}, protocol={str(protocol)!r})"),
     )
-    return results_frame([row.record for row in scored])
+    return records_frame([row.record for row in scored])
 
 
 def evaluate(
@@ -262,7 +262,7 @@ def load_results(folder: AnyPath = "results") -> list[ResultRecord]:
     return records
 
 
-def results_frame(records: Iterable[ResultRecord]) -> pd.DataFrame:
+def records_frame(records: Iterable[ResultRecord]) -> pd.DataFrame:
     """One line per record: name, section, num_steps, nfe, each metric, images_per_second, run_id.
 
     What a row does not have is NaN or None.

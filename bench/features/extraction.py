@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from bench.features.stats import full_float32
 from dimo.errors import DimoError
 
 FORWARD_BATCH = 32
@@ -199,13 +200,9 @@ def _forward(extractor: Extractor, images: Tensor, done: int) -> dict[str, Tenso
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """No TF32 or bfloat16 in products and convolutions, and always the same algorithm."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with full_float32(), flags:
+        yield
 
 
 class _Column:

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.features.stats import Features, as_numpy, check_features
+from bench.metrics.base import Samples, Score
 from dimo.errors import DimoError
 
 
@@ -18,6 +19,14 @@ def class_accuracy(logits: Features, labels: Features) -> float:
         DimoError: Shapes or dtypes do not fit, a logit is not finite, a label is out of range.
     """
     return float(class_hits(logits, labels).mean())
+
+
+def score(samples: Samples) -> Score:
+    """Class accuracy with its contributions."""
+    if samples.labels is None:
+        raise DimoError("the images have no labels; name them with --labels")
+    hits = class_hits(samples.generated, samples.labels)
+    return Score(float(hits.mean()), hits)
 
 
 def class_hits(logits: Features, labels: Features) -> npt.NDArray[np.float64]:

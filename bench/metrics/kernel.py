@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.features.stats import Features, check_features
+from bench.features.stats import Features, check_features, row_blocks
+from bench.metrics.base import Samples, Score
 from dimo.errors import DimoError
 
 _Array = npt.NDArray[Any]
@@ -139,6 +140,26 @@ def cmmd(
     return CMMD(float(scale * (within - 2.0 * across)), witness)
 
 
+def score_kid(samples: Samples, subsets: int, subset_size: int, seed: int) -> Score:
+    """KID with its contributions."""
+    generated, reference = samples.sides()
+    kid = kernel_distance(
+        generated=generated,
+        reference=reference,
+        subsets=subsets,
+        subset_size=subset_size,
+        seed=seed,
+    )
+    return Score(kid.mean, kid.contributions, extra={"std": kid.std}, smallest=None)
+
+
+def score_cmmd(samples: Samples) -> Score:
+    """CMMD with its contributions."""
+    generated, reference = samples.sides()
+    result = cmmd(generated=generated, reference=reference)
+    return Score(result.value, result.contributions)
+
+
 def _check_sides(generated: Features, reference: Features) -> tuple[_Array, _Array]:
     ref = check_features(reference, name="reference features")
     return check_features(generated, name="generated features", dim=ref.shape[1]), ref
@@ -215,7 +236,7 @@ def _unit_rows(
     sides = []
     for name, array in (("generated", gen), ("reference", ref)):
         norms = np.empty(len(array))
-        for rows in _chunks(len(array), chunk_size):
+        for rows in row_blocks(len(array), chunk_size):
             norms[rows] = np.linalg.norm(array[rows].astype(np.float64), axis=1)
         zero = np.flatnonzero(norms == 0)
         if zero.size:
@@ -235,9 +256,9 @@ def _gaussian_sums(left: _UnitRows, right: _UnitRows, sigma: float, chunk_size: 
     """
     sums = np.zeros(len(left))
     same = left is right
-    for rows in _chunks(len(left), chunk_size):
+    for rows in row_blocks(len(left), chunk_size):
         x = left[rows]
-        for cols in _chunks(len(right), chunk_size):
+        for cols in row_blocks(len(right), chunk_size):
             if same and cols.start < rows.start:
                 continue  # The matrix is symmetric: each tile serves both its sides.
             tile = x @ right[cols].T
@@ -248,8 +269,3 @@ def _gaussian_sums(left: _UnitRows, right: _UnitRows, sigma: float, chunk_size: 
             if same and cols != rows:
                 sums[cols] += tile.sum(axis=0, dtype=np.float64)
     return sums
-
-
-def _chunks(count: int, size: int) -> Iterator[slice]:
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))

@@ -332,13 +332,16 @@ def _gather_params(table: Any, path: str, origin: Origin) -> Any:
         problem = unknown_name(f"'{path}.name'", table["name"], METRICS)
         raise origin.error(str(problem))
     kind = METRICS[table["name"]]
-    params = kind.params
-    if any(key in table for key in kind.optional):
-        params += kind.optional
     fields = ("name", "higher_is_better")
+    optional = [key for key, param in kind.params.items() if param.optional]
+    params = [
+        key
+        for key in kind.params
+        if key not in optional or any(other in table for other in optional)
+    ]
     for key in table:
-        if key not in fields + params:
-            raise origin.unknown_key(path, key, list(fields + kind.params + kind.optional))
+        if key not in (*fields, *params):
+            raise origin.unknown_key(path, key, [*fields, *kind.params])
     for key in params:
         if key not in table:
             raise origin.error(f"missing key '{path}.{key}' of the metric {table['name']!r}")

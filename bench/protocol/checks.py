@@ -226,16 +226,7 @@ def _benchmark_contradictions(
 
 
 def _metric_contradictions(protocol: "Protocol") -> Iterator[str]:
-    num_images = protocol.images.num_images
-    ranges = {  # of each parameter, both ends included
-        "k": (1, min(num_images, protocol.reference.count) - 1),
-        "splits": (1, num_images),
-        "subsets": (1, 10_000),
-        "subset_size": (2, min(num_images, protocol.reference.count)),
-        "blocks": (1, num_images),
-        "block_size": (2, min(num_images, protocol.reference.count)),
-        "seed": (0, 2**32 - 1),
-    }
+    counts = protocol.images.num_images, protocol.reference.count
     outputs = EXTRACTORS[protocol.extractor.name].outputs if _is_known(protocol.extractor) else None
     seen: set[str] = set()
     for index, metric in enumerate(protocol.metrics):
@@ -252,13 +243,13 @@ def _metric_contradictions(protocol: "Protocol") -> Iterator[str]:
                 f"{protocol.extractor.name!r} gives {', '.join(outputs)}"
             )
         used = metric.params.get("blocks", 1) * metric.params.get("block_size", 0)
-        if used > min(num_images, protocol.reference.count):
+        if used > min(counts):
             yield (
-                f"'{path}' uses {used} images of each side; there are {num_images} generated "
-                f"and {protocol.reference.count} reference ones"
+                f"'{path}' uses {used} images of each side; there are {counts[0]} generated "
+                f"and {counts[1]} reference ones"
             )
         for key, value in metric.params.items():
-            low, high = ranges[key]
+            low, high = kind.params[key].low, kind.params[key].high(*counts)
             if not low <= value <= high:
                 yield f"'{path}.{key}' must be from {low} to {high}, not {value}"
     neighbours = [metric.params for metric in protocol.metrics if "k" in metric.params]

@@ -7,8 +7,13 @@ from bench.protocol import Protocol
 from bench.protocol.catalog import METRICS
 from dimo.util.schema import Origin
 
-# metrics that settings are chosen by; of those a protocol has, the first: a detector decides first
-CRITERIA = ("geneval", "fid", "fd_dinov2")
+# metrics that settings are chosen by: the first that a protocol has; a detector's come first
+CRITERIA = tuple(
+    sorted(
+        (name for name, kind in METRICS.items() if kind.tunable),
+        key=lambda name: METRICS[name].needs != "detections",
+    )
+)
 
 
 @dataclass(frozen=True)

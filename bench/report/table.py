@@ -154,12 +154,11 @@ def best_and_second(
 
 
 def decimals_of(name: str, values: "pd.Series[float]") -> int:
-    """Digits after the point, as papers have them; a third one where values are below 1."""
-    if name in ("inception_score", "hps") or name.startswith("hps_"):
-        return 2
-    if name in ("fid", "clip_score") and not values.min() < 1:
-        return 2
-    return 3
+    """Digits after the point, as the metric's row says; 3 for metrics of other versions."""
+    kind = METRICS.get(name)
+    if kind is None:
+        return 3
+    return kind.decimals + int(kind.more_below_one and values.min() < 1)
 
 
 def _row(record: ResultRecord, metrics: Sequence[str]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from bench.images.codec import to_uint8
 from bench.images.tally import Content, Tally
-from bench.metrics.scores import Score, metric_values
+from bench.metrics.base import Score
+from bench.metrics.scores import metric_values
 from bench.protocol import Protocol
 from bench.protocol.catalog import NONE
 from bench.records.compare import pack_contributions

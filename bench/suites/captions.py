@@ -22,16 +22,15 @@ import numpy.typing as npt
 import torch
 
 from bench.images import open_images
+from bench.metrics.base import Score
 from bench.metrics.clip_score import cosines, scaled_cosines
-from bench.metrics.scores import Score
 from bench.protocol import Prompts, Protocol, Scorer
-from bench.protocol.catalog import ANY, SCORERS
+from bench.protocol.catalog import ANY, SCORERS, load
 from bench.suites.base import ImageOrigin, Suite
 from bench.suites.features import FeaturesSuite
 from dimo.errors import DimoError, unknown_name
 from dimo.util.files import sha256_bytes, sha256_file
 from dimo.util.schema import Origin
-from dimo.weights.catalog import ASSETS
 
 _NEXT_STEP = "give a JSON file with a list of texts, one for each image in the order of the images"
 
@@ -156,8 +155,8 @@ def load_clip_scorer(wanted: Scorer, weights: Path | None, device: torch.device)
     Raises:
         DimoError: The file is missing, not the protocol's, or of another network.
     """
-    if weights is None and SCORERS[wanted.name].shipped:
-        weights = ASSETS / f"{wanted.name}.safetensors"
+    kind = SCORERS[wanted.name]
+    weights = weights or kind.shipped
     if weights is None:
         raise DimoError(
             f"scorer {wanted.name!r} needs the weights of CLIP {wanted.model}; give them with "
@@ -174,18 +173,9 @@ def load_clip_scorer(wanted: Scorer, weights: Path | None, device: torch.device)
             f"{weights} has sha256 {found[:12]}..., the protocol names {wanted.sha256[:12]}...; "
             "give the weights that belong to the protocol's version"
         )
-    return CLIPScorer(_towers(wanted, weights, device), wanted.prefix, wanted.scale, found)
-
-
-def _towers(wanted: Scorer, weights: Path, device: torch.device) -> Towers:
-    """The network; only its own libraries are loaded."""
-    if SCORERS[wanted.name].shipped:
-        from bench.features.scenes_clip import load_scene_clip
-
-        return load_scene_clip(weights).to(device)
-    from bench.features.clip import load_pairs
-
-    return load_pairs(weights, wanted.model, wanted.preprocessing).to(device)
+    settings = () if kind.shipped else (wanted.model, wanted.preprocessing)
+    towers: Towers = load(kind.loader)(weights, *settings).to(device)
+    return CLIPScorer(towers, wanted.prefix, wanted.scale, found)
 
 
 def clip_scores(

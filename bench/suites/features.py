@@ -16,7 +16,8 @@ from bench.features.references import load_reference, reference_conformity, refe
 from bench.features.stats import compute_stats
 from bench.images import Findings, npz_keys
 from bench.images.tally import Content, Tally
-from bench.metrics.scores import Score, score
+from bench.metrics.base import Score
+from bench.metrics.scores import score
 from bench.records.record import MethodInfo
 from bench.rows.rows import Job, method_info
 from bench.suites.base import ImageOrigin, Measured, Suite, image_set_method

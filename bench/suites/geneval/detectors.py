@@ -1,6 +1,5 @@
 """Detectors of objects behind one interface, each pinned by the hash of its weights."""
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +10,7 @@ import torch
 
 from bench.metrics.geneval import Detected, Verdict, judge
 from bench.protocol import Detector
-from bench.protocol.catalog import ANY, DETECTORS
+from bench.protocol.catalog import ANY, DETECTORS, load
 from dimo.errors import DimoError, unknown_name
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
@@ -62,9 +61,7 @@ def load_detector(named: Detector, *, weights: Path | None, device: torch.device
             f"detector {named.name!r} needs its weights ({kind.weights}); fetch them and give the "
             "folder with --extractor-weights"
         )
-    module, _, name = kind.load.partition(":")
-    load: Any = getattr(importlib.import_module(module), name)
-    detector: ObjectDetector = load(weights, device)
+    detector: ObjectDetector = load(kind.loader)(weights, device)
     for what, digest, expected in (
         (named.name, detector.sha256, named.sha256),
         (named.colors, detector.colors_sha256, named.colors_sha256 or ANY),

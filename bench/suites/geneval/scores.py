@@ -9,8 +9,9 @@ import torch
 
 from bench.features import Extractor, Features, extract, join_features, load_extractor
 from bench.features.references import ReferenceSet, embedded_reference
+from bench.metrics.base import Score
 from bench.metrics.geneval import summarize
-from bench.metrics.scores import Score, score
+from bench.metrics.scores import score
 from bench.protocol import Protocol
 from bench.protocol.catalog import METRICS, NONE
 from bench.suites.captions import CLIPScorer, clip_scores, load_clip_scorer

@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from bench.metrics import accuracy as class_accuracy
-from bench.metrics import class_hits, inception_score
+from bench.metrics import class_accuracy, class_hits, inception_score
 from bench.metrics.inception_score import split_rows
 from dimo.errors import DimoError
 
