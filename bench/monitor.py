@@ -137,7 +137,7 @@ def _protocol(wanted: Watching, teacher: "Teacher") -> "Protocol | None":
         _check_scorable(protocol)
         return protocol
     fitting = fitting_protocols(teacher)
-    if teacher.is_embedded and fitting:
+    if teacher.is_bundled and fitting:
         return fitting[0]
     if wanted.score_every:
         names = ", ".join(protocol.name for protocol in fitting) or "none"
@@ -236,14 +236,14 @@ class _View:
     ) -> "list[Job]":
         from bench.rows.rows import jobs_of
         from dimo.models.text import TextConditioned
-        from dimo.zoo.loading import Loaded
+        from dimo.zoo.loading import Generator
         from dimo.zoo.students import METHODS
 
         network = _on(network, self.device)
         if self.conditions is not None:
             network = TextConditioned(cast("TextConditioned", network).network, self.conditions)
         model = cast("MaskedModel", network)
-        loaded = Loaded(self.teacher, model, self.tokenizer, "", name, student)
+        loaded = Generator(self.teacher, model, self.tokenizer, "", name, student)
         steps = sorted({min(count, self.teacher.num_tokens) for count in _TEACHER_STEPS})
         usual = METHODS[self.recipe.method].usual_steps
         return jobs_of(loaded, steps, student_steps=(usual,))
@@ -273,7 +273,7 @@ class _Pictures:
         is_start = self.above is None
         if self.above is None:
             self.above = []
-            if view.teacher.is_embedded:
+            if view.teacher.is_bundled:
                 teacher = cast("StudentTask", task).teacher
                 with undisturbed(teacher):
                     jobs = view.teacher_jobs(teacher)

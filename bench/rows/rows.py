@@ -25,7 +25,7 @@ from bench.rows.settings import (
     teacher_settings,
 )
 from dimo.errors import DimoError
-from dimo.zoo.loading import Loaded, load_student, load_teacher
+from dimo.zoo.loading import Generator, load_student, load_teacher
 from dimo.zoo.students import METHODS, PUBLISHED_STUDENTS, FoundStudent, find_student
 from dimo.zoo.teachers import TEACHERS, Teacher, get_teacher
 
@@ -118,7 +118,7 @@ class Job:
 
     name: str
     section: Section
-    loaded: Loaded
+    loaded: Generator
     settings: SamplerSettings | None = None
     images: Tensor | None = None
     labels: Tensor | None = None
@@ -189,7 +189,7 @@ _AS_PUBLISHED = Choice()
 
 
 def jobs_of(
-    loaded: Loaded,
+    loaded: Generator,
     steps: Sequence[int],
     choice: Choice = _AS_PUBLISHED,
     *,
@@ -217,7 +217,7 @@ def jobs_of(
     return _student_jobs(loaded, student_settings(loaded.student, length, student_steps, choice))
 
 
-def _teacher_jobs(loaded: Loaded, rows: Sequence[SamplerSettings]) -> list[Job]:
+def _teacher_jobs(loaded: Generator, rows: Sequence[SamplerSettings]) -> list[Job]:
     own = loaded.teacher.defaults.sampler
     return [
         Job(loaded.name, "Teacher", loaded, row)
@@ -227,7 +227,7 @@ def _teacher_jobs(loaded: Loaded, rows: Sequence[SamplerSettings]) -> list[Job]:
     ]
 
 
-def _student_jobs(loaded: Loaded, rows: Sequence[SamplerSettings]) -> list[Job]:
+def _student_jobs(loaded: Generator, rows: Sequence[SamplerSettings]) -> list[Job]:
     return [Job(loaded.name, "Distill.", loaded, row) for row in rows]
 
 

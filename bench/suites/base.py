@@ -33,7 +33,7 @@ from bench.rows.rows import Job
 from dimo.engine.distributed import Runtime
 from dimo.errors import DimoError
 from dimo.util.files import sha256_bytes, write_atomic
-from dimo.zoo.loading import Loaded
+from dimo.zoo.loading import Generator
 
 # ways to score, as "module:class" of a `Suite`
 SUITES: dict[str, str] = {
@@ -178,7 +178,7 @@ class Suite(ABC):
         """
         raise self._files_only()
 
-    def reference_rows(self, loaded: Loaded) -> list[Job]:
+    def reference_rows(self, loaded: Generator) -> list[Job]:
         """Real data, and real data through the tokenizer: the best any model on its tokens can do.
 
         Empty if the real data are not bundled.

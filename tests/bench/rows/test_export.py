@@ -23,14 +23,14 @@ from dimo.cli import main
 from dimo.engine.distributed import Runtime
 from dimo.errors import DimoError
 from dimo.samplers import SAMPLERS
-from dimo.zoo.loading import load_model
+from dimo.zoo.loading import load
 
 CPU = torch.device("cpu")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 
 
 def jobs_of_every_sampler():
-    teacher, student = (load_model(name, device=CPU) for name in ("digits", "digits-dimo"))
+    teacher, student = (load(name, device=CPU) for name in ("digits", "digits-dimo"))
     return {"one_step": jobs_of(student, [1])[0]} | {
         name: jobs_of(teacher, [2], Choice((name,)))[0] for name in SAMPLERS
     }
