@@ -5,7 +5,6 @@ The part of watching that needs `bench`; the training only calls the watchers ma
 
 import copy
 import dataclasses
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from dimo.cli.options import cache_folder
 from dimo.errors import DimoError
 from dimo.util import terminal
 
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from bench.protocol import Protocol
     from bench.rows.grid import Row
     from bench.rows.rows import Job
-    from bench.tuning import Bench
+    from bench.suites.base import Suite
     from dimo.config import DistillationRecipe
     from dimo.engine.loop import Task, Watcher
     from dimo.engine.tracking import Trackers
@@ -120,9 +118,9 @@ def watching(
         if sample_every:
             watchers.append(_Pictures(view, folder / "samples", sample_every, trackers).watch)
         if protocol is not None:
-            bench, scored = _scoring(view, protocol, wanted, weights)
+            suite, scored = _scoring(view, protocol, wanted, weights)
             curve = folder / "curve.jsonl"
-            watchers.append(_Scores(scored, bench, curve, score_every, trackers).watch)
+            watchers.append(_Scores(scored, suite, curve, score_every, trackers).watch)
     try:
         yield tuple(watchers)
     finally:
@@ -139,7 +137,7 @@ def _protocol(wanted: Watching, teacher: "Teacher") -> "Protocol | None":
         _check_scorable(protocol)
         return protocol
     fitting = fitting_protocols(teacher)
-    if teacher.is_embedded and fitting:
+    if teacher.is_bundled and fitting:
         return fitting[0]
     if wanted.score_every:
         names = ", ".join(protocol.name for protocol in fitting) or "none"
@@ -155,8 +153,8 @@ def _check_scorable(protocol: "Protocol") -> None:
     Raises:
         DimoError: A protocol that no network can be scored by while it is trained.
     """
+    from bench.protocol.catalog import BUNDLED_PROMPTS
     from bench.records.selection import CRITERIA, Criterion, criterion_of
-    from bench.suites.geneval.prompts import EMBEDDED
 
     if criterion_of(protocol) is None:
         labels = ", ".join(Criterion(name).label for name in CRITERIA)
@@ -164,7 +162,7 @@ def _check_scorable(protocol: "Protocol") -> None:
             f"a training is scored by one of {labels}, and protocol {protocol.name!r} has none; "
             "name another --score-protocol, or leave scores out with --score-every 0"
         )
-    if protocol.prompts is not None and protocol.prompts.name != EMBEDDED:
+    if protocol.prompts is not None and protocol.prompts.name != BUNDLED_PROMPTS:
         raise DimoError(
             f"a training is scored on prompts that come with dimo, and those of protocol "
             f"{protocol.name!r} do not; leave scores out with --score-every 0, and score the "
@@ -174,35 +172,27 @@ def _check_scorable(protocol: "Protocol") -> None:
 
 def _scoring(
     view: "_View", protocol: "Protocol", wanted: Watching, weights: Path | None
-) -> "tuple[Bench, _View]":
+) -> "tuple[Suite, _View]":
     """What scores the EMA, and how it is sampled for that: on the protocol's prompts, if any."""
-    from bench.suites.features import Workbench
-    from bench.suites.geneval.prompts import prompts_of
-    from bench.suites.geneval.suite import DetectorBench
+    from bench.features.cache import cache_folder
+    from bench.suites.base import Assets, load_suite
+    from dimo.engine.distributed import Runtime
     from dimo.zoo.loading import load_prompts
 
-    if protocol.prompts is None:
-        workbench = Workbench(
-            protocol,
-            device=view.device,
-            batch_size=_SCORE_BATCH,
-            weights=wanted.extractor_weights,
-            reference=wanted.reference,
-            cache=cache_folder(os.environ.get("DIMO_CACHE", "")),
-            say=lambda text: terminal.say(text, style="yellow"),
-        )
-        return workbench, view
-    asked = prompts_of(protocol.prompts, None)
-    conditions = load_prompts(view.teacher, [metadata["prompt"] for metadata in asked], weights)
-    assert conditions is not None, "a protocol with prompts fits teachers of prompts alone"
-    bench = DetectorBench(
-        protocol,
-        asked,
-        device=view.device,
-        batch_size=_SCORE_BATCH,
-        weights=wanted.extractor_weights,
+    runtime = Runtime(view.device, warn=_warn)
+    assets = Assets(
+        extractor=wanted.extractor_weights, reference=wanted.reference, cache=cache_folder()
     )
-    return bench, dataclasses.replace(view, conditions=conditions.to(view.device))
+    suite = load_suite(protocol, runtime, assets, batch_size=_SCORE_BATCH)
+    if suite.prompts is None:
+        return suite, view
+    conditions = load_prompts(view.teacher, suite.prompts, weights)
+    assert conditions is not None, "a protocol with prompts fits teachers of prompts alone"
+    return suite, dataclasses.replace(view, conditions=conditions.to(view.device))
+
+
+def _warn(text: str) -> None:
+    terminal.say(text, style="yellow")
 
 
 def _tokenizer(
@@ -216,7 +206,7 @@ def _tokenizer(
     except DimoError as error:
         if needed:
             raise
-        terminal.say(f"no pictures on the way: {error}", style="yellow")
+        _warn(f"no pictures during training: {error}")
         return None
     return teacher.tokenizer(path).to(device)
 
@@ -246,14 +236,14 @@ class _View:
     ) -> "list[Job]":
         from bench.rows.rows import jobs_of
         from dimo.models.text import TextConditioned
-        from dimo.zoo.loading import Loaded
+        from dimo.zoo.loading import Generator
         from dimo.zoo.students import METHODS
 
         network = _on(network, self.device)
         if self.conditions is not None:
             network = TextConditioned(cast("TextConditioned", network).network, self.conditions)
         model = cast("MaskedModel", network)
-        loaded = Loaded(self.teacher, model, self.tokenizer, "", name, student)
+        loaded = Generator(self.teacher, model, self.tokenizer, "", name, student)
         steps = sorted({min(count, self.teacher.num_tokens) for count in _TEACHER_STEPS})
         usual = METHODS[self.recipe.method].usual_steps
         return jobs_of(loaded, steps, student_steps=(usual,))
@@ -283,7 +273,7 @@ class _Pictures:
         is_start = self.above is None
         if self.above is None:
             self.above = []
-            if view.teacher.is_embedded:
+            if view.teacher.is_bundled:
                 teacher = cast("StudentTask", task).teacher
                 with undisturbed(teacher):
                     jobs = view.teacher_jobs(teacher)
@@ -307,9 +297,9 @@ class _Scores:
     """`curve.jsonl`: how good the EMA is on the protocol's selection seed, a line a step."""
 
     def __init__(
-        self, view: _View, bench: "Bench", path: Path, every: int, trackers: "Trackers"
+        self, view: _View, suite: "Suite", path: Path, every: int, trackers: "Trackers"
     ) -> None:
-        self.view, self.bench, self.path = view, bench, path
+        self.view, self.suite, self.path = view, suite, path
         self.every, self.trackers = every, trackers
         self.started = False
 
@@ -323,19 +313,19 @@ class _Scores:
             return  # resumed where it was scored
         if not is_due(step, self.every, self.view.recipe.steps):
             return
-        protocol, ema = self.bench.protocol, cast("StudentTask", task).networks["ema"]
+        protocol, ema = self.suite.protocol, cast("StudentTask", task).networks["ema"]
         seeds, criterion = protocol.seeds, criterion_of(protocol)
         assert criterion is not None, "such a protocol was refused"
         start = time.monotonic()
         with undisturbed(ema):
             job = self.view.student_job(ema, "EMA")
-            found = self.bench.quality(job, seed=seeds.select, num_images=seeds.n_select)
+            value = self.suite.quality(job, seed=seeds.select, num_images=seeds.n_select)
         line = {
             "step": step,
-            criterion.metric: found,
+            criterion.metric: value,
             "images": seeds.n_select,
             "seed": seeds.select,
             "seconds": round(time.monotonic() - start, 3),
         }
         put_on_curve(self.path, line)
-        self.trackers.scalars(step, {f"eval/{criterion.metric}": found})
+        self.trackers.scalars(step, {f"eval/{criterion.metric}": value})

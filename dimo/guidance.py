@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dimo.errors import unknown_name
-from dimo.models.layers import at_positions
+from dimo.models.layers import gather_positions
 
 # How strongly the teacher of a distillation is guided; see `guidance_scales`.
 GUIDANCE_RULES = ("constant", "adaptive")
@@ -33,7 +33,7 @@ def guided_logits(
         **inputs: Further inputs of the model, [B, ...]; both halves get the same.
     """
     if positions is not None and not getattr(model, "takes_positions", False):
-        return at_positions(guided_logits(model, tokens, labels, scale, **inputs), positions)
+        return gather_positions(guided_logits(model, tokens, labels, scale, **inputs), positions)
     if positions is not None:
         inputs = {**inputs, "positions": positions}
     if not isinstance(scale, Tensor) and scale == 1:

@@ -9,7 +9,7 @@ import pytest
 RESIDENT = """
 import resource
 import torch
-from dimo.allocator import keep_freed_memory
+from dimo.cli.app import keep_freed_memory
 
 def resident():
     with open("/proc/self/statm") as file:

@@ -101,10 +101,6 @@ def test_bad_weights_are_one_line(dimo, small_maskgit, protocol_file, case):
 
 MISTAKES = {
     "protocol of other images": (["--teacher", "maskgit"], "protocols that fit: imagenet256-adm"),
-    "no reference": (
-        ["--teacher", "halton-tiny", "--protocol", "imagenet256-adm"],
-        "give it with --reference FILE",
-    ),
     "too many steps": (["--steps", "17"], "takes 1 to 16 steps"),
     "no step": (["--steps", "0"], "--steps '0' is not allowed"),
     "too many student steps": (
@@ -137,6 +133,11 @@ def test_mistakes_are_one_line(dimo, case, monkeypatch, tmp_path):
     monkeypatch.setenv("DIMO_WEIGHTS", str(tmp_path / "none"))
     arguments, words = MISTAKES[case]
     assert words in refused(dimo, "bench", *arguments)
+
+
+def test_a_reference_that_is_not_bundled_is_asked_for(dimo, protocol_file):
+    protocol = protocol_file("other", ('name = "digits-all"', 'name = "other-digits"'))
+    assert "give it with --reference FILE" in refused(dimo, "bench", "--protocol", protocol)
 
 
 def test_a_student_of_another_teacher_is_refused(dimo, small_maskgit):

@@ -15,7 +15,12 @@ DOORS = {
     "rich": {"dimo/util/terminal.py"},
     "safetensors": {"dimo/weights/files.py"},
     "sklearn": {"dimo/data/digits.py", "dimo/models/digits.py"},
-    "PIL": {"bench/images/codec.py", "bench/features/resize.py", "bench/report/html/pictures.py"},
+    "PIL": {
+        "bench/images/codec.py",
+        "bench/features/resize.py",
+        "bench/report/html/pictures.py",
+        "dimo/zoo/loading.py",
+    },
     "jinja2": {"bench/report/html/__init__.py"},
     "markupsafe": {"bench/report/html/__init__.py"},
     "matplotlib": {"bench/report/plots.py"},

@@ -16,10 +16,18 @@ from dimo.util.schema import canonical_json
 _OUTPUTS = ("features", "logits", "spatial")
 
 
-def default_folder() -> Path:
-    """`$XDG_CACHE_HOME/dimo/features`, in the home folder's `.cache` by default."""
+def cache_folder(given: str = "") -> Path | None:
+    """The folder of cached features.
+
+    Args:
+        given: A folder; "none": no cache; "": `$DIMO_CACHE`, or `dimo/features` in
+            `$XDG_CACHE_HOME` (default: `~/.cache`).
+    """
+    given = given or os.environ.get("DIMO_CACHE", "")
+    if given == "none":
+        return None
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "dimo" / "features"
+    return Path(given) if given else Path(base) / "dimo" / "features"
 
 
 def feature_key(content_sha256: str, extractor: Extractor, device: str) -> str:

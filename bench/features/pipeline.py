@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from bench.features import (
@@ -32,7 +31,7 @@ from bench.images.labels import labels_sha256
 from bench.images.readers import check_labels
 from bench.images.source import READ_ERRORS, reason
 from bench.protocol import Images
-from dimo.engine.distributed import Ranks
+from dimo.engine.distributed import Ranks, Runtime
 from dimo.errors import DimoError
 from dimo.util.files import sha256_file
 from dimo.util.terminal import Progress
@@ -67,12 +66,10 @@ def features_of_paths(
     cache: FeatureCache,
     count: int | None,
     balanced: bool,
-    device: torch.device,
-    ranks: Ranks,
+    runtime: Runtime,
     recursive: bool = False,
     labels: str = "",
     accept: Callable[[Findings], None] = lambda findings: None,
-    progress: Progress = lambda what, done, total, unit: None,
 ) -> FeaturesOfSet:
     """Reads, checks and extracts a set. Every rank reads a part; the first one gets the result.
 
@@ -83,24 +80,23 @@ def features_of_paths(
         cache: Features of sets that were extracted before.
         count: Required number of images; None for any.
         balanced: Whether every class must have as many.
-        device: Where the extractor is.
-        ranks: Processes that share the work.
+        runtime: Where the extractor runs, and the ranks that share the work.
         recursive: Whether folders are read with their subfolders.
         labels: Where labels come from, see `open_images`.
         accept: Called with the findings before anything is extracted; refuses by raising.
-        progress: Called on the first rank while reading and extracting.
 
     Raises:
         DimoError: The set cannot be read, or is not accepted; on all ranks.
     """
+    ranks = runtime.ranks
     images = ranks.alike(lambda: open_images(paths, recursive=recursive, labels=labels))
     total = len(images)
     share = ranks.share(total, FORWARD_BATCH)
-    meter = _Meter(progress, ranks, share, total)
+    meter = _Meter(runtime.progress, ranks, share, total)
     infos, findings = _scan(images, share, spec, ranks, meter, count=count, balanced=balanced)
     accept(findings)
     content = content_sha256(infos, images.labels)
-    key = feature_key(content, extractor, device.type)
+    key = feature_key(content, extractor, runtime.device.type)
     features = cache.get(key) if ranks.is_first else None
     if not ranks.together(lambda: features is not None)[0]:
         parts = ranks.together(
@@ -182,9 +178,8 @@ def statistics_of_paths(
     extractor: Extractor,
     *,
     keep: int,
-    ranks: Ranks,
+    runtime: Runtime,
     recursive: bool = False,
-    progress: Progress = lambda what, done, total, unit: None,
 ) -> tuple[dict[str, FeatureStats], npt.NDArray[np.float32], str] | None:
     """Mean and covariance of a set of any size, in memory that does not grow with it.
 
@@ -193,9 +188,8 @@ def statistics_of_paths(
         spec: The protocol's requirements; the number of images is free.
         extractor: From images to features.
         keep: Number of images, spread evenly over the set, whose features are kept.
-        ranks: Processes that share the work.
+        runtime: Where the extractor runs, and the ranks that share the work.
         recursive: Whether folders are read with their subfolders.
-        progress: Called on the first rank while reading and extracting.
 
     Returns:
         Statistics by output ("features", "spatial"), features float32 [keep, D], and the content
@@ -204,9 +198,10 @@ def statistics_of_paths(
     Raises:
         DimoError: The set cannot be read, does not conform, or has fewer than `keep` images.
     """
+    ranks = runtime.ranks
     images = ranks.alike(lambda: open_images(paths, recursive=recursive))
     share = ranks.share(len(images), FORWARD_BATCH)
-    meter = _Meter(progress, ranks, share, len(images))
+    meter = _Meter(runtime.progress, ranks, share, len(images))
     infos, findings = _scan(images, share, spec, ranks, meter, count=None, balanced=False)
     problems = findings.nonconforming
     if len(images) < keep:

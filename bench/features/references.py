@@ -16,11 +16,10 @@ from bench.images import npz_keys
 from bench.protocol import Protocol, protocol_sha256
 from bench.protocol.catalog import ANY, METRICS
 from dimo.data import digits, scenes
-from dimo.engine.distributed import Ranks
+from dimo.engine.distributed import Runtime
 from dimo.errors import DimoError
 from dimo.util.files import sha256_bytes, sha256_file
 from dimo.util.schema import canonical_json
-from dimo.util.terminal import Progress
 
 _SCENES_SEED = 4000  # of no other pictures: 1000 is reported, 2000 selects, 3000 tests the detector
 _SCENES_COUNT = 4800  # 20 of each held-out prompt
@@ -149,10 +148,8 @@ def make_reference(
     *,
     weights: Path | None,
     allow_code: bool,
-    device: torch.device,
     recursive: bool,
-    ranks: Ranks,
-    progress: Progress,
+    runtime: Runtime,
 ) -> FeatureStats | None:
     """Writes an npz of `mu`, `sigma`, `n` and features from real images (see `save_stats`).
 
@@ -162,10 +159,8 @@ def make_reference(
         out: Where to write.
         weights: Weights file of the extractor; None: the shipped one.
         allow_code: Whether the protocol may name an extractor of one's own.
-        device: Where the extractor runs.
         recursive: Whether folders are read with their subfolders.
-        ranks: The processes that share the work.
-        progress: Told how far it is.
+        runtime: Where the extractor runs, and the ranks that share the work.
 
     Returns:
         The statistics; None on every rank but the first.
@@ -178,7 +173,7 @@ def make_reference(
         resize=protocol.extractor.resize,
         sha256=protocol.extractor.sha256,
         weights=weights,
-        device=device,
+        device=runtime.device,
         allow_code=allow_code,
     )
     found = statistics_of_paths(
@@ -186,9 +181,8 @@ def make_reference(
         protocol.images,
         extractor,
         keep=protocol.reference.count,
-        ranks=ranks,
+        runtime=runtime,
         recursive=recursive,
-        progress=progress,
     )
     if found is None:
         return None
@@ -199,7 +193,7 @@ def make_reference(
         "extractor": {"name": extractor.identity, "sha256": extractor.sha256},
         "packages": extractor.packages,
         "images": {"paths": list(map(str, paths)), "sha256": content},
-        "device": device.type,
+        "device": runtime.device.type,
     }
     save_stats(out, stats, features=features, provenance=canonical_json(provenance))
     return stats["features"]

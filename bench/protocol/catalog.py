@@ -282,6 +282,7 @@ DETECTORS: dict[str, DetectorKind] = {
 }
 
 
+BUNDLED_PROMPTS = "scenes-held-out"  # a protocol's name of the list that comes with dimo
 PREPROCESSINGS = ("pil", "tensor-antialias", "tensor-noaa")  # of images for a scorer
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bench.records.record import ResultRecord, record_content
+from bench.records.record import ResultRecord, plain_content
 
 # names of a run, not of its circumstances; metrics have tables of their own
 _LEFT_OUT = ("format", "run_id", "created", "content_sha256", "seconds", "metrics")
@@ -34,7 +34,7 @@ def circumstances(found: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any
 
 def flat(record: ResultRecord) -> dict[str, Any]:
     """Dotted key -> value of everything that a record says of its circumstances."""
-    return _flat(record_content(record), "")
+    return _flat(plain_content(record), "")
 
 
 def _flat(content: dict[str, Any], path: str) -> dict[str, Any]:

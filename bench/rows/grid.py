@@ -17,7 +17,7 @@ from bench.rows.rows import Job
 from bench.rows.settings import sample_images
 from dimo.errors import DimoError
 from dimo.util.files import write_atomic
-from dimo.zoo.loading import Loaded
+from dimo.zoo.loading import Generator
 from dimo.zoo.teachers import Teacher
 
 _FEW_CLASSES = 20  # of that many, each is drawn twice
@@ -137,7 +137,7 @@ def write_picture(job: Job, folder: Path, run_id: str, *, seed: int, device: tor
     write_atomic(folder / "pictures" / f"{run_id}.png", picture)
 
 
-def _condition(loaded: Loaded, label: int) -> str:
+def _condition(loaded: Generator, label: int) -> str:
     """The prompt, or the first name of a class."""
     name = loaded.condition_names[label]
     return name.partition(",")[0] if loaded.teacher.text is None else name

@@ -14,9 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.features.references import reference_images
-from bench.images.codec import to_uint8
-from bench.protocol import Protocol
 from bench.records.record import MethodInfo, Section
 from bench.records.selection import Tuning
 from bench.rows.settings import (
@@ -28,7 +25,7 @@ from bench.rows.settings import (
     teacher_settings,
 )
 from dimo.errors import DimoError
-from dimo.zoo.loading import Loaded, load_student, load_teacher
+from dimo.zoo.loading import Generator, load_student, load_teacher
 from dimo.zoo.students import METHODS, PUBLISHED_STUDENTS, FoundStudent, find_student
 from dimo.zoo.teachers import TEACHERS, Teacher, get_teacher
 
@@ -121,7 +118,7 @@ class Job:
 
     name: str
     section: Section
-    loaded: Loaded
+    loaded: Generator
     settings: SamplerSettings | None = None
     images: Tensor | None = None
     labels: Tensor | None = None
@@ -192,7 +189,7 @@ _AS_PUBLISHED = Choice()
 
 
 def jobs_of(
-    loaded: Loaded,
+    loaded: Generator,
     steps: Sequence[int],
     choice: Choice = _AS_PUBLISHED,
     *,
@@ -220,7 +217,7 @@ def jobs_of(
     return _student_jobs(loaded, student_settings(loaded.student, length, student_steps, choice))
 
 
-def _teacher_jobs(loaded: Loaded, rows: Sequence[SamplerSettings]) -> list[Job]:
+def _teacher_jobs(loaded: Generator, rows: Sequence[SamplerSettings]) -> list[Job]:
     own = loaded.teacher.defaults.sampler
     return [
         Job(loaded.name, "Teacher", loaded, row)
@@ -230,20 +227,8 @@ def _teacher_jobs(loaded: Loaded, rows: Sequence[SamplerSettings]) -> list[Job]:
     ]
 
 
-def _student_jobs(loaded: Loaded, rows: Sequence[SamplerSettings]) -> list[Job]:
+def _student_jobs(loaded: Generator, rows: Sequence[SamplerSettings]) -> list[Job]:
     return [Job(loaded.name, "Distill.", loaded, row) for row in rows]
-
-
-def reference_jobs(loaded: Loaded, protocol: Protocol) -> list[Job]:
-    """Real data, and real data through the tokenizer: the best any model on its tokens can do."""
-    images, labels = reference_images(protocol)
-    with torch.inference_mode():
-        decoded = loaded.tokenizer.decode(loaded.tokenizer.encode(images))
-    again = to_uint8(decoded, protocol.images.uint8).cpu()
-    return [
-        Job("Real data", "Reference", loaded, images=images, labels=labels),
-        Job("Tokenizer reconstruction", "Reference", loaded, images=again, labels=labels),
-    ]
 
 
 @dataclass(frozen=True)

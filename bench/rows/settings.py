@@ -14,7 +14,7 @@ import torch
 
 from bench.images.codec import ImageBatch, to_uint8
 from bench.protocol import Protocol, list_protocols
-from bench.suites.geneval.prompts import EMBEDDED
+from bench.protocol.catalog import BUNDLED_PROMPTS
 from dimo.errors import DimoError, unknown_name
 from dimo.masking import DECODING_SCHEDULES, UNMASKING_RATES, check_steps
 from dimo.models.cpu import check_precision
@@ -22,7 +22,7 @@ from dimo.rng import ImageNoise
 from dimo.samplers import SAMPLERS
 from dimo.samplers.base import Samples
 from dimo.samplers.student import sample_few_step, sample_one_step
-from dimo.zoo.loading import Loaded
+from dimo.zoo.loading import Generator
 from dimo.zoo.students import METHODS, StudentConfig
 from dimo.zoo.teachers import SamplerDefaults, Teacher, get_teacher
 
@@ -115,7 +115,7 @@ def settings_of(sampler: str) -> Mapping[str, Any]:
 
 
 def sample_tokens(
-    loaded: Loaded,
+    loaded: Generator,
     settings: SamplerSettings,
     *,
     labels: torch.Tensor,
@@ -148,7 +148,7 @@ def sample_tokens(
 
 @torch.inference_mode()
 def sample_images(
-    loaded: Loaded,
+    loaded: Generator,
     settings: SamplerSettings,
     *,
     labels: torch.Tensor,
@@ -168,7 +168,7 @@ def sample_images(
 
 @torch.inference_mode()
 def generate(
-    loaded: Loaded,
+    loaded: Generator,
     settings: SamplerSettings,
     *,
     seed: int,
@@ -371,7 +371,7 @@ def _fits(teacher: Teacher, protocol: Protocol) -> bool:
         return (images.resolution, images.num_classes) == ((side, side), teacher.num_classes)
     if teacher.text is None or protocol.prompts is None:
         return False
-    known = (protocol.prompts.name == EMBEDDED) == teacher.is_embedded
+    known = (protocol.prompts.name == BUNDLED_PROMPTS) == teacher.is_bundled
     return known and images.resolution in ((0, 0), (side, side))
 
 

@@ -10,13 +10,12 @@ torchmetrics: OpenAI's ViT-L-14, no prefix, 100 max(cosine, 0).
 `scenes` has a small CLIP of its own, which knows no other words or pictures.
 """
 
-import dataclasses
 import json
-import time
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +24,13 @@ import torch
 from bench.images import open_images
 from bench.metrics.base import Score
 from bench.metrics.clip_score import cosines, scaled_cosines
-from bench.metrics.scores import metric_values
 from bench.protocol import Prompts, Protocol, Scorer
 from bench.protocol.catalog import ANY, SCORERS, load
-from bench.records.compare import add_contributions
-from bench.records.record import seal
-from bench.suites.features import Measured
+from bench.suites.base import ImageOrigin, Suite
+from bench.suites.features import FeaturesSuite
 from dimo.errors import DimoError, unknown_name
 from dimo.util.files import sha256_bytes, sha256_file
 from dimo.util.schema import Origin
-from dimo.util.terminal import Progress
 
 _NEXT_STEP = "give a JSON file with a list of texts, one for each image in the order of the images"
 
@@ -209,71 +205,69 @@ def clip_scores(
     return {metric.name: score for metric in protocol.metrics if metric.name == "clip_score"}
 
 
-def with_clip_score(
-    measured: Measured,
-    paths: Sequence[Path],
-    protocol: Protocol,
-    *,
-    scorer: CLIPScorer,
-    captions: Sequence[str],
-    recursive: bool = False,
-    labels: str = "",
-    progress: Progress = lambda what, done, total, unit: None,
-) -> Measured:
-    """The same measurement with the CLIP score of the same images.
+class CaptionsSuite(FeaturesSuite):
+    """FID and CLIP score of images that show captions, in the order of the captions."""
 
-    Args:
-        measured: Of `bench.suites.features.Workbench.measure_paths`, all metrics but this one.
-        paths: The set it was of.
-        protocol: With prompts and a scorer.
-        scorer: Of `load_clip_scorer`.
-        captions: As many as the protocol has, in the order of the images; of several images a
-            prompt, those of one prompt follow one another.
-        recursive: As for `measure_paths`.
-        labels: As for `measure_paths`.
-        progress: Told how many images are done.
+    files_take = (*FeaturesSuite.files_take, "prompts", "clip")
+    measure, quality = Suite.measure, Suite.quality  # images come in files
 
-    Raises:
-        DimoError: There are more or fewer images than captions, or an image cannot be read.
-    """
-    start = time.monotonic()
-    assert protocol.prompts is not None
-    assert measured.record.evidence is not None
-    images = open_images(paths, recursive=recursive, labels=labels)
-    asked = [text for text in captions for _ in range(protocol.prompts.images_per_prompt)]
-    if len(images) != len(asked):
-        raise DimoError(
-            f"{len(images):,} images do not fit {len(asked):,} captions; the score needs all of "
-            "them, make the missing images or leave out what is more"
-        )
+    def __init__(self, *args: Any, **options: Any) -> None:
+        Suite.__init__(self, *args, **options)
+        wanted, scorer = self.protocol.prompts, self.protocol.scorer
+        assert wanted is not None
+        assert scorer is not None
+        if self.runtime.ranks.is_first:
+            self.captions = read_captions(prompts_path(self.protocol, self.assets.prompts), wanted)
+            self.scorer = load_clip_scorer(scorer, self.assets.clip, self.runtime.device)
+        super().__init__(*args, **options)
 
-    def pixels() -> Iterator[npt.NDArray[np.uint8]]:
-        done = 0
-        for batch in images.batches(range(len(images)), _READ_AHEAD):
-            progress("CLIP score", done, len(images), "images")
-            yield from batch.permute(0, 2, 3, 1).numpy()
-            done += len(batch)
+    @property
+    def evidence(self) -> Mapping[str, str]:
+        assert self.protocol.prompts is not None
+        return {
+            **super().evidence,
+            "scorer_sha256": self.scorer.sha256,
+            "prompts": self.protocol.prompts.name,
+            "prompts_sha256": texts_sha256(self.captions),
+        }
 
-    values = scorer.score(pixels(), asked)
-    progress("CLIP score", len(images), len(images), "images")
-    numbers = [i // protocol.prompts.images_per_prompt for i in range(len(asked))]
-    scores = clip_scores(protocol, values, numbers)
-    contributions = add_contributions(measured.contributions, scores)
-    record = measured.record
-    metrics = record.metrics | metric_values(scores, protocol, len(images))
-    return Measured(
-        seal(
-            dataclasses.replace(
-                record,
-                metrics={metric.name: metrics[metric.name] for metric in protocol.metrics},
-                seconds=record.seconds + time.monotonic() - start,
-                evidence=dataclasses.replace(
-                    measured.record.evidence,
-                    contributions_sha256=sha256_bytes(contributions),
-                    scorer_sha256=scorer.sha256,
-                    prompts_sha256=texts_sha256(captions),
-                ),
+    def _other_scores(self, paths: Sequence[Path], origin: ImageOrigin) -> dict[str, Score]:
+        """The CLIP score.
+
+        Raises:
+            DimoError: There are more or fewer images than captions, or an image cannot be read.
+        """
+        assert self.protocol.prompts is not None
+        each, progress = self.protocol.prompts.images_per_prompt, self.runtime.progress
+        images = open_images(paths, recursive=origin.recursive, labels=origin.labels)
+        texts = [text for text in self.captions for _ in range(each)]
+        if len(images) != len(texts):
+            raise DimoError(
+                f"{len(images):,} images do not match {len(texts):,} captions; allowed: "
+                f"{each} per caption; add the missing images or remove the extra ones"
             )
-        ),
-        contributions,
-    )
+
+        def pixels() -> Iterator[npt.NDArray[np.uint8]]:
+            done = 0
+            for batch in images.batches(range(len(images)), _READ_AHEAD):
+                progress("CLIP score", done, len(images), "images")
+                yield from batch.permute(0, 2, 3, 1).numpy()
+                done += len(batch)
+
+        values = self.scorer.score(pixels(), texts)
+        progress("CLIP score", len(images), len(images), "images")
+        return clip_scores(self.protocol, values, [i // each for i in range(len(texts))])
+
+
+def prompts_path(protocol: Protocol, path: Path | None) -> Path:
+    """
+    Raises:
+        DimoError: No path of the prompts is given.
+    """
+    if path is None:
+        assert protocol.prompts is not None
+        raise DimoError(
+            f"protocol {protocol.name!r} needs the prompts of the images "
+            f"({protocol.prompts.name}); give them with --prompts"
+        )
+    return path

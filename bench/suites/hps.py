@@ -9,39 +9,30 @@ HPSv2's benchmark on one screen: images of four styles -> scores -> record.
 """
 
 import json
-import shlex
-import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from bench.features.clip import CLIPPairs, load_pairs
-from bench.images import content_sha256
-from bench.images.codec import LOSSY_CODECS, ImageInfo, read_image
-from bench.images.labels import labels_sha256
+from bench.images.tally import Tally
 from bench.metrics.base import Score
 from bench.metrics.clip_score import cosines
 from bench.metrics.hps import STYLES, hps_summary
-from bench.metrics.scores import metric_values
 from bench.protocol import Protocol
-from bench.protocol.catalog import ANY, METRICS, NONE, SCORERS
-from bench.records.compare import pack_contributions
-from bench.records.record import Evidence, MetricValue, Section, Speed, new_record
-from bench.suites.base import image_set_method
-from bench.suites.captions import check_prompts
-from bench.suites.features import Measured
-from dimo.engine.distributed import device_name
+from bench.protocol.catalog import ANY, METRICS, SCORERS
+from bench.suites.base import ImageOrigin, Measured, Suite, image_set_method
+from bench.suites.captions import check_prompts, prompts_path
 from dimo.errors import DimoError, unknown_name
-from dimo.util.files import sha256_bytes, sha256_file
+from dimo.util.files import sha256_file
 from dimo.util.schema import Origin
-from dimo.util.terminal import Progress
+from dimo.weights.catalog import locate
 
 PROMPTS_PER_STYLE = 800
 _SUFFIXES = (".png", ".jpg")
@@ -220,91 +211,51 @@ def _check_version(weights: Path, version: str, found: str, sha256: str) -> None
 _Floats = npt.NDArray[np.float64]
 
 
-def measure_hps(
-    path: Path,
-    protocol: Protocol,
-    *,
-    prompts: Path,
-    weights: Path,
-    name: str,
-    section: Section = "Image sets",
-    num_steps: int | None = None,
-    device: torch.device,
-    progress: Progress = lambda what, done, total, unit: None,
-) -> Measured:
-    """Scores a set of images in the official layout, `anime/00000.jpg` and so on.
+class HPSSuite(Suite):
+    """HPS of images in the official layout, `anime/00000.jpg` and so on."""
 
-    Args:
-        path: Folder with a folder a style.
-        protocol: With prompts and the scorer "hps".
-        prompts: Folder with a file of prompts a style.
-        weights: The scorer's checkpoint.
-        name: Of the row.
-        section: Block of the table.
-        num_steps: Sampling steps the images were made with, if known.
-        device: Where the network runs.
-        progress: Told how many images are done.
+    one_folder = "the folder of all styles"
+    files_take = ("prompts",)
 
-    Raises:
-        DimoError: Images or prompts are missing, too many or unreadable, or the checkpoint is
-            missing or of another version than the protocol's.
-    """
-    start = time.monotonic()
-    assert protocol.prompts is not None
-    assert protocol.scorer is not None
-    each = next(iter(protocol.prompts.tags.values()))
-    texts = hps_prompts(prompts, prompts_per_style=each)
-    prompts_sha256 = check_prompts(chain.from_iterable(texts.values()), protocol.prompts, prompts)
-    files = hps_images(path, prompts_per_style=each)
-    scorer = load_hps(
-        weights,
-        version=protocol.scorer.version,
-        preprocessing=protocol.scorer.preprocessing,
-        sha256=protocol.scorer.sha256,
-        device=device,
-    )
-    infos: list[ImageInfo] = []
-    total = each * len(files)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        wanted, declared = self.protocol.prompts, self.protocol.scorer
+        assert wanted is not None
+        assert declared is not None
+        self._wanted = wanted
+        self._each = next(iter(wanted.tags.values()))  # prompts per style, in all alike
+        path = prompts_path(self.protocol, self.assets.prompts)
+        self._texts = hps_prompts(path, prompts_per_style=self._each)
+        self._prompts_sha256 = check_prompts(chain(*self._texts.values()), wanted, path)
+        self.scorer = load_hps(
+            self.assets.extractor or locate(f"hps-{declared.version}"),
+            version=declared.version,
+            preprocessing=declared.preprocessing,
+            sha256=declared.sha256,
+            device=self.runtime.device,
+        )
 
-    def pixels(style: str) -> Iterator[npt.NDArray[np.uint8]]:
-        for file in files[style]:
-            progress("images", len(infos), total, "images")
-            info, image = read_image(file)
-            infos.append(info)
-            yield image
+    @property
+    def evidence(self) -> Mapping[str, str]:
+        return {
+            "scorer_sha256": self.scorer.sha256,
+            "prompts": self._wanted.name,
+            "prompts_sha256": self._prompts_sha256,
+        }
 
-    found = {style: scorer.score(pixels(style), texts[style]) for style in files}
-    progress("images", total, total, "images")
-    scores = hps_scores(found, protocol)
-    contributions = pack_contributions(scores)
-    labels = np.arange(total, dtype=np.int64)
-    copies = total - len({info.sha256 for info in infos})
-    evidence = Evidence(
-        images=(str(path),),
-        images_sha256=content_sha256(infos, labels),
-        labels_sha256=labels_sha256(labels),
-        extractor=NONE,
-        extractor_sha256="",
-        reference=NONE,
-        reference_sha256="",
-        copies=copies,
-        notes=tuple(_notes(infos, copies)),
-        nonconforming=(),
-        contributions_sha256=sha256_bytes(contributions),
-        scorer_sha256=scorer.sha256,
-        prompts_sha256=prompts_sha256,
-    )
-    record = new_record(
-        protocol=protocol,
-        method=image_set_method(name, section, num_steps),
-        metrics=_values(scores, protocol),
-        speed=Speed(None, None, None, None, device_name(device)),
-        seed=None,
-        command=shlex.join(["dimo", *sys.argv[1:]]),
-        seconds=time.monotonic() - start,
-        evidence=evidence,
-    )
-    return Measured(record, contributions)
+    def measure_paths(self, paths: Sequence[Path], origin: ImageOrigin) -> Measured:
+        start, (path,) = time.monotonic(), paths
+        files = hps_images(path, prompts_per_style=self._each)
+        tally, total = Tally(), self._each * len(files)
+        styles: dict[str, _Floats] = {}
+        for style, images in files.items():
+            numbers = range(len(tally), len(tally) + len(images))
+            pixels = tally.read(images, numbers, self.runtime.progress, total)
+            styles[style] = self.scorer.score(pixels, self._texts[style])
+        self.runtime.progress("images", total, total, "images")
+        scores = hps_scores(styles, self.protocol)
+        counts = {name: len(score.contributions) for name, score in scores.items()}
+        return self._measured(scores, counts, tally.content(path), image_set_method(origin), start)
 
 
 def hps_scores(found: Mapping[str, _Floats], protocol: Protocol) -> dict[str, Score]:
@@ -333,19 +284,3 @@ def hps_scores(found: Mapping[str, _Floats], protocol: Protocol) -> dict[str, Sc
             styles = np.repeat(np.arange(len(summary.styles)), each)
             scores[metric.name] = Score(summary.average, values, labels=styles, smallest=None)
     return scores
-
-
-def _values(scores: dict[str, Score], protocol: Protocol) -> dict[str, MetricValue]:
-    """The entries of a record; each stands on its own images."""
-    values: dict[str, MetricValue] = {}
-    for name, score in scores.items():
-        values |= metric_values({name: score}, protocol, len(score.contributions))
-    return values
-
-
-def _notes(infos: list[ImageInfo], copies: int) -> Iterator[str]:
-    if copies:
-        yield f"{copies} images are copies of others"
-    lossy = Counter(info.codec for info in infos if info.codec in LOSSY_CODECS)
-    for codec, count in lossy.items():
-        yield f"{count} images are stored with a loss ({codec})"

@@ -253,11 +253,12 @@ def run_distill(
     ablation: Sequence[str] = (),
 ) -> Path:
     """Distils, shows how far it is, and returns the run folder; None watches nothing more."""
+    from dimo.api import choose_recipe
     from dimo.engine.distributed import choose_device
     from dimo.engine.runs import distill as run
     from dimo.zoo.students import varied
 
-    name, loaded = _distill_recipe(teacher, method, recipe, settings)
+    name, loaded = choose_recipe(teacher, method, recipe, settings)
     noted = varied(loaded, ablation)
     folder, place = out or Path("runs") / name, choose_device(device)
     with ExitStack() as stack:
@@ -296,38 +297,13 @@ def _bar(
     return terminal.training_bar(title, recipe.steps, recipe.batch_size)
 
 
-def _distill_recipe(
-    teacher: str, method: str, recipe: str, settings: Sequence[str]
-) -> "tuple[str, DistillationRecipe]":
-    """The recipe that options name, and its name."""
-    from dimo.config import load_distillation
-    from dimo.errors import unknown_name
-    from dimo.zoo.students import METHODS
-    from dimo.zoo.teachers import get_teacher
-
-    if method and method not in METHODS:
-        raise unknown_name("method", method, METHODS)
-    name = recipe or get_teacher(teacher).recipes.get(method or "dimo")
-    if name is None:
-        raise DimoError(
-            f"there is no recipe of method {method or 'dimo'!r} for teacher {teacher!r} yet; "
-            "name one with --recipe NAME or --recipe FILE.toml"
-        )
-    loaded = load_distillation(name, [f'teacher="{teacher}"', *settings])
-    if method and loaded.method != method:
-        raise DimoError(
-            f"recipe {name!r} is one of method {loaded.method!r}, not {method!r}; "
-            "leave --method out, or name another recipe"
-        )
-    return Path(name).stem, loaded
-
-
 def _dry_run(
     teacher: str, method: str, recipe: str, settings: Sequence[str], device: str, *, as_json: bool
 ) -> None:
     """What the distillation would be and cost, on stdout; a GPU's memory without a GPU too."""
     import torch
 
+    from dimo.api import choose_recipe
     from dimo.config import to_toml
     from dimo.engine.distributed import choose_device
     from dimo.engine.estimate import estimate_distillation
@@ -335,7 +311,7 @@ def _dry_run(
     from dimo.zoo.teachers import get_teacher
 
     place = torch.device("cuda") if device == "cuda" else choose_device(device)
-    name, loaded = _distill_recipe(teacher, method, recipe, settings)
+    name, loaded = choose_recipe(teacher, method, recipe, settings)
     loaded = for_device(loaded, place)
     estimate = estimate_distillation(loaded, get_teacher(loaded.teacher), device_type=place.type)
     if as_json:

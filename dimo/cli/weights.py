@@ -112,9 +112,9 @@ def weights_verify(
 ) -> None:
     """Check size, hash, keys and shapes of weights files; exit code 1 if anything is wrong."""
     from dimo.weights.catalog import default_folder
-    from dimo.weights.convert import verify
+    from dimo.weights.convert import check
 
-    findings = verify(names or [], folder or default_folder())
+    findings = check(names or [], folder or default_folder())
     if as_json:
         print(json.dumps([_as_json(finding) for finding in findings], indent=2))
     else:

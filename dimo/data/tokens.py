@@ -79,7 +79,7 @@ def load_tokens(path: Path | None, *, teacher: str, weights: Path | None = None)
             with tokens or labels out of range; the tokenizer is missing.
     """
     row = get_teacher(teacher)
-    if path is None and (not row.is_embedded or row.text is not None):
+    if path is None and (not row.is_bundled or row.text is not None):
         raise DimoError(
             f"teacher {teacher!r} comes without data; encode a folder or WebDataset of images: "
             f"dimo encode PATH --teacher {teacher} -o tokens.safetensors"

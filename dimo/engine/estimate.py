@@ -18,8 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dimo.config import DistillationRecipe, DistillRecipe
 from dimo.methods.recipes import Di4CRecipe
-from dimo.models.layers import gpu_kernels
-from dimo.models.text import TextConditioned
+from dimo.models.cpu import gpu_kernels
 from dimo.zoo.loading import make_network, student_architecture
 from dimo.zoo.teachers import Network, Teacher
 
@@ -223,7 +222,7 @@ def _memory(
     kept, depth = kept_bytes(whole), _depth(whole)
     one, two = (kept_bytes(_network(teacher, recipe, depth=number)) for number in (1, 2))
     block, tokens = two - one, _rows(recipe) * whole.num_tokens
-    inner = _rows(recipe) * getattr(whole, "block_tokens", whole.num_tokens)
+    inner = _rows(recipe) * whole.block_tokens
     there = sum(
         size.total
         for name, size in parameters.items()
@@ -264,9 +263,7 @@ def _network(teacher: Teacher, recipe: DistillationRecipe, **changes: Any) -> Ne
 
 def _depth(network: Network) -> int:
     """Number of its blocks."""
-    if isinstance(network, TextConditioned):
-        return network.depth
-    return len(network.transformer.layers)
+    return network.depth
 
 
 def _frozen_names(network: Network, recipe: DistillationRecipe) -> set[str]:

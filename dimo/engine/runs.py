@@ -129,7 +129,7 @@ def _distill(
             teacher_sha256=sha256_file(path),
             ablation=ablation,
         )
-        state = task.ema.state_dict() if row.world is None else row.world.stored(task.ema)
+        state = task.ema.state_dict() if row.bundled is None else row.bundled.stored(task.ema)
         group.alike(lambda: save_student(out, state, config) if group.is_first else None)
     return config
 
@@ -181,9 +181,9 @@ def _drawn_prompts(recipe: DistillationRecipe, row: Teacher) -> Sequence[str] | 
         return None
     if recipe.prompts is not None:
         return prompts_from_file(recipe.prompts)
-    if row.world is None or row.world.prompts is None:
+    if row.bundled is None or row.bundled.prompts is None:
         return None
-    return row.world.prompts()
+    return row.bundled.prompts()
 
 
 def train_teacher(
@@ -226,7 +226,7 @@ def _train_teacher(
 ) -> None:
     """`train_teacher` among ranks, as `_distill`."""
     recipe, teacher = for_device(recipe, device), get_teacher(recipe.teacher)
-    world = teacher.world
+    world = teacher.bundled
     if world is None:
         raise DimoError(
             f"teacher {teacher.name!r} is not trained here, its weights are published; "

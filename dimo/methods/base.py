@@ -20,7 +20,7 @@ from dimo.data.tokens import TokenData
 from dimo.engine.distributed import Ranks
 from dimo.engine.optim import Update, update_ema
 from dimo.errors import DimoError
-from dimo.models.cpu import PRECISIONS, in_precision
+from dimo.models.cpu import PRECISIONS, prepare_for_inference
 from dimo.models.layers import recompute_activations
 from dimo.weights.files import state_sha256
 from dimo.zoo.teachers import Network
@@ -145,7 +145,7 @@ class StudentTask(Task):
         self.inputs = state_sha256(teacher.state_dict())
         self.teacher = teacher.to(device).requires_grad_(False).eval()
         if recipe.precision in PRECISIONS:
-            in_precision(self.teacher, recipe.precision)  # casts and packs its weights once
+            prepare_for_inference(self.teacher, recipe.precision)
         self.student = student.to(device).train()
 
 

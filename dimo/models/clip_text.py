@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 
 from dimo.errors import DimoError
-from dimo.models.text import TextFeatures
+from dimo.models import TextFeatures
 
 LENGTH = 77  # tokens, what CLIP was trained on
 

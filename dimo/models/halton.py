@@ -5,16 +5,15 @@ checkpoints.
 """
 
 from collections.abc import Mapping
-from os import PathLike
-from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dimo.errors import DimoError
-from dimo.models.layers import Convert, Dropout, at_positions, attend, perturb, run_block
-from dimo.weights.files import load_state_dict
+from dimo.models import MaskedModel
+from dimo.models.cpu import Convertible
+from dimo.models.layers import Blocks, Dropout, attend, gather_positions, perturb
 
 _EPS = 1e-5
 _MULTIPLE = 256  # the feed-forward width is rounded up to a multiple of this
@@ -29,53 +28,47 @@ SIZES: Mapping[str, Mapping[str, int]] = {
 }
 
 
-class _Attention(nn.Module):
+class _Attention(Convertible):
     """Self-attention with RMS-normalised queries and keys, normalised over all heads at once."""
+
+    products = ("wq", "wk", "wv", "wo")
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
         self.width = dim // heads * heads  # below `dim` where heads do not divide it ("small")
-        self.wq: nn.Module = nn.Linear(dim, self.width, bias=False)
-        self.wk: nn.Module = nn.Linear(dim, self.width, bias=False)
-        self.wv: nn.Module = nn.Linear(dim, self.width, bias=False)
-        self.wo: nn.Module = nn.Linear(self.width, dim, bias=False)
+        self.wq = nn.Linear(dim, self.width, bias=False)
+        self.wk = nn.Linear(dim, self.width, bias=False)
+        self.wv = nn.Linear(dim, self.width, bias=False)
+        self.wo = nn.Linear(self.width, dim, bias=False)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
         """x [B, L, D] -> [B, L, D], or [B, K, D] at positions [B, K]."""
-        q = F.rms_norm(self.wq(at_positions(x, positions)), (self.width,), eps=_EPS)
+        q = F.rms_norm(self.wq(gather_positions(x, positions)), (self.width,), eps=_EPS)
         k = F.rms_norm(self.wk(x), (self.width,), eps=_EPS)
         heads = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, self.wv(x)))
         y = attend(*heads, dropout=self.dropout.p if self.training else 0.0)  # [B, heads, K, d]
         out: Tensor = self.dropout(self.wo(y.transpose(1, 2).flatten(2)))
         return out
 
-    def convert_products(self, convert: Convert) -> None:
-        """See `dimo.models.cpu`."""
-        self.wq, self.wk = convert(self.wq.weight, None), convert(self.wk.weight, None)
-        self.wv, self.wo = convert(self.wv.weight, None), convert(self.wo.weight, None)
 
-
-class _FeedForward(nn.Module):
+class _FeedForward(Convertible):
     """SwiGLU of about 2/3 `mlp_dim`."""
+
+    products = ("w1", "w2", "w3")
 
     def __init__(self, dim: int, mlp_dim: int, dropout: float) -> None:
         super().__init__()
         hidden = -(-int(2 * mlp_dim / 3) // _MULTIPLE) * _MULTIPLE
-        self.w1: nn.Module = nn.Linear(dim, hidden, bias=False)
-        self.w2: nn.Module = nn.Linear(hidden, dim, bias=False)
-        self.w3: nn.Module = nn.Linear(dim, hidden, bias=False)
+        self.w1 = nn.Linear(dim, hidden, bias=False)
+        self.w2 = nn.Linear(hidden, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden, bias=False)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.w2(self.dropout(F.silu(self.w1(x)) * self.w3(x)))
         return out
-
-    def convert_products(self, convert: Convert) -> None:
-        """See `dimo.models.cpu`."""
-        self.w1, self.w2 = convert(self.w1.weight, None), convert(self.w2.weight, None)
-        self.w3 = convert(self.w3.weight, None)
 
 
 class _Block(nn.Module):
@@ -92,23 +85,21 @@ class _Block(nn.Module):
     def forward(self, x: Tensor, condition: Tensor, positions: Tensor | None) -> Tensor:
         shift, scale, gate, *feed_forward = _modulation(self.mlp, condition, x, parts=6)
         y = self.attn(torch.addcmul(shift, self.ln1(x), 1 + scale), positions)
-        x = at_positions(x, positions) + gate * y
+        x = gather_positions(x, positions) + gate * y
         shift, scale, gate = feed_forward
         out: Tensor = x + gate * self.ff(torch.addcmul(shift, self.ln2(x), 1 + scale))
         return out
 
 
-class _Layers(nn.Module):
+class _Layers(Blocks):
     def __init__(self, dim: int, depth: int, heads: int, mlp_dim: int, dropout: float) -> None:
         super().__init__()
         self.layers = nn.ModuleList(_Block(dim, heads, mlp_dim, dropout) for _ in range(depth))
-        self.recomputes = False
 
     def forward(self, x: Tensor, condition: Tensor, positions: Tensor | None) -> Tensor:
         """x [B, L, D] -> [B, L, D]; the last layer only at positions [B, K] -> [B, K, D]."""
         for number, layer in enumerate(self.layers, start=1):
-            wanted = positions if number == len(self.layers) else None
-            x = run_block(layer, x, condition, wanted, recomputes=self.recomputes)
+            x = self.run(layer, x, condition, positions if number == len(self.layers) else None)
         return x
 
 
@@ -132,8 +123,8 @@ class _LastNorm(nn.Module):
         return torch.addcmul(shift, self.norm_final(x), 1 + scale)
 
 
-class HaltonMaskGIT(nn.Module):
-    """Class-conditional masked transformer; see `dimo.models.MaskedModel` for the interface.
+class HaltonMaskGIT(MaskedModel):
+    """Class-conditional masked transformer.
 
     Ids: codebook 0..V-1, mask V. Classes are embedded apart: 0..nclass-1, null class nclass.
 
@@ -174,6 +165,7 @@ class HaltonMaskGIT(nn.Module):
             raise DimoError(f"proj {proj} is not supported; the published networks have proj 1")
         self.num_tokens = input_size**2
         self.codebook_size, self.num_classes, self.hidden_dim = codebook_size, nclass, hidden_dim
+        self.depth = depth
         self.cls_emb = nn.Embedding(nclass + 1, hidden_dim)
         self.tok_emb = nn.Embedding(codebook_size + 1, hidden_dim)
         self.pos_emb = nn.Embedding(self.num_tokens, hidden_dim)
@@ -186,25 +178,6 @@ class HaltonMaskGIT(nn.Module):
         for name, module in self.transformer.named_modules():
             if name.endswith(".mlp.1") and isinstance(module, nn.Linear):
                 nn.init.zeros_(module.weight)  # adaLN-zero: every block starts as the identity
-
-    @property
-    def mask_token_id(self) -> int:
-        return self.codebook_size
-
-    @classmethod
-    def from_official(cls, path: str | PathLike[str], **config: Any) -> Self:
-        """Builds the network and loads an official checkpoint, every key accounted for.
-
-        Args:
-            path: Halton-MaskGIT `.pth`, or a `.safetensors` with the official key names.
-            **config: The constructor's arguments, e.g. `**SIZES["base"], input_size=24`.
-
-        Raises:
-            DimoError: Missing, truncated or foreign file, or keys or shapes that do not fit.
-        """
-        model = cls(**config)
-        load_state_dict(model, path)
-        return model.eval()
 
     def embedding_parameters(self) -> list[Tensor]:
         """What distillation keeps frozen: token and position embeddings and the output bias."""

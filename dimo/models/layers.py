@@ -1,102 +1,36 @@
-"""What the transformers share: attention and the perturbation of token embeddings."""
+"""What the transformers share: dropout, attention, and the perturbation of token embeddings."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import TypeAlias
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from dimo.errors import DimoError
-from dimo.models.cpu import has_bfloat16
-
-# weight and bias of a linear layer, and whether GELU follows -> the module that takes its place
-Convert: TypeAlias = Callable[..., nn.Module]
-
-_SHORT_ON_CPU = [SDPBackend.MATH]
-_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-
-_kernels_of: ContextVar[str] = ContextVar(
-    "kernels_of", default=""
-)  # a device type; "": the tensor's
-
-
-@contextmanager
-def gpu_kernels() -> Iterator[None]:
-    """Computes on any device as on a GPU, for an estimate of what that keeps in memory."""
-    token = _kernels_of.set("cuda")
-    try:
-        yield
-    finally:
-        _kernels_of.reset(token)
-
-
-def _on_cpu(x: Tensor) -> bool:
-    return (_kernels_of.get() or x.device.type) == "cpu"
+from dimo.models import cpu
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, on a CPU several times as fast."""
+    """`nn.Dropout`, several times as fast on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _drop_out(x, self.p if self.training else 0.0)
-
-
-def _drop_out(x: Tensor, rate: float) -> Tensor:
-    """Zeroes a share `rate` of x, in steps of 2^-16, and divides the rest by 1 - rate."""
-    if rate == 0 or not _on_cpu(x):
-        return F.dropout(x, rate)
-    # PyTorch draws one number after the other; here one random 64-bit word serves four elements
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    numbers = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform in [-2^15, 2^15)
-    factors = torch.empty_like(x, requires_grad=False, memory_format=torch.contiguous_format)
-    torch.ge(numbers, round(rate * 2**16) - 2**15, out=factors)
-    return x * factors.mul_(1 / (1 - rate))
+        rate = self.p if self.training else 0.0
+        return cpu.drop_out(x, rate) if rate and cpu.uses_cpu_kernels(x) else F.dropout(x, rate)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for q, k, v [B, heads, L, d]; `dropout` is of the weights."""
-    on_cpu, is_short = _on_cpu(q), k.shape[2] <= 64
-    if on_cpu and q.dtype == torch.bfloat16 and not has_bfloat16():
-        return attend(q.float(), k.float(), v.float(), dropout=dropout).bfloat16()
-    if on_cpu and not is_short and (dropout or q.dtype == torch.bfloat16):
-        if torch.is_grad_enabled() or dropout:
-            return _attend_plainly(q, k, v, dropout)
-        return _attend_by_image(q, k, v)
-    # On a CPU the fused kernel's bfloat16 backward is far slower than plain matrix products.
-    with sdpa_kernel(_SHORT_ON_CPU if on_cpu and is_short else _ATTENTION):
+    if cpu.uses_cpu_kernels(q):
+        return cpu.attend(q, k, v, dropout)
+    with sdpa_kernel(cpu.FUSED_ATTENTION):
         out: Tensor = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     return out
 
 
-def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    """Matrix products that keep the weights for the backward pass."""
-    with torch.autocast(q.device.type, enabled=False):  # which would keep the weights in float32
-        scores = (q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)
-        return _drop_out(scores.softmax(-1), dropout) @ v
-
-
-def _attend_by_image(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Plain matrix products for one image at a time: in bfloat16 twice as fast as the fused kernel.
-
-    The scores [heads, L, L] of one image stay in a CPU's caches; softmax is computed in float32.
-    """
-    out, scale = torch.empty_like(q), 1 / math.sqrt(q.shape[-1])
-    zero = q.new_zeros(1)
-    for y, *image in zip(out, q, k, v, strict=True):
-        queries, keys, values = image
-        scores = torch.baddbmm(zero, queries, keys.transpose(-1, -2), beta=0, alpha=scale)
-        torch.bmm(scores.softmax(-1), values, out=y)
-    return out
-
-
-def at_positions(x: Tensor, positions: Tensor | None) -> Tensor:
+def gather_positions(x: Tensor, positions: Tensor | None) -> Tensor:
     """The rows of x [B, L, D] at positions [B, K], [B, K, D]; all rows for None."""
     if positions is None:
         return x
@@ -108,7 +42,7 @@ def perturb(embedding: Tensor, sigma: float, noise: Tensor | None) -> Tensor:
 
     Args:
         embedding: [B, L, D] token embeddings, before the positions are added.
-        sigma: Share of noise, 0 = unchanged.
+        sigma: Standard deviation of the noise; 0 = unchanged.
         noise: [B, L, D] standard normal, needed when `sigma` > 0.
     """
     if sigma == 0:
@@ -117,27 +51,34 @@ def perturb(embedding: Tensor, sigma: float, noise: Tensor | None) -> Tensor:
     return sigma * noise + math.sqrt(1 - sigma**2) * embedding
 
 
+class Blocks(nn.Module):
+    """A stack of blocks that can recompute their activations in the backward pass.
+
+    Attributes:
+        recomputes: Keeps only each block's input until the backward pass.
+    """
+
+    recomputes: bool = False
+
+    def run(self, block: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        """block(*inputs)."""
+        if not (self.recomputes and torch.is_grad_enabled()):
+            return block(*inputs)
+        out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
+        return out
+
+
 def recompute_activations(network: nn.Module) -> None:
-    """Makes the network's blocks keep their inputs alone until the backward pass.
+    """Turns on gradient checkpointing.
 
     Raises:
-        DimoError: A network without blocks that can.
+        DimoError: The network has no `Blocks`.
     """
-    found = [module for module in network.modules() if hasattr(module, "recomputes")]
-    if not found:
+    stacks = [module for module in network.modules() if isinstance(module, Blocks)]
+    if not stacks:
         raise DimoError(
             f"{type(network).__name__} has no gradient checkpointing; set gradient_checkpointing "
             "to false"
         )
-    for module in found:
-        module.recomputes = True  # type: ignore[assignment]
-
-
-def run_block(
-    block: Callable[..., Tensor], *inputs: Tensor | None, recomputes: bool = False
-) -> Tensor:
-    """block(*inputs), whose inside is computed again in the backward pass if `recomputes`."""
-    if not (recomputes and torch.is_grad_enabled()):
-        return block(*inputs)
-    out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
-    return out
+    for stack in stacks:
+        stack.recomputes = True

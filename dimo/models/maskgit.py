@@ -7,21 +7,20 @@ an official state dict loads without renaming.
 
 from collections.abc import Sequence
 from functools import partial
-from os import PathLike
-from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dimo.errors import DimoError
-from dimo.models.layers import Convert, Dropout, at_positions, attend, perturb, run_block
-from dimo.weights.files import load_state_dict
+from dimo.models import MaskedModel
+from dimo.models.cpu import Convert, Convertible
+from dimo.models.layers import Blocks, Dropout, attend, gather_positions, perturb
 
 _PATCH = 16  # pixels a token side in the official configuration: img_size / 16 tokens a side
 
 
-class _Attention(nn.Module):
+class _Attention(Convertible):
     """Multi-head self-attention with the parameter names of `nn.MultiheadAttention`."""
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
@@ -41,7 +40,7 @@ class _Attention(nn.Module):
         else:
             qkv = self.in_proj(x)
         q, k, v = qkv.chunk(3, dim=-1)
-        q = at_positions(q, positions)
+        q = gather_positions(q, positions)
         shape = (batch, -1, self.heads, dim // self.heads)
         heads = (t.reshape(shape).transpose(1, 2) for t in (q, k, v))
         y = attend(*heads, dropout=self.dropout if self.training else 0.0)  # [B, heads, K, d]
@@ -49,7 +48,6 @@ class _Attention(nn.Module):
         return out
 
     def convert_products(self, convert: Convert) -> None:
-        """See `dimo.models.cpu`."""
         self.in_proj = convert(self.in_proj_weight, self.in_proj_bias)
         del self.in_proj_weight, self.in_proj_bias
         self.out_proj = convert(self.out_proj.weight, self.out_proj.bias)
@@ -68,7 +66,7 @@ class _AttentionBranch(nn.Module):
         return y
 
 
-class _FeedForwardBranch(nn.Module):
+class _FeedForwardBranch(Convertible):
     """`norm` and `fn.net`, as the official pre-norm wrapper names them."""
 
     def __init__(self, dim: int, mlp_dim: int, dropout: float) -> None:
@@ -88,7 +86,6 @@ class _FeedForwardBranch(nn.Module):
         return y
 
     def convert_products(self, convert: Convert) -> None:
-        """See `dimo.models.cpu`."""
         net = self.fn["net"]
         assert isinstance(net, nn.Sequential)
         net[0] = convert(net[0].weight, net[0].bias, gelu=True)
@@ -96,7 +93,7 @@ class _FeedForwardBranch(nn.Module):
         net[3] = convert(net[3].weight, net[3].bias)
 
 
-class Layers(nn.Module):
+class Layers(Blocks):
     """Pre-norm transformer blocks, with the official names of their parameters."""
 
     def __init__(self, dim: int, depth: int, heads: int, mlp_dim: int, dropout: float) -> None:
@@ -107,7 +104,6 @@ class Layers(nn.Module):
             )
             for _ in range(depth)
         )
-        self.recomputes = False
 
     def forward(
         self, x: Tensor, positions: Tensor | None, before: Sequence[nn.Module] | None = None
@@ -120,10 +116,9 @@ class Layers(nn.Module):
             before: For each layer what x passes first.
         """
         for number, layer in enumerate(self.layers, start=1):
-            wanted = positions if number == len(self.layers) else None
-            block = partial(_block, layer)
             x = x if before is None else before[number - 1](x)
-            x = run_block(block, x, wanted, recomputes=self.recomputes)
+            at = positions if number == len(self.layers) else None
+            x = self.run(partial(_block, layer), x, at)
         return x
 
 
@@ -137,13 +132,13 @@ def _block(layer: nn.Module, x: Tensor, positions: Tensor | None) -> Tensor:
     """One layer of x [B, L, D]: [B, L, D], or [B, K, D] at positions [B, K]."""
     assert isinstance(layer, nn.ModuleList)
     attention, feed_forward = layer
-    x = at_positions(x, positions) + attention(x, positions)
+    x = gather_positions(x, positions) + attention(x, positions)
     out: Tensor = x + feed_forward(x)
     return out
 
 
-class MaskGIT(nn.Module):
-    """Class-conditional masked transformer; see `dimo.models.MaskedModel` for the interface.
+class MaskGIT(MaskedModel):
+    """Class-conditional masked transformer.
 
     Ids: codebook 0..V-1, mask V, classes V+1..V+nclass, null class V+1+nclass.
 
@@ -184,6 +179,7 @@ class MaskGIT(nn.Module):
             raise DimoError(f"heads {heads} does not divide hidden_dim {hidden_dim}; change either")
         self.num_tokens = (img_size // _PATCH) ** 2
         self.codebook_size, self.num_classes, self.hidden_dim = codebook_size, nclass, hidden_dim
+        self.depth = depth
         vocabulary = codebook_size + 1 + nclass + 1
         length = self.num_tokens + 1
         self.tok_emb = nn.Embedding(vocabulary, hidden_dim)
@@ -208,33 +204,6 @@ class MaskGIT(nn.Module):
         )
         self.apply(_initialize)
         nn.init.trunc_normal_(self.pos_emb, std=0.02)
-
-    @property
-    def mask_token_id(self) -> int:
-        return self.codebook_size
-
-    @classmethod
-    def from_official(
-        cls, path: str | PathLike[str], *, is_student: bool = False, **config: Any
-    ) -> Self:
-        """Builds the network and loads an official checkpoint, every key accounted for.
-
-        Args:
-            path: Maskgit-pytorch `.pth`, Di[M]O `pytorch_model.bin`, or a `.safetensors` with the
-                official key names.
-            is_student: di4c's name for its own variant: builds a `Di4CStudent`.
-            **config: The constructor's arguments; the defaults are the 174 M ImageNet-256 network.
-
-        Raises:
-            DimoError: Missing, truncated or foreign file, or keys or shapes that do not fit.
-        """
-        if is_student:
-            from dimo.methods.di4c.network import Di4CStudent
-
-            return cast(Self, Di4CStudent.from_official(path, **config))
-        model = cls(**config)
-        load_state_dict(model, path)
-        return model.eval()
 
     def embedding_parameters(self) -> list[Tensor]:
         """What distillation keeps frozen: token and position embeddings and the output bias."""

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dimo.errors import DimoError
-from dimo.models.layers import perturb, run_block
+from dimo.models import TextFeatures, TextNetwork
+from dimo.models.layers import Blocks, perturb
 from dimo.models.meissonic_layers import (
     ConvMlmLayer,
     Embed,
@@ -32,7 +33,6 @@ from dimo.models.meissonic_layers import (
     rotary_tables,
     sinusoid,
 )
-from dimo.models.text import TextFeatures
 from dimo.util.schema import Origin
 from dimo.weights.files import load_state_dict
 
@@ -55,7 +55,7 @@ class _TimeText(nn.Module):
         self.text_embedder = Mlp(pooled_dim, dim)
 
 
-class Meissonic(nn.Module):
+class Meissonic(TextNetwork, Blocks):
     """Text-conditioned masked transformer; logits of the codebook alone, without a mask class.
 
     Ids: codebook 0..codebook_size-1, mask `vocab_size` - 1; those between are not used.
@@ -120,13 +120,12 @@ class Meissonic(nn.Module):
         )
         _fits(codebook_size < vocab_size, f"vocab_size {vocab_size}", f"above {codebook_size}")
         self.side, self.num_tokens = side, input_size**2
-        self.codebook_size, self.mask_token_id = codebook_size, vocab_size - 1
-        self.hidden_dim, self.axes = dim, tuple(axes_dims_rope)
+        self.codebook_size, self.hidden_dim, self.axes = codebook_size, dim, tuple(axes_dims_rope)
         self.time_text_embed = _TimeText(dim, pooled_projection_dim)
         self.context_embedder = nn.Linear(joint_attention_dim, dim)
         if depth is not None:
             num_layers, num_single_layers = min(depth, num_layers), max(0, depth - num_layers)
-        self.depth, self.block_tokens = num_layers + num_single_layers, side**2 + _TEXT
+        self.depth = num_layers + num_single_layers
         heads = num_attention_heads
         self.transformer_blocks = nn.ModuleList(JointBlock(dim, heads) for _ in range(num_layers))
         self.single_transformer_blocks = nn.ModuleList(
@@ -143,7 +142,14 @@ class Meissonic(nn.Module):
         down = {"downsample": Resample(dim, is_up=False)} if downsample else {}
         up = {"upsample": Resample(dim, is_up=True)} if upsample else {}
         self.down_block, self.up_block = nn.ModuleDict(down), nn.ModuleDict(up)
-        self.recomputes = False
+
+    @property
+    def mask_token_id(self) -> int:
+        return self.embed.embeddings.num_embeddings - 1
+
+    @property
+    def block_tokens(self) -> int:
+        return self.side**2 + _TEXT
 
     @classmethod
     def from_official(cls, path: str | PathLike[str], **config: Any) -> Self:
@@ -215,10 +221,9 @@ class Meissonic(nn.Module):
         length = states.shape[1]
         rotary = rotary_tables(self.position_ids(length, tokens.device), self.axes)
         for block in self.transformer_blocks:
-            joint = partial(block, length)
-            x = run_block(joint, x, condition, *rotary, recomputes=self.recomputes)
+            x = self.run(partial(block, length), x, condition, *rotary)
         for block in self.single_transformer_blocks:
-            x = run_block(block, x, condition, *rotary, recomputes=self.recomputes)
+            x = self.run(block, x, condition, *rotary)
         x = self.project_from_hidden(self.project_from_hidden_norm(x[:, length:]))
         for resample in self.up_block.values():
             x = resample(x, self.side)  # [B, L, D]

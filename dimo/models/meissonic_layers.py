@@ -6,13 +6,14 @@ its own weights, a single block shares them. Parameter names are those of the of
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dimo.models.layers import Convert, at_positions, attend
+from dimo.models.cpu import Convertible
+from dimo.models.layers import attend, gather_positions
 
 _EPS = 1e-6
 _THETA = 10_000.0
@@ -64,7 +65,7 @@ def _normalised(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=_EPS)
 
 
-class _Attention(nn.Module):
+class _Attention(Convertible):
     """Attention with normalised queries and keys; without a projection after it.
 
     Args:
@@ -72,12 +73,14 @@ class _Attention(nn.Module):
         heads: Of width dim / heads.
     """
 
+    products: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v")
+
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q: nn.Module = nn.Linear(dim, dim)
-        self.to_k: nn.Module = nn.Linear(dim, dim)
-        self.to_v: nn.Module = nn.Linear(dim, dim)
+        self.to_q = nn.Linear(dim, dim)
+        self.to_k = nn.Linear(dim, dim)
+        self.to_v = nn.Linear(dim, dim)
         self.norm_q, self.norm_k = RMSNorm(dim // heads), RMSNorm(dim // heads)
 
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
@@ -93,24 +96,27 @@ class _Attention(nn.Module):
         batch, length, dim = x.shape
         return x.view(batch, length, self.heads, dim // self.heads).transpose(1, 2)
 
-    def convert_products(self, convert: Convert) -> None:
-        """See `dimo.models.cpu`."""
-        self.to_q = convert(self.to_q.weight, self.to_q.bias)
-        self.to_k = convert(self.to_k.weight, self.to_k.bias)
-        self.to_v = convert(self.to_v.weight, self.to_v.bias)
-
 
 class _JointAttention(_Attention):
     """Text and image attend to both, each with weights of its own before and after."""
 
+    products = (
+        *_Attention.products,
+        "add_q_proj",
+        "add_k_proj",
+        "add_v_proj",
+        "to_out.0",
+        "to_add_out",
+    )
+
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__(dim, heads)
-        self.add_q_proj: nn.Module = nn.Linear(dim, dim)
-        self.add_k_proj: nn.Module = nn.Linear(dim, dim)
-        self.add_v_proj: nn.Module = nn.Linear(dim, dim)
+        self.add_q_proj = nn.Linear(dim, dim)
+        self.add_k_proj = nn.Linear(dim, dim)
+        self.add_v_proj = nn.Linear(dim, dim)
         self.norm_added_q, self.norm_added_k = RMSNorm(dim // heads), RMSNorm(dim // heads)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
-        self.to_add_out: nn.Module = nn.Linear(dim, dim)
+        self.to_add_out = nn.Linear(dim, dim)
 
     def joint(self, text: Tensor, image: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
         """text [B, T, D] and image [B, N, D] -> what each takes from all of both."""
@@ -123,15 +129,6 @@ class _JointAttention(_Attention):
         # contiguous, because a linear layer rounds otherwise where a slice of a batch is not
         of_image: Tensor = self.to_out[0](y[:, length:].contiguous())
         return self.to_add_out(y[:, :length].contiguous()), of_image
-
-    def convert_products(self, convert: Convert) -> None:
-        """See `dimo.models.cpu`."""
-        super().convert_products(convert)
-        self.add_q_proj = convert(self.add_q_proj.weight, self.add_q_proj.bias)
-        self.add_k_proj = convert(self.add_k_proj.weight, self.add_k_proj.bias)
-        self.add_v_proj = convert(self.add_v_proj.weight, self.add_v_proj.bias)
-        self.to_out[0] = convert(self.to_out[0].weight, self.to_out[0].bias)
-        self.to_add_out = convert(self.to_add_out.weight, self.to_add_out.bias)
 
 
 def _mixed(q: Tensor, k: Tensor, v: Tensor, rotary: Rotary) -> Tensor:
@@ -156,11 +153,13 @@ class _Modulation(nn.Module):
 class _Projection(nn.Module):
     def __init__(self, dim: int, out: int) -> None:
         super().__init__()
-        self.proj: nn.Module = nn.Linear(dim, out)
+        self.proj = nn.Linear(dim, out)
 
 
-class _FeedForward(nn.Module):
+class _FeedForward(Convertible):
     """GELU in its tanh approximation, four times as wide inside."""
+
+    products = ("net.0.proj", "net.2")
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -172,13 +171,6 @@ class _FeedForward(nn.Module):
         assert isinstance(first, _Projection)
         out: Tensor = last(F.gelu(first.proj(x), approximate="tanh"))
         return out
-
-    def convert_products(self, convert: Convert) -> None:
-        """See `dimo.models.cpu`."""
-        first, _, last = self.net
-        assert isinstance(first, _Projection)
-        first.proj = convert(first.proj.weight, first.proj.bias)
-        self.net[2] = convert(last.weight, last.bias)
 
 
 class JointBlock(nn.Module):
@@ -218,14 +210,16 @@ def _with_feed_forward(
     return out
 
 
-class SingleBlock(nn.Module):
+class SingleBlock(Convertible):
     """Attention and feed-forward side by side, on text and image alike."""
+
+    products = ("proj_mlp", "proj_out")
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.norm = _Modulation(dim, 3)
-        self.proj_mlp: nn.Module = nn.Linear(dim, 4 * dim)
-        self.proj_out: nn.Module = nn.Linear(5 * dim, dim)
+        self.proj_mlp = nn.Linear(dim, 4 * dim)
+        self.proj_out = nn.Linear(5 * dim, dim)
         self.attn = _Attention(dim, heads)
 
     def forward(self, x: Tensor, condition: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -236,12 +230,6 @@ class SingleBlock(nn.Module):
         both = torch.cat([self.attn(y, (cos, sin)), inner], dim=2)
         out: Tensor = x + gate * self.proj_out(both)
         return out
-
-    def convert_products(self, convert: Convert) -> None:
-        """See `dimo.models.cpu`."""
-        mlp, out = self.proj_mlp, self.proj_out
-        self.proj_mlp = convert(mlp.weight, mlp.bias)
-        self.proj_out = convert(out.weight, out.bias)
 
 
 class Mlp(nn.Module):
@@ -280,7 +268,7 @@ class ConvMlmLayer(nn.Module):
         self.conv2 = nn.Conv2d(dim, codebook_size, 1, bias=False)
 
     def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
-        x = F.linear(at_positions(x, positions), self.conv1.weight[:, :, 0, 0])
+        x = F.linear(gather_positions(x, positions), self.conv1.weight[:, :, 0, 0])
         return F.linear(self.layer_norm(x), self.conv2.weight[:, :, 0, 0])
 
 

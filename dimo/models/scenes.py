@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from dimo.data.scenes.prompts import BACKGROUNDS, COLORS, NUMBERS, SHAPES, SIZES, plural
 from dimo.errors import DimoError, unknown_name
+from dimo.models import TextFeatures, TextNetwork
 from dimo.models.layers import perturb
 from dimo.models.maskgit import Layers
-from dimo.models.text import TextFeatures
 from dimo.models.vq_layers import AttentionBlock, ConvTokenizer
 from dimo.weights.files import load_state_dict
 
@@ -85,8 +85,8 @@ class SceneWords:
         return found
 
 
-class SceneTransformer(nn.Module):
-    """Text-conditioned masked transformer; see `dimo.models.text.TextNetwork` for the interface.
+class SceneTransformer(TextNetwork):
+    """Text-conditioned masked transformer.
 
     Sequence: L visual tokens, then the words, each with its neighbours; each attends to all. Ahead
     of each block a visual token takes in the eight around it. The output has a bias per position
@@ -103,7 +103,6 @@ class SceneTransformer(nn.Module):
 
     takes_positions = True
     num_tokens = _GRID * _GRID
-    block_tokens = num_tokens + SceneWords.length
 
     def __init__(
         self,
@@ -152,19 +151,8 @@ class SceneTransformer(nn.Module):
         nn.init.trunc_normal_(last.weight, std=0.02)
 
     @property
-    def mask_token_id(self) -> int:
-        return self.codebook_size
-
-    @classmethod
-    def from_official(cls, path: str | PathLike[str], **config: int | float) -> Self:
-        """Builds the network and loads its weights.
-
-        Raises:
-            DimoError: Missing, truncated or foreign file, or keys or shapes that do not fit.
-        """
-        model = cls(**config)  # type: ignore[arg-type]
-        load_state_dict(model, path)
-        return model.eval()
+    def block_tokens(self) -> int:
+        return self.num_tokens + SceneWords.length
 
     def _places(self) -> tuple[nn.Parameter, nn.Parameter]:
         return self.positions, self.word_positions

@@ -7,26 +7,18 @@ drive a network that wants encoded text; prompts are encoded when they are asked
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dimo.errors import DimoError
+from dimo.models import MaskedModel, TextFeatures, TextNetwork
 
 MAX_PROMPT_LENGTH = 1000  # characters; no text encoder in use reads that far
 _ROWS = 8  # prompts that are encoded at once, always: another number has other last bits
-
-
-@dataclass(frozen=True)
-class TextFeatures:
-    """Encoded prompts: states [B, T, D] of their tokens, and one pooled vector [B, P] each."""
-
-    states: Tensor
-    pooled: Tensor
 
 
 class TextEncoder(Protocol):
@@ -37,24 +29,6 @@ class TextEncoder(Protocol):
 
     def to(self, device: torch.device) -> "TextEncoder":
         """Moves the weights; returns the encoder."""
-
-
-class TextNetwork(Protocol):
-    """A network as `dimo.models.MaskedModel`, with encoded text in place of a label.
-
-    `depth` is its number of blocks, and `block_tokens` what is between them: tokens of one image.
-    """
-
-    codebook_size: int
-    num_tokens: int
-    hidden_dim: int
-    mask_token_id: int
-    takes_positions: bool
-    depth: int
-    block_tokens: int
-
-    def __call__(self, tokens: Tensor, text: TextFeatures, **inputs: Any) -> Tensor:
-        """Logits [B, L, V'] of tokens [B, L]."""
 
 
 class Conditions(Protocol):
@@ -168,34 +142,34 @@ class ZeroText:
         )
 
 
-class TextConditioned(nn.Module):
+class TextConditioned(MaskedModel):
     """A text-conditioned network as a `dimo.models.MaskedModel`; its labels number `conditions`.
 
     Its state dict is that of the network alone.
 
     Args:
-        network: Wants encoded text.
+        network: Takes encoded text.
         conditions: What the labels stand for.
     """
 
-    def __init__(self, network: nn.Module, conditions: Conditions) -> None:
+    def __init__(self, network: TextNetwork, conditions: Conditions) -> None:
         super().__init__()
-        about: Any = network
-        self.network: Any = network
-        self.conditions = conditions
-        self.num_classes = len(conditions)
-        self.codebook_size: int = about.codebook_size
-        self.mask_token_id: int = about.mask_token_id
-        self.num_tokens: int = about.num_tokens
-        self.hidden_dim: int = about.hidden_dim
-        self.takes_positions: bool = about.takes_positions
-        self.depth: int = about.depth
-        self.block_tokens: int = about.block_tokens
+        self.network, self.conditions = network, conditions
+        self.num_classes, self.depth = len(conditions), network.depth
+        self.codebook_size, self.num_tokens = network.codebook_size, network.num_tokens
+        self.hidden_dim = network.hidden_dim
+        self.takes_positions = network.takes_positions
+
+    @property
+    def mask_token_id(self) -> int:
+        return self.network.mask_token_id
+
+    @property
+    def block_tokens(self) -> int:
+        return self.network.block_tokens
 
     def embedding_parameters(self) -> list[Tensor]:
-        """What distillation keeps frozen, see the network."""
-        found: list[Tensor] = self.network.embedding_parameters()
-        return found
+        return self.network.embedding_parameters()
 
     def forward(
         self,
@@ -228,8 +202,7 @@ class TextConditioned(nn.Module):
         self, *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
         """The network's, under its own names."""
-        found: dict[str, Any] = self.network.state_dict(*args, **kwargs)
-        return found
+        return self.network.state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As the network's."""

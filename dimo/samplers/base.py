@@ -13,7 +13,7 @@ from torch import Tensor
 from dimo.errors import DimoError
 from dimo.guidance import guide, guided_logits
 from dimo.models import MaskedModel
-from dimo.models.layers import at_positions
+from dimo.models.layers import gather_positions
 from dimo.rng import ImageNoise
 
 Callback = Callable[[int, Tensor], None]  # a step's number (from 0) and the tokens [B, L] after it
@@ -135,9 +135,9 @@ class Predictor:
         if temperature <= 0:
             raise DimoError(f"temperature {temperature:g} is not positive; 1 is as trained")
         self.nfe += 1 if guidance_scale == 1 else 2
-        latent = hasattr(self.model, "latent_projection")
+        latent = self.model.takes_latent
         if not latent and bool((tokens == self.model.mask_token_id).all()):
-            logits = at_positions(self._all_masked_logits(tokens, guidance_scale), positions)
+            logits = gather_positions(self._all_masked_logits(tokens, guidance_scale), positions)
         else:
             inputs = {}
             if latent:

@@ -1,6 +1,7 @@
-"""Official pickles -> safetensors that say where they come from.
+"""Official checkpoints: pickles converted to safetensors, and files checked.
 
-Is a weights file whole, the published one, and of the network it is taken for?
+`convert` keeps the network's tensors and records where they come from. `check` tells whether a file
+is whole, the published one, and of the network it is used for.
 """
 
 import math
@@ -16,15 +17,15 @@ from torch import Tensor, nn
 from dimo.errors import DimoError, unknown_name
 from dimo.methods.di4c.network import Di4CStudent
 from dimo.models.halton import SIZES, HaltonMaskGIT
-from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.models.maskgit import MaskGIT
-from dimo.models.meissonic import Meissonic
 from dimo.models.vqgan import TRAINING_KEYS, VQGAN, read_config
 from dimo.util.files import sha256_file
-from dimo.weights.catalog import OFFICIAL, find, name_of
+from dimo.weights.catalog import OFFICIAL, OfficialFile, find, name_of
 from dimo.weights.download import recorded_sha256
 from dimo.weights.files import (
+    DI4C_KIND,
     KINDS,
+    MASKGIT_KIND,
     VQGAN_KIND,
     check_state,
     load_metadata,
@@ -33,6 +34,9 @@ from dimo.weights.files import (
     save_tensors,
     state_sha256,
 )
+from dimo.zoo.loading import student_architecture
+from dimo.zoo.students import PUBLISHED_STUDENTS
+from dimo.zoo.teachers import TEACHERS
 
 
 def convert(
@@ -40,14 +44,14 @@ def convert(
 ) -> tuple[Path, dict[str, Any]]:
     """Writes the network of a checkpoint, without what only its training needs.
 
-    The tensors keep their official names and bits; they are mapped, so that memory holds one at a
-    time where the checkpoint is a zip file, as PyTorch has written them since 1.6.
+    The tensors keep their official names and bits. Memory holds one at a time if the checkpoint is
+    a zip file, as PyTorch has written them since 1.6.
 
     Args:
         path: An official checkpoint.
-        out: Folder of the result, which has the checkpoint's name and ends in `.safetensors`.
+        out: Folder of the result, the checkpoint's name with the suffix `.safetensors`.
         config: The `model.yaml` of a VQGAN; None: the one beside the checkpoint.
-        force: Replace a result that exists.
+        force: Replace an existing result.
 
     Returns:
         The result and the metadata in it: source_file, source_sha256, kind, state_sha256,
@@ -67,11 +71,11 @@ def convert(
     if result.exists() and not force:
         raise DimoError(f"{result} exists; replace it with --force or choose another folder")
     state = read_state_dict(path)
-    kind = looks_like(state)
+    kind = looks_like(state) or _kind_by_teacher(state)
     if kind is None:
         raise DimoError(
             f"{path} holds no network that dimo knows ({len(state)} tensors, e.g. "
-            f"{next(iter(state), 'none')}); allowed: {', '.join(KINDS)}"
+            f"{next(iter(state), 'none')}); allowed: {', '.join(KINDS.values())}"
         )
     metadata: dict[str, Any] = {"source_file": path.name, "kind": kind}
     kept = state
@@ -90,34 +94,19 @@ def convert(
 
 
 _ROUNDING = 0.01  # published sizes have three digits
-_NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
-    "maskgit-256": MaskGIT,
-    "maskgit-512": partial(MaskGIT, img_size=512),
-    "dimo-maskgit": MaskGIT,
-    "di4c-d": Di4CStudent,
-    "llamagen-vq16": LlamaGenVQ,
-    "meissonic": Meissonic,
-    **{
-        f"halton-{size}-{side}": partial(HaltonMaskGIT, **SIZES[size], input_size=side // 16)
-        for size in SIZES
-        for side in (256, 384)
-        if f"halton-{size}-{side}" in OFFICIAL
-    },
-}
 
 
 @dataclass
 class Finding:
-    """What is found out about one file.
+    """The result of checking one file.
 
     Attributes:
         name: Its official name, else its path.
-        path: Where it lies; None if it is missing.
+        path: None if it is missing.
         size: Bytes.
-        sha256: Of the file.
         origin: What the hash was compared with: "published", "recorded" when it was fetched,
-            "converted" (then the hash of the tensors in it was compared), or "not known".
-        structure: What is in it.
+            "converted" (the hash of its tensors was compared), or "not known".
+        structure: What it contains.
         problems: What is wrong; empty if nothing is.
     """
 
@@ -130,68 +119,60 @@ class Finding:
     problems: list[str] = field(default_factory=list)
 
 
-def verify(names: Sequence[str], folder: Path) -> list[Finding]:
+def check(names: Sequence[str], folder: Path) -> list[Finding]:
     """Checks official files by name, and any others by path.
 
     Args:
-        names: Keys of `OFFICIAL` or paths; none: every official file that is in the folder.
+        names: Keys of `OFFICIAL` or paths; none: every official file in the folder.
         folder: Where official files are looked for.
 
     Raises:
         DimoError: A name that is neither; no names, and no official file in the folder.
     """
+    names = names or [name for name in OFFICIAL if find(name, folder)]
     if not names:
-        names = [name for name in OFFICIAL if find(name, folder)]
-        if not names:
-            raise DimoError(
-                f"no official file is in {folder}; name its folder with --folder, or fetch some: "
-                "dimo weights list"
-            )
-    return [_verify(name, folder) for name in names]
+        raise DimoError(
+            f"no official file is in {folder}; name its folder with --folder, or fetch some: "
+            "dimo weights list"
+        )
+    return [_check(name, folder) for name in names]
 
 
-def _verify(name: str, folder: Path) -> Finding:
-    if name in OFFICIAL:
-        path = find(name, folder)
-        if path is None:
-            missing = f"missing in {folder}; fetch it with: dimo weights fetch {name}"
-            return Finding(name, problems=[missing])
-        return _check(Finding(name, path), name, path)
-    path = Path(name)
+def _check(name: str, folder: Path) -> Finding:
+    path = find(name, folder) if name in OFFICIAL else Path(name)
+    if path is None:
+        missing = f"missing in {folder}; fetch it with: dimo weights fetch {name}"
+        return Finding(name, problems=[missing])
     if not path.is_file():
         raise unknown_name("weights", name, OFFICIAL, "or give the path of a file that exists")
-    return _check(Finding(name, path), name_of(path), path)
-
-
-def _check(finding: Finding, official: str | None, path: Path) -> Finding:
-    finding.size, finding.sha256 = path.stat().st_size, sha256_file(path)
+    official = name if name in OFFICIAL else name_of(path)
+    finding = Finding(name, path, path.stat().st_size, sha256_file(path))
     try:
-        _identity(finding, official, path)
-        _structure(finding, official, path)
+        _check_identity(finding, OFFICIAL.get(official or ""), path)
+        _check_structure(finding, official or path.name, path)
     except DimoError as error:
         finding.problems.append(str(error))
     return finding
 
 
-def _identity(finding: Finding, official: str | None, path: Path) -> None:
-    """Compares size and hash with what is known of them."""
-    published = OFFICIAL[official].sha256 if official else ""
-    origin = load_metadata(path) if path.suffix == ".safetensors" else {}
-    if "state_sha256" in origin:
-        finding.origin = "converted"
-        if published and origin.get("source_sha256") != published:
-            finding.problems.append(
-                f"converted from a file of sha256 {origin.get('source_sha256')}, but {published} "
-                "is published; fetch and convert it again"
-            )
-        return
-    size = OFFICIAL[official].size if official else None
+def _check_identity(finding: Finding, official: OfficialFile | None, path: Path) -> None:
+    """Compares size and hash with what is published, or was recorded when it was fetched."""
+    published = official.sha256 if official else ""
+    size = official.size if official else None
     if path.suffix == ".safetensors":
-        published, size = "", None  # of the official file; this one is of another format
+        origin = load_metadata(path)
+        if "state_sha256" in origin:
+            finding.origin = "converted"
+            if published and origin.get("source_sha256") != published:
+                finding.problems.append(
+                    f"converted from a file of sha256 {origin.get('source_sha256')}, but "
+                    f"{published} is published; fetch and convert it again"
+                )
+            return
+        published, size = "", None  # those of the official file, which has another format
     if size is not None and abs(finding.size - size) > _ROUNDING * size:
         finding.problems.append(f"{finding.size:,} bytes, but {size:,} are published")
-    recorded = recorded_sha256(path)
-    for origin_name, expected in (("recorded", recorded), ("published", published)):
+    for origin_name, expected in (("recorded", recorded_sha256(path)), ("published", published)):
         if expected:
             finding.origin = origin_name
             if expected != finding.sha256:
@@ -201,45 +182,89 @@ def _identity(finding: Finding, official: str | None, path: Path) -> None:
                 )
 
 
-def _structure(finding: Finding, official: str | None, path: Path) -> None:
-    """Accounts for every key and shape, as far as the network is known."""
+def _check_structure(finding: Finding, name: str, path: Path) -> None:
+    """Accounts for every key and shape, if the network is known."""
+    networks, loaders = official_networks(), _loaders()
     if path.suffix in (".yaml", ".yml"):
-        config = read_config(path, path)
-        finding.structure = f"configuration of a VQGAN with {config['n_embed']} codes"
+        finding.structure = (
+            f"configuration of a VQGAN with {read_config(path, path)['n_embed']} codes"
+        )
         return
-    if official and official != "maskgit-vqgan" and official not in _NETWORKS:
-        finding.structure = "keys are checked when the extractor is loaded"
+    if path.suffix in (".json", ".txt"):
+        finding.structure = "text; its content is checked when the network beside it is loaded"
+        return
+    if name in OFFICIAL and name not in networks and name not in loaders:
+        finding.structure = "keys are checked when the feature extractor is loaded"
         return
     state = read_state_dict(path)
     kind = looks_like(state)
     numbers = sum(value.numel() for value in state.values())
     finding.structure = f"{len(state)} tensors, {numbers:,} numbers"
-    with torch.device("meta"):
-        network = _network(official, kind, state, path)
-    if network is None:
-        looks = f"looks like a {kind}" if kind else "of no network that dimo knows"
-        finding.structure += f", {looks}; keys not checked"
-    else:
+    if name in loaders:
+        loaders[name](path)
+        finding.structure += f", every key and shape of the {kind or 'network'}"
+    elif network := _network(name, kind, state, path):
         ignore = TRAINING_KEYS if kind == VQGAN_KIND else ()
         state = check_state(network, state, name=str(path), ignore=ignore)
-        finding.structure += f", every key and shape of the {kind}"
+        finding.structure += f", every key and shape of the {kind or type(network).__name__}"
+    else:
+        looks = f"looks like a {kind}" if kind else "of no network that dimo knows"
+        finding.structure += f", {looks}; keys not checked"
     if finding.origin == "converted":
         converted = load_metadata(path)["state_sha256"]
         if state_sha256(state) != converted:
             finding.problems.append("its tensors are not those that were converted; convert again")
 
 
+def official_networks() -> dict[str, Callable[[], nn.Module]]:
+    """Builds the transformer of each official or bundled file, by name."""
+    networks: dict[str, Callable[[], nn.Module]] = {
+        f"halton-{size}-384": partial(HaltonMaskGIT, **SIZES[size], input_size=24)
+        for size in ("small", "base")  # published, but no teachers
+    }
+    for row in TEACHERS.values():
+        networks[row.weights["transformer"]] = partial(row.architecture, **row.network)
+    for name, student in PUBLISHED_STUDENTS.items():
+        row = TEACHERS[student.teacher]
+        networks[name] = partial(student_architecture(row, student.method), **row.network)
+    return networks
+
+
+def _loaders() -> dict[str, Callable[[Path], Any]]:
+    """Loads each tokenizer and text encoder, by name; every key and shape must fit."""
+    loaders: dict[str, Callable[[Path], Any]] = {}
+    for row in TEACHERS.values():
+        loaders[row.weights["tokenizer"]] = row.tokenizer
+        if row.text is not None and "text" in row.weights:
+            loaders[row.weights["text"]] = row.text.encoder
+    return loaders
+
+
 def _network(
-    official: str | None, kind: str | None, state: Mapping[str, Tensor], path: Path
+    name: str, kind: str | None, state: Mapping[str, Tensor], path: Path
 ) -> nn.Module | None:
-    """The network, empty, whose keys the file must have; None if its sizes are not known."""
-    if official is not None and official in _NETWORKS:
-        return _NETWORKS[official]()
-    if official == "maskgit-vqgan" or (kind == VQGAN_KIND and _has_config(path)):
-        return VQGAN(**read_config(path))
-    if kind in ("MaskGIT v1.0 transformer", "di4c student"):
-        build = MaskGIT if kind.startswith("MaskGIT") else Di4CStudent
-        return build(**_maskgit_sizes(state))
+    """The network, on the meta device, that the file is for; None if its sizes are not known."""
+    networks = official_networks()
+    with torch.device("meta"):
+        if name in networks:
+            return networks[name]()
+        if kind == VQGAN_KIND and _has_config(path):
+            return VQGAN(**read_config(path))
+        if kind == MASKGIT_KIND:
+            return MaskGIT(**_maskgit_sizes(state))
+        if kind == DI4C_KIND:
+            return Di4CStudent(**_maskgit_sizes(state))
+    return None
+
+
+def _kind_by_teacher(state: Mapping[str, Tensor]) -> str | None:
+    """The class of the teacher's network that has these keys and shapes."""
+    shapes = {key: value.shape for key, value in state.items()}
+    for row in TEACHERS.values():
+        with torch.device("meta"):
+            own = row.architecture(**row.network).state_dict()
+        if {key: value.shape for key, value in own.items()} == shapes:
+            return row.architecture.__name__
     return None
 
 

@@ -40,24 +40,23 @@ _INERT_CLASSES = (
 )
 _INERT_MAPPINGS = ("pytorch_lightning.utilities.parsing.AttributeDict",)
 
-VQGAN_KIND = "taming VQGAN"
+VQGAN_KIND, MASKGIT_KIND = "taming VQGAN", "MaskGIT v1.0 transformer"
 DI4C_KIND = "di4c student"
-# A key that only this kind of network has; the first that is found names the file.
-_KINDS = (
-    ("latent_projection.0.weight", DI4C_KIND),
-    ("word_positions", "scenes transformer"),
-    ("transformer.layers.0.0.fn.mha.in_proj_weight", "MaskGIT v1.0 transformer"),
-    ("transformer.layers.0.attn.wq.weight", "Halton-MaskGIT transformer"),
-    ("single_transformer_blocks.0.attn.to_q.weight", "Meissonic transformer"),
-    ("encoder.down.0.block.0.conv1.weight", VQGAN_KIND),
-    ("encoder.conv_blocks.0.res.0.conv1.weight", "LlamaGen VQ tokenizer"),
-    ("encoder.down_blocks.0.resnets.0.conv1.weight", "diffusers VQModel"),
-    ("encoder.1.weight", "scenes tokenizer"),
-    ("codebook", "digits tokenizer"),
-    ("convolutions.0.weight", "digits feature extractor"),
-    ("fine.0.weight", "scenes detector"),
-)
-KINDS = tuple(kind for _, kind in _KINDS)
+# A key that only this kind of network has -> its kind, for errors; the first that matches counts.
+KINDS: dict[str, str] = {
+    "latent_projection.0.weight": DI4C_KIND,
+    "word_positions": "scenes transformer",
+    "transformer.layers.0.0.fn.mha.in_proj_weight": MASKGIT_KIND,
+    "transformer.layers.0.attn.wq.weight": "Halton-MaskGIT transformer",
+    "single_transformer_blocks.0.attn.to_q.weight": "Meissonic transformer",
+    "encoder.down.0.block.0.conv1.weight": VQGAN_KIND,
+    "encoder.conv_blocks.0.res.0.conv1.weight": "LlamaGen VQ tokenizer",
+    "encoder.down_blocks.0.resnets.0.conv1.weight": "diffusers VQModel",
+    "encoder.1.weight": "scenes tokenizer",
+    "codebook": "digits tokenizer",
+    "convolutions.0.weight": "digits feature extractor",
+    "fine.0.weight": "scenes detector",
+}
 
 
 class _Inert:
@@ -122,9 +121,9 @@ def _reason(error: Exception) -> str:
 
 
 def looks_like(keys: Iterable[str]) -> str | None:
-    """The kind of network whose state dict has these keys; None if it is no known one."""
+    """The kind of network whose state dict has these keys; None: not one of `KINDS`."""
     present = set(keys)
-    return next((kind for key, kind in _KINDS if key in present), None)
+    return next((kind for key, kind in KINDS.items() if key in present), None)
 
 
 def load_state_dict(

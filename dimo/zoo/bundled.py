@@ -1,4 +1,4 @@
-"""The embedded worlds: data sets that come with the package, as what a teacher is trained from."""
+"""Built-in toy data sets, used to train the bundled teachers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from dimo.models.digits import DigitsTokenizer
 from dimo.weights.files import state_sha256
 
 OnTokenizer: TypeAlias = Callable[[int], None]  # steps done
-_DRAWN = 16_384  # prompts that a distillation has
+_NUM_PROMPTS = 16_384  # of a distillation
 
 
 class TrainingData(Protocol):
-    """Tokens with their conditions; image i is a function of the seed and i alone.
+    """Tokens with their conditions; image i depends only on the seed and i.
 
     Attributes:
-        sha256: Of what the images are drawn from.
+        sha256: Hash of what the images are drawn from.
     """
 
     sha256: str
@@ -32,12 +32,7 @@ class TrainingData(Protocol):
 
 
 class EncodedImages:
-    """A fixed set, drawn from with replacement.
-
-    Args:
-        tokens: int64 [N, L].
-        labels: int64 [N].
-    """
+    """A fixed set of tokens int64 [N, L] and labels int64 [N], sampled with replacement."""
 
     def __init__(self, tokens: Tensor, labels: Tensor) -> None:
         self.tokens, self.labels = tokens, labels
@@ -50,17 +45,16 @@ class EncodedImages:
 
 
 @dataclass(frozen=True)
-class World:
+class BundledData:
     """One data set.
 
     Attributes:
-        data: What it is, for the provenance of weights.
+        data: Description, for the provenance of weights.
         fit_tokenizer: Trains the tokenizer; takes `codebook_size`, `steps`, `seed`, `on_step`.
-        training_data: Its images, encoded by the tokenizer.
-        captions: What the labels of that data number; None: classes.
-        prompts: What a distillation draws where no prompts are named; None: classes.
-        stored_as: Type of the numbers in weights files of its teacher and students; None: that
-            which they are trained in.
+        training_data: Tokenizer -> the encoded images.
+        captions: The prompt of each label; None: labels are classes.
+        prompts: Prompts of a distillation that names none; None: labels are classes.
+        stored_as: Type of the numbers in weights files; None: as trained.
     """
 
     data: str
@@ -71,7 +65,7 @@ class World:
     stored_as: torch.dtype | None = None
 
     def stored(self, network: nn.Module) -> dict[str, Tensor]:
-        """The network's state dict as it is stored."""
+        """The state dict of a network as it is written to its weights file."""
         state: dict[str, Tensor] = network.state_dict()
         return {key: value.to(self.stored_as or value.dtype) for key, value in state.items()}
 
@@ -79,7 +73,7 @@ class World:
 def _fit_digits(
     *, codebook_size: int, steps: int, seed: int, on_step: OnTokenizer
 ) -> DigitsTokenizer:
-    """By k-means, which takes no steps."""
+    """k-means, which has no steps."""
     from dimo.data import digits
 
     images, _ = digits.load()
@@ -96,18 +90,18 @@ def _digits(tokenizer: DigitsTokenizer) -> TrainingData:
 def _fit_scenes(*, codebook_size: int, steps: int, seed: int, on_step: OnTokenizer) -> nn.Module:
     if steps < 1:
         raise DimoError(
-            f"recipe key tokenizer_steps = {steps} is out of range; the tokenizer of scenes is a "
-            "network; allowed: >= 1"
+            f"recipe key tokenizer_steps = {steps} is out of range; allowed: >= 1, because the "
+            "tokenizer of scenes is a network"
         )
     return fit_tokenizer(codebook_size=codebook_size, steps=steps, seed=seed, on_step=on_step)
 
 
-DIGITS = World("scikit-learn digits, 1,797 images", _fit_digits, _digits)
-SCENES = World(
+DIGITS = BundledData("scikit-learn digits, 1,797 images", _fit_digits, _digits)
+SCENES = BundledData(
     "scenes, pictures of the training prompts",
     _fit_scenes,
     SceneTokens,
     captions=scenes.captions,
-    prompts=lambda: scenes.drawn_captions(_DRAWN),
-    stored_as=torch.float16,  # all of it comes with the package
+    prompts=lambda: scenes.drawn_captions(_NUM_PROMPTS),
+    stored_as=torch.float16,  # keeps the package small
 )

@@ -1,43 +1,43 @@
-"""From a row of the table of teachers to its network, with the prompts that it draws.
-
-How a teacher or a distilled student is loaded.
-"""
+"""Loading teachers and distilled students, and drawing images with them."""
 
 import dataclasses
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from dimo.engine.distributed import choose_device
 from dimo.errors import DimoError, unknown_name
 from dimo.methods.di4c.network import Di4CStudent
-from dimo.models import MaskedModel, Tokenizer
-from dimo.models.cpu import in_precision
-from dimo.models.halton import HaltonMaskGIT
+from dimo.models import MaskedModel, MaskedNetwork, TextNetwork, Tokenizer
+from dimo.models.cpu import prepare_for_inference
 from dimo.models.maskgit import MaskGIT
-from dimo.models.meissonic import Meissonic
-from dimo.models.scenes import SceneTransformer
 from dimo.models.text import Conditions, Prompts, TextConditioned, ZeroText
+from dimo.rng import ImageNoise
+from dimo.samplers import SAMPLERS
+from dimo.samplers.base import Samples
+from dimo.samplers.student import sample_few_step, sample_one_step
 from dimo.util.files import sha256_file
 from dimo.weights.catalog import ASSETS, OFFICIAL, locate
 from dimo.zoo.students import METHODS, FoundStudent, StudentConfig, find_student
-from dimo.zoo.teachers import (
-    TEACHERS,
-    Architecture,
-    Network,
-    Teacher,
-    get_teacher,
-)
+from dimo.zoo.teachers import TEACHERS, Teacher, TextConditioning, get_teacher
+
+_TEACHER_STEPS = 16
+# what a sampler takes from the settings of a one-step student
+_OF_STUDENT = ("init_mask_ratio", "embedding_noise", "token_initialization", "temperature")
+# parameters of samplers that are not settings
+_NO_SETTINGS = {"model", "student", "condition", "noise", "num_steps", "unconditional", "callback"}
+_NO_SETTINGS |= {*_OF_STUDENT[:3]}
 
 
 def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Path:
-    """Where the weights of a row lie: a file that comes with the package, or an official one.
+    """The weights file of a role, a key of the row's `weights`.
 
     Args:
-        teacher: The row.
-        role: A key of its `weights`.
         folder: Where to look; None: the package, or `dimo.weights.catalog.default_folder()`.
 
     Raises:
@@ -48,7 +48,7 @@ def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Pat
         return locate(name, folder)
     path = (folder or ASSETS) / name
     if not path.is_file():
-        train = f"train it with: dimo train --teacher {teacher.name}, and " if teacher.world else ""
+        train = f"train it with: dimo train --teacher {teacher.name}, and " * teacher.is_bundled
         raise DimoError(
             f"teacher {teacher.name!r} needs {path}; {train}give its folder with --weights"
         )
@@ -58,17 +58,16 @@ def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Pat
 def make_network(
     teacher: Teacher,
     conditions: Conditions | None = None,
-    architecture: Architecture | None = None,
+    architecture: type[MaskedNetwork] | None = None,
     **changes: Any,
-) -> Network:
+) -> MaskedModel:
     """The row's network with fresh weights.
 
     Args:
-        teacher: The row.
-        conditions: What the labels of a text-conditioned network stand for; None: all zeros, to
-            look at the network alone.
-        architecture: In place of the row's.
-        **changes: Constructor arguments in place of the row's.
+        conditions: What the labels of a text-conditioned network stand for; None: zeros, to
+            inspect the network alone.
+        architecture: Replaces the row's.
+        **changes: Constructor arguments that replace the row's.
     """
     build = architecture or teacher.architecture
     return _conditioned(teacher, build(**{**teacher.network, **changes}), conditions)
@@ -78,32 +77,28 @@ def load_network(
     teacher: Teacher,
     path: Path,
     conditions: Conditions | None = None,
-    architecture: Architecture | None = None,
-) -> Network:
-    """The row's network with the weights of a file, in eval mode on the CPU.
-
-    Args:
-        teacher: The row.
-        path: The file.
-        conditions: As for `make_network`.
-        architecture: In place of the row's.
+    architecture: type[MaskedNetwork] | None = None,
+) -> MaskedModel:
+    """The row's network with the weights of a file, in eval mode on the CPU; see `make_network`.
 
     Raises:
-        DimoError: The file is not one of this network.
+        DimoError: The file does not fit the network.
     """
     network = (architecture or teacher.architecture).from_official(path, **teacher.network)
     return _conditioned(teacher, network, conditions).eval()
 
 
 def _conditioned(
-    teacher: Teacher,
-    network: MaskGIT | HaltonMaskGIT | Meissonic | SceneTransformer,
-    conditions: Conditions | None,
-) -> Network:
-    if isinstance(network, MaskGIT | HaltonMaskGIT):
+    teacher: Teacher, network: MaskedNetwork, conditions: Conditions | None
+) -> MaskedModel:
+    if isinstance(network, MaskedModel):
         return network
     text = teacher.text
-    assert text is not None, "a text-conditioned network's row says how it reads prompts"
+    if text is None or not isinstance(network, TextNetwork):
+        raise TypeError(
+            f"{type(network).__name__} of teacher {teacher.name!r} must be a MaskedModel, or a "
+            "TextNetwork whose row sets `text`"
+        )
     zero = ZeroText(text.length, text.states_dim, text.pooled_dim)
     return TextConditioned(network, zero if conditions is None else conditions)
 
@@ -111,16 +106,14 @@ def _conditioned(
 def load_prompts(
     teacher: Teacher, prompts: Sequence[str] | None, weights: Path | None = None
 ) -> Prompts | None:
-    """The prompts with the teacher's text encoder on the CPU; None for a class-conditional one.
+    """The prompts with the teacher's text encoder on the CPU; None if its condition is a class.
 
     Args:
-        teacher: The row.
-        prompts: What it shall draw; a class-conditional teacher takes None.
         weights: Folder with the row's weight files.
 
     Raises:
-        DimoError: Prompts that are missing, or that the teacher cannot read; a missing or foreign
-            weights file.
+        DimoError: Prompts that are missing or that the teacher cannot read, or prompts for a
+            class-conditional teacher; a missing or foreign weights file.
     """
     text = teacher.text
     if text is None:
@@ -131,30 +124,42 @@ def load_prompts(
         return None
     if prompts is None:
         raise DimoError(
-            f"teacher {teacher.name!r} draws prompts; give them, to a distillation as a text file, "
-            "one a line: --set prompts=FILE"
+            f"teacher {teacher.name!r} draws prompts; give them, to a distillation as a text file "
+            "with one per line: --set prompts=FILE"
         )
+    _check_prompts(text, prompts)
+    files = [weights_file(teacher, "text", weights)] if "text" in teacher.weights else []
+    return Prompts(text.encoder(*files), prompts, negative_prompt=text.negative_prompt)
+
+
+def _check_prompts(text: TextConditioning, prompts: Sequence[str]) -> None:
     if text.check is not None:
         for prompt in dict.fromkeys(prompts):
             text.check(prompt)
-    needed = [weights_file(teacher, "text", weights)] if "text" in teacher.weights else []
-    encoder = text.encoder(*needed)
-    return Prompts(encoder, prompts, negative_prompt=text.negative_prompt)
+
+
+class Images(Tensor):
+    """uint8 [B, 3, H, W] on the CPU."""
+
+    def pil(self) -> list[Any]:
+        """A `PIL.Image` of each."""
+        from PIL import Image
+
+        return [Image.fromarray(image) for image in self.permute(0, 2, 3, 1).numpy()]
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A network ready to sample, with its tokenizer and the hash of its weights file.
+class Generator:
+    """A network ready to sample, with its tokenizer.
 
     Attributes:
-        teacher: Its row, or that of its teacher.
+        teacher: The row; of a student, its teacher's.
         model: The network in eval mode.
-        tokenizer: Of the same row.
-        weights_sha256: Of the network's weights file.
+        weights_sha256: Hash of the network's weights file.
         name: Name in tables.
         student: None for a teacher.
-        precision: What the network computes in, see `dimo.models.cpu`.
-        unconditional: Predicts without the condition in guided sampling; None: the network itself.
+        precision: A key of `dimo.models.cpu.PRECISIONS`.
+        unconditional: Predicts the unconditional half of guidance; None: the network itself.
     """
 
     teacher: Teacher
@@ -168,18 +173,108 @@ class Loaded:
 
     @property
     def num_conditions(self) -> int:
-        """Classes, or prompts that were given."""
+        """Number of classes, or of the prompts it was loaded with."""
         return self.model.num_classes
 
     @property
     def condition_names(self) -> Sequence[str]:
-        """One name a class, or the prompts."""
+        """One name per class, or the prompts."""
         if isinstance(self.model, TextConditioned):
             return self.model.conditions.prompts
         return self.teacher.class_names
 
+    def sample(
+        self,
+        labels: Sequence[int] | Tensor | None = None,
+        *,
+        prompts: Sequence[str] | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        seed: int = 0,
+        batch_size: int = 50,
+        **settings: Any,
+    ) -> Images:
+        """Draws images; image i depends only on the seed, i and its condition.
 
-def student_architecture(teacher: Teacher, method: str) -> Architecture:
+        They are those of `dimo sample` and `dimo bench` for the same seed and conditions.
+
+        Args:
+            labels: One class per image, or the number of a prompt it was loaded with.
+            prompts: In place of labels: one prompt per image.
+            steps: Sampling steps; default: 16 for a teacher, 1 for a one-step student.
+            sampler: A key of `dimo.samplers.SAMPLERS` for a teacher; default: the teacher's own.
+            batch_size: Images at a time; changes speed and memory only.
+            **settings: Settings of the sampler that replace the teacher's or student's, e.g.
+                `guidance_scale`, `temperature`.
+
+        Raises:
+            DimoError: Conditions of the wrong kind or out of range, an unknown sampler, or a
+                setting that it does not have or refuses.
+        """
+        model, labels = self._conditioned_on(labels, prompts)
+        run, chosen = self._sampler(sampler, steps, settings)
+        device = next(model.parameters()).device
+        conditions = torch.as_tensor(labels, dtype=torch.int64, device=device)
+        parts = []
+        with torch.inference_mode():
+            for index in torch.split(torch.arange(len(conditions), device=device), batch_size):
+                samples = run(model, conditions[index], ImageNoise(seed, index), **chosen)
+                levels = (self.tokenizer.decode(samples.tokens).float() + 1) * 127.5 + 0.5
+                parts.append(levels.floor().clamp(0, 255).to(torch.uint8).cpu())
+        return torch.cat(parts).as_subclass(Images)
+
+    def _conditioned_on(
+        self, labels: Sequence[int] | Tensor | None, prompts: Sequence[str] | None
+    ) -> tuple[MaskedModel, Sequence[int] | Tensor]:
+        model = self.model
+        if prompts is not None and isinstance(model, TextConditioned):
+            text, known = self.teacher.text, model.conditions
+            assert text is not None
+            assert isinstance(known, Prompts)
+            _check_prompts(text, prompts)
+            new = Prompts(known.encoder, prompts, negative_prompt=text.negative_prompt)
+            return TextConditioned(model.network, new), range(len(prompts))
+        if prompts is not None or labels is None or not len(labels):
+            example = "prompts=['...']" if self.teacher.text else "labels=[0]"
+            raise DimoError(f"{self.name} needs one condition per image; e.g. {example}")
+        return model, labels
+
+    def _sampler(
+        self, name: str | None, steps: int | None, settings: dict[str, Any]
+    ) -> tuple[Callable[..., Samples], dict[str, Any]]:
+        """The sampler and its keyword arguments."""
+        student, own = self.student, self.teacher.defaults
+        if student is not None and name is not None:
+            raise DimoError(f"sampler {name!r} is for teachers; leave it out for {self.name}")
+        steps = steps or (METHODS[student.method].usual_steps if student else _TEACHER_STEPS)
+        chosen: dict[str, Any] = {"num_steps": steps}
+        if student is not None and METHODS[student.method].is_one_step:
+            run: Callable[..., Samples] = sample_one_step if steps == 1 else sample_few_step
+            chosen |= {key: getattr(student, key) for key in _OF_STUDENT}
+        else:
+            name = name or ("confidence" if student else own.sampler)
+            if name not in SAMPLERS:
+                raise unknown_name("sampler", name, SAMPLERS)
+            run = SAMPLERS[name]
+            chosen |= {key: value for key, value in vars(own).items() if value is not None}
+            if name != own.sampler:
+                del chosen["mask_schedule"]
+            if student is not None:
+                chosen["temperature"] = student.temperature
+                chosen["guidance_scale"] = student.guidance_scale or own.guidance_scale
+        if self.unconditional is not None:
+            chosen["unconditional"] = self.unconditional
+        takes = inspect.signature(run).parameters
+        for key in settings:
+            if key not in takes:
+                allowed = ", ".join(key for key in takes if key not in _NO_SETTINGS)
+                raise DimoError(f"this sampler has no setting {key!r}; allowed: {allowed}")
+        if "temperature" in settings:
+            chosen["final_temperature"] = None  # a given temperature holds at every step
+        return run, {k: v for k, v in {**chosen, **settings}.items() if k in takes}
+
+
+def student_architecture(teacher: Teacher, method: str) -> type[MaskedNetwork]:
     """The class of a student's network, which takes the constructor arguments of its teacher's.
 
     Args:
@@ -208,7 +303,7 @@ def load_teacher(
     weights: Path | None = None,
     precision: str | None = None,
     prompts: Sequence[str] | None = None,
-) -> Loaded:
+) -> Generator:
     """Loads a teacher and its tokenizer in eval mode.
 
     Args:
@@ -236,7 +331,7 @@ def load_student(
     precision: str | None = None,
     prompts: Sequence[str] | None = None,
     teacher_unconditional: bool | None = None,
-) -> Loaded:
+) -> Generator:
     """Loads a distilled student, found or to be found by `find_student`, with its tokenizer.
 
     Args:
@@ -268,17 +363,38 @@ def load_student(
     return dataclasses.replace(loaded, unconditional=beside)
 
 
-def load_model(
-    name: str,
+def load(
+    name_or_path: str | Path,
     *,
-    device: torch.device,
-    weights: Path | None = None,
-    precision: str | None = None,
+    device: str | torch.device = "auto",
+    weights: str | Path | None = None,
+    precision: str | None = "float32",
     prompts: Sequence[str] | None = None,
-) -> Loaded:
-    """The teacher of that name, else the student of that name or in that folder."""
-    load = load_teacher if name in TEACHERS else load_student
-    return load(name, device=device, weights=weights, precision=precision, prompts=prompts)
+) -> Generator:
+    """Loads a teacher or a student by its name, a run folder, or a file of weights.
+
+    Args:
+        name_or_path: A key of `TEACHERS`, or as in `find_student`.
+        device: "auto" takes a GPU if there is one.
+        weights: Folder of weight files; default: the bundled or the fetched ones.
+        precision: A key of `dimo.models.cpu.PRECISIONS`, what it computes in; None leaves the
+            network fit for training.
+        prompts: What the labels of a text-conditioned model stand for; `Generator.sample` takes
+            others.
+
+    Raises:
+        DimoError: As `load_teacher` and `load_student`; an unknown device.
+    """
+    folder = None if weights is None else Path(weights)
+    name, student = str(name_or_path), None
+    if name not in TEACHERS:
+        student = find_student(name_or_path, weights=folder)
+    text = get_teacher(student.config.teacher if student else name).text
+    if prompts is None and text is not None:
+        prompts = [text.negative_prompt]
+    given: dict[str, Any] = {"weights": folder, "precision": precision, "prompts": prompts}
+    given["device"] = choose_device(str(device))
+    return load_student(student, **given) if student else load_teacher(name, **given)
 
 
 def _load(
@@ -290,7 +406,7 @@ def _load(
     precision: str | None,
     student: StudentConfig | None = None,
     prompts: Sequence[str] | None = None,
-) -> Loaded:
+) -> Generator:
     # the tokenizer first: what is missing or foreign shows before the larger file is read
     tokenizer = teacher.tokenizer(weights_file(teacher, "tokenizer", weights)).to(device)
     conditions = load_prompts(teacher, prompts, weights)
@@ -300,10 +416,10 @@ def _load(
     architecture = student_architecture(teacher, method) if method else teacher.architecture
     model = _ready(load_network(teacher, path, conditions, architecture), device, precision)
     digest = sha256_file(path)
-    return Loaded(teacher, model, tokenizer, digest, title, student, precision or "float32")
+    return Generator(teacher, model, tokenizer, digest, title, student, precision or "float32")
 
 
-def _ready(network: Network, device: torch.device, precision: str | None) -> Network:
+def _ready(network: MaskedModel, device: torch.device, precision: str | None) -> MaskedModel:
     """The network on the device, ready for sampling in a precision."""
     network = network.to(device)
-    return network if precision is None else in_precision(network, precision)
+    return network if precision is None else prepare_for_inference(network, precision)

@@ -1,9 +1,6 @@
-"""What a row of the table of teachers says; the table itself is `dimo.zoo.teachers`.
+"""The table of teachers: how each is built, loaded, sampled, and how it was trained.
 
-The table of teachers, and how a teacher or a distilled student is loaded.
-
-A row says how to build the network and the tokenizer, which weights they take, how the teacher
-was trained as far as distillation must know, and the sampler settings it is compared with.
+A row of your own can be added from outside the package: `TEACHERS["mine"] = Teacher(...)`.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +11,7 @@ from typing import Any, TypeAlias
 
 from dimo.data import imagenet
 from dimo.errors import unknown_name
-from dimo.models import Tokenizer
+from dimo.models import MaskedModel, MaskedNetwork, Tokenizer
 from dimo.models.clip_text import CLIPText
 from dimo.models.diffusers_vq import DiffusersVQ
 from dimo.models.digits import DigitsTokenizer
@@ -23,29 +20,26 @@ from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.models.maskgit import MaskGIT
 from dimo.models.meissonic import Meissonic
 from dimo.models.scenes import SceneTokenizer, SceneTransformer, SceneWords
-from dimo.models.text import TextConditioned, TextEncoder
+from dimo.models.text import TextEncoder
 from dimo.models.vqgan import VQGAN
-from dimo.zoo.bundled import DIGITS, SCENES, World
+from dimo.zoo.bundled import DIGITS, SCENES, BundledData
 
-Network: TypeAlias = MaskGIT | HaltonMaskGIT | TextConditioned
-Architecture: TypeAlias = (
-    type[MaskGIT] | type[HaltonMaskGIT] | type[Meissonic] | type[SceneTransformer]
-)
+Network: TypeAlias = MaskedModel  # of methods and estimates
 
 
 @dataclass(frozen=True)
 class SamplerDefaults:
-    """Settings of the multi-step sampler in comparisons, and how they were chosen.
+    """Settings of the multi-step sampler in comparisons.
 
     Attributes:
         sampler: The teacher's own sampler, a key of `dimo.samplers.SAMPLERS`.
-        mask_schedule: Of that sampler; another one takes its own default.
-        guidance_scale: s, 1 = off.
+        mask_schedule: For that sampler; another one takes its own default.
+        guidance_scale: s; 1 = off.
         temperature: Divides the logits.
         selected_by: Where the values come from.
-        choice_temperature: Of the confidence noise; None: the sampler's default, if it has any.
-        final_temperature: Of the last step; None: `temperature` throughout.
-        random_start: Whether each image starts at a place of its own in the Halton order.
+        choice_temperature: Scale of the confidence noise; None: the sampler's default.
+        final_temperature: Temperature of the last step; None: `temperature` throughout.
+        random_start: Each image starts at a random place of the Halton order.
     """
 
     sampler: str
@@ -63,13 +57,13 @@ class TextConditioning:
     """How a teacher reads prompts.
 
     Attributes:
-        encoder: Builds the text encoder from its weights file, the row's role "text"; from nothing
-            where the row has no such role.
-        negative_prompt: What stands for no condition in guidance.
+        encoder: Builds the text encoder from its weights file, the row's role "text"; without
+            arguments if the row has no such role.
+        negative_prompt: The null condition of guidance.
         length: Tokens of an encoded prompt.
-        states_dim: Width of each.
-        pooled_dim: Width of the vector of the whole prompt.
-        check: Raises a `DimoError` for a prompt that it cannot read; None: it reads any.
+        states_dim: Width of a token's state.
+        pooled_dim: Width of the prompt's pooled vector.
+        check: Raises a `DimoError` for a prompt that the encoder cannot read; None: it reads any.
     """
 
     encoder: Callable[..., TextEncoder]
@@ -85,29 +79,28 @@ class Teacher:
     """One row of the table.
 
     Attributes:
-        name: What `--teacher` takes.
+        name: Its key in `TEACHERS`, what `--teacher` takes.
         title: Name in tables.
-        architecture: The class of the network.
+        architecture: Class of the network: a `MaskedModel`, or a `TextNetwork` if `text` is set.
         network: Its constructor arguments.
         tokenizer: Builds the tokenizer from its weights file.
-        weights: Role ("transformer", "tokenizer", "text") -> a name of
-        `dimo.weights.catalog.OFFICIAL`, or
-            the name of a file that comes with the package.
-        image_size: Side of its images in pixels.
+        weights: Role ("transformer", "tokenizer", "text") -> a key of
+            `dimo.weights.catalog.OFFICIAL`, or the name of a bundled file.
+        image_size: Side of the images in pixels.
         num_tokens: L.
-        num_classes: Size of the condition; 0: it is text, and its prompts are numbered instead.
-        names: Returns one name a class, for captions.
-        label_smoothing: Of the teacher's training; the auxiliary model uses the same.
+        num_classes: Number of classes; 0: the condition is text.
+        names: Returns one name per class, for captions.
+        label_smoothing: Used in the teacher's training, and by the auxiliary model.
         defaults: Sampler settings for comparisons.
-        recipe: The Di[M]O recipe taken when none is named; None: there is none yet.
-        other_recipes: Those of the other methods, by their keys in `dimo.zoo.students.METHODS`.
+        recipe: The default Di[M]O recipe.
+        other_recipes: Default recipes of other methods, by method.
         text: How it reads prompts; None: its condition is a class.
-        world: The embedded data it is trained from; None: its weights are published.
+        bundled: The data set it was trained on, if the package has it; None: published weights.
     """
 
     name: str
     title: str
-    architecture: Architecture
+    architecture: type[MaskedNetwork]
     network: Mapping[str, Any]
     tokenizer: Callable[[Path], Tokenizer]
     weights: Mapping[str, str]
@@ -120,22 +113,22 @@ class Teacher:
     recipe: str | None = None
     other_recipes: Mapping[str, str] = field(default_factory=dict)
     text: TextConditioning | None = None
-    world: World | None = None
+    bundled: BundledData | None = None
 
     @property
     def recipes(self) -> dict[str, str]:
-        """The recipe that each distillation method takes when none is named."""
+        """The default recipe of each method."""
         return {**({"dimo": self.recipe} if self.recipe else {}), **self.other_recipes}
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One name a class."""
+        """One name per class."""
         return self.names()
 
     @property
-    def is_embedded(self) -> bool:
-        """Whether its weights come with the package, and its training data too."""
-        return self.world is not None
+    def is_bundled(self) -> bool:
+        """Whether weights and training data come with the package."""
+        return self.bundled is not None
 
 
 def _digits() -> Teacher:
@@ -177,7 +170,7 @@ def _digits() -> Teacher:
             "di4c-d": "digits-di4c-d",
             "sdtt": "digits-sdtt",
         },
-        world=DIGITS,
+        bundled=DIGITS,
     )
 
 
@@ -326,7 +319,7 @@ def _scenes() -> Teacher:
             pooled_dim=SceneWords.width,
             check=SceneWords.check,
         ),
-        world=SCENES,
+        bundled=SCENES,
     )
 
 
@@ -347,8 +340,7 @@ TEACHERS: dict[str, Teacher] = {
 
 
 def get_teacher(name: str) -> Teacher:
-    """The row of that name.
-
+    """
     Raises:
         DimoError: Unknown teacher.
     """

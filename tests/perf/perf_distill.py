@@ -60,10 +60,10 @@ def _by_measure(monkeypatch, precision):
     found = {}
     with monkeypatch.context() as patch:
         patch.setattr(layers, "_drop_out", torch.nn.functional.dropout)
-        patch.setattr(base, "in_precision", lambda network, precision: network)
+        patch.setattr(base, "prepare_for_inference", lambda network, precision: network)
         found["logits where masked, no attention maps"] = _ours(precision)
     with monkeypatch.context() as patch:
-        patch.setattr(base, "in_precision", lambda network, precision: network)
+        patch.setattr(base, "prepare_for_inference", lambda network, precision: network)
         found["+ quick dropout"] = _ours(precision)
     found[FRESH] = _ours(precision)
     found[SHARED] = _ours(precision, "shared")

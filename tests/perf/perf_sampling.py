@@ -10,7 +10,7 @@ from straightforward import PlainMaskGIT, sample_plainly
 
 from dimo.engine.distributed import device_name
 from dimo.masking import tokens_per_step
-from dimo.models.cpu import in_precision
+from dimo.models.cpu import prepare_for_inference
 from dimo.models.halton import SIZES, HaltonMaskGIT
 from dimo.models.maskgit import MaskGIT
 from dimo.rng import ImageNoise
@@ -77,8 +77,8 @@ def _ours(model, labels):
 def test_guided_sampling_against_a_straightforward_implementation(networks):
     plain, model = networks
     counts = tokens_per_step("arccos", STEPS, 256)
-    packed = in_precision(copy.deepcopy(model), "float32")
-    bfloat16 = in_precision(copy.deepcopy(model), "bfloat16")
+    packed = prepare_for_inference(copy.deepcopy(model), "float32")
+    bfloat16 = prepare_for_inference(copy.deepcopy(model), "bfloat16")
     one_class = torch.full((4,), 207)
     runs = {
         "straightforward, float32": lambda: sample_plainly(

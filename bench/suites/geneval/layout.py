@@ -15,8 +15,6 @@ import numpy as np
 from bench.metrics.geneval import Detected, judge
 from bench.protocol import Prompts
 from bench.suites.geneval.prompts import Metadata, check_metadata, parse_metadata, same_list
-from dimo.errors import DimoError
-from dimo.util.files import write_atomic
 from dimo.util.schema import Origin
 
 _LAYOUT = "make it as GenEval does: 00000/metadata.jsonl and 00000/samples/0000.png for each prompt"
@@ -83,16 +81,6 @@ def read_folder(path: Path, wanted: Prompts) -> tuple[list[PromptFolder], list[s
     return [found for found in folders if found.images], problems
 
 
-def write_prompts(path: Path, prompts: Sequence[Metadata]) -> None:
-    """Writes the metadata of every prompt into its folder, so that only images are wanting.
-
-    Raises:
-        DimoError: The folder cannot be written.
-    """
-    for number, metadata in enumerate(prompts):
-        write_atomic(path / f"{number:05d}" / "metadata.jsonl", json.dumps(metadata))
-
-
 def _read_prompt(folder: Path, origin: Origin) -> PromptFolder:
     file = folder / "metadata.jsonl"
     where = f"{folder.name}/metadata.jsonl"
@@ -113,19 +101,6 @@ def _number(path: Path) -> tuple[int, str]:
 def _listed(names: Sequence[str]) -> str:
     rest = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def check_complete(path: Path, problems: Sequence[str], protocol: str) -> None:
-    """Refuses a set with problems.
-
-    Raises:
-        DimoError: There is one.
-    """
-    if problems:
-        raise DimoError(
-            f"{path} does not conform to protocol {protocol!r}: {'; '.join(problems)}; make it as "
-            "the protocol asks, or score it outside the protocol with --nonconforming"
-        )
 
 
 _KEYS = ("filename", "tag", "prompt", "correct", "reason", "metadata", "details")

@@ -13,14 +13,13 @@ from typing import Any
 
 from bench.metrics.geneval import COLORS, RELATIONS, TAGS
 from bench.protocol import Prompts
-from bench.protocol.catalog import ANY
+from bench.protocol.catalog import ANY, BUNDLED_PROMPTS
 from dimo.data.scenes.prompts import prompts as scene_prompts
 from dimo.errors import DimoError
 from dimo.util.files import sha256_bytes
 from dimo.util.schema import Origin, unique_keys
 
 Metadata = dict[str, Any]
-EMBEDDED = "scenes-held-out"  # a protocol's name of the list that comes with dimo
 
 _NEXT_STEP = "use GenEval's evaluation_metadata.jsonl, or a file of the same form"
 _CLAUSE = {"include": ("class", "count", "color", "position"), "exclude": ("class", "count")}
@@ -43,7 +42,7 @@ def prompts_of(wanted: Prompts, path: Path | None) -> tuple[Metadata, ...]:
     """
     if path is not None:
         return read_prompts(path, sha256=wanted.sha256)
-    if wanted.name != EMBEDDED:
+    if wanted.name != BUNDLED_PROMPTS:
         raise DimoError(
             f"prompts {wanted.name} do not come with dimo; give the official file with --prompts"
         )

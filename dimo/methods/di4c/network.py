@@ -19,6 +19,8 @@ _MAX_PERIOD, _Z_SCALE = 10_000, 1_000
 class Di4CStudent(MaskGIT):
     """`MaskGIT` whose `forward` takes a latent; constructor arguments are those of `MaskGIT`."""
 
+    takes_latent = True
+
     def __init__(self, **config: Any) -> None:
         super().__init__(**config)
         self.latent_projection = nn.Sequential(

@@ -27,7 +27,7 @@ from dimo.initialization import (
 from dimo.masking import mask_count, mask_ratio, random_mask
 from dimo.methods.dimo.divergence import REDUCTIONS, gradient_divisor, logit_gradient
 from dimo.models import MaskedModel
-from dimo.models.layers import at_positions
+from dimo.models.layers import gather_positions
 from dimo.samplers.base import masked_positions
 
 
@@ -187,7 +187,7 @@ class DiMOObjective:
         assert not getattr(teacher, "training", False), "a teacher in train mode has dropout"
         with torch.no_grad():
             positions = _masked_positions(mask)
-            kept = at_positions(mask[..., None], positions)  # [B, K, 1]
+            kept = gather_positions(mask[..., None], positions)  # [B, K, 1]
             state = (tokens.masked_fill(mask, teacher.mask_token_id), labels, positions)
             scale = guidance_scales(self.teacher_guidance, self.guidance_scale, mask_ratio)
             p = _tempered(self._logits_at(teacher, *state, scale), self.teacher_temperature)
@@ -197,7 +197,7 @@ class DiMOObjective:
                 self.divergence, teacher_logits=p, auxiliary_logits=q, beta=self.beta
             )
             if self.weighting != "constant":
-                z = at_positions(student_logits, positions)
+                z = gather_positions(student_logits, positions)
                 gradient = gradient / self._divisor(z, p, kept[..., 0])
             gradient = gradient.masked_fill(~kept, 0.0)
             gradient = _to_positions(gradient, positions, student_logits)
@@ -229,7 +229,7 @@ class DiMOObjective:
         """
         positions = _masked_positions(mask)
         state = (tokens.masked_fill(mask, auxiliary.mask_token_id), labels, positions)
-        kept = at_positions(mask[..., None], positions)[..., 0]
+        kept = gather_positions(mask[..., None], positions)[..., 0]
         asked = self._logits_at(auxiliary, *state)
         logits = asked[kept]  # [N, V], in the order of the mask
         loss = F.cross_entropy(logits, tokens[mask], label_smoothing=self.label_smoothing)
@@ -298,7 +298,7 @@ def _masked_positions(mask: Tensor) -> Tensor | None:
 
 
 def _to_positions(values: Tensor, positions: Tensor | None, like: Tensor) -> Tensor:
-    """The inverse of `at_positions`: values [B, K, V] in a [B, L, V] that is zero elsewhere."""
+    """The inverse of `gather_positions`: values [B, K, V] in a [B, L, V] that is zero elsewhere."""
     if positions is None:
         return values
     whole = values.new_zeros(like.shape)

@@ -16,14 +16,13 @@ from bench.records.record import (
     MetricValue,
     ProtocolInfo,
     ResultRecord,
-    Trial,
     load_record,
     new_record,
     record_from_json,
     record_to_json,
     seal,
 )
-from bench.records.selection import Tuning
+from bench.records.selection import Trial, Tuning
 from dimo.errors import DimoError
 from dimo.util.files import sha256_bytes
 
@@ -59,12 +58,43 @@ def new(template: ResultRecord, **changes: Any) -> ResultRecord:
     return new_record(**(given | changes))
 
 
-def test_a_detectors_hash_is_in_a_file_only_where_there_is_one(make_record: RecordMaker) -> None:
+JUDGED = dataclasses.replace(
+    EVIDENCE,
+    detector="scenes-detector",
+    detector_sha256="ee" * 32,
+    prompts="scenes-held-out",
+    prompts_sha256="ff" * 32,
+)
+
+
+def test_a_detector_is_in_a_file_only_where_there_is_one(make_record: RecordMaker) -> None:
     plain = record_to_json(new(make_record()))
-    assert "detector_sha256" not in plain
-    judged = dataclasses.replace(EVIDENCE, detector_sha256="ee" * 32)
-    text = record_to_json(new(make_record(), evidence=judged))
-    assert record_from_json(text, source="x").evidence == judged
+    assert "detector" not in plain
+    record = new(make_record(), evidence=JUDGED)
+    assert record.format == 2
+    assert record_from_json(record_to_json(record), source="x") == record
+
+
+def test_a_detector_in_an_extractors_place_is_moved(make_record: RecordMaker) -> None:
+    """Format 1 without an extractor; the file's hash and text stay those of format 1."""
+    none = dataclasses.replace(
+        JUDGED, extractor="none", extractor_sha256="", reference="none", reference_sha256=""
+    )
+    record = make_record(evidence=none)
+    assert record.format == 1
+    text = record_to_json(record)
+    evidence = json.loads(text)["evidence"]
+    assert (evidence["extractor"], evidence["reference"]) == ("scenes-detector", "scenes-held-out")
+    assert evidence["extractor_sha256"] == "ee" * 32
+    assert evidence["reference_sha256"] == "ff" * 32
+    assert not {"detector", "detector_sha256", "prompts", "prompts_sha256"} & evidence.keys()
+    assert record_from_json(text, source="x") == record
+
+
+def test_a_detector_beside_an_extractor_has_no_name_in_format_1(make_record: RecordMaker) -> None:
+    text = record_to_json(make_record(evidence=JUDGED))
+    evidence = record_from_json(text, source="x").evidence
+    assert evidence == dataclasses.replace(JUDGED, detector=None, prompts=None)
 
 
 def edited(record: ResultRecord, edit: Callable[[dict[str, Any]], object]) -> str:
@@ -251,7 +281,7 @@ def test_a_record_changed_in_memory_is_not_written(make_record: RecordMaker) -> 
         (lambda d: d.update(run_id="../../x"), "'run_id' must be 32 hex digits"),
         (lambda d: d.update(created="yesterday"), "'created' must be like '2026-"),
         (lambda d: d["method"].update(name=" "), "'method.name' must not be empty"),
-        (lambda d: d.update(format=2), "'format' is 2, and this dimo reads 1; update dimo"),
+        (lambda d: d.update(format=3), "'format' is 3, and this dimo reads 1 to 2; update dimo"),
     ],
 )
 def test_an_edited_file_is_refused_in_one_line(

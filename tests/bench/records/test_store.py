@@ -170,9 +170,9 @@ def test_no_folder(tmp_path: Path) -> None:
 # a real writer in a process of its own: says each record that it has finished
 WRITER = """
 import dataclasses, sys, uuid
-from bench.record import record_from_json, seal
-from bench.store import append
-from dimo.files import sha256_bytes
+from bench.records.record import record_from_json, seal
+from bench.records.store import append
+from dimo.util.files import sha256_bytes
 template = record_from_json(open(sys.argv[1]).read(), source="template")
 for number in range(int(sys.argv[3])):
     run_id = uuid.uuid4().hex

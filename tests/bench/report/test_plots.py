@@ -10,8 +10,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from bench.protocol import Protocol
-from bench.records.record import ResultRecord, Trial, seal
-from bench.records.selection import Tuning
+from bench.records.record import ResultRecord, seal
+from bench.records.selection import Trial, Tuning
 from bench.report import Report, collect_report
 from bench.report.html.runs import run_panels
 from bench.report.html.svg import PAGE_INK, inline

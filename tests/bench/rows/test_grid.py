@@ -14,7 +14,7 @@ from bench.rows.grid import draw_samples, shared_classes, write_picture
 from bench.rows.rows import jobs_of
 from bench.rows.settings import sample_images
 from dimo.errors import DimoError
-from dimo.zoo.loading import load_model
+from dimo.zoo.loading import load
 
 CPU = torch.device("cpu")
 LONG = [
@@ -27,7 +27,7 @@ LONG = [
 
 @pytest.fixture(scope="module")
 def jobs():
-    teacher, student = (load_model(name, device=CPU) for name in ("digits", "digits-dimo"))
+    teacher, student = (load(name, device=CPU) for name in ("digits", "digits-dimo"))
     return [*jobs_of(teacher, [1, 2]), *jobs_of(student, [1])]
 
 

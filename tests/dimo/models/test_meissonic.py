@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dimo.errors import DimoError
-from dimo.models.cpu import in_precision
+from dimo.models import TextFeatures
+from dimo.models.cpu import prepare_for_inference
 from dimo.models.meissonic import Meissonic
 from dimo.models.meissonic_layers import rotary_tables
-from dimo.models.text import TextFeatures
 
 CASE = "meissonic_transformer"
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -118,7 +118,7 @@ def test_an_image_does_not_depend_on_the_others(precision):
     torch.manual_seed(0)
     sizes = {**SIZES, "attention_head_dim": 16, "num_attention_heads": 4}
     sizes |= {"pooled_projection_dim": 64, "axes_dims_rope": (4, 6, 6)}
-    model = in_precision(Meissonic(**sizes, input_size=16).eval(), precision)
+    model = prepare_for_inference(Meissonic(**sizes, input_size=16).eval(), precision)
     tokens = torch.randint(20, (5, 256))
     text = TextFeatures(torch.randn(5, 77, 28), torch.randn(5, 64))
     with torch.inference_mode():
@@ -129,7 +129,7 @@ def test_an_image_does_not_depend_on_the_others(precision):
 
 
 def test_bfloat16_is_close(folder, data):
-    model = in_precision(Meissonic.from_official(folder, input_size=8), "bfloat16")
+    model = prepare_for_inference(Meissonic.from_official(folder, input_size=8), "bfloat16")
     error = run(model, data) - logits_of(data, "logits")
     assert 1e-4 < error.abs().max() < 0.3
     assert error.abs().mean() < 0.03

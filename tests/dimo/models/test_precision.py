@@ -8,7 +8,7 @@ import torch
 from dimo.errors import DimoError
 from dimo.methods.di4c.network import Di4CStudent
 from dimo.models import cpu as precision_module
-from dimo.models.cpu import in_precision
+from dimo.models.cpu import prepare_for_inference
 from dimo.models.halton import HaltonMaskGIT
 from dimo.models.maskgit import MaskGIT
 from dimo.rng import ImageNoise
@@ -46,7 +46,7 @@ def _logits(model, count=4):
 def test_the_function_stays_the_same(name, precision, low, high):
     model = _network(name)
     expected = _logits(model)
-    found = _logits(in_precision(model, precision))
+    found = _logits(prepare_for_inference(model, precision))
     assert found.dtype == torch.float32
     error = float((found - expected).abs().max() / expected.abs().max())
     assert low <= error < high
@@ -70,7 +70,7 @@ def test_a_cpu_without_bfloat16_multiplies_the_rounded_numbers(monkeypatch):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", BUILD)
 def test_logits_do_not_depend_on_the_batch(name, precision):
-    model = in_precision(_network(name), precision)
+    model = prepare_for_inference(_network(name), precision)
     whole = _logits(model, 64)
     for size in (1, 7):
         assert torch.equal(_logits(model, size), whole[:size])
@@ -80,7 +80,7 @@ def test_logits_do_not_depend_on_the_batch(name, precision):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_images_do_not_depend_on_the_batch(sampler, precision):
-    model = in_precision(_network("maskgit"), precision)
+    model = prepare_for_inference(_network("maskgit"), precision)
     index = torch.arange(64)
     settings = {"num_steps": 5, "guidance_scale": 2.0}
 
@@ -99,7 +99,7 @@ def test_a_student_is_sampled_in_bfloat16_too():
     init = {"init_mask_ratio": 0.6, "embedding_noise": 0.1}
     found = []
     with torch.inference_mode():
-        for network in (model, in_precision(copy.deepcopy(model), "bfloat16")):
+        for network in (model, prepare_for_inference(copy.deepcopy(model), "bfloat16")):
             samples = sample_one_step(network, index % 6, ImageNoise(0, index), **init)
             found.append(samples.tokens)
     agreement = float((found[0] == found[1]).double().mean())
@@ -108,4 +108,4 @@ def test_a_student_is_sampled_in_bfloat16_too():
 
 def test_an_unknown_precision_is_refused():
     with pytest.raises(DimoError, match="unknown precision 'float16'"):
-        in_precision(_network("maskgit"), "float16")
+        prepare_for_inference(_network("maskgit"), "float16")

@@ -256,7 +256,7 @@ def test_the_latent_of_a_mixture_is_drawn_for_each_image_and_step(teacher):
     seen = []
 
     class Mixture:
-        latent_projection, takes_positions = None, False
+        takes_latent, takes_positions = True, False
 
         def __getattr__(self, name):
             return getattr(teacher.model, name)

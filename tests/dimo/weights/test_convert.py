@@ -1,4 +1,4 @@
-"""Conversion to safetensors, bit for bit, and what `verify` finds wrong with files."""
+"""Conversion to safetensors, bit for bit, and what `check` finds wrong with files."""
 
 import hashlib
 import json
@@ -16,10 +16,9 @@ from dimo.models.halton import HaltonMaskGIT
 from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.models.maskgit import MaskGIT
 from dimo.models.vqgan import VQGAN
-from dimo.weights.catalog import OFFICIAL, OfficialFile, destination, find, locate, name_of
-from dimo.weights.convert import _NETWORKS, convert, verify
+from dimo.weights.catalog import ASSETS, OFFICIAL, OfficialFile, destination, find, locate, name_of
+from dimo.weights.convert import _loaders, check, convert, official_networks
 from dimo.weights.files import (
-    ASSETS,
     check_state,
     load_metadata,
     read_state_dict,
@@ -94,7 +93,7 @@ def test_a_converted_file_loads_bit_for_bit(published, layout, tmp_path):
     assert metadata["state_sha256"] == state_sha256(read_state_dict(result)) == state_sha256(one)
     assert ("config" in metadata) == (layout == "vqgan")
     other_name = result.rename(tmp_path / "mine.safetensors")  # not checked as the full-size one
-    (found,) = verify([str(other_name)], tmp_path)
+    (found,) = check([str(other_name)], tmp_path)
     assert not found.problems
     assert found.origin == "converted"
 
@@ -146,7 +145,7 @@ def test_what_cannot_be_converted_is_named(published, tmp_path):
     assert sorted(p.name for p in out.iterdir()) == ["net.safetensors"]
 
 
-# --- verify ---------------------------------------------------------------------------------------
+# --- check ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -163,7 +162,7 @@ def row(monkeypatch):
 
 
 def problems(*names, folder):
-    return [problem for finding in verify(names, folder) for problem in finding.problems]
+    return [problem for finding in check(names, folder) for problem in finding.problems]
 
 
 def test_an_official_name_needs_the_full_size_network(published, row, tmp_path):
@@ -182,16 +181,16 @@ def full_size(network):
 
 def test_a_whole_official_file_is_found_in_order(row, tmp_path):
     path = tmp_path / "ImageNet_256_tiny.pth"
-    torch.save({"model_state_dict": full_size(_NETWORKS["halton-tiny-256"])}, path)
+    torch.save({"model_state_dict": full_size(official_networks()["halton-tiny-256"])}, path)
     row("halton-tiny-256", path)
-    (found,) = verify([], tmp_path)
+    (found,) = check([], tmp_path)
     assert (found.name, found.path, found.problems) == ("halton-tiny-256", path, [])
     assert found.origin == "not known"
     assert "every key and shape of the Halton-MaskGIT transformer" in found.structure
     (tmp_path / f"{path.name}.sha256").write_text(f"{found.sha256}  {path.name}\n")
-    assert verify([], tmp_path)[0].origin == "recorded"
+    assert check([], tmp_path)[0].origin == "recorded"
     row("halton-tiny-256", path, sha256=found.sha256)
-    assert verify([], tmp_path)[0].origin == "published"
+    assert check([], tmp_path)[0].origin == "published"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -208,12 +207,12 @@ def test_a_whole_official_file_is_found_in_order(row, tmp_path):
 def test_every_transformer_and_tokenizer_has_its_network():
     extractors = {"inception", "inception-torchscript", "dinov2-vit-l-14", "clip-vit-l-14-336"}
     extractors |= {"hps-v2.0", "hps-v2.1"}
-    elsewhere = {"maskgit-vqgan", "meissonic-vq", "meissonic-text"}  # by their own configuration
     texts = {name for name, row in OFFICIAL.items() if row.path.endswith(TEXTS)}
-    assert set(OFFICIAL) - extractors - elsewhere - texts == set(_NETWORKS)
+    networks = official_networks()
+    assert set(OFFICIAL) - extractors - texts <= {*networks, *_loaders()}
     with torch.device("meta"):
         sizes = {
-            name: sum(p.numel() for p in net().parameters()) for name, net in _NETWORKS.items()
+            name: sum(p.numel() for p in build().parameters()) for name, build in networks.items()
         }
     assert round(sizes["maskgit-256"] / 1e6, 3) == 174.161
     assert sizes["maskgit-512"] > sizes["maskgit-256"] == sizes["dimo-maskgit"] < sizes["di4c-d"]
@@ -221,15 +220,17 @@ def test_every_transformer_and_tokenizer_has_its_network():
 
 
 def test_other_files_are_checked_as_far_as_their_sizes_are_known(published, tmp_path):
-    for layout in ("maskgit", "dimo", "vqgan"):
-        (found,) = verify([str(published(layout)[0])], tmp_path)
+    for layout in ("maskgit", "vqgan"):
+        (found,) = check([str(published(layout)[0])], tmp_path)
         assert not found.problems
         assert "every key and shape of the" in found.structure
-    tokenizer = ASSETS / "digits-tokenizer.safetensors"
-    (found,) = verify([str(tokenizer)], tmp_path)
-    assert found.structure.endswith("looks like a digits tokenizer; keys not checked")
+    for name in ("digits-teacher", "digits-tokenizer", "scenes-tokenizer"):
+        (found,) = check([str(ASSETS / f"{name}.safetensors")], tmp_path)
+        assert "every key and shape of the" in found.structure
+    (found,) = check([str(ASSETS / "digits-cnn.safetensors")], tmp_path)
+    assert found.structure.endswith("looks like a digits feature extractor; keys not checked")
     save_tensors(tmp_path / "x.safetensors", {"weight": torch.zeros(2, 3)})
-    (found,) = verify([str(tmp_path / "x.safetensors")], tmp_path)
+    (found,) = check([str(tmp_path / "x.safetensors")], tmp_path)
     expected = "1 tensors, 6 numbers, of no network that dimo knows; keys not checked"
     assert found.structure == expected
 
@@ -267,9 +268,9 @@ def test_missing_files_and_unknown_names(tmp_path):
     (problem,) = problems("maskgit-256", folder=tmp_path)
     assert "dimo weights fetch maskgit-256" in problem
     with pytest.raises(DimoError, match=r"did you mean 'maskgit-512'.*give the path of a file"):
-        verify(["maskgit-51"], tmp_path)
+        check(["maskgit-51"], tmp_path)
     with pytest.raises(DimoError, match="no official file is in"):
-        verify([], tmp_path)
+        check([], tmp_path)
 
 
 def test_extractors_and_the_configuration(tmp_path, golden):
@@ -279,7 +280,7 @@ def test_extractors_and_the_configuration(tmp_path, golden):
     config = destination("maskgit-vqgan-config", tmp_path)
     config.parent.mkdir(parents=True)
     config.write_text("model: {params: {}}")
-    (found,) = verify(["maskgit-vqgan-config"], tmp_path)
+    (found,) = check(["maskgit-vqgan-config"], tmp_path)
     assert found.structure == "configuration of a VQGAN with 1024 codes"
     config.write_text("model: {params: {n_embed: a}}")
     assert "must be an integer" in problems("maskgit-vqgan-config", folder=tmp_path)[0]
@@ -288,7 +289,7 @@ def test_extractors_and_the_configuration(tmp_path, golden):
 # --- places ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OFFICIAL)
+@pytest.mark.parametrize("name", ["maskgit-256", "maskgit-vqgan", "meissonic-merges"])
 def test_what_is_fetched_or_converted_is_found(name, tmp_path):
     with pytest.raises(DimoError, match=f"dimo weights fetch {name}$"):
         locate(name, tmp_path)

@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from dimo.errors import DimoError
+from dimo.weights import download as fetching
 from dimo.weights.catalog import OFFICIAL, OfficialFile, default_folder, locate
 from dimo.weights.download import fetch, recorded_sha256
-from dimo.weights.files import download as fetching
 
 DATA = bytes(range(256)) * 20_000  # 5 MB: several blocks
 SHA256 = hashlib.sha256(DATA).hexdigest()

@@ -11,12 +11,10 @@ import pytest
 import torch
 
 from dimo.errors import DimoError
-from dimo.models.digits import DigitsTokenizer
 from dimo.models.halton import HaltonMaskGIT
 from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.models.maskgit import MaskGIT
 from dimo.models.vqgan import VQGAN
-from dimo.weights.catalog import ASSETS
 from dimo.weights.files import looks_like, read_state_dict, save_tensors, state_sha256
 
 OFFICIAL = [
@@ -29,26 +27,15 @@ OFFICIAL = [
 STATE = {"weight": torch.arange(3.0)}
 
 
-@pytest.mark.parametrize(("cls", "case", "suffix", "kind"), OFFICIAL)
-@pytest.mark.parametrize(("other", "other_case", "other_suffix", "other_kind"), OFFICIAL)
-def test_a_file_of_another_network_is_named(
-    golden_file, golden_constructor, cls, case, suffix, kind, other, other_case, other_suffix,
-    other_kind,
-):  # fmt: skip
-    path = golden_file(f"{other_case}.{other_suffix}")
-    if kind == other_kind:
-        assert looks_like(read_state_dict(path)) == kind
-        return
-    with pytest.raises(DimoError) as caught:
-        cls.from_official(path, **golden_constructor[case])
-    assert f"look like those of a {other_kind}, but a {kind} is needed" in str(caught.value)
-
-
-def test_digits_files_are_told_apart(golden_file, golden_constructor):
-    with pytest.raises(DimoError, match="digits tokenizer, but a taming VQGAN"):
-        VQGAN.from_official(ASSETS / "digits-tokenizer.safetensors")
-    with pytest.raises(DimoError, match=r"MaskGIT v1\.0 transformer, but a digits tokenizer"):
-        DigitsTokenizer.from_file(ASSETS / "digits-teacher.safetensors")
+@pytest.mark.parametrize("number", range(len(OFFICIAL)))
+def test_a_file_of_another_network_is_named(golden_file, golden_constructor, number):
+    """A cycle: each network is given the file of the next one of another kind."""
+    cls, case, suffix, kind = OFFICIAL[number]
+    assert looks_like(read_state_dict(golden_file(f"{case}.{suffix}"))) == kind
+    others = [*OFFICIAL[number + 1 :], *OFFICIAL]
+    _, case_, suffix_, kind_ = next(other for other in others if other[3] != kind)
+    with pytest.raises(DimoError, match=f"look like those of a {kind_}, but a {kind} is needed"):
+        cls.from_official(golden_file(f"{case_}.{suffix_}"), **golden_constructor[case])
 
 
 @pytest.mark.parametrize(("cls", "case", "suffix", "kind"), OFFICIAL)
@@ -57,13 +44,13 @@ def test_a_truncated_file_and_a_missing_key_are_refused(
 ):
     path = golden_file(f"{case}.{suffix}")
     data = path.read_bytes()
-    for size in (0, 100, len(data) // 2, len(data) - 1):
+    for size in (0, len(data) // 2, len(data) - 1):
         short = tmp_path / f"short.{suffix}"
         short.write_bytes(data[:size])
         with pytest.raises(DimoError, match="cannot read weights"):
             cls.from_official(short, **golden_constructor[case])
     state = read_state_dict(path)
-    for number, key in enumerate(sorted(state)[::29]):
+    for number, key in enumerate(sorted(state)[::61]):
         torch.save({k: v for k, v in state.items() if k != key}, tmp_path / f"{number}.pth")
         with pytest.raises(DimoError):
             cls.from_official(tmp_path / f"{number}.pth", **golden_constructor[case])
@@ -74,7 +61,7 @@ def test_a_pickle_cut_anywhere_is_one_clear_error(tmp_path, zipped):
     path = tmp_path / "whole.pth"
     torch.save({"model": STATE}, path, _use_new_zipfile_serialization=zipped)
     data = path.read_bytes()
-    for size in range(0, len(data) - 1, 17):
+    for size in range(0, len(data) - 1, 67):
         path.write_bytes(data[:size])
         with pytest.raises(DimoError, match="cannot read weights"):
             read_state_dict(path)
@@ -128,8 +115,15 @@ def test_code_in_a_file_is_never_run(tmp_path, hide):
     assert not Evil.path.exists()
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
-@pytest.mark.parametrize("container", ["model_state_dict", "state_dict", "model", None])
+@pytest.mark.parametrize(
+    ("prefix", "container"),
+    [
+        ("", "model_state_dict"),
+        ("module.", "state_dict"),
+        ("_orig_mod.", "model"),
+        ("module._orig_mod.", None),
+    ],
+)
 def test_containers_and_wrappers_are_opened(tmp_path, prefix, container):
     state = {prefix + key: value for key, value in STATE.items()}
     torch.save(state if container is None else {container: state, "iter": 1}, tmp_path / "x.pth")

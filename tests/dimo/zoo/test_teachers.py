@@ -15,7 +15,7 @@ from dimo.engine.runs import distill
 from dimo.errors import DimoError
 from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.weights.catalog import ASSETS, OFFICIAL
-from dimo.zoo.loading import load_model, load_student, load_teacher, make_network
+from dimo.zoo.loading import load, load_student, load_teacher, make_network
 from dimo.zoo.students import PUBLISHED_STUDENTS, StudentConfig, find_student, save_student
 from dimo.zoo.teachers import TEACHERS, get_teacher
 
@@ -31,8 +31,8 @@ def test_a_row_agrees_with_its_network(name):
     assert network.num_tokens == row.num_tokens
     assert row.num_classes == (0 if row.text else network.num_classes)
     for weights in row.weights.values():
-        assert (weights in OFFICIAL) == (row.world is None)
-        assert row.world is None or (ASSETS / weights).is_file()
+        assert (weights in OFFICIAL) == (row.bundled is None)
+        assert row.bundled is None or (ASSETS / weights).is_file()
     own = row.defaults
     SamplerSettings(
         own.sampler,
@@ -73,7 +73,7 @@ def test_classes_have_names():
 
 def test_digits_need_no_torchvision():
     code = (
-        "import sys, torch; from dimo.zoo.teachers import load_teacher\n"
+        "import sys, torch; from dimo.zoo.loading import load_teacher\n"
         "load_teacher('digits', device=torch.device('cpu')).teacher.class_names\n"
         "assert 'torchvision' not in sys.modules"
     )
@@ -82,7 +82,7 @@ def test_digits_need_no_torchvision():
 
 
 def test_official_files_make_a_teacher(small_maskgit):
-    loaded = load_model("maskgit", device=CPU, weights=small_maskgit)
+    loaded = load("maskgit", device=CPU, weights=small_maskgit)
     tokens = torch.full((2, 16), loaded.model.mask_token_id)
     with torch.inference_mode():
         assert loaded.model(tokens, torch.tensor([0, 4])).shape == (2, 16, 21)
@@ -91,7 +91,7 @@ def test_official_files_make_a_teacher(small_maskgit):
 
 
 def test_the_published_student(small_maskgit):
-    loaded = load_model("dimo-maskgit", device=CPU, weights=small_maskgit)
+    loaded = load("dimo-maskgit", device=CPU, weights=small_maskgit)
     assert loaded.name == "Di[M]O (dimo-maskgit)"
     student = loaded.student
     assert student is PUBLISHED_STUDENTS["dimo-maskgit"]
@@ -103,12 +103,12 @@ def test_the_published_student(small_maskgit):
 @pytest.mark.parametrize("name", ["maskgit", "maskgit-512", "halton-tiny", "dimo-maskgit"])
 def test_missing_official_files_are_named(name, tmp_path):
     with pytest.raises(DimoError, match=r"no .*\.(pth|bin|ckpt|pt) .*--weights"):
-        load_model(name, device=CPU, weights=tmp_path)
+        load(name, device=CPU, weights=tmp_path)
 
 
 def test_files_are_looked_for_where_they_are_fetched_to(small_maskgit, monkeypatch):
     monkeypatch.setenv("DIMO_WEIGHTS", str(small_maskgit))
-    assert load_model("maskgit", device=CPU).teacher.name == "maskgit"
+    assert load("maskgit", device=CPU).teacher.name == "maskgit"
 
 
 def test_an_unknown_precision_is_refused():
@@ -167,8 +167,8 @@ def test_a_teacher_of_the_other_architecture_is_distilled_and_sampled(
         auxiliary_learning_rate=1e-4,
     )
     distill(recipe, tmp_path / "run", recipe_name="mine", device=CPU, weights=weights)
-    teacher = load_model("halton-tiny", device=CPU, weights=weights)
-    student = load_model(str(tmp_path / "run"), device=CPU, weights=weights)
+    teacher = load("halton-tiny", device=CPU, weights=weights)
+    student = load(str(tmp_path / "run"), device=CPU, weights=weights)
     assert student.student.teacher_sha256 == teacher.weights_sha256
     index = torch.arange(3)
     for job in jobs_of(teacher, [4]) + jobs_of(student, [], student_steps=[1, 4]):
