@@ -208,7 +208,7 @@ def evaluate(
     files = assets or _default_assets()
     if reference is not None:
         files = replace(files, reference=Path(reference))
-    found = score_images(
+    scored = score_images(
         [Path(path)],
         load_protocol(str(protocol)),
         Runtime(choose_device(device), warn=warnings.warn),
@@ -218,8 +218,8 @@ def evaluate(
         nonconforming=nonconforming,
         command=_PYTHON.format(f"evaluate({str(path)!r}, protocol={str(protocol)!r})"),
     )
-    assert found is not None, "this process is the only rank"
-    return found[0]
+    assert scored is not None, "this process is the only rank"
+    return scored[0]
 
 
 def compare(

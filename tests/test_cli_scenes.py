@@ -15,7 +15,7 @@ from bench.records.store import load_all
 from bench.rows.rows import jobs_of
 from bench.rows.settings import Choice
 from bench.suites.base import load_suite
-from bench.suites.geneval.prompts import embedded_prompts
+from bench.suites.geneval.prompts import bundled_prompts
 from bench.suites.geneval.suite import GenEvalSuite
 from dimo.cli import main
 from dimo.config import DistillRecipe, TrainRecipe, load_recipe
@@ -26,7 +26,7 @@ from dimo.errors import DimoError
 from dimo.zoo.loading import load_teacher
 
 CPU = torch.device("cpu")
-HELD_OUT = [metadata["prompt"] for metadata in embedded_prompts()]
+HELD_OUT = [metadata["prompt"] for metadata in bundled_prompts()]
 
 
 def run(monkeypatch, folder, *arguments):
@@ -63,7 +63,7 @@ def world(tmp_path_factory, write_prompts):
         load_recipe(TrainRecipe, "scenes-teacher", settings), folder / "teacher", device=CPU
     )
     distil(folder / "student", folder / "teacher")
-    write_prompts(folder / "images", embedded_prompts())
+    write_prompts(folder / "images", bundled_prompts())
     images, _ = scenes.batch(21, torch.arange(240), "held-out")
     for number, pixels in enumerate(images.permute(0, 2, 3, 1).contiguous().numpy()):
         place = folder / "images" / f"{number:05d}" / "samples"

@@ -364,12 +364,12 @@ def load_record(path: str | os.PathLike[str]) -> ResultRecord:
         DimoError: It cannot be read, or as `record_from_json`.
     """
     try:
-        found = Path(path).stat()
-        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             raise Origin(str(path), _HAND_MADE).error("not a regular file")
-        if found.st_size > _LARGEST:
+        if status.st_size > _LARGEST:
             raise Origin(str(path), _HAND_MADE).error(
-                f"{found.st_size:,} bytes, and no record has more than {_LARGEST:,}"
+                f"{status.st_size:,} bytes, and no record has more than {_LARGEST:,}"
             )
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -382,7 +382,7 @@ def load_record(path: str | os.PathLike[str]) -> ResultRecord:
 
 
 def protocol_of(record: ResultRecord, file: str | os.PathLike[str] | None = None) -> Protocol:
-    """The protocol a record was measured under, found by its hash.
+    """The protocol a record was measured under, by its hash.
 
     Args:
         record: Names it.
@@ -391,16 +391,16 @@ def protocol_of(record: ResultRecord, file: str | os.PathLike[str] | None = None
     Raises:
         DimoError: There is none of that hash, or the file is another protocol.
     """
-    wanted = record.protocol
+    measured = record.protocol
     candidates = list_protocols() if file is None else [load_protocol(str(file))]
     for protocol in candidates:
-        if protocol_sha256(protocol) == wanted.sha256:
+        if protocol_sha256(protocol) == measured.sha256:
             return protocol
-    same_name = [p for p in candidates if file is not None or p.name == wanted.name]
+    same_name = [p for p in candidates if file is not None or p.name == measured.name]
     now = "".join(f"; {p.name!r} is now {protocol_sha256(p)[:12]}..." for p in same_name)
     raise DimoError(
-        f"no protocol {wanted.name!r} of sha256 {wanted.sha256[:12]}... is here{now}; give the "
-        "file of that hash with --protocol"
+        f"no protocol {measured.name!r} of sha256 {measured.sha256[:12]}... is bundled{now}; give "
+        "the file of that hash with --protocol"
     )
 
 

@@ -174,10 +174,11 @@ def row_of(
     settings = _settings_of(method, precision)
     if is_of_student(method):
         run = student or method.student or _student_of(method, weights)
-        found = find_student(run, weights=weights)
-        _check_weights(method, found.path)
-        if found.config.teacher != teacher.name:
-            raise DimoError(f"{run} is a student of {found.config.teacher}, not of {teacher.name}")
+        run_folder = find_student(run, weights=weights)
+        _check_weights(method, run_folder.path)
+        if run_folder.config.teacher != teacher.name:
+            other = run_folder.config.teacher
+            raise DimoError(f"{run} is a student of {other}, not of {teacher.name}")
         load = partial(load_student, run, device=device, weights=weights)
     else:
         _check_weights(method, weights_file(teacher, "transformer", weights))
@@ -252,8 +253,8 @@ def _reference_row(method: MethodInfo, rows: Sequence[Job]) -> Job:
 def _student_of(method: MethodInfo, weights: Path | None) -> str:
     """The student with a name that a record from before `student` was recorded is of."""
     for name in (*shipped_students(), *PUBLISHED_STUDENTS):
-        found = _find(name, weights)
-        if found is not None and sha256_file(found.path) == method.weights_sha256:
+        candidate = _find(name, weights)
+        if candidate is not None and sha256_file(candidate.path) == method.weights_sha256:
             return name
     raise DimoError(
         f"the record does not say where student {method.name!r} is, and no bundled or published "

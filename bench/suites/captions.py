@@ -1,13 +1,11 @@
-"""CLIP score of images and their captions, added to what the protocol's extractor measured.
-
-Prompts of scorers: HPSv2's folder of four files, or a file of captions; named by their hash.
+"""CLIP score of images and their captions, beside the metrics of a feature extractor.
 
 CLIP score (arXiv 2104.08718): cosine of an image and its prompt under a named CLIP.
 
-Published numbers come from different networks, prefixes and scales, and none of them compare.
+Published numbers come from different networks, prefixes and scales, and do not compare.
 GigaGAN's script, which Di[M]O uses: ViT-g-14, prefix "A photo depicts ", the plain cosine.
 torchmetrics: OpenAI's ViT-L-14, no prefix, 100 max(cosine, 0).
-`scenes` has a small CLIP of its own, which knows no other words or pictures.
+`scenes` has a small CLIP that only knows its words and pictures.
 """
 
 import json
@@ -36,19 +34,19 @@ _NEXT_STEP = "give a JSON file with a list of texts, one for each image in the o
 
 
 def texts_sha256(texts: Iterable[str]) -> str:
-    """Hash of a list of texts: of one JSON text a line, as `json.dumps` writes it."""
+    """Hash of a list of texts, written by `json.dumps` with one text per line."""
     return sha256_bytes("".join(json.dumps(text) + "\n" for text in texts).encode())
 
 
-def read_captions(path: Path, wanted: Prompts) -> tuple[str, ...]:
+def read_captions(path: Path, named: Prompts) -> tuple[str, ...]:
     """Reads a list of texts.
 
     Args:
         path: JSON, `["a cat on a mat", ...]`.
-        wanted: How many there must be, and their hash.
+        named: The protocol's prompts: their number and hash.
 
     Raises:
-        DimoError: It cannot be read, is no list of so many texts, or another list.
+        DimoError: It cannot be read, is not a list of that many texts, or is another list.
     """
     origin = Origin(str(path), _NEXT_STEP)
     try:
@@ -61,25 +59,25 @@ def read_captions(path: Path, wanted: Prompts) -> tuple[str, ...]:
         isinstance(text, str) and text.strip() for text in content
     ):
         raise origin.error("not a list of texts")
-    count = sum(wanted.tags.values())
+    count = sum(named.tags.values())
     if len(content) != count:
         raise origin.error(f"{len(content):,} prompts instead of {count:,}")
-    check_prompts(content, wanted, path)
+    check_prompts(content, named, path)
     return tuple(content)
 
 
-def check_prompts(texts: Iterable[str], wanted: Prompts, path: Path) -> str:
+def check_prompts(texts: Iterable[str], named: Prompts, path: Path) -> str:
     """The hash of the prompts.
 
     Raises:
         DimoError: It is not that of the protocol.
     """
-    found = texts_sha256(texts)
-    if wanted.sha256 not in (ANY, found):
-        raise Origin(str(path), f"give the prompts {wanted.name}").error(
-            f"these prompts have sha256 {found[:12]}..., the protocol names {wanted.sha256[:12]}..."
+    digest = texts_sha256(texts)
+    if named.sha256 not in (ANY, digest):
+        raise Origin(str(path), f"give the prompts {named.name}").error(
+            f"these prompts have sha256 {digest[:12]}..., the protocol names {named.sha256[:12]}..."
         )
-    return found
+    return digest
 
 
 _SCALES: Mapping[str, Callable[..., npt.NDArray[np.float64]]] = {
@@ -89,26 +87,26 @@ _SCALES: Mapping[str, Callable[..., npt.NDArray[np.float64]]] = {
 
 
 class Towers(typing.Protocol):
-    """What a CLIP score asks of a CLIP: embeddings of length one, float32 [N, D]."""
+    """The CLIP of a CLIP score: unit embeddings, float32 [N, D]."""
 
     def images(self, images: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """Of images uint8 [H, W, 3]."""
+        """Embeds images, uint8 [H, W, 3] each."""
         ...
 
     def texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Of texts."""
+        """Embeds texts."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class CLIPScorer:
-    """Scores images by how well they fit their prompts.
+    """Scores how well images match their prompts.
 
     Attributes:
         clip: Both towers.
-        prefix: Comes before each prompt as it is, a space at its end included.
+        prefix: Put before each prompt unchanged, including a trailing space.
         scale: "cosine", or "scaled": 100 max(cosine, 0).
-        sha256: Of the weights.
+        sha256: Hash of the weights.
 
     Raises:
         DimoError: Unknown scale.
@@ -126,17 +124,17 @@ class CLIPScorer:
     def score(
         self, images: Iterable[npt.NDArray[np.uint8]], prompts: Sequence[str]
     ) -> npt.NDArray[np.float64]:
-        """One score an image, float64 [N]; the CLIP score is their mean.
+        """One score per image, float64 [N]; the CLIP score is their mean.
 
         Args:
-            images: uint8 [H, W, 3] each, one a prompt; taken one batch after the other.
+            images: uint8 [H, W, 3] each, one per prompt; read batch by batch.
             prompts: N texts.
 
         Raises:
-            DimoError: Another number of images than of prompts, or no prompt.
+            DimoError: No prompts, or not one image per prompt.
         """
         if not prompts:
-            raise DimoError("there is no prompt to score images with; give one an image")
+            raise DimoError("no prompts to score images with; give one per image")
         texts = self.clip.texts([self.prefix + prompt for prompt in prompts])
         return _SCALES[self.scale](images=self.clip.images(images), texts=texts)
 
@@ -144,38 +142,38 @@ class CLIPScorer:
 _READ_AHEAD = 64  # images decoded while the network works on as many
 
 
-def load_clip_scorer(wanted: Scorer, weights: Path | None, device: torch.device) -> CLIPScorer:
+def load_clip_scorer(named: Scorer, weights: Path | None, device: torch.device) -> CLIPScorer:
     """The scorer of a protocol.
 
     Args:
-        wanted: What the protocol says of it.
-        weights: Of its network; None: they come with dimo.
-        device: Where the network shall be.
+        named: The scorer in the protocol.
+        weights: Weights file of its network; None: the bundled one.
+        device: Where the network runs.
 
     Raises:
-        DimoError: The file is missing, not the protocol's, or of another network.
+        DimoError: The file is missing, not that of the protocol, or of another network.
     """
-    kind = SCORERS[wanted.name]
+    kind = SCORERS[named.name]
     weights = weights or kind.shipped
     if weights is None:
         raise DimoError(
-            f"scorer {wanted.name!r} needs the weights of CLIP {wanted.model}; give them with "
+            f"scorer {named.name!r} needs the weights of CLIP {named.model}; give them with "
             "--clip-weights"
         )
     if not weights.is_file():
         raise DimoError(
-            f"CLIP score finds no weights file at {weights}; give those of "
-            f"{wanted.model or wanted.name} with --clip-weights"
+            f"no weights of CLIP at {weights}; give those of {named.model or named.name} with "
+            "--clip-weights"
         )
-    found = sha256_file(weights)
-    if wanted.sha256 not in (ANY, found):
+    digest = sha256_file(weights)
+    if named.sha256 not in (ANY, digest):
         raise DimoError(
-            f"{weights} has sha256 {found[:12]}..., the protocol names {wanted.sha256[:12]}...; "
+            f"{weights} has sha256 {digest[:12]}..., the protocol names {named.sha256[:12]}...; "
             "give the weights that belong to the protocol's version"
         )
-    settings = () if kind.shipped else (wanted.model, wanted.preprocessing)
+    settings = () if kind.shipped else (named.model, named.preprocessing)
     towers: Towers = load(kind.loader)(weights, *settings).to(device)
-    return CLIPScorer(towers, wanted.prefix, wanted.scale, found)
+    return CLIPScorer(towers, named.prefix, named.scale, digest)
 
 
 def clip_scores(
@@ -186,15 +184,15 @@ def clip_scores(
 ) -> dict[str, Score]:
     """The CLIP score, if the protocol names it.
 
-    Images of one prompt are no independent samples, so a contribution is that of a prompt: the
-    mean score of its images, where all prompts have as many.
+    Images of one prompt are not independent samples, so a contribution is that of a prompt: the
+    mean score of its images if all prompts have the same number of images.
 
     Args:
         protocol: Names the metrics.
-        values: Score of each image.
+        values: Score of each image, float64 [N].
         prompts: Number of each image's prompt.
-        tags: Of each image; prompts are resampled within tags, whose numbers are fixed. None:
-            prompts have none.
+        tags: Tag of each image; prompts are resampled within tags, whose numbers are fixed. None:
+            prompts have no tags.
     """
     _, first, row = np.unique(np.asarray(prompts), return_index=True, return_inverse=True)
     contributions = np.bincount(row, weights=values) * len(first) / len(values)
@@ -213,11 +211,11 @@ class CaptionsSuite(FeaturesSuite):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         Suite.__init__(self, *args, **options)
-        wanted, scorer = self.protocol.prompts, self.protocol.scorer
-        assert wanted is not None
+        named, scorer = self.protocol.prompts, self.protocol.scorer
+        assert named is not None
         assert scorer is not None
         if self.runtime.ranks.is_first:
-            self.captions = read_captions(prompts_path(self.protocol, self.assets.prompts), wanted)
+            self.captions = read_captions(prompts_path(self.protocol, self.assets.prompts), named)
             self.scorer = load_clip_scorer(scorer, self.assets.clip, self.runtime.device)
         super().__init__(*args, **options)
 

@@ -80,10 +80,10 @@ class FeaturesSuite(Suite):
     def measure_paths(self, paths: Sequence[Path], origin: ImageOrigin) -> Measured | None:
         start = time.monotonic()
         if len(paths) == 1 and "features" in npz_keys(paths[0]):
-            found = features_of_file(paths[0])
-            self._accept(found.findings)
+            read = features_of_file(paths[0])
+            self._accept(read.findings)
         else:
-            found = self._features_of_paths(
+            read = self._features_of_paths(
                 paths,
                 count=self.protocol.images.num_images,
                 balanced=self.protocol.images.labels == "balanced",
@@ -91,19 +91,19 @@ class FeaturesSuite(Suite):
                 labels=origin.labels,
                 accept=self._accept,
             )
-        if found.features is None or not self.runtime.ranks.is_first:
+        if read.features is None or not self.runtime.ranks.is_first:
             return None
-        findings = found.findings
+        findings = read.findings
         content = Content(
-            found.images_sha256,
-            found.labels_sha256,
+            read.images_sha256,
+            read.labels_sha256,
             findings.duplicates,
             tuple(map(str, paths)),
             tuple(findings.notes),
             tuple(findings.nonconforming),
         )
         others = self._other_scores(paths, origin)
-        return self._scored(found.features, content, image_set_method(origin), start, others)
+        return self._scored(read.features, content, image_set_method(origin), start, others)
 
     def quality(self, row: Job, *, seed: int, num_images: int) -> float:
         """The Fréchet distance of the features."""
@@ -167,5 +167,5 @@ class FeaturesSuite(Suite):
         )
 
     def _reference_features(self, paths: list[Path]) -> tuple[Features | None, str, int]:
-        found = self._features_of_paths(paths, count=None, balanced=False)
-        return found.features, found.images_sha256, found.count
+        read = self._features_of_paths(paths, count=None, balanced=False)
+        return read.features, read.images_sha256, read.count

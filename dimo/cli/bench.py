@@ -184,7 +184,7 @@ def demo(
     records = [row.record for row in scored]
     terminal.say("3/3 report and picture")
     picture, table = out / "samples.png", out / "report.md"
-    jobs = [found.row for found in scored if found.row.settings is not None]
+    jobs = [row.row for row in scored if row.row.settings is not None]
     draw_samples(jobs, [], seed=0, out=picture, device=place)
     write_atomic(table, report_text("digits", results))
     print(measured_table(records, protocol))

@@ -8,7 +8,7 @@ from bench.metrics.geneval import Detected
 from bench.protocol import protocol_text, validate_file
 from bench.protocol.catalog import DETECTORS, DetectorKind
 from bench.suites.base import ImageOrigin, load_suite
-from bench.suites.geneval.prompts import embedded_prompts
+from bench.suites.geneval.prompts import bundled_prompts
 from dimo.data import scenes
 from dimo.engine.distributed import Runtime
 
@@ -39,7 +39,7 @@ def test_a_toy_detector_scores_images(tmp_path, monkeypatch, write_prompts):
     text = text.replace("images_per_prompt = 4", "images_per_prompt = 1")
     (tmp_path / "toy.toml").write_text(text.replace('name = "scenes-geneval"', 'name = "toy"'))
     protocol = validate_file(tmp_path / "toy.toml")
-    prompts = embedded_prompts()
+    prompts = bundled_prompts()
     write_prompts(tmp_path / "set", prompts)
     images, _ = scenes.batch(21, torch.arange(240), "held-out")
     for number, pixels in enumerate(images.permute(0, 2, 3, 1).contiguous().numpy()):

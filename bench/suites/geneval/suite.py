@@ -57,7 +57,7 @@ _Batches = Iterable[tuple[Sequence[Pixels], Sequence[_Asked]]]
 
 @dataclass(frozen=True)
 class _Judged:
-    """What was found on the images of one row, in order."""
+    """Results for the images of one row, in order."""
 
     results: list[ImageResult]
     numbers: list[int]  # of each image's prompt
@@ -85,17 +85,15 @@ class GenEvalSuite(Suite):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        wanted, prompts = self.protocol.detector, self.protocol.prompts
-        assert wanted is not None
+        named, prompts = self.protocol.detector, self.protocol.prompts
+        assert named is not None
         assert prompts is not None
-        self._wanted, self._prompts = wanted, prompts
-        self._reads_results = DETECTORS[wanted.name].reads_results
+        self._named, self._prompts = named, prompts
+        self._reads_results = DETECTORS[named.name].reads_results
         self._detector = None if self._reads_results else self._load_detector()
 
     def _load_detector(self) -> ObjectDetector:
-        return load_detector(
-            self._wanted, weights=self.assets.extractor, device=self.runtime.device
-        )
+        return load_detector(self._named, weights=self.assets.extractor, device=self.runtime.device)
 
     @property
     def detector(self) -> ObjectDetector:
@@ -126,7 +124,7 @@ class GenEvalSuite(Suite):
         secondary = {} if self._reads_results else self._secondary.evidence
         return {
             **secondary,
-            "detector": self._wanted.name,
+            "detector": self._named.name,
             "detector_sha256": "" if self._reads_results else self.detector.sha256,
             "prompts": self._prompts.name,
             "prompts_sha256": prompts_sha256,
@@ -208,9 +206,9 @@ class GenEvalSuite(Suite):
         judged = _Judged([], [], [])
         for pixels, asked in batches:
             prompts = [image.metadata for image in asked]
-            found = verdicts(self.detector, pixels, prompts)
+            judgements = verdicts(self.detector, pixels, prompts)
             judged.seen.append(secondary.look(pixels, [prompt["prompt"] for prompt in prompts]))
-            for image, verdict in zip(asked, found, strict=True):
+            for image, verdict in zip(asked, judgements, strict=True):
                 boxes = {name: group.boxes.tolist() for name, group in verdict.kept.items()}
                 judged.results.append(
                     ImageResult(
@@ -259,7 +257,7 @@ class GenEvalSuite(Suite):
         file = path / "results.jsonl" if path.is_dir() else path
         if not file.is_file():
             raise DimoError(
-                f"no results at {file}: detector {self._wanted.name!r} is not run by dimo; give "
+                f"no results at {file}: detector {self._named.name!r} is not run by dimo; give "
                 "the results.jsonl that GenEval's evaluate_images.py wrote, or score the images "
                 "with --protocol geneval-hf"
             )
@@ -267,7 +265,7 @@ class GenEvalSuite(Suite):
 
     def _read(self, path: Path) -> tuple[_Judged, Content]:
         """The official evaluator's results, and why they are off-protocol, if they are."""
-        wanted, file = self._prompts, self._results_file(path)
+        named, file = self._prompts, self._results_file(path)
         results = sorted(read_results(file), key=lambda result: result.filename)
         prompts: list[Metadata] = []
         numbers: list[int] = []
@@ -276,17 +274,17 @@ class GenEvalSuite(Suite):
                 prompts.append(result.metadata)
             numbers.append(len(prompts) - 1)
         problems = []
-        counts = {tag: tag_counts(prompts).get(tag, 0) for tag in wanted.tags}
-        few = [f"{counts[tag]} of {n} {tag}" for tag, n in wanted.tags.items() if counts[tag] != n]
+        counts = {tag: tag_counts(prompts).get(tag, 0) for tag in named.tags}
+        few = [f"{counts[tag]} of {n} {tag}" for tag, n in named.tags.items() if counts[tag] != n]
         if few:
-            total = sum(wanted.tags.values())
+            total = sum(named.tags.values())
             problems.append(f"{len(prompts)} of {total} prompts: {', '.join(few)}")
         images = np.bincount(numbers)
-        wrong = int((images != wanted.images_per_prompt).sum())
+        wrong = int((images != named.images_per_prompt).sum())
         if wrong:
-            problems.append(f"{wrong} prompts do not have {wanted.images_per_prompt} images")
-        if not problems and not same_list(prompts, wanted.sha256):
-            problems.append(f"the prompts are not those of the list {wanted.name}")
+            problems.append(f"{wrong} prompts do not have {named.images_per_prompt} images")
+        if not problems and not same_list(prompts, named.sha256):
+            problems.append(f"the prompts are not those of the list {named.name}")
         against = contradictions(results)
         if against:
             problems.append(

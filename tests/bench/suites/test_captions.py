@@ -154,7 +154,7 @@ def test_what_is_missing_is_named(dimo, made, tmp_path):
     for option, value, said in (
         ("--prompts", None, "needs the prompts of the images (captions.json)"),
         ("--clip-weights", None, "needs the weights of CLIP ViT-B-32"),
-        ("--clip-weights", tmp_path / "no.pt", "finds no weights file at"),
+        ("--clip-weights", tmp_path / "no.pt", "no weights of CLIP at"),
     ):
         code, _, error = run(dimo, made, **{option: value})
         assert code == 2

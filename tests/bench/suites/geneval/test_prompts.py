@@ -9,7 +9,7 @@ from bench.images.codec import encode_png
 from bench.protocol import Prompts, load_protocol
 from bench.suites.geneval.layout import read_folder
 from bench.suites.geneval.prompts import (
-    embedded_prompts,
+    bundled_prompts,
     list_sha256,
     read_prompts,
     same_list,
@@ -60,7 +60,7 @@ def test_another_list_than_the_official_one_is_refused(tmp_path):
 
 def test_no_lines_and_no_file(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(DimoError, match="no prompts, not a single line"):
+    with pytest.raises(DimoError, match="no prompts: the file is empty"):
         read_prompts(tmp_path / "empty.jsonl")
     with pytest.raises(DimoError, match="cannot be read: No such file"):
         read_prompts(tmp_path / "nowhere.jsonl")
@@ -160,7 +160,7 @@ def test_other_prompts_and_too_many(layout, write_prompts):
     assert read_folder(path, wanted)[1] == ["the prompts are not those of the list three"]
     write_prompts(path / "more", [DOG])
     (path / "more" / "00000").rename(path / "00007")
-    assert "1 folders more than the 3 prompts: 00007" in read_folder(path, wanted)[1]
+    assert "1 folders in excess of the 3 prompts: 00007" in read_folder(path, wanted)[1]
 
 
 def test_folders_that_are_no_set(layout, tmp_path):
@@ -181,7 +181,7 @@ def test_folders_that_are_no_set(layout, tmp_path):
 
 def test_the_embedded_list_is_the_protocols():
     wanted = load_protocol("scenes-geneval").prompts
-    prompts = embedded_prompts()
+    prompts = bundled_prompts()
     assert same_list(prompts, wanted.sha256)
     assert tag_counts(prompts) == wanted.tags
     assert len(prompts) * wanted.images_per_prompt == 960

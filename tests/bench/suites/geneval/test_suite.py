@@ -15,7 +15,7 @@ from bench.report import collect_report, report_markdown
 from bench.suites.base import Assets, ImageOrigin, load_suite
 from bench.suites.captions import clip_scores
 from bench.suites.geneval.layout import contradictions, read_results
-from bench.suites.geneval.prompts import embedded_prompts, list_sha256
+from bench.suites.geneval.prompts import bundled_prompts, list_sha256
 from bench.suites.geneval.scores import geneval_scores, image_counts, load_secondary
 from dimo.cli import main
 from dimo.data.scenes import batch
@@ -40,7 +40,7 @@ def rendered(tmp_path_factory, write_prompts):
     path = tmp_path_factory.mktemp("rendered")
     images, _ = batch(21, torch.arange(960), "held-out")
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    write_prompts(path, embedded_prompts())
+    write_prompts(path, bundled_prompts())
     for number in range(240):
         folder = path / f"{number:05d}" / "samples"
         folder.mkdir()
@@ -88,10 +88,10 @@ def test_other_pictures_of_a_prompt_lower_the_clip_score(measured, protocol):
     shuffled = measured.record
     images, labels = batch(21, torch.arange(960), "held-out")
     secondary = load_secondary(protocol, RUNTIME.device)
-    texts = [prompt["prompt"] for prompt in embedded_prompts()]
+    texts = [prompt["prompt"] for prompt in bundled_prompts()]
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
     seen = [secondary.look(list(pixels[i : i + 240]), texts) for i in range(0, 960, 240)]
-    tags = [prompt["tag"] for prompt in embedded_prompts()] * 4
+    tags = [prompt["tag"] for prompt in bundled_prompts()] * 4
     right = secondary.scores(protocol, seen, labels.tolist(), tags)
     assert list(right) == ["fid", "clip_score"]
     assert right["clip_score"].value > shuffled.metrics["clip_score"].high
@@ -101,7 +101,7 @@ def test_other_pictures_of_a_prompt_lower_the_clip_score(measured, protocol):
 def test_the_clip_scores_interval_resamples_prompts(protocol):
     """All images of a prompt alike: a contribution a prompt, the mean of its images' scores."""
     prompts = [number for number in range(240) for _ in range(4)]
-    tags = [p["tag"] for p in embedded_prompts() for _ in range(4)]
+    tags = [p["tag"] for p in bundled_prompts() for _ in range(4)]
     values = np.random.RandomState(0).rand(960)
     (score,) = clip_scores(protocol, values, prompts, tags).values()
     np.testing.assert_allclose(score.contributions, values.reshape(240, 4).mean(axis=1))
@@ -153,7 +153,7 @@ select = 2
 n_select = 240
 [prompts]
 name = "mine"
-sha256 = "{list_sha256(embedded_prompts())}"
+sha256 = "{list_sha256(bundled_prompts())}"
 images_per_prompt = 4
 [prompts.tags]
 {chr(10).join(f"{tag} = {n}" for tag, n in protocol.prompts.tags.items())}
@@ -204,7 +204,7 @@ def test_the_official_file_is_summed_up_again(measured, protocol, tmp_path):
         (lambda rows: [rows[0] | {"correct": "yes"}, *rows[1:]], "'correct' must be true or false"),
         (lambda rows: [rows[0] | {"more": 1}, *rows[1:]], "line 1 must have the keys filename"),
         (lambda rows: [rows[0] | {"details": '{"a": [[1]]}'}, *rows[1:]], "lists of 5 numbers"),
-        (lambda rows: [], "no verdicts, not a single line"),
+        (lambda rows: [], "no verdicts: the file is empty"),
     ],
 )
 def test_what_is_wrong_with_an_official_file(measured, protocol, tmp_path, change, message):
@@ -232,7 +232,7 @@ def test_missing_weights_are_named(rendered, protocol, tmp_path):
 def test_intervals_resample_prompts(protocol):
     """All images of a prompt alike: the interval is that of 240 samples, not of 960."""
     prompts = [number for number in range(240) for _ in range(4)]
-    tags = [p["tag"] for p in embedded_prompts() for _ in range(4)]
+    tags = [p["tag"] for p in bundled_prompts() for _ in range(4)]
     clustered = [bool((number * 7) % 2) for number in prompts]
     spread = [bool(i % 2) for i in range(960)]
     widths = []
