@@ -78,8 +78,8 @@ def reference_images(protocol: Protocol) -> tuple[Tensor, Tensor]:
     if (digest, len(images)) != (expected.sha256, expected.count):
         raise DimoError(
             f"reference {expected.name!r} has sha256 {digest[:12]}... and {len(images)} images, "
-            f"the protocol names {expected.sha256[:12]}... and {expected.count}; install the packages "
-            "of constraints.txt, or use the protocol's version that fits"
+            f"the protocol names {expected.sha256[:12]}... and {expected.count}; install the "
+            "packages of constraints.txt, or use the protocol's version that fits"
         )
     return images, labels
 
