@@ -107,7 +107,7 @@ def load_extractor(
     if weights is None:
         raise DimoError(
             f"extractor {name!r} needs its weights file ({kind.weights}); fetch it and give it "
-            "with --weights FILE"
+            "with --extractor-weights FILE"
         )
     digest = _checked_sha256(name, weights, sha256)
     if digest != kind.archive_sha256 and not allow_code and is_torchscript(weights):
@@ -151,7 +151,7 @@ def _load_foreign(
     if weights is None and sha256 != ANY:
         raise DimoError(
             f"extractor {name!r} has no weights file, the protocol names sha256 {sha256[:12]}...; "
-            "give it with --weights FILE"
+            "give it with --extractor-weights FILE"
         )
     digest = "" if weights is None else _checked_sha256(name, weights, sha256)
     try:
@@ -183,7 +183,8 @@ def _load_foreign(
 def _checked_sha256(name: str, weights: Path, sha256: str) -> str:
     if not weights.is_file():
         raise DimoError(
-            f"extractor {name!r} finds no weights file at {weights}; give it with --weights FILE"
+            f"extractor {name!r} finds no weights file at {weights}; "
+            "give it with --extractor-weights FILE"
         )
     digest = sha256_file(weights)
     if sha256 not in (ANY, digest):

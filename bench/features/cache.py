@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from bench.features import Extractor, Features
 from dimo.errors import DimoError
-from dimo.util.files import sha256_bytes, sha256_file, write_atomic
+from dimo.util.files import replacing, sha256_bytes, sha256_file, write_atomic
 from dimo.util.schema import canonical_json
 
 _OUTPUTS = ("features", "logits", "spatial")
@@ -50,10 +49,10 @@ def feature_key(content_sha256: str, extractor: Extractor, device: str) -> str:
 
 
 class FeatureCache:
-    """A folder of feature files. Trouble with it costs time, never a result.
+    """A folder of feature files. Problems with it cost time, never a result.
 
-    An entry is `KEY.npz` and `KEY.json`, which holds the hash of the former: an entry that is
-    truncated, altered or half there is told from a good one, and made again.
+    An entry is `KEY.npz` and `KEY.json`, which holds the hash of the former, so that a truncated
+    or altered entry is detected and extracted again.
 
     Args:
         folder: Where; None switches caching off.
@@ -64,7 +63,7 @@ class FeatureCache:
         self.folder, self.say = folder, say
 
     def get(self, key: str) -> Features | None:
-        """The features of an entry, None where there is no intact one. Labels are not cached."""
+        """The features of an intact entry, else None. Labels are not cached."""
         if self.folder is None:
             return None
         data, seal = self.folder / f"{key}.npz", self.folder / f"{key}.json"
@@ -81,26 +80,16 @@ class FeatureCache:
         return None
 
     def put(self, key: str, features: Features) -> None:
-        """Stores features, whole or not at all; a full disk or a read-only folder is only told."""
+        """Stores features atomically; warns if the disk is full or the folder is read-only."""
         if self.folder is None:
             return
         arrays = {k: a for k in _OUTPUTS if (a := getattr(features, k)) is not None}
-        temporary = None
+        path = self.folder / f"{key}.npz"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(".tmp", f".{key[:16]}.", self.folder)
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            digest = sha256_file(temporary)
-            Path(temporary).replace(self.folder / f"{key}.npz")
-            write_atomic(self.folder / f"{key}.json", json.dumps({"sha256": digest}) + "\n")
-        except (OSError, DimoError) as error:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            self.say(
-                f"features are not cached in {self.folder}: {reason}; the scores are not affected, "
-                "choose another folder with --cache"
-            )
+            with replacing(path) as temporary:
+                with temporary.open("wb") as file:
+                    np.savez(file, **arrays)
+                digest = sha256_file(temporary)
+            write_atomic(path.with_suffix(".json"), json.dumps({"sha256": digest}) + "\n")
+        except DimoError as error:
+            self.say(f"features are not cached (scores are not affected): {error}; see --cache")

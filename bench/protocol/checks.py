@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from bench.protocol.catalog import (
     ANY,
+    BUNDLED_REFERENCES,
     DETECTORS,
-    EMBEDDED_REFERENCES,
     EXTRACTORS,
     METRICS,
     NONE,
@@ -150,7 +150,7 @@ def _detector_contradictions(detector: Detector, protocol: Protocol) -> Iterator
     extractor, reference = protocol.extractor.name, protocol.reference.name
     shipped = {
         "extractor": [name for name, kind in EXTRACTORS.items() if not kind.weights],
-        "reference": list(EMBEDDED_REFERENCES),
+        "reference": list(BUNDLED_REFERENCES),
         "scorer": [name for name, kind in SCORERS.items() if kind.shipped],
     }
     named = {"extractor": extractor, "reference": reference}

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from bench.features import Extractor, Features, extract, join_features, load_extractor
-from bench.features.references import ReferenceSet, embedded_reference
+from bench.features.references import ReferenceSet, bundled_reference
 from bench.metrics.base import Score
 from bench.metrics.geneval import summarize
 from bench.metrics.scores import score
@@ -170,7 +170,7 @@ def load_secondary(protocol: Protocol, device: torch.device) -> Secondary:
             sha256=protocol.extractor.sha256,
             device=device,
         )
-        reference = embedded_reference(protocol, extractor)
+        reference = bundled_reference(protocol, extractor)
     if protocol.scorer is not None:
         scorer = load_clip_scorer(protocol.scorer, None, device)
     return Secondary(extractor, reference, scorer)
