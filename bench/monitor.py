@@ -1,11 +1,7 @@
-"""What `dimo distill` shows on the way: trackers, pictures, scores of the EMA on a small protocol.
-
-The part of watching that needs `bench`; the training only calls the watchers made here.
-"""
+"""Monitoring of `dimo distill`: trackers, sample grids, and scores of the EMA under a protocol."""
 
 import copy
 import dataclasses
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from dimo.cli.options import cache_folder
 from dimo.errors import DimoError
 from dimo.util import terminal
 
@@ -25,7 +20,7 @@ if TYPE_CHECKING:
     from bench.protocol import Protocol
     from bench.rows.grid import Row
     from bench.rows.rows import Job
-    from bench.tuning import Bench
+    from bench.suites.base import Suite
     from dimo.engine.loop import Task, Watcher
     from dimo.engine.tracking import Trackers
     from dimo.methods.base import DistillationRecipe
@@ -34,21 +29,22 @@ if TYPE_CHECKING:
     from dimo.zoo.students import StudentConfig
     from dimo.zoo.teachers import Teacher
 
-_PICTURE_SEED = 0  # of no protocol
+_PICTURE_SEED = 0  # not used by any protocol
 _TEACHER_STEPS = (1, 16)
 _SCORE_BATCH = 100  # images at a time; changes speed and memory, never a score
 
 
 @dataclass(frozen=True)
 class Watching:
-    """What a user asks to see of a distillation.
+    """Options for monitoring a distillation run.
 
     Attributes:
-        sample_every: Steps between pictures; 0 = none, None = about ten a run.
-        score_every: Steps between scores; 0 = none, None = about ten a run, if there is a protocol.
-        score_protocol: Name or file; "": the one that fits an embedded teacher, else none.
-        reference: File or folder of the protocol's reference; None: the embedded one.
-        extractor_weights: Weights file of its extractor or detector; None: the shipped one.
+        sample_every: Steps between pictures; 0 = none, None = about ten per run.
+        score_every: Steps between scores; 0 = none, None = about ten per run, if there
+            is a protocol.
+        score_protocol: Name or file; "": the one that fits a bundled teacher, else none.
+        reference: File or folder of the protocol's reference; None: the bundled one.
+        extractor_weights: Weights of its extractor or detector; None: the bundled ones.
         wandb: Project of Weights & Biases; "": not used.
     """
 
@@ -62,7 +58,7 @@ class Watching:
 
 @contextmanager
 def watching(
-    wanted: Watching,
+    options: Watching,
     recipe: "DistillationRecipe",
     folder: Path,
     *,
@@ -70,17 +66,17 @@ def watching(
     weights: Path | None,
     is_first: bool = True,
 ) -> "Iterator[tuple[Watcher, ...]]":
-    """The watchers of one distillation; trackers are closed at the end, however it ends.
+    """The watchers of one run; trackers are closed at the end, however it ends.
 
-    All that can be wrong is found here, before the run folder is made.
+    Everything is checked here, before the run folder is created.
 
     Args:
-        wanted: What to see.
-        recipe: Of the distillation.
-        folder: The run folder: gets `tensorboard/`, `samples/`, `curve.jsonl`.
-        device: Where the networks will be.
-        weights: Folder of the teacher's weights; None: those shipped, or those fetched.
-        is_first: Whether this rank watches; the others have no watchers.
+        options: What to monitor, and how often.
+        recipe: Recipe of the run.
+        folder: The run folder; gets `tensorboard/`, `samples/`, `curve.jsonl`.
+        device: Where the networks run.
+        weights: Folder of the teacher's weights; None: those bundled or downloaded.
+        is_first: Whether this is the first rank; others have no watchers.
 
     Raises:
         DimoError: A negative interval; an unknown protocol, one that does not fit the teacher, has
@@ -98,20 +94,20 @@ def watching(
     from dimo.zoo.teachers import get_teacher
 
     row = get_teacher(recipe.teacher)
-    sample_every = watch_interval(wanted.sample_every, recipe.steps, "--sample-every")
-    score_every = watch_interval(wanted.score_every, recipe.steps, "--score-every")
+    sample_every = watch_interval(options.sample_every, recipe.steps, "--sample-every")
+    score_every = watch_interval(options.score_every, recipe.steps, "--score-every")
     if not is_first:
         yield ()
         return
-    if wanted.wandb:
+    if options.wandb:
         check_wandb()
-    protocol = _protocol(wanted, row) if score_every else None
-    weights_file(row, "transformer", weights)  # what the training needs is missed first
-    needed = protocol is not None or bool(wanted.sample_every)
+    protocol = _protocol(options, row) if score_every else None
+    weights_file(row, "transformer", weights)  # missing weights of the run are reported first
+    needed = protocol is not None or bool(options.sample_every)
     tokenizer = _tokenizer(row, weights, device, needed) if sample_every or needed else None
     openers = [partial(open_tensorboard, folder / "tensorboard")]
-    if wanted.wandb:
-        openers.append(partial(open_wandb, wanted.wandb, folder, dataclasses.asdict(recipe)))
+    if options.wandb:
+        openers.append(partial(open_wandb, options.wandb, folder, dataclasses.asdict(recipe)))
     trackers = Trackers(openers)
     watchers: list[Watcher] = [trackers.watch]
     if tokenizer is not None:
@@ -119,31 +115,31 @@ def watching(
         if sample_every:
             watchers.append(_Pictures(view, folder / "samples", sample_every, trackers).watch)
         if protocol is not None:
-            bench, scored = _scoring(view, protocol, wanted, weights)
+            suite, scored = _scoring(view, protocol, options, weights)
             curve = folder / "curve.jsonl"
-            watchers.append(_Scores(scored, bench, curve, score_every, trackers).watch)
+            watchers.append(_Scores(scored, suite, curve, score_every, trackers).watch)
     try:
         yield tuple(watchers)
     finally:
         trackers.close()
 
 
-def _protocol(wanted: Watching, teacher: "Teacher") -> "Protocol | None":
+def _protocol(options: Watching, teacher: "Teacher") -> "Protocol | None":
     from bench.protocol import load_protocol
     from bench.rows.settings import check_protocol, fitting_protocols
 
-    if wanted.score_protocol:
-        protocol = load_protocol(wanted.score_protocol)
+    if options.score_protocol:
+        protocol = load_protocol(options.score_protocol)
         check_protocol(teacher, protocol)
         _check_scorable(protocol)
         return protocol
     fitting = fitting_protocols(teacher)
     if teacher.is_bundled and fitting:
         return fitting[0]
-    if wanted.score_every:
+    if options.score_every:
         names = ", ".join(protocol.name for protocol in fitting) or "none"
         raise DimoError(
-            f"--score-every {wanted.score_every} needs a protocol for teacher {teacher.name!r}; "
+            f"--score-every {options.score_every} needs a protocol for teacher {teacher.name!r}; "
             f"name one with --score-protocol (that fit: {names}), and its --reference"
         )
     return None
@@ -152,62 +148,54 @@ def _protocol(wanted: Watching, teacher: "Teacher") -> "Protocol | None":
 def _check_scorable(protocol: "Protocol") -> None:
     """
     Raises:
-        DimoError: A protocol that no network can be scored by while it is trained.
+        DimoError: The protocol cannot score a network during training.
     """
+    from bench.protocol.catalog import BUNDLED_PROMPTS
     from bench.records.selection import CRITERIA, Criterion, criterion_of
-    from bench.suites.geneval.prompts import EMBEDDED
 
     if criterion_of(protocol) is None:
         labels = ", ".join(Criterion(name).label for name in CRITERIA)
         raise DimoError(
-            f"a training is scored by one of {labels}, and protocol {protocol.name!r} has none; "
+            f"runs are scored by one of {labels}, and protocol {protocol.name!r} has none; "
             "name another --score-protocol, or leave scores out with --score-every 0"
         )
-    if protocol.prompts is not None and protocol.prompts.name != EMBEDDED:
+    if protocol.prompts is not None and protocol.prompts.name != BUNDLED_PROMPTS:
         raise DimoError(
-            f"a training is scored on prompts that come with dimo, and those of protocol "
+            f"runs are scored on bundled prompts, and those of protocol "
             f"{protocol.name!r} do not; leave scores out with --score-every 0, and score the "
             "student with dimo bench"
         )
 
 
 def _scoring(
-    view: "_View", protocol: "Protocol", wanted: Watching, weights: Path | None
-) -> "tuple[Bench, _View]":
-    """What scores the EMA, and how it is sampled for that: on the protocol's prompts, if any."""
-    from bench.suites.features import Workbench
-    from bench.suites.geneval.prompts import prompts_of
-    from bench.suites.geneval.suite import DetectorBench
+    view: "_View", protocol: "Protocol", options: Watching, weights: Path | None
+) -> "tuple[Suite, _View]":
+    """The suite that scores the EMA, and the view it is sampled with: on the protocol's prompts."""
+    from bench.features.cache import cache_folder
+    from bench.suites.base import Assets, load_suite
+    from dimo.engine.distributed import Runtime
     from dimo.zoo.loading import load_prompts
 
-    if protocol.prompts is None:
-        workbench = Workbench(
-            protocol,
-            device=view.device,
-            batch_size=_SCORE_BATCH,
-            weights=wanted.extractor_weights,
-            reference=wanted.reference,
-            cache=cache_folder(os.environ.get("DIMO_CACHE", "")),
-            say=lambda text: terminal.say(text, style="yellow"),
-        )
-        return workbench, view
-    asked = prompts_of(protocol.prompts, None)
-    conditions = load_prompts(view.teacher, [metadata["prompt"] for metadata in asked], weights)
-    assert conditions is not None, "a protocol with prompts fits teachers of prompts alone"
-    bench = DetectorBench(
-        protocol,
-        asked,
-        device=view.device,
-        batch_size=_SCORE_BATCH,
-        weights=wanted.extractor_weights,
+    runtime = Runtime(view.device, warn=_warn)
+    assets = Assets(
+        extractor=options.extractor_weights, reference=options.reference, cache=cache_folder()
     )
-    return bench, dataclasses.replace(view, conditions=conditions.to(view.device))
+    suite = load_suite(protocol, runtime, assets, batch_size=_SCORE_BATCH)
+    if suite.prompts is None:
+        return suite, view
+    conditions = load_prompts(view.teacher, suite.prompts, weights)
+    assert conditions is not None, "a protocol with prompts fits teachers of prompts alone"
+    return suite, dataclasses.replace(view, conditions=conditions.to(view.device))
+
+
+def _warn(text: str) -> None:
+    terminal.say(text, style="yellow")
 
 
 def _tokenizer(
     teacher: "Teacher", weights: Path | None, device: "torch.device", needed: bool
 ) -> "Tokenizer | None":
-    """The teacher's tokenizer; None, with a note, if it is missing and nobody asked for images."""
+    """The teacher's tokenizer; None, with a warning, if it is missing and not needed."""
     from dimo.zoo.loading import weights_file
 
     try:
@@ -215,14 +203,14 @@ def _tokenizer(
     except DimoError as error:
         if needed:
             raise
-        terminal.say(f"no pictures on the way: {error}", style="yellow")
+        _warn(f"no pictures during training: {error}")
         return None
     return teacher.tokenizer(path).to(device)
 
 
 @dataclass(frozen=True)
 class _View:
-    """How the networks of a task are sampled; `conditions` in place of those they learn from."""
+    """How the networks of a task are sampled; `conditions` replace those of training."""
 
     teacher: "Teacher"
     recipe: "DistillationRecipe"
@@ -231,7 +219,7 @@ class _View:
     conditions: "Conditions | None" = None
 
     def student_job(self, network: "nn.Module", name: str) -> "Job":
-        """At the method's usual number of steps and the recipe's temperature."""
+        """At the method's default number of steps and the recipe's temperature."""
         from dimo.zoo.students import StudentConfig
 
         return self._jobs(network, name, StudentConfig.of_recipe(self.recipe, ""))[0]
@@ -259,14 +247,14 @@ class _View:
 
 
 def _on(network: "nn.Module", device: "torch.device") -> "nn.Module":
-    """The network, or a copy of it on `device` if it is kept elsewhere."""
+    """The network, or a copy on `device` if it is on another one."""
     if next(network.parameters()).device.type == device.type:
         return network
     return copy.deepcopy(network).to(device)
 
 
 class _Pictures:
-    """`samples/step-N.png`: student and EMA, below a cheap teacher's rows, always of one seed."""
+    """`samples/step-N.png`: student and EMA, below the teacher if it is small; fixed seed."""
 
     def __init__(self, view: _View, folder: Path, every: int, trackers: "Trackers") -> None:
         self.view, self.folder, self.every, self.trackers = view, folder, every, trackers
@@ -303,12 +291,12 @@ class _Pictures:
 
 
 class _Scores:
-    """`curve.jsonl`: how good the EMA is on the protocol's selection seed, a line a step."""
+    """`curve.jsonl`: score of the EMA on the protocol's selection seed, one line per step."""
 
     def __init__(
-        self, view: _View, bench: "Bench", path: Path, every: int, trackers: "Trackers"
+        self, view: _View, suite: "Suite", path: Path, every: int, trackers: "Trackers"
     ) -> None:
-        self.view, self.bench, self.path = view, bench, path
+        self.view, self.suite, self.path = view, suite, path
         self.every, self.trackers = every, trackers
         self.started = False
 
@@ -319,22 +307,22 @@ class _Scores:
 
         is_start, self.started = not self.started, True
         if is_start and step in read_curve(self.path):
-            return  # resumed where it was scored
+            return  # resumed at a step that has a score
         if not is_due(step, self.every, self.view.recipe.steps):
             return
-        protocol, ema = self.bench.protocol, task.networks["ema"]
+        protocol, ema = self.suite.protocol, task.networks["ema"]
         seeds, criterion = protocol.seeds, criterion_of(protocol)
         assert criterion is not None, "such a protocol was refused"
         start = time.monotonic()
         with undisturbed(ema):
             job = self.view.student_job(ema, "EMA")
-            found = self.bench.quality(job, seed=seeds.select, num_images=seeds.n_select)
+            value = self.suite.quality(job, seed=seeds.select, num_images=seeds.n_select)
         line = {
             "step": step,
-            criterion.metric: found,
+            criterion.metric: value,
             "images": seeds.n_select,
             "seed": seeds.select,
             "seconds": round(time.monotonic() - start, 3),
         }
         put_on_curve(self.path, line)
-        self.trackers.scalars(step, {f"eval/{criterion.metric}": found})
+        self.trackers.scalars(step, {f"eval/{criterion.metric}": value})

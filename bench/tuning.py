@@ -3,101 +3,92 @@
 import dataclasses
 import itertools
 import math
-import typing
 from collections.abc import Iterable, Mapping, Sequence
 
 from bench.protocol import Protocol
 from bench.records.selection import CRITERIA, Criterion, Trial, Tuning, criterion_of
 from bench.rows.rows import Job
 from bench.rows.settings import ALL_SAMPLERS, RANGES, settings_of
+from bench.suites.base import Suite
 from dimo.errors import DimoError
-from dimo.util.terminal import Progress
 
 _TUNABLE = tuple(name for name in RANGES if name != "top_k")  # numbers with a fraction
 
 
-class Bench(typing.Protocol):
-    """What scores jobs: `bench.suites.features.Workbench`, or `DetectorBench` where a detector
-    decides.
+def tune(suite: Suite, row: Job, grid: Mapping[str, Sequence[float]]) -> Job:
+    """The row with the best settings on the protocol's selection seed, and the sweep.
 
-    Attributes:
-        protocol: What is fixed.
-        progress: Told how far the current row is.
-    """
+    The best are those of the highest GenEval score if the protocol has a detector, else those of
+    the lowest Fréchet distance; at a tie, those tried first. The reporting seed is never used.
 
-    protocol: Protocol
-    progress: Progress
-
-    def quality(self, job: Job, *, seed: int, num_images: int) -> float:
-        """The one metric that settings are chosen by, `bench.records.selection.criterion_of`."""
-
-
-def tune(bench: Bench, job: Job, grid: Mapping[str, Sequence[float]]) -> Job:
-    """The job with the best settings on the protocol's selection seed, and the sweep.
-
-    The best are those of the highest GenEval score where a detector decides, else those of the
-    lowest Fréchet distance.
-
-    Settings that the job's sampler does not have are left out of its grid; a job that has none of
-    them stays as it is. A temperature that is tried holds at every step, unless the grid has a
-    final temperature too. At a tie the settings tried first stay. The reporting seed is never
-    looked at.
+    Settings that the row's sampler does not have are left out of its grid; a row that has none of
+    them is returned unchanged. A temperature that is tried holds at every step, unless the grid has
+    a final temperature, too.
 
     Args:
-        bench: Where to score; its `progress` is told of each trial.
-        job: A network's job.
+        suite: Scores the trials.
+        row: A network with its settings, or a fixed set of images.
         grid: Setting -> values to try, all combinations.
 
     Raises:
         DimoError: A setting that cannot be tuned, or a value out of range.
     """
-    settings, seeds, criterion = job.settings, bench.protocol.seeds, criterion_of(bench.protocol)
-    axes = _axes(job, grid)
+    settings, protocol, progress = row.settings, suite.protocol, suite.runtime.progress
+    seeds, criterion = protocol.seeds, criterion_of(protocol)
+    known = settings_of(settings.sampler) if settings is not None else ()
+    axes = {key: values for key, values in grid.items() if key in known}
     if settings is None or not axes:
-        return job
+        return row
     assert criterion is not None, "check_grid refuses such a protocol"
-    rows = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    combinations = [dict(zip(axes, v, strict=True)) for v in itertools.product(*axes.values())]
     trials = []
-    for done, row in enumerate(rows):
-        bench.progress(f"tuning {job.caption}", done, len(rows), "settings")
-        tried = dataclasses.replace(job, settings=settings.changed(**row))
-        found = bench.quality(tried, seed=seeds.select, num_images=seeds.n_select)
-        trials.append(Trial(row, **{criterion.metric: found}))
-    bench.progress(f"tuning {job.caption}", len(rows), len(rows), "settings")
+    for done, tried in enumerate(combinations):
+        progress(f"tuning {row.caption}", done, len(combinations), "settings")
+        changed = dataclasses.replace(row, settings=settings.changed(**tried))
+        value = suite.quality(changed, seed=seeds.select, num_images=seeds.n_select)
+        trials.append(Trial(tried, **{criterion.metric: value}))
+    progress(f"tuning {row.caption}", len(combinations), len(combinations), "settings")
     chosen = criterion.best([trial.scores[criterion.metric] for trial in trials])
     tried_text = " x ".join(f"{key} in {_numbers(values)}" for key, values in axes.items())
     selected_by = (
         f"{criterion.words} on seed {seeds.select}, {seeds.n_select} images, over {tried_text}"
     )
     return dataclasses.replace(
-        job,
-        settings=settings.changed(**rows[chosen], selected_by=selected_by),
+        row,
+        settings=settings.changed(**combinations[chosen], selected_by=selected_by),
         tuning=Tuning(seeds.select, seeds.n_select, tuple(trials), chosen),
     )
 
 
-def check_grid(grid: Mapping[str, Sequence[float]], jobs: Iterable[Job], fixed: Protocol) -> None:
-    """What nothing would be tuned with, or by, is refused before the first image is made.
+def check_grid(
+    grid: Mapping[str, Sequence[float]], samplers: Iterable[str], protocol: Protocol
+) -> None:
+    """Refuses a grid that tunes nothing, or that nothing can be chosen by.
+
+    Args:
+        grid: Setting -> values.
+        samplers: Names of the samplers of all rows.
+        protocol: The protocol.
 
     Raises:
-        DimoError: A setting that no job's sampler has, or a protocol that has none of the metrics
-            that settings are chosen by.
+        DimoError: A setting that no sampler has, or a protocol that has none of the metrics that
+            settings are chosen by.
     """
     if not grid:
         return
-    if criterion_of(fixed) is None:
+    if criterion_of(protocol) is None:
         labels = ", ".join(Criterion(name).label for name in CRITERIA)
         raise DimoError(
-            f"--tune chooses by one of {labels}, and protocol {fixed.name!r} has none; leave it "
+            f"--tune chooses by one of {labels}, and protocol {protocol.name!r} has none; leave it "
             "out, or tune under a protocol that has one and give the settings as options"
         )
-    used = sorted({job.settings.sampler for job in jobs if job.settings is not None})
+    used = sorted(set(samplers))
     for key in grid:
         if not any(key in settings_of(sampler) for sampler in used):
             having = [sampler for sampler in ALL_SAMPLERS if key in settings_of(sampler)]
             raise DimoError(
-                f"--tune {key} is a setting of no row: samplers {', '.join(used) or 'none'}; "
-                f"it is one of {', '.join(having)}"
+                f"--tune {key} has no effect: no selected sampler ({', '.join(used) or 'none'}) "
+                f"uses it; it applies to {', '.join(having)}"
             )
 
 
@@ -128,12 +119,6 @@ def parse_grid(options: Iterable[str]) -> dict[str, list[float]]:
             raise DimoError(f"--tune {option!r} {what}; name each setting and value once")
         grid[key] = values
     return grid
-
-
-def _axes(job: Job, grid: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
-    """The part of the grid that this job's sampler has settings for; empty for a fixed set."""
-    known = settings_of(job.settings.sampler) if job.settings is not None else ()
-    return {key: values for key, values in grid.items() if key in known}
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -136,6 +136,18 @@ def run_ranks(forks, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def write_prompts():
+    """`write_prompts(folder, prompts)`: GenEval's layout without images."""
+
+    def write(folder, prompts):
+        for number, metadata in enumerate(prompts):
+            (folder / f"{number:05d}").mkdir(parents=True)
+            (folder / f"{number:05d}" / "metadata.jsonl").write_text(json.dumps(metadata))
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def golden():
     """Folder of the golden files."""
     return GOLDEN

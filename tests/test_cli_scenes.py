@@ -14,9 +14,9 @@ from bench.records.record import record_to_json, seal
 from bench.records.store import load_all
 from bench.rows.rows import jobs_of
 from bench.rows.settings import Choice
-from bench.suites.geneval.layout import write_prompts
-from bench.suites.geneval.prompts import embedded_prompts, prompts_of
-from bench.suites.geneval.suite import DetectorBench
+from bench.suites.base import load_suite
+from bench.suites.geneval.prompts import bundled_prompts
+from bench.suites.geneval.suite import GenEvalSuite
 from dimo.cli import main
 from dimo.config import load_recipe
 from dimo.data import scenes
@@ -28,7 +28,7 @@ from dimo.methods.pretraining import TrainRecipe
 from dimo.zoo.loading import load_teacher
 
 CPU = torch.device("cpu")
-HELD_OUT = [metadata["prompt"] for metadata in embedded_prompts()]
+HELD_OUT = [metadata["prompt"] for metadata in bundled_prompts()]
 
 
 def run(monkeypatch, folder, *arguments):
@@ -46,7 +46,7 @@ def distil(out, weights, *watchers):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, write_prompts):
     """A teacher and a student, barely trained, a protocol of few images, pictures in files."""
     folder = tmp_path_factory.mktemp("world")
     text = protocol_text("scenes-geneval")
@@ -65,7 +65,7 @@ def world(tmp_path_factory):
         load_recipe(TrainRecipe, "scenes-teacher", settings), folder / "teacher", device=CPU
     )
     distil(folder / "student", folder / "teacher")
-    write_prompts(folder / "images", embedded_prompts())
+    write_prompts(folder / "images", bundled_prompts())
     images, _ = scenes.batch(21, torch.arange(240), "held-out")
     for number, pixels in enumerate(images.permute(0, 2, 3, 1).contiguous().numpy()):
         place = folder / "images" / f"{number:05d}" / "samples"
@@ -124,7 +124,7 @@ def test_every_kind_of_row_is_there(rows):
 @pytest.fixture(scope="module")
 def bench(world):
     fixed = load_protocol(world / "tiny.toml")
-    return DetectorBench(fixed, prompts_of(fixed.prompts, None), device=CPU, batch_size=120)
+    return load_suite(fixed, Runtime(CPU), batch_size=120)
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_the_criterion_is_the_metric_of_the_table(bench, loaded):
     one, other = (
         jobs_of(dataclasses.replace(loaded, tokenizer=Painter()), [1])[0] for _ in range(2)
     )
-    value = bench.measure(one).measured.record.metrics["geneval"].value
+    value = bench.measure(one).record.metrics["geneval"].value
     assert 0.6 < value < 0.9
     assert bench.quality(other, seed=2000, num_images=240) == value
 
@@ -204,7 +204,7 @@ def test_what_is_not_as_recorded_is_refused(dimo, rows, world):
     teacher, images = rows[ROWS["teacher"]], rows[ROWS["images"]]
     for what in ("detector", "prompts"):
         evidence = dataclasses.replace(teacher.evidence, **{f"{what}_sha256": "0" * 64})
-        assert f"the {what} has sha256" in refused(teacher, evidence=evidence)
+        assert f"{what} has sha256" in refused(teacher, evidence=evidence)
     evidence = dataclasses.replace(images.evidence, images_sha256="0" * 64)
     other = refused(images, "--images", "images", evidence=evidence)
     assert "another set than was measured" in other
@@ -223,13 +223,13 @@ def test_what_is_not_as_recorded_is_refused(dimo, rows, world):
 def test_a_training_is_scored_on_the_protocol_s_prompts_and_not_touched(
     world, tmp_path, monkeypatch
 ):
-    scored, quality = [], DetectorBench.quality
+    scored, quality = [], GenEvalSuite.quality
 
     def noted(bench, job, **how):
         scored.append((list(job.loaded.condition_names), quality(bench, job, **how)))
         return scored[-1][1]
 
-    monkeypatch.setattr(DetectorBench, "quality", noted)
+    monkeypatch.setattr(GenEvalSuite, "quality", noted)
     wanted = Watching(sample_every=3, score_every=3, score_protocol=str(world / "tiny.toml"))
     recipe = load_recipe(DiMORecipe, "scenes", ["steps=3", "batch_size=4"])
     out, weights = tmp_path / "run", world / "teacher"

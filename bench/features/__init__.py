@@ -18,13 +18,10 @@ __all__ = [
     "load_torchscript",
 ]
 
-import importlib
 import importlib.metadata
 import warnings
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -37,10 +34,9 @@ from bench.features.extraction import (
     extract_batches,
     join_features,
 )
-from bench.protocol.catalog import ANY, EXTRACTORS
+from bench.protocol.catalog import ANY, EXTRACTORS, load
 from dimo.errors import DimoError, unknown_name
 from dimo.util.files import sha256_file
-from dimo.weights.catalog import ASSETS
 
 
 def is_torchscript(path: Path) -> bool:
@@ -72,53 +68,6 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
     return module.eval()
 
 
-@dataclass(frozen=True)
-class _Loader:
-    """How an extractor of the catalog is loaded.
-
-    Attributes:
-        factory: "module:function" of `(weights: Path, resize: str) -> nn.Module`.
-        packages: Whose versions decide about the numbers, beside PyTorch.
-        image_size: The only height and width it takes, if there is one.
-        shipped: The weights file, where it comes with dimo.
-        archive_sha256: Of the official weights, where they are a TorchScript archive.
-    """
-
-    factory: str
-    packages: tuple[str, ...] = ()
-    image_size: tuple[int, int] | None = None
-    shipped: Path | None = None
-    archive_sha256: str = ""
-
-
-_LOADERS = {
-    "digits-cnn": _Loader(
-        "bench.features.digits:load_digits_cnn",
-        image_size=(8, 8),
-        shipped=ASSETS / "digits-cnn.safetensors",
-    ),
-    "scenes-clip": _Loader(
-        "bench.features.scenes_clip:load_scene_clip",
-        image_size=(32, 32),
-        shipped=ASSETS / "scenes-clip.safetensors",
-    ),
-    "inception": _Loader(
-        "bench.features.inception:load_inception", packages=("torch-fidelity", "pillow")
-    ),
-    "inception-torchscript": _Loader(
-        "bench.features.inception:load_inception_torchscript",
-        packages=("pillow",),
-        archive_sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
-    ),
-    "dinov2-vit-l-14": _Loader("bench.features.dinov2:load_dinov2", packages=("timm", "pillow")),
-    "clip-vit-l-14-336": _Loader(
-        "bench.features.clip:load_clip",
-        packages=("open_clip_torch", "pillow"),
-        archive_sha256="3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
-    ),
-}
-
-
 def load_extractor(
     name: str,
     *,
@@ -131,13 +80,13 @@ def load_extractor(
     """Loads an extractor whose weights have the hash that the protocol names.
 
     Args:
-        name: Of the catalog, or "package.module:attribute" for one's own: `attribute(weights:
+        name: Of `EXTRACTORS`, or "package.module:attribute" for custom code: `attribute(weights:
             Path | None) -> nn.Module` gives the network that `Extractor` describes; where that has
             more outputs than "features" it lists them in its attribute `outputs`.
         resize: How images reach the input size; empty for the extractor's first.
-        sha256: Of the weights file; "any" takes whatever is given and records its hash.
+        sha256: Expected hash of the weights file; "any" accepts any file and records its hash.
         weights: The weights file, where dimo ships none.
-        device: Where the network shall be.
+        device: Where the network runs.
         allow_code: Lets code run that is neither dimo's nor named by a hash that dimo knows.
 
     Raises:
@@ -146,28 +95,28 @@ def load_extractor(
     """
     if ":" in name:
         return _load_foreign(name, resize, sha256, weights, device, allow_code)
-    if name not in _LOADERS:
+    if name not in EXTRACTORS:
         raise unknown_name(
-            "extractor", name, _LOADERS, "or name your own as package.module:function"
+            "extractor", name, EXTRACTORS, "or name your own as package.module:function"
         )
-    loader, kind = _LOADERS[name], EXTRACTORS[name]
+    kind = EXTRACTORS[name]
     resize = resize or (kind.resizes[0] if kind.resizes else "")
     if resize and resize not in kind.resizes:
         raise unknown_name(f"resize of extractor {name!r}", resize, kind.resizes or ("none",))
-    weights = weights or loader.shipped
+    weights = weights or kind.shipped
     if weights is None:
         raise DimoError(
             f"extractor {name!r} needs its weights file ({kind.weights}); fetch it and give it "
-            "with --weights FILE"
+            "with --extractor-weights FILE"
         )
-    found = _checked_sha256(name, weights, sha256)
-    if found != loader.archive_sha256 and not allow_code and is_torchscript(weights):
+    digest = _checked_sha256(name, weights, sha256)
+    if digest != kind.archive_sha256 and not allow_code and is_torchscript(weights):
         raise DimoError(
             f"{weights} is a TorchScript archive, which brings its own code, and none that dimo "
-            f"knows (sha256 {found[:12]}...); add --allow-code if you trust it"
+            f"knows (sha256 {digest[:12]}...); add --allow-code if you trust it"
         )
     try:
-        network: nn.Module = _resolve(loader.factory)(weights, resize)
+        network: nn.Module = load(kind.loader)(weights, resize)
     except ModuleNotFoundError as error:
         raise DimoError(
             f"extractor {name!r} needs the package {error.name!r}; install it with: "
@@ -177,11 +126,11 @@ def load_extractor(
         name=name,
         resize=resize,
         network=network.to(device).eval(),
-        sha256=found,
-        packages=_versions(*loader.packages),
+        sha256=digest,
+        packages=_versions(*kind.packages),
         outputs=kind.outputs,
         device=device,
-        image_size=loader.image_size,
+        image_size=kind.image_size,
     )
 
 
@@ -202,11 +151,11 @@ def _load_foreign(
     if weights is None and sha256 != ANY:
         raise DimoError(
             f"extractor {name!r} has no weights file, the protocol names sha256 {sha256[:12]}...; "
-            "give it with --weights FILE"
+            "give it with --extractor-weights FILE"
         )
-    found = "" if weights is None else _checked_sha256(name, weights, sha256)
+    digest = "" if weights is None else _checked_sha256(name, weights, sha256)
     try:
-        factory = _resolve(name)
+        factory = load(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise DimoError(
             f"cannot load extractor {name!r}: {error}; name it as package.module:function and "
@@ -224,7 +173,7 @@ def _load_foreign(
         name=name,
         resize="",
         network=network.to(device).eval(),
-        sha256=found,
+        sha256=digest,
         packages=_versions(*distributions),
         outputs=tuple(getattr(network, "outputs", ("features",))),
         device=device,
@@ -234,20 +183,16 @@ def _load_foreign(
 def _checked_sha256(name: str, weights: Path, sha256: str) -> str:
     if not weights.is_file():
         raise DimoError(
-            f"extractor {name!r} finds no weights file at {weights}; give it with --weights FILE"
+            f"extractor {name!r} finds no weights file at {weights}; "
+            "give it with --extractor-weights FILE"
         )
-    found = sha256_file(weights)
-    if sha256 not in (ANY, found):
+    digest = sha256_file(weights)
+    if sha256 not in (ANY, digest):
         raise DimoError(
-            f"weights {weights} of extractor {name!r} have sha256 {found[:12]}..., the protocol "
+            f"weights {weights} of extractor {name!r} have sha256 {digest[:12]}..., the protocol "
             f"names {sha256[:12]}...; use the weights that belong to the protocol's version"
         )
-    return found
-
-
-def _resolve(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return digest
 
 
 def _versions(*packages: str) -> dict[str, str]:

@@ -15,17 +15,25 @@ from dimo.util.schema import canonical_json
 _OUTPUTS = ("features", "logits", "spatial")
 
 
-def default_folder() -> Path:
-    """`$XDG_CACHE_HOME/dimo/features`, in the home folder's `.cache` by default."""
+def cache_folder(given: str = "") -> Path | None:
+    """The folder of cached features.
+
+    Args:
+        given: A folder; "none": no cache; "": `$DIMO_CACHE`, or `dimo/features` in
+            `$XDG_CACHE_HOME` (default: `~/.cache`).
+    """
+    given = given or os.environ.get("DIMO_CACHE", "")
+    if given == "none":
+        return None
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "dimo" / "features"
+    return Path(given) if given else Path(base) / "dimo" / "features"
 
 
 def feature_key(content_sha256: str, extractor: Extractor, device: str) -> str:
     """Hash of all that determines features: images, weights, resize, versions, kind of device.
 
     Args:
-        content_sha256: Of the images, in order.
+        content_sha256: Hash of the images, in order.
         extractor: Its name, resize, weights hash and package versions enter the key.
         device: "cpu" or "cuda": their last digits differ.
     """
@@ -41,21 +49,21 @@ def feature_key(content_sha256: str, extractor: Extractor, device: str) -> str:
 
 
 class FeatureCache:
-    """A folder of feature files. Trouble with it costs time, never a result.
+    """A folder of feature files. Problems with it cost time, never a result.
 
-    An entry is `KEY.npz` and `KEY.json`, which holds the hash of the former: an entry that is
-    truncated, altered or half there is told from a good one, and made again.
+    An entry is `KEY.npz` and `KEY.json`, which holds the hash of the former, so that a truncated
+    or altered entry is detected and extracted again.
 
     Args:
         folder: Where; None switches caching off.
-        say: Told in one line what is wrong with the folder or an entry.
+        say: Called with one-line warnings about the folder or an entry.
     """
 
     def __init__(self, folder: Path | None, say: Callable[[str], None]) -> None:
         self.folder, self.say = folder, say
 
     def get(self, key: str) -> Features | None:
-        """The features of an entry, None where there is no intact one. Labels are not cached."""
+        """The features of an intact entry, else None. Labels are not cached."""
         if self.folder is None:
             return None
         data, seal = self.folder / f"{key}.npz", self.folder / f"{key}.json"
@@ -72,15 +80,16 @@ class FeatureCache:
         return None
 
     def put(self, key: str, features: Features) -> None:
-        """Stores features, whole or not at all; a full disk or a read-only folder is only told."""
+        """Stores features atomically; warns if the disk is full or the folder is read-only."""
         if self.folder is None:
             return
         arrays = {k: a for k in _OUTPUTS if (a := getattr(features, k)) is not None}
+        path = self.folder / f"{key}.npz"
         try:
-            with replacing(self.folder / f"{key}.npz") as temporary:
+            with replacing(path) as temporary:
                 with temporary.open("wb") as file:
                     np.savez(file, **arrays)
                 digest = sha256_file(temporary)
-            write_atomic(self.folder / f"{key}.json", json.dumps({"sha256": digest}) + "\n")
+            write_atomic(path.with_suffix(".json"), json.dumps({"sha256": digest}) + "\n")
         except DimoError as error:
-            self.say(f"features are not cached: {error} with --cache; the scores are not affected")
+            self.say(f"features are not cached (scores are not affected): {error}; see --cache")

@@ -90,7 +90,7 @@ def make_clip(
         state: Keys as in OpenAI's archive and open_clip's checkpoints.
         resize: As for `CLIPImages`.
         config: As `open_clip.get_model_config` gives it.
-        name: Of the weights, for errors.
+        name: The weights' name in errors.
     """
     state = {k.removeprefix(_TOWER): v for k, v in state.items() if k.startswith(_TOWER)}
     if not state:
@@ -192,7 +192,7 @@ def make_pairs(
         state: Keys as in open_clip's checkpoints, or OpenAI's archive with three sizes beside them.
         preprocessing: As for `CLIPPairs`.
         config: As `open_clip.get_model_config` gives it.
-        name: Of the weights, for errors.
+        name: The weights' name in errors.
 
     Raises:
         DimoError: Keys or shapes that do not fit; unknown preprocessing.

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.features.fitting import TrainingStep, fit_network
+from bench.features.small import TrainingStep, fit_network
 from dimo.weights.files import load_state_dict
 
 
@@ -49,8 +49,7 @@ def load_digits_cnn(weights: Path, resize: str) -> DigitsCNN:
 
 
 def train_digits_cnn(
-    images: Tensor,
-    labels: Tensor,
+    data: tuple[Tensor, Tensor],
     *,
     steps: int,
     batch_size: int,
@@ -65,18 +64,18 @@ def train_digits_cnn(
     """Trains the classifier with shifts of one pixel and additive noise.
 
     Args:
-        images: uint8 [N, 3, 8, 8].
-        labels: int64 [N].
+        data: Images uint8 [N, 3, 8, 8] and labels int64 [N].
         steps: Optimizer steps.
-        batch_size: Images a step.
+        batch_size: Images per step.
         learning_rate: Step -> learning rate.
         weight_decay: AdamW's.
         label_smoothing: Keeps the features' scale bounded.
         pixel_noise: Standard deviation of the noise, in grey levels of 255.
-        shift_probability: Share of steps whose batch is shifted by up to one pixel.
-        seed: Of weights and draws.
+        shift_probability: Fraction of steps whose batch is shifted by up to one pixel.
+        seed: Seed of weights and draws.
         on_step: Called with the number of steps done and the loss.
     """
+    images, labels = data
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     model = DigitsCNN().train()

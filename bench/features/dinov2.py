@@ -62,7 +62,7 @@ def make_dinov2(
 
     Args:
         state: Keys as in the official file, which are timm's but for `mask_token`.
-        name: Of the weights, for errors.
+        name: The weights' name in errors.
         side: A multiple of 14.
         architecture: Changes to timm's `vit_large_patch14_dinov2`, e.g. `depth`.
     """
@@ -79,19 +79,19 @@ def make_dinov2(
     return DINOv2(network, side)
 
 
-def _resize_positions(given: Tensor, wanted: Tensor, name: str) -> Tensor:
+def _resize_positions(given: Tensor, own: Tensor, name: str) -> Tensor:
     """Position embeddings [1, 1 + M * M, D] for another number of patches.
 
     As the official network interpolates them: bicubic, no antialiasing, and 0.1 added to the
     number of patches in the scale factor.
     """
-    if given.shape == wanted.shape:
+    if given.shape == own.shape:
         return given
-    old, new = (math.isqrt(t.shape[1] - 1) if t.ndim == 3 else 0 for t in (given, wanted))
-    if old == 0 or given.shape != (1, 1 + old * old, wanted.shape[2]):
+    old, new = (math.isqrt(t.shape[1] - 1) if t.ndim == 3 else 0 for t in (given, own))
+    if old == 0 or given.shape != (1, 1 + old * old, own.shape[2]):
         raise DimoError(
             f"weights {name} have a pos_embed of shape {list(given.shape)}; allowed: "
-            f"[1, 1 + M * M, {wanted.shape[2]}]; give dinov2_vitl14_pretrain.pth"
+            f"[1, 1 + M * M, {own.shape[2]}]; give dinov2_vitl14_pretrain.pth"
         )
     grid = given[:, 1:].float().transpose(1, 2).reshape(1, -1, old, old)  # [1, D, M, M]
     scale = (new + 0.1) / old

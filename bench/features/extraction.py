@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from bench.features.stats import full_float32
 from dimo.errors import DimoError
 
 FORWARD_BATCH = 32
@@ -23,11 +24,11 @@ class Extractor:
         name: Its name in `EXTRACTORS`, or "package.module:attribute".
         resize: How images reach its input size; empty where it takes them as they are.
         network: uint8 images [B, 3, H, W] -> dict with each of `outputs`, float [B, *].
-        sha256: Of the weights file; empty without one.
+        sha256: Hash of the weights file; empty without one.
         packages: Name -> version of what computes the features.
         outputs: "features", and "logits" or "spatial" if it has them.
         device: Where the network is.
-        image_size: The only height and width it takes, if there is one.
+        image_size: The only height and width it takes; None for any.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Extractor:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Of one set of images, in its order.
+    """Features of one set of images, in its order.
 
     Attributes:
         features: float32 [N, D].
@@ -199,13 +200,9 @@ def _forward(extractor: Extractor, images: Tensor, done: int) -> dict[str, Tenso
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """No TF32 or bfloat16 in products and convolutions, and always the same algorithm."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with full_float32(), flags:
+        yield
 
 
 class _Column:

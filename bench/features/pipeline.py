@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from bench.features import (
@@ -18,19 +18,20 @@ from bench.features import (
     join_features,
 )
 from bench.features.cache import FeatureCache, feature_key
-from bench.features.stats import FeatureStats, StreamingStats
+from bench.features.stats import FeatureStats, StreamingStats, check_features
 from bench.images import (
     Findings,
     ImageSet,
     content_sha256,
     find_problems,
     open_images,
-    read_features,
 )
 from bench.images.codec import ImageInfo
 from bench.images.labels import labels_sha256
+from bench.images.readers import check_labels
+from bench.images.source import READ_ERRORS, reason
 from bench.protocol import Images
-from dimo.engine.distributed import Ranks
+from dimo.engine.distributed import Ranks, Runtime
 from dimo.errors import DimoError
 from dimo.util.files import sha256_file
 from dimo.util.terminal import Progress
@@ -46,7 +47,7 @@ class FeaturesOfSet:
         features: In order of the set; None on every rank but the first.
         count: Number of images.
         images_sha256: Over all images and labels, in order.
-        labels_sha256: Over the labels; empty where there are none.
+        labels_sha256: Hash of the labels; empty without any.
         findings: What the checks found.
     """
 
@@ -59,46 +60,43 @@ class FeaturesOfSet:
 
 def features_of_paths(
     paths: Sequence[Path],
-    wanted: Images,
+    spec: Images,
     extractor: Extractor,
     *,
     cache: FeatureCache,
     count: int | None,
     balanced: bool,
-    device: torch.device,
-    ranks: Ranks,
+    runtime: Runtime,
     recursive: bool = False,
     labels: str = "",
     accept: Callable[[Findings], None] = lambda findings: None,
-    progress: Progress = lambda what, done, total, unit: None,
 ) -> FeaturesOfSet:
-    """Reads, checks and extracts a set. Every rank reads its own share; the first gets it all.
+    """Reads, checks and extracts a set. Every rank reads a part; the first one gets the result.
 
     Args:
         paths: Folders or archives: shards of one set, in order.
-        wanted: What the protocol asks of images.
+        spec: The protocol's requirements.
         extractor: From images to features.
-        cache: Where features of a set that was seen before are found.
-        count: How many images are wanted; None: any number.
+        cache: Features of sets that were extracted before.
+        count: Required number of images; None for any.
         balanced: Whether every class must have as many.
-        device: Where the extractor is.
-        ranks: The processes that share the work.
+        runtime: Where the extractor runs, and the ranks that share the work.
         recursive: Whether folders are read with their subfolders.
         labels: Where labels come from, see `open_images`.
         accept: Called with the findings before anything is extracted; refuses by raising.
-        progress: Told how far reading and extraction are, on the first rank.
 
     Raises:
-        DimoError: The set cannot be read, or is not accepted; on all ranks alike.
+        DimoError: The set cannot be read, or is not accepted; on all ranks.
     """
+    ranks = runtime.ranks
     images = ranks.synchronized(lambda: open_images(paths, recursive=recursive, labels=labels))
     total = len(images)
     share = ranks.split(total, FORWARD_BATCH)
-    meter = _Meter(progress, ranks, share, total)
-    infos, findings = _scan(images, share, wanted, ranks, meter, count=count, balanced=balanced)
+    meter = _Meter(runtime.progress, ranks, share, total)
+    infos, findings = _scan(images, share, spec, ranks, meter, count=count, balanced=balanced)
     accept(findings)
     content = content_sha256(infos, images.labels)
-    key = feature_key(content, extractor, device.type)
+    key = feature_key(content, extractor, runtime.device.type)
     features = cache.get(key) if ranks.is_first else None
     if not ranks.all_gather(lambda: features is not None)[0]:
         parts = ranks.all_gather(
@@ -111,6 +109,53 @@ def features_of_paths(
     if features is not None:
         features = Features(features.features, features.logits, features.spatial, images.labels)
     return FeaturesOfSet(features, total, content, labels_sha256(images.labels), findings)
+
+
+def read_features(path: Path) -> Features:
+    """Precomputed features: an npz with `features` [N, D] and optionally `logits` [N, C],
+    `spatial` [N, S] and `labels` int [N].
+
+    Returns:
+        Real numbers as float32, labels as int64.
+
+    Raises:
+        DimoError: It cannot be read, has no `features`, or an array has another form or holds
+            numbers that are not finite.
+    """
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            keys = sorted(file.files)
+            for key in ("features", "logits", "spatial", "labels"):
+                if key in keys:
+                    arrays[key] = file[key]
+    except (*READ_ERRORS, AttributeError, TypeError) as error:
+        raise DimoError(
+            f"cannot read features from {path}: {reason(error)}; give an npz with the key features"
+        ) from error
+    if "features" not in arrays:
+        raise DimoError(
+            f"{path} lacks features (it has: {', '.join(keys) or 'nothing'}); allowed: an npz with "
+            "features [N, D] and, where there are, logits, spatial and labels; add them"
+        )
+    count = len(arrays["features"]) if arrays["features"].ndim else 0
+    labels = arrays.pop("labels", None)
+    found: dict[str, npt.NDArray[np.float32]] = {}
+    for key, array in arrays.items():
+        with np.errstate(over="ignore"):  # too large for float32 is found to be infinite
+            array = check_features(array, name=f"{key} of {path}").astype(np.float32, copy=False)
+        found[key] = check_features(array, name=f"{key} of {path} in float32")
+        if len(array) != count:
+            raise DimoError(
+                f"{key} of {path} have {len(array):,} rows, its features {count:,}; allowed: one "
+                "row an image in each; make the file again"
+            )
+    return Features(
+        features=found["features"],
+        logits=found.get("logits"),
+        spatial=found.get("spatial"),
+        labels=None if labels is None else check_labels(labels, count, f"labels of {path}"),
+    )
 
 
 def features_of_file(path: Path) -> FeaturesOfSet:
@@ -129,24 +174,22 @@ def features_of_file(path: Path) -> FeaturesOfSet:
 
 def statistics_of_paths(
     paths: Sequence[Path],
-    wanted: Images,
+    spec: Images,
     extractor: Extractor,
     *,
     keep: int,
-    ranks: Ranks,
+    runtime: Runtime,
     recursive: bool = False,
-    progress: Progress = lambda what, done, total, unit: None,
 ) -> tuple[dict[str, FeatureStats], npt.NDArray[np.float32], str] | None:
     """Mean and covariance of a set of any size, in memory that does not grow with it.
 
     Args:
         paths: Folders or archives: shards of one set, in order.
-        wanted: What the protocol asks of images; here any number of them.
+        spec: The protocol's requirements; the number of images is free.
         extractor: From images to features.
-        keep: Of how many images, spread evenly over the set, single features are kept.
-        ranks: The processes that share the work.
+        keep: Number of images, spread evenly over the set, whose features are kept.
+        runtime: Where the extractor runs, and the ranks that share the work.
         recursive: Whether folders are read with their subfolders.
-        progress: Told how far reading and extraction are, on the first rank.
 
     Returns:
         Statistics by output ("features", "spatial"), features float32 [keep, D], and the content
@@ -155,10 +198,11 @@ def statistics_of_paths(
     Raises:
         DimoError: The set cannot be read, does not conform, or has fewer than `keep` images.
     """
+    ranks = runtime.ranks
     images = ranks.synchronized(lambda: open_images(paths, recursive=recursive))
     share = ranks.split(len(images), FORWARD_BATCH)
-    meter = _Meter(progress, ranks, share, len(images))
-    infos, findings = _scan(images, share, wanted, ranks, meter, count=None, balanced=False)
+    meter = _Meter(runtime.progress, ranks, share, len(images))
+    infos, findings = _scan(images, share, spec, ranks, meter, count=None, balanced=False)
     problems = findings.nonconforming
     if len(images) < keep:
         problems = [*problems, f"{len(images):,} images; allowed: {keep:,} or more"]
@@ -210,7 +254,7 @@ def _accumulate(
 def _scan(
     images: ImageSet,
     share: range,
-    wanted: Images,
+    spec: Images,
     ranks: Ranks,
     meter: "_Meter",
     *,
@@ -226,9 +270,9 @@ def _scan(
         names=images.names,
         ignored=images.ignored,
         count=len(images) if count is None else count,
-        resolution=wanted.resolution,
-        channels=wanted.channels,
-        num_classes=wanted.num_classes if balanced else None,
+        resolution=spec.resolution,
+        channels=spec.channels,
+        num_classes=spec.num_classes if balanced else None,
         balanced=balanced,
     )
     if findings.errors:

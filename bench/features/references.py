@@ -1,4 +1,4 @@
-"""What a protocol compares with: an embedded set, a file of ADM or another tool, or images."""
+"""References of protocols: a bundled set, a statistics file of any tool, or images."""
 
 import dataclasses
 import importlib.metadata
@@ -10,43 +10,37 @@ import torch
 from torch import Tensor
 
 from bench.features import Extractor, Features, extract, load_extractor
-from bench.features.pipeline import statistics_of_paths
+from bench.features.pipeline import read_features, statistics_of_paths
 from bench.features.stats import FeatureStats, compute_stats, load_stats, save_stats
-from bench.images import npz_keys, read_features
+from bench.images import npz_keys
 from bench.protocol import Protocol, protocol_sha256
-from bench.protocol.catalog import ANY, METRICS
-from dimo.data import digits, scenes
-from dimo.engine.distributed import Ranks
+from bench.protocol.catalog import ANY, BUNDLED_REFERENCES, METRICS, load
+from dimo.data import scenes
+from dimo.engine.distributed import Runtime
 from dimo.errors import DimoError
 from dimo.util.files import sha256_bytes, sha256_file
 from dimo.util.schema import canonical_json
-from dimo.util.terminal import Progress
 
 _SCENES_SEED = 4000  # of no other pictures: 1000 is reported, 2000 selects, 3000 tests the detector
 _SCENES_COUNT = 4800  # 20 of each held-out prompt
 
 
-def _scenes_held_out() -> tuple[Tensor, Tensor]:
+def scenes_held_out() -> tuple[Tensor, Tensor]:
+    """Images uint8 [4800, 3, 32, 32] of the held-out prompts, and their prompts' numbers."""
     return scenes.batch(_SCENES_SEED, torch.arange(_SCENES_COUNT), "held-out")
-
-
-_EMBEDDED: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
-    "digits-all": digits.load,
-    "scenes-held-out": _scenes_held_out,
-}
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceSet:
-    """A reference, ready to be compared with.
+    """A loaded reference.
 
     Attributes:
-        name: The protocol's name of it.
-        sha256: Of what was used: an embedded set's images, the file, or the content of images.
+        name: As in the protocol.
+        sha256: Hash of the bundled images, of the file, or of the images' content.
         stats: Mean and covariance by output of the extractor, for Frechet distances.
-        features: Of single images, for neighbours and kernels; None where no metric needs them,
-            and on every rank but the first.
-        count: How many single images there are; None where no metric needs them.
+        features: Features of single images, for neighbours and kernels; None if no metric needs
+            them, and on every rank but the first.
+        count: Number of single images; None if no metric needs them.
     """
 
     name: str
@@ -67,31 +61,31 @@ def reference_sha256(images: Tensor) -> str:
 
 
 def reference_images(protocol: Protocol) -> tuple[Tensor, Tensor]:
-    """An embedded reference: images uint8 [N, 3, H, W] and labels int64 [N].
+    """A bundled reference: images uint8 [N, 3, H, W] and labels int64 [N].
 
     Raises:
-        DimoError: The protocol's reference is not embedded, or its hash or count is another.
+        DimoError: The protocol's reference is not bundled, or its hash or count differs.
     """
-    wanted = protocol.reference
-    if wanted.name not in _EMBEDDED:
-        where = f" ({wanted.source})" if wanted.source else ""
+    expected = protocol.reference
+    if expected.name not in BUNDLED_REFERENCES:
+        where = f" ({expected.source})" if expected.source else ""
         raise DimoError(
-            f"protocol {protocol.name!r} compares with {wanted.name}{where}, which does not come "
-            "with dimo; give it with --reference FILE"
+            f"protocol {protocol.name!r} compares with {expected.name}{where}, which does not "
+            "come with dimo; give it with --reference FILE"
         )
-    images, labels = _EMBEDDED[wanted.name]()
-    found = reference_sha256(images)
-    if (found, len(images)) != (wanted.sha256, wanted.count):
+    images, labels = load(BUNDLED_REFERENCES[expected.name])()
+    digest = reference_sha256(images)
+    if (digest, len(images)) != (expected.sha256, expected.count):
         raise DimoError(
-            f"reference {wanted.name!r} has sha256 {found[:12]}... and {len(images)} images, the "
-            f"protocol names {wanted.sha256[:12]}... and {wanted.count}; install the packages of "
-            "constraints.txt, or use the protocol's version that fits"
+            f"reference {expected.name!r} has sha256 {digest[:12]}... and {len(images)} images, "
+            f"the protocol names {expected.sha256[:12]}... and {expected.count}; install the "
+            "packages of constraints.txt, or use the protocol's version that fits"
         )
     return images, labels
 
 
-def embedded_reference(protocol: Protocol, extractor: Extractor) -> ReferenceSet:
-    """The protocol's embedded reference in the features of `extractor`.
+def bundled_reference(protocol: Protocol, extractor: Extractor) -> ReferenceSet:
+    """The protocol's bundled reference in the features of `extractor`.
 
     Raises:
         DimoError: As `reference_images`.
@@ -116,7 +110,7 @@ def load_reference(
     Args:
         protocol: Names the reference and what its metrics need.
         extractor: The protocol's extractor.
-        path: A file or folder that stands for it; None for an embedded reference.
+        path: A file or folder that stands for it; None for a bundled reference.
         extract_paths: Features and content hash of a set of image files.
 
     Raises:
@@ -124,7 +118,7 @@ def load_reference(
             needs.
     """
     if path is None:
-        return embedded_reference(protocol, extractor)
+        return bundled_reference(protocol, extractor)
     found = _from_path(protocol, extractor, path, extract_paths)
     return _with_statistics(found, protocol, extractor)
 
@@ -149,10 +143,8 @@ def make_reference(
     *,
     weights: Path | None,
     allow_code: bool,
-    device: torch.device,
     recursive: bool,
-    ranks: Ranks,
-    progress: Progress,
+    runtime: Runtime,
 ) -> FeatureStats | None:
     """Writes an npz of `mu`, `sigma`, `n` and features from real images (see `save_stats`).
 
@@ -161,11 +153,9 @@ def make_reference(
         protocol: Names extractor, resolution and how many single features are kept.
         out: Where to write.
         weights: Weights file of the extractor; None: the shipped one.
-        allow_code: Whether the protocol may name an extractor of one's own.
-        device: Where the extractor runs.
+        allow_code: Whether the protocol may name a custom extractor.
         recursive: Whether folders are read with their subfolders.
-        ranks: The processes that share the work.
-        progress: Told how far it is.
+        runtime: Where the extractor runs, and the ranks that share the work.
 
     Returns:
         The statistics; None on every rank but the first.
@@ -178,7 +168,7 @@ def make_reference(
         resize=protocol.extractor.resize,
         sha256=protocol.extractor.sha256,
         weights=weights,
-        device=device,
+        device=runtime.device,
         allow_code=allow_code,
     )
     found = statistics_of_paths(
@@ -186,9 +176,8 @@ def make_reference(
         protocol.images,
         extractor,
         keep=protocol.reference.count,
-        ranks=ranks,
+        runtime=runtime,
         recursive=recursive,
-        progress=progress,
     )
     if found is None:
         return None
@@ -199,7 +188,7 @@ def make_reference(
         "extractor": {"name": extractor.identity, "sha256": extractor.sha256},
         "packages": extractor.packages,
         "images": {"paths": list(map(str, paths)), "sha256": content},
-        "device": device.type,
+        "device": runtime.device.type,
     }
     save_stats(out, stats, features=features, provenance=canonical_json(provenance))
     return stats["features"]

@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.features.fitting import TrainingStep, fit_network
-from bench.suites.geneval.scenes_detector import SceneNetwork
+from bench.features.small import SceneNetwork, TrainingStep, fit_network
 from dimo.data.scenes import SIDE, batch
 from dimo.data.scenes.prompts import BACKGROUNDS, COLORS, NUMBERS, SHAPES, SIZES, plural, prompts
 from dimo.errors import DimoError
@@ -180,7 +179,7 @@ def wrong_captions(text: str) -> dict[str, list[str]]:
 def contrastive_loss(
     clip: SceneCLIP, images: Tensor, captions: Sequence[str], wrong: Sequence[Sequence[str]]
 ) -> Tensor:
-    """Cross-entropy of captions given pictures, pictures given captions, and captions of one's own.
+    """Cross-entropy of captions given pictures, of pictures given captions, and of own captions.
 
     Every caption that reads as a picture's own is right for it, wherever in the batch it stands.
 
@@ -223,10 +222,10 @@ def train_scene_clip(
 
     Args:
         steps: Optimizer steps.
-        batch_size: Pictures a step.
+        batch_size: Pictures per step.
         learning_rate: Step -> learning rate.
         weight_decay: AdamW's.
-        seed: Of weights and pictures.
+        seed: Seed of weights and pictures.
         on_step: Called with the number of steps done and the loss.
     """
     torch.manual_seed(seed)
@@ -261,8 +260,8 @@ def caption_accuracy(clip: SceneCLIP, *, seed: int, per_prompt: int) -> dict[str
 
     Args:
         clip: Trained.
-        seed: Of the pictures.
-        per_prompt: Pictures of each held-out prompt.
+        seed: Seed of the pictures.
+        per_prompt: Pictures per held-out prompt.
 
     Returns:
         Share of right choices by what is wrong, see `wrong_captions`, over all wrong captions.

@@ -4,20 +4,19 @@ import io
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from dimo.errors import DimoError
 from dimo.util.files import write_atomic
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Features: TypeAlias = Union[npt.NDArray[Any], "Tensor"]
+Features: TypeAlias = npt.NDArray[Any] | torch.Tensor
 """What every metric accepts: a numpy array, or a torch tensor on any device."""
 
 _SUFFIX = {"features": "", "spatial": "_s"}  # of the keys mu and sigma in files
@@ -105,7 +104,7 @@ class StreamingStats:
             DimoError: Not `[N, D]`, empty, or not finite; nothing is added then.
         """
         array = check_features(features, name="features", dim=self.dim)
-        for rows in _row_blocks(len(array)):
+        for rows in row_blocks(len(array), _BLOCK_ROWS):
             block = array[rows].astype(np.float64)  # [B, D]
             mean = block.mean(axis=0)
             block -= mean
@@ -178,9 +177,9 @@ def save_stats(
     """
     first = stats["features"]
     arrays: dict[str, Any] = {"n": np.int64(first.count), "extractor": np.str_(first.extractor)}
-    for output, found in stats.items():
-        arrays[f"mu{_SUFFIX[output]}"] = found.mu
-        arrays[f"sigma{_SUFFIX[output]}"] = found.sigma
+    for output, each in stats.items():
+        arrays[f"mu{_SUFFIX[output]}"] = each.mu
+        arrays[f"sigma{_SUFFIX[output]}"] = each.sigma
     if features is not None:
         arrays["features"] = features
     if provenance:
@@ -203,22 +202,22 @@ def load_stats(
         path: An npz with `mu` `[D]`, `sigma` `[D, D]`, and `mu_s`, `sigma_s` for "spatial".
         extractor: The extractor the caller needs. A file that names its own must agree.
         count: Number of samples of a file that has no `n`, as ADM's.
-        outputs: Which statistics are wanted.
+        outputs: Which statistics to read.
 
     Raises:
         DimoError: The file is missing or unreadable, lacks a key, holds statistics of another
             extractor, or its values are no statistics.
     """
-    wanted = [f"{name}{_SUFFIX[output]}" for output in outputs for name in ("mu", "sigma")]
+    required = [f"{name}{_SUFFIX[output]}" for output in outputs for name in ("mu", "sigma")]
     try:
         with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             found = sorted(file.files)
-            content = {k: file[k] for k in (*wanted, "n", "extractor") if k in file.files}
+            content = {k: file[k] for k in (*required, "n", "extractor") if k in file.files}
     except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise DimoError(
             f"cannot read statistics from {path}: {error}; give an npz with the keys mu and sigma"
         ) from error
-    missing = [key for key in wanted if key not in content]
+    missing = [key for key in required if key not in content]
     if missing:
         raise DimoError(
             f"{path} lacks {', '.join(missing)} (it has: {', '.join(found) or 'nothing'}); "
@@ -281,7 +280,7 @@ def check_features(
         )
     counts = np.zeros(3, dtype=np.int64)  # NaN, infinite, rows with either
     first = -1
-    for rows in _row_blocks(len(array)):
+    for rows in row_blocks(len(array), _BLOCK_ROWS):
         finite = np.isfinite(array[rows])
         if finite.all():
             continue
@@ -311,6 +310,18 @@ def as_numpy(features: Features) -> npt.NDArray[Any]:
     return np.asarray(features)
 
 
-def _row_blocks(count: int) -> Iterator[slice]:
-    for start in range(0, count, _BLOCK_ROWS):
-        yield slice(start, min(start + _BLOCK_ROWS, count))
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """float32 products in float32, also where TF32 or bfloat16 is allowed."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def row_blocks(count: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of `size` rows that cover `count`; the last may be shorter."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))

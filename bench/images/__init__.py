@@ -9,11 +9,10 @@ __all__ = [
     "find_problems",
     "npz_keys",
     "open_images",
-    "read_features",
 ]
 
-from bench.images.arrays import npz_keys, read_features
 from bench.images.checks import Findings, content_sha256, find_problems
 from bench.images.codec import ImageInfo
 from bench.images.dataset import ImageSet, open_images
 from bench.images.labels import class_folders
+from bench.images.readers import npz_keys

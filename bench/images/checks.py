@@ -1,4 +1,4 @@
-"""What is wrong with a set of images under a protocol, and the hash that names the set."""
+"""Checks a set of images against a protocol, and computes the set's content hash."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,13 +19,13 @@ _MAX_BAD_NAMES = 20
 
 @dataclass(frozen=True)
 class Findings:
-    """What the check of a set found, one line each.
+    """Result of checking a set, one line per finding.
 
     Attributes:
         errors: Why it cannot be scored.
         nonconforming: Why its score is not one of the protocol.
-        notes: What else is worth knowing.
-        duplicates: How many images are exact copies of an earlier one.
+        notes: Other remarks.
+        duplicates: Number of images that are exact copies of an earlier one.
     """
 
     errors: list[str]
@@ -59,27 +59,27 @@ def find_problems(
     num_classes: int | None,
     balanced: bool,
 ) -> Findings:
-    """Compares a scanned set with what a protocol asks for.
+    """Compares a scanned set with the protocol's requirements.
 
     Args:
-        infos: Of every image, from `ImageSet.scan`.
+        infos: Of every image, as `ImageSet.scan` returns them.
         labels: int64 [N], or None if unknown.
-        names: Of every image.
+        names: Name of every image.
         ignored: Files that are no part of the set.
-        count: How many images there must be.
+        count: Required number of images.
         resolution: Height and width.
         channels: 3 for RGB; 1 for grey, which may be stored as RGB.
-        num_classes: Labels are from 0 to one less; None where there are no classes.
-        balanced: Whether each label must be there equally often.
+        num_classes: Labels are in 0 to `num_classes` - 1; None without classes.
+        balanced: Whether each label must occur equally often.
     """
     assert len(infos) == len(names)
     assert labels is None or len(labels) == len(names)
     pairs = list(zip(infos, names, strict=True))
-    good = [(info, name) for info, name in pairs if info.problem is None]
-    sizes = _group(((info.height, info.width), name) for info, name in good)
-    copies = [
+    readable = [(info, name) for info, name in pairs if info.problem is None]
+    sizes = _group(((info.height, info.width), name) for info, name in readable)
+    duplicates = [
         (copy, same[0])
-        for same in _group((info.sha256, name) for info, name in good).values()
+        for same in _group((info.sha256, name) for info, name in readable).values()
         for copy in same[1:]
     ]
     errors = list(_unreadable([(i.problem, name) for i, name in pairs if i.problem], len(pairs)))
@@ -90,38 +90,40 @@ def find_problems(
     nonconforming = [
         *_wrong_count(len(pairs), count),
         *_wrong_size(sizes, resolution),
-        *_wrong_kind(good, _MODES[channels]),
+        *_wrong_kind(readable, _MODES[channels]),
         *_wrong_labels(labels, names, num_classes, balanced),
     ]
     notes = list(_remarks(labels, names, ignored, num_classes))
-    if copies:
-        many = len(copies) > _MAX_DUPLICATES * len(pairs)
-        told = ", ".join(f"{copy!r} of {first!r}" for copy, first in copies[:3])
-        text = f"{len(copies):,} of {len(pairs):,} images are exact copies of others ({told})"
+    if duplicates:
+        many = len(duplicates) > _MAX_DUPLICATES * len(pairs)
+        examples = ", ".join(f"{copy!r} of {first!r}" for copy, first in duplicates[:3])
+        text = (
+            f"{len(duplicates):,} of {len(pairs):,} images are exact copies of others ({examples})"
+        )
         rule = f"; allowed: {_MAX_DUPLICATES:.0%}; check that each image has its own noise"
         (nonconforming if many else notes).append(text + rule * many)
-    return Findings(errors, nonconforming, notes, len(copies))
+    return Findings(errors, nonconforming, notes, len(duplicates))
 
 
 def sizes_text(sizes: Mapping[tuple[int, int], Sequence[str]]) -> str:
     """The line for images of several sizes, given the names of those of each (height, width)."""
     ordered = sorted(sizes.items(), key=lambda item: -len(item[1]))
-    told = [f"{height} x {width} in {_images(names)}" for (height, width), names in ordered[:3]]
+    examples = [f"{height} x {width} in {_images(names)}" for (height, width), names in ordered[:3]]
     more = f" and {len(ordered) - 3:,} more sizes" if len(ordered) > 3 else ""
-    return f"images of {len(ordered):,} sizes (height x width): {', '.join(told)}{more}; " + (
+    return f"images of {len(ordered):,} sizes (height x width): {', '.join(examples)}{more}; " + (
         "allowed: one size; resize or generate them alike"
     )
 
 
 def _unreadable(bad: Sequence[tuple[str, str]], total: int) -> Iterator[str]:
     if bad:
-        told = [
+        examples = [
             f"{problem}: {', '.join(map(repr, names))}"
             for problem, names in _group(bad[:_MAX_BAD_NAMES]).items()
         ]
         more = f"; and {len(bad) - _MAX_BAD_NAMES:,} more" if len(bad) > _MAX_BAD_NAMES else ""
         yield (
-            f"{len(bad):,} of {total:,} images cannot be scored ({'; '.join(told)}{more}); "
+            f"{len(bad):,} of {total:,} images cannot be scored ({'; '.join(examples)}{more}); "
             "allowed: whole 8-bit images; make them again"
         )
 
@@ -143,14 +145,14 @@ def _wrong_size(
             )
 
 
-def _wrong_kind(good: Sequence[tuple[ImageInfo, str]], modes: Sequence[str]) -> Iterator[str]:
-    for mode, names in _group((info.mode, name) for info, name in good).items():
+def _wrong_kind(readable: Sequence[tuple[ImageInfo, str]], modes: Sequence[str]) -> Iterator[str]:
+    for mode, names in _group((info.mode, name) for info, name in readable).items():
         if mode not in modes:
             yield (
                 f"mode {mode} in {_images(names)}; allowed: {' or '.join(modes)} of 8 bits; "
                 "save them as such"
             )
-    for codec, names in _group((info.codec, name) for info, name in good).items():
+    for codec, names in _group((info.codec, name) for info, name in readable).items():
         if codec in LOSSY_CODECS:
             yield (
                 f"lossy codec {codec} in {_images(names)}; allowed: lossless (PNG, npz); save the "

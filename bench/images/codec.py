@@ -43,10 +43,10 @@ _PROMPT_SIDE, _PROMPT_LINES = 128, 6  # the same where captions are prompts
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What is known of one image of a set before it is scored.
+    """What inspecting an image file yields.
 
     Attributes:
-        sha256: Names the content; equal for exact copies.
+        sha256: Hash of the content; equal for exact duplicates.
         height: In pixels; 0 if unknown.
         width: In pixels; 0 if unknown.
         mode: As PIL names it ("RGB", "L", "P", "RGBA", "I;16", ...), with ";16" where PIL would
@@ -103,8 +103,8 @@ def inspect_image(data: bytes) -> ImageInfo:
     """Checks the bytes of an image file, all of them; never raises for a bad one.
 
     A PNG of mode RGB, L or P is not decompressed, which would cost ten times more: the CRC of
-    every chunk tells damage. Anything else is decoded. The hash is over the file's bytes, for a PNG
-    over the chunks that the pixels depend on, so that copies with other text or dates are copies.
+    every chunk detects damage. Anything else is decoded. The hash covers the file's bytes, for a
+    PNG those of the chunks that determine the pixels, so that text and dates do not matter.
     """
     sha256, height, width, mode, codec, problem = "", 0, 0, "", "", None
     try:

@@ -14,11 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bench.images.arrays import open_npz
 from bench.images.checks import sizes_text
 from bench.images.codec import ImageInfo, centre_crop
 from bench.images.labels import find_labels
-from bench.images.readers import compressed_tar, open_folder, open_tar, open_zip
+from bench.images.readers import compressed_tar, open_folder, open_npz, open_tar, open_zip
 from bench.images.source import Labels, Source, shown
 from dimo.errors import DimoError
 
@@ -33,8 +32,8 @@ class ImageSet:
 
     Attributes:
         paths: As given.
-        names: Of the images: the file's path below its folder, `FILE.npz[3]` in an npz.
-        labels: int64 [N], or None where nothing tells them.
+        names: Each image's path below its folder, or `FILE.npz[3]` in an npz.
+        labels: int64 [N]; None if unknown.
         ignored: Names of files and folders that are no part of the set.
     """
 
@@ -50,10 +49,10 @@ class ImageSet:
         return len(self.names)
 
     def scan(self, rows: range, on_done: Callable[[int], None]) -> list[ImageInfo]:
-        """Reads every byte of the images `rows` (ascending) and tells what they are.
+        """Reads every byte of the images `rows` (ascending) and inspects them.
 
-        Goes on after a bad image: that is its `problem`. Files are hashed as stored, arrays by
-        shape and pixels, so the hash tells copies within one kind of storage.
+        Continues after a bad image, which gets a `problem`. Files are hashed as stored, arrays by
+        shape and pixels, so hashes are comparable within one kind of storage.
 
         Args:
             rows: Which images.
@@ -87,9 +86,8 @@ class ImageSet:
 
         Args:
             rows: Which images.
-            side: Crop and resize each to this, by `bench.images.codec.centre_crop`, and take
-            colours
-                that lose something on the way to RGB; None: all as they are.
+            side: Crop and resize each to this, by `bench.images.codec.centre_crop`, and accept
+                colours that lose something on the way to RGB; None: images as they are.
 
         Raises:
             DimoError: One is no 8-bit image or not to be had without a loss or a guess (see
@@ -185,7 +183,7 @@ def _ordered_map(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
 
 def _cpu_count() -> int:
-    """Of the cores that this process may use."""
+    """Number of cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -19,7 +19,7 @@ _MANIFEST_FORM = 'a .csv with the columns file,label or a .json {"000.png": 3, .
 
 
 def find_labels(sources: Sequence[Source], rule: str) -> Labels | None:
-    """The label of every image, or None where there are none.
+    """The label of every image; None if there are no labels.
 
     Args:
         sources: The set, in order.
@@ -51,7 +51,7 @@ def class_folders(names: Sequence[str]) -> Labels:
     """ImageFolder's rule: the place of an image's folder among the sorted names of all of them.
 
     Raises:
-        DimoError: An image lies in no folder, or in one inside another.
+        DimoError: An image is in no folder, or in a nested one.
     """
     folders = [PurePosixPath(name).parts[:-1] for name in names]
     bad = [name for name, parts in zip(names, folders, strict=True) if len(parts) != 1]
@@ -107,27 +107,27 @@ def first_out_of_order(names: Sequence[str]) -> tuple[str, str] | None:
 
 
 def _labels_that_come_along(sources: Sequence[Source]) -> Labels | None:
-    found: dict[int, Labels] = {}  # by number of the source
+    by_source: dict[int, Labels] = {}  # by number of the source
     manifests: dict[str, tuple[Manifest, list[int]]] = {}  # one may stand beside several shards
     for number, source in enumerate(sources):
         given = source.labels()
         if isinstance(given, Manifest):
             manifests.setdefault(given.origin, (given, []))[1].append(number)
         elif given is not None:
-            found[number] = given
+            by_source[number] = given
     for manifest, numbers in manifests.values():
         labels = _from_manifest(manifest, [name for n in numbers for name in sources[n].names])
         ends = np.cumsum([len(sources[n].names) for n in numbers])
-        found.update(zip(numbers, np.split(labels, ends[:-1]), strict=True))
-    if not found:
+        by_source.update(zip(numbers, np.split(labels, ends[:-1]), strict=True))
+    if not by_source:
         return None
-    bare = [str(source.path) for number, source in enumerate(sources) if number not in found]
+    bare = [str(source.path) for number, source in enumerate(sources) if number not in by_source]
     if bare:
         raise DimoError(
-            f"no labels in {shown(bare)}, but in {counted(len(found), 'other path')}; allowed: in "
-            "all or in none; add them, or give all with --labels"
+            f"no labels in {shown(bare)}, but in {counted(len(by_source), 'other path')}; allowed: "
+            "in all or in none; add them, or give all with --labels"
         )
-    return np.concatenate([found[number] for number in range(len(sources))])
+    return np.concatenate([by_source[number] for number in range(len(sources))])
 
 
 def _from_names(names: Sequence[str]) -> Labels:
@@ -203,5 +203,5 @@ def _csv_rows(text: str, origin: str) -> list[tuple[str, object]]:
 
 
 def labels_sha256(labels: npt.NDArray[np.int64] | None) -> str:
-    """Hash of labels in order; empty where there are none."""
+    """Hash of labels in order; empty without labels."""
     return "" if labels is None else sha256_bytes(labels.astype("<i8").tobytes())

@@ -1,4 +1,4 @@
-"""What the readers have in common: one path's images, by number."""
+"""The interface of the readers, one per path, and helpers for their errors."""
 
 import zipfile
 import zlib
@@ -36,8 +36,8 @@ class Source(Protocol):
 
     Attributes:
         path: As the user gave it.
-        names: Of the images, in order.
-        ignored: Names of what else is there.
+        names: Names of the images, in order.
+        ignored: Names of all other files.
     """
 
     path: Path
@@ -45,10 +45,10 @@ class Source(Protocol):
     ignored: list[str]
 
     def labels(self) -> Labels | Manifest | None:
-        """What comes with the images: int64 [N], or a file in the set or beside it."""
+        """Labels stored with the images: int64 [N], or a manifest in the set or beside it."""
 
     def raw(self, rows: range) -> Iterator[Any]:
-        """Each image's `item`: what there is before the work that threads can share."""
+        """Each image's `item`: raw bytes or pixels, before the work that threads share."""
 
     def inspect(self, item: Any) -> ImageInfo:
         """Checks one image; never raises for a bad one."""

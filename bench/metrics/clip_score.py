@@ -32,8 +32,8 @@ def cosines(*, images: Features, texts: Features) -> npt.NDArray[np.float64]:
             f"embedding {int(np.argmin(lengths))} is zero and has no direction; "
             "check the network that made it"
         )
-    found: npt.NDArray[np.float64] = (first * second).sum(axis=1) / lengths
-    return found
+    result: npt.NDArray[np.float64] = (first * second).sum(axis=1) / lengths
+    return result
 
 
 def scaled_cosines(*, images: Features, texts: Features) -> npt.NDArray[np.float64]:

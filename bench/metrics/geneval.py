@@ -1,10 +1,10 @@
-"""GenEval: whether a picture shows what its prompt asks for, by what a detector found on it.
+"""GenEval: whether an image shows what its prompt asks for, judged from a detector's output.
 
 Ghosh, Hajishirzi & Schmidt, "GenEval: An Object-Focused Framework for Evaluating Text-to-Image
 Alignment", NeurIPS 2023, arXiv:2310.11513. The decisions are those of the official evaluator, its
 single precision included. Where that leaves something to chance, this is what happens:
 
-- Of equal scores, the detection that comes first in the detector's list counts as the surer one.
+- Of equal scores, the detection that comes first in the detector's list counts as the higher.
 - A reason that names two relations names them in the order of `RELATIONS`.
 - A position whose target is no earlier clause ends the official evaluator; here the picture is
   wrong, for want of a target.
@@ -31,7 +31,7 @@ _Box: TypeAlias = npt.NDArray[np.floating[Any]] | Sequence[float]
 
 @dataclass(frozen=True, eq=False)
 class Detected:
-    """What a detector found of one class on one picture.
+    """Detections of one class in one image.
 
     Attributes:
         boxes: float32 [n, 5]: x1, y1, x2, y2 in pixels, score in [0, 1].
@@ -58,7 +58,7 @@ class Rules:
     Attributes:
         threshold: Scores must be above it.
         counting_threshold: The same, for the tag "counting".
-        max_objects: Of each class only so many of the highest scores are looked at.
+        max_objects: Number of highest-scoring detections considered per class.
         max_overlap: A box that overlaps a surer one of its class by as much is dropped; 1 is off.
         position_threshold: Share of both sizes by which centres must differ to count at all.
     """
@@ -75,8 +75,8 @@ class Verdict:
     """The decision on one picture.
 
     Attributes:
-        correct: Whether all that is asked for is there.
-        reason: What is missing, a line each; empty if nothing is.
+        correct: Whether everything the prompt asks for is present.
+        reason: What is missing, one item per line; empty if nothing is.
         kept: Detections that were looked at, by class, the surest first.
     """
 
@@ -224,7 +224,7 @@ class TagScore:
 
 @dataclass(frozen=True)
 class Summary:
-    """What GenEval reports of a set of images.
+    """GenEval's summary of a set of images.
 
     Attributes:
         total_images: Number of images.
@@ -247,9 +247,9 @@ def summarize(tags: Sequence[str], prompts: Sequence[Hashable], correct: Sequenc
     """The summary of a set of decided images.
 
     Args:
-        tags: Of each image.
-        prompts: What names the prompt of each image.
-        correct: Of each image.
+        tags: Tag of each image.
+        prompts: Identifier of each image's prompt.
+        correct: Whether each image is correct.
 
     Raises:
         DimoError: Not one of each for every image, or no image.

@@ -14,11 +14,11 @@ GROUPS = 10  # consecutive groups of prompts, over whose means the deviation is 
 
 @dataclass(frozen=True)
 class StyleScore:
-    """Of the images of one style.
+    """Scores of the images of one style.
 
     Attributes:
-        mean: Over all of them.
-        std: Of the means of `GROUPS` consecutive groups (ddof 0).
+        mean: Over the images.
+        std: Standard deviation of the means of `GROUPS` consecutive groups (ddof 0).
     """
 
     mean: float

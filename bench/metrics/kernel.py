@@ -1,4 +1,4 @@
-"""Maximum mean discrepancies: KID and CMMD, and what each generated sample contributes to them.
+"""Maximum mean discrepancies: KID and CMMD, with per-sample contributions.
 
 `MMD^2 = mean k(x, x') + mean k(y, y') - 2 mean k(x, y)`, x generated and y reference (Gretton et
 al. 2012). KID (Binkowski et al. 2018, arXiv 1801.01401) takes `k = (gamma x.y + coef0)^degree`
@@ -6,12 +6,11 @@ on Inception features and averages the unbiased estimate over random subsets. CM
 al. 2024, arXiv 2401.09603) takes `k = exp(-|x - y|^2 / (2 sigma^2))` on normalised CLIP embeddings
 and the biased estimate over all pairs.
 
-Each comes with what every generated sample adds to it, which the same kernels tell. Measured
+Each comes with the contribution of every generated sample, from the same kernels. Measured
 against fresh samples, an interval from these contributions (`bench.metrics.uncertainty`) has the
-right
-width to about 10 % for clearly different distributions; for nearly equal ones it is too wide, by
-up to 20 % for KID and up to a factor sqrt(2) for CMMD. KID's subsets mix labels at random, so
-`labels` of `bootstrap_interval` takes hardly anything from its width, which is then up to three
+right width to about 10 % for clearly different distributions; for nearly equal ones it is too
+wide, by up to 20 % for KID and up to a factor sqrt(2) for CMMD. KID's subsets mix labels at random,
+so `labels` of `bootstrap_interval` hardly reduces its width, which is then up to three
 times too wide.
 
 All sums are float64, and no function holds more of a kernel matrix than one tile.
@@ -24,7 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.features.stats import Features, check_features
+from bench.features.stats import Features, check_features, row_blocks
+from bench.metrics.base import Samples, Score
 from dimo.errors import DimoError
 
 _Array = npt.NDArray[Any]
@@ -33,7 +33,7 @@ _Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class KernelDistance:
-    """KID and what each generated sample adds to it.
+    """KID and the contribution of each generated sample.
 
     In a subset, sample i has the witness `w_i`, twice the mean of `k(x_i, x_j)` over the other x
     less twice that of `k(x_i, y_j)`. Its contribution is `N / (subsets * subset_size)` times the
@@ -54,7 +54,7 @@ class KernelDistance:
 
 @dataclass(frozen=True, eq=False)
 class CMMD:
-    """CMMD and what each generated sample adds to it.
+    """CMMD and the contribution of each generated sample.
 
     Attributes:
         value: `scale` times the biased MMD^2.
@@ -139,6 +139,26 @@ def cmmd(
     return CMMD(float(scale * (within - 2.0 * across)), witness)
 
 
+def score_kid(samples: Samples, subsets: int, subset_size: int, seed: int) -> Score:
+    """KID with its contributions."""
+    generated, reference = samples.sides()
+    kid = kernel_distance(
+        generated=generated,
+        reference=reference,
+        subsets=subsets,
+        subset_size=subset_size,
+        seed=seed,
+    )
+    return Score(kid.mean, kid.contributions, extra={"std": kid.std}, smallest=None)
+
+
+def score_cmmd(samples: Samples) -> Score:
+    """CMMD with its contributions."""
+    generated, reference = samples.sides()
+    result = cmmd(generated=generated, reference=reference)
+    return Score(result.value, result.contributions)
+
+
 def _check_sides(generated: Features, reference: Features) -> tuple[_Array, _Array]:
     ref = check_features(reference, name="reference features")
     return check_features(generated, name="generated features", dim=ref.shape[1]), ref
@@ -215,7 +235,7 @@ def _unit_rows(
     sides = []
     for name, array in (("generated", gen), ("reference", ref)):
         norms = np.empty(len(array))
-        for rows in _chunks(len(array), chunk_size):
+        for rows in row_blocks(len(array), chunk_size):
             norms[rows] = np.linalg.norm(array[rows].astype(np.float64), axis=1)
         zero = np.flatnonzero(norms == 0)
         if zero.size:
@@ -235,9 +255,9 @@ def _gaussian_sums(left: _UnitRows, right: _UnitRows, sigma: float, chunk_size: 
     """
     sums = np.zeros(len(left))
     same = left is right
-    for rows in _chunks(len(left), chunk_size):
+    for rows in row_blocks(len(left), chunk_size):
         x = left[rows]
-        for cols in _chunks(len(right), chunk_size):
+        for cols in row_blocks(len(right), chunk_size):
             if same and cols.start < rows.start:
                 continue  # The matrix is symmetric: each tile serves both its sides.
             tile = x @ right[cols].T
@@ -248,8 +268,3 @@ def _gaussian_sums(left: _UnitRows, right: _UnitRows, sigma: float, chunk_size: 
             if same and cols != rows:
                 sums[cols] += tile.sum(axis=0, dtype=np.float64)
     return sums
-
-
-def _chunks(count: int, size: int) -> Iterator[slice]:
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))

@@ -6,11 +6,7 @@ rigorous bound on the error, so that only the pairs whose comparison the bound l
 the canonical one.
 """
 
-import contextlib
-import functools
 import hashlib
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -18,17 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bench.features.stats import row_blocks
+
 _Array = npt.NDArray[Any]
 _Floats = npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int64]
 
-_UNIT = {torch.bfloat16: 2.0**-24, torch.float32: 2.0**-24, torch.float64: 2.0**-53}  # of sums
-_ROUNDING = {torch.bfloat16: 2.0**-9, torch.float32: 2.0**-23, torch.float64: 2.0**-52}  # of rows
-_PRODUCT = {torch.bfloat16: 2.0**-8, torch.float32: 0.0, torch.float64: 0.0}  # of the result
+PRECISIONS = (torch.float32, torch.float64)  # of matrix products, the narrow one first
+
+_UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}  # of sums
+_ROUNDING = {torch.float32: 2.0**-23, torch.float64: 2.0**-52}  # of rows
 _TINY = 2.0**-100  # Above all that underflows, with values of 2^-10 to 2^10.
 _PREPARED_ROWS = 256  # Rows centred at a time: they stay in the cache.
 _GATHER_ELEMENTS = 1 << 17  # Elements of one block of exact differences (1 MiB).
-_BIG_PRODUCT = 1e10  # N M D from which choosing the type by a trial pays.
 
 
 def in_range(*sets: _Array) -> list[_Array]:
@@ -42,19 +40,19 @@ def in_range(*sets: _Array) -> list[_Array]:
 
 
 class Distinct:
-    """The rows of a feature set that differ in any bit: each set of copies is worked on once.
+    """The distinct rows of a feature set, so that duplicates are processed once.
 
     Attributes:
         features: The whole set, `[N, D]` float32 or float64.
-        first: Where each distinct row stands in it, `[n]`, ascending.
+        first: Index of each distinct row in it, `[n]`, ascending.
         copies: How often each occurs, `[n]`.
         of_row: Which distinct row each row is, `[N]`.
     """
 
     def __init__(self, features: _Array) -> None:
         self.features = features
-        sums = np.empty(len(features), dtype=np.uint64)  # Of the bits: equal rows, equal sums.
-        for rows in chunks(len(features), _PREPARED_ROWS):
+        sums = np.empty(len(features), dtype=np.uint64)  # Sums of the bits: equal for equal rows.
+        for rows in row_blocks(len(features), _PREPARED_ROWS):
             bits = np.ascontiguousarray(features[rows]).view(np.uint32)
             sums[rows] = bits.sum(axis=1, dtype=np.uint64)
         _, of_sum, count = np.unique(sums, return_inverse=True, return_counts=True)
@@ -110,33 +108,32 @@ class _Block(NamedTuple):
     errors: _Floats
 
 
-class _Points:
-    """The distinct rows of a set as blocks of any precision; the first precision is kept whole.
+class Points:
+    """The distinct rows of a set as blocks of either precision; those in float32 are kept whole.
 
     Args:
         distinct: The set.
         center: A point amid the features, `[D]`, in their dtype: distances keep, norms and so the
             error bounds shrink.
         scale: A power of two that brings the features to about 1.
-        tiling: In which precisions and where the products run.
+        device: Where float32 products run; those in float64 always run on the CPU.
     """
 
-    def __init__(self, distinct: Distinct, center: _Array, scale: float, tiling: "Tiling") -> None:
+    def __init__(
+        self, distinct: Distinct, center: _Array, scale: float, device: torch.device
+    ) -> None:
         self.scale = scale
         self._distinct = distinct
         self._center = center * scale
-        self._device = tiling.device
-        self._kept_as = tiling.precisions[0]
-        rounded = torch.empty(
-            (len(distinct), len(center)), dtype=self._kept_as, device=self._device
-        )
+        self._device = device
+        rounded = torch.empty((len(distinct), len(center)), dtype=torch.float32, device=device)
         norms, errors = np.empty(len(distinct)), np.empty(len(distinct))
-        for rows in chunks(len(distinct), _PREPARED_ROWS):
-            rounded[rows], norms[rows], errors[rows] = self._prepared(rows, self._kept_as)
+        for rows in row_blocks(len(distinct), _PREPARED_ROWS):
+            rounded[rows], norms[rows], errors[rows] = self._prepared(rows, torch.float32)
         self._kept = _Block(rounded, norms, errors)
 
     def block(self, rows: slice, precision: torch.dtype) -> _Block:
-        if precision == self._kept_as:
+        if precision == torch.float32:
             rounded, norms, errors = self._kept
             return _Block(rounded[rows], norms[rows], errors[rows])
         return self._prepared(rows, precision)
@@ -145,7 +142,7 @@ class _Points:
         """Centres, scales and rounds, and bounds the error of squared distances.
 
         With d the loss of a row a and e a number of its relative size,
-        `2 |d_a . b| <= |d_a|^2 / e + e |b|^2` splits a product's error into one part a row; the
+        `2 |d_a . b| <= |d_a|^2 / e + e |b|^2` splits a product's error into one part per row; the
         exact value of e is free. To that comes, with u the unit of the sums, `D u (|a|^2 + |b|^2)`
         for a sum of D products in any order, 10 u of the same for centering, norms and the
         additions after it (all doubled, for second-order terms), and 4 (D + 10) 2^-53 of it for
@@ -176,17 +173,13 @@ class Tile:
     """
 
     def __init__(
-        self, left: _Points, rows: slice, right: _Points, cols: slice, precision: torch.dtype
+        self, left: Points, rows: slice, right: Points, cols: slice, precision: torch.dtype
     ) -> None:
         self._rows, self._cols = rows, cols
         self._left, self._right = left.block(rows, precision), right.block(cols, precision)
         self._unit = left.scale**-2
-        self._precision = precision
         self._own = left is right and rows == cols
         x = self._left.rows @ self._right.rows.T
-        if precision == torch.bfloat16:
-            x = x.float()
-            x.add_(x.abs(), alpha=_PRODUCT[precision])  # Not below what was rounded.
         self._half = [(block.norms - block.errors) / 2 for block in (self._left, self._right)]
         x -= torch.from_numpy(self._half[0]).to(x)[:, None]
         x -= torch.from_numpy(self._half[1]).to(x)
@@ -205,13 +198,13 @@ class Tile:
             torch.from_numpy(reach * (-0.5 * (1 + 2.0**-20) / self._unit)).to(self._x)
             for reach in (left, right)
         ]
-        found = self._x >= limits[0][:, None]
-        found |= self._x >= limits[1]
+        near = self._x >= limits[0][:, None]
+        near |= self._x >= limits[1]
         if self._own:
-            found.fill_diagonal_(False)
-        if found.device.type == "cpu":
-            return np.flatnonzero(found.numpy())
-        places: _Ints = found.flatten().nonzero().flatten().cpu().numpy()
+            near.fill_diagonal_(False)
+        if near.device.type == "cpu":
+            return np.flatnonzero(near.numpy())
+        places: _Ints = near.flatten().nonzero().flatten().cpu().numpy()
         return places
 
     def pairs(self, places: _Ints) -> Pairs:
@@ -219,9 +212,6 @@ class Tile:
         row, col = np.divmod(places, self._x.shape[1])
         x = self._x.flatten()[torch.from_numpy(places).to(self._x.device)].double().cpu().numpy()
         doubt = 2 * (self._left.errors[row] + self._right.errors[col])
-        doubt += (
-            4.1 * _PRODUCT[self._precision] * np.abs(x + self._half[0][row] + self._half[1][col])
-        )
         lower = -2 * self._unit * x
         return Pairs(
             row + self._rows.start, col + self._cols.start, lower, lower + self._unit * doubt
@@ -239,47 +229,15 @@ class Tile:
         return farthest
 
 
-class Tiling:
-    """Which tiles, in which types, and where: the narrowest type first.
-
-    Args:
-        chunk_size: Rows and columns of a tile.
-        device: Where products are computed; those in float64 always on the CPU.
-        work: Number of samples of both sides times the dimension.
-    """
-
-    def __init__(self, chunk_size: int, device: torch.device, work: int) -> None:
-        self.chunk_size = chunk_size
-        self.device = device
-        self.precisions = [torch.float32, torch.float64]
-        if device.type == "cpu" and work >= _BIG_PRODUCT and _bfloat16_pays():
-            self.precisions.insert(0, torch.bfloat16)
-
-    def points(self, *sets: Distinct) -> list[_Points]:
-        """The sets around one center and in one scale."""
-        center = np.mean([one.features.mean(axis=0, dtype=np.float64) for one in sets], axis=0)
-        largest = max(_largest(one.features) for one in sets)
-        dtype = sets[0].features.dtype
-        exponent = 0 if 2.0**-10 < largest < 2.0**10 else int(np.frexp(largest)[1])
-        limit = -np.finfo(dtype).minexp  # The scale is to be a number of this type.
-        scale = 2.0 ** -max(-limit, min(exponent, limit))
-        return [_Points(one, center.astype(dtype), scale, self) for one in sets]
-
-
-@contextlib.contextmanager
-def full_float32() -> Iterator[None]:
-    """float32 products in float32, also where TF32 or bfloat16 is allowed."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def chunks(count: int, size: int) -> Iterator[slice]:
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
+def points_of(*sets: Distinct, device: torch.device) -> list[Points]:
+    """The sets around one center and in one scale, for float32 products on `device`."""
+    center = np.mean([one.features.mean(axis=0, dtype=np.float64) for one in sets], axis=0)
+    largest = max(_largest(one.features) for one in sets)
+    dtype = sets[0].features.dtype
+    exponent = 0 if 2.0**-10 < largest < 2.0**10 else int(np.frexp(largest)[1])
+    limit = -np.finfo(dtype).minexp  # The scale is to be a number of this type.
+    scale = 2.0 ** -max(-limit, min(exponent, limit))
+    return [Points(one, center.astype(dtype), scale, device) for one in sets]
 
 
 def _canonical(left: _Array, row: _Ints, right: _Array, col: _Ints) -> _Floats:
@@ -295,7 +253,7 @@ def _canonical(left: _Array, row: _Ints, right: _Array, col: _Ints) -> _Floats:
         np.square(difference, out=difference)
         distances[pairs] = difference.sum(axis=1)
 
-    parts = list(chunks(row.size, max(1, _GATHER_ELEMENTS // left.shape[1])))
+    parts = list(row_blocks(row.size, max(1, _GATHER_ELEMENTS // left.shape[1])))
     if len(parts) > 1:
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
             list(pool.map(fill, parts))  # numpy releases the interpreter's lock
@@ -311,18 +269,3 @@ def _largest(features: _Array) -> float:
 def _squared_norms(rows: _Array) -> _Floats:
     norms: _Floats = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
     return norms
-
-
-@functools.cache
-def _bfloat16_pays() -> bool:
-    """Whether this CPU multiplies matrices clearly faster in bfloat16 than in float32."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        matrix = torch.ones((512, 512), dtype=dtype)
-        times = []
-        for _ in range(4):  # The first warms up.
-            start = time.perf_counter()
-            matrix @ matrix.T
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = min(times)
-    return 1.5 * seconds[torch.bfloat16] < seconds[torch.float32]

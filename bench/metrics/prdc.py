@@ -7,32 +7,33 @@ Kynkaanniemi et al. 2019 (arXiv 1904.06991) for precision and recall, Naeem et a
   out. A copy of a sample is a neighbour like any other, at distance 0.
 - A ball is open: a point exactly on the radius is outside (strict `<`). So a sample with k or
   more copies has radius 0 and an empty ball, and a set of one repeated image scores 0, not 1.
-  `closed=True` counts the rim in (`<=`), as torch-fidelity and ADM do: such a ball then holds the
-  copies of its sample.
+  torch-fidelity and ADM count the rim in (`<=`).
 
-Ties decide here, so every comparison is settled on one canonical squared distance, the float64
-sum of squared differences of the two rows. Matrix products only sort out the pairs that their
-error bound leaves in no doubt: first in bfloat16 where the CPU has fast instructions for it, else
-in float32, and, tile by tile, in the next wider type where too many pairs stay in doubt. The
-result depends neither on that nor on the device, the chunk size, the order of the rows or the
-BLAS, and a row is at distance exactly 0 from its copies.
+Ties matter, so every comparison uses one canonical squared distance, the float64 sum of squared
+differences of the two rows. Matrix products only rule out the pairs that their error bound leaves
+in no doubt: in float32, and in float64 for tiles where too many pairs stay in doubt. The result
+does not depend on the device, the chunk size, the order of the rows or the BLAS, and a row is at
+distance exactly 0 from its copies.
 """
 
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from bench.features.stats import Features, check_features
-from bench.metrics.neighbours import Distinct, Pairs, Tile, Tiling, chunks, full_float32, in_range
+from bench.features.stats import Features, check_features, full_float32, row_blocks
+from bench.metrics.base import Samples, Score
+from bench.metrics.neighbours import PRECISIONS, Distinct, Pairs, Tile, in_range, points_of
 from dimo.errors import DimoError
 
 _Floats = npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int64]
 
-_CROWDED = 4  # Pairs a row or column of a tile may leave in doubt before a wider type pays.
-_PENDING = 16  # Candidates a sample may have, times k, before the list is thinned.
+_CROWDED = 4  # Undecided pairs per row or column of a tile above which float64 is faster.
+_PENDING = 16  # Candidates per sample, in units of k, above which the list is thinned.
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,6 @@ def prdc(
     reference: Features,
     k: int,
     chunk_size: int = 2048,
-    closed: bool = False,
     device: torch.device | str = "cpu",
 ) -> PRDC:
     """Precision, recall, density, coverage, and the expected coverage of a perfect generator.
@@ -83,7 +83,6 @@ def prdc(
         k: Which nearest neighbour sets the radius, 1 or more.
         chunk_size: Rows and columns of a tile of distances; beside one rounded copy of the
             features, memory grows with its square, not with N or M. No effect on the result.
-        closed: Whether a point on the rim of a ball is inside.
         device: Where the tiles are computed. No effect on the result.
 
     Raises:
@@ -95,7 +94,6 @@ def prdc(
         reference=reference,
         k=k,
         chunk_size=chunk_size,
-        closed=closed,
         device=device,
     )
     return PRDC(
@@ -113,7 +111,6 @@ def manifold_membership(
     reference: Features,
     k: int,
     chunk_size: int = 2048,
-    closed: bool = False,
     device: torch.device | str = "cpu",
 ) -> ManifoldMembership:
     """The per-sample contributions that `prdc` averages; arguments and errors are the same."""
@@ -131,18 +128,57 @@ def manifold_membership(
                 "score more images or lower k"
             )
     ref_set, gen_set = (Distinct(array) for array in in_range(ref, gen))
+    tiling = chunk_size, torch.device(device)
     with full_float32():
-        tiling = Tiling(chunk_size, torch.device(device), len(ref) * gen.size)
-        ref_radii, gen_radii = (_squared_radii(each, k, tiling) for each in (ref_set, gen_set))
-        balls_around, covered, recalled = _cross(
-            ref_set, gen_set, ref_radii, gen_radii, closed, tiling
-        )
+        ref_radii, gen_radii = (_squared_radii(each, k, *tiling) for each in (ref_set, gen_set))
+        balls_around, covered, recalled = _cross(ref_set, gen_set, ref_radii, gen_radii, *tiling)
     return ManifoldMembership(
         precision=(balls_around[gen_set.of_row] > 0).astype(np.float64),
         recall=recalled[ref_set.of_row].astype(np.float64),
         density=balls_around[gen_set.of_row] / k,
         coverage=covered[ref_set.of_row].astype(np.float64),
     )
+
+
+def _score(
+    name: str, samples: Samples, k: int, blocks: int = 1, block_size: int = 0, seed: int = 0
+) -> Score:
+    """One of the four scores, averaged over blocks of samples where the protocol asks for them."""
+    parts = []
+    for position, (generated, reference) in enumerate(_blocks(samples, blocks, block_size, seed)):
+        key = ("neighbours", k, blocks, block_size, seed, position)
+        if key not in samples.shared:
+            samples.shared[key] = manifold_membership(
+                generated=generated, reference=reference, k=k, device=samples.device
+            )
+        parts.append(getattr(samples.shared[key], name))
+    values: _Floats = np.concatenate(parts)
+    extra = {}
+    if name == "coverage":
+        extra = {"ceiling": coverage_ceiling(len(generated), len(reference), k)}
+    of_reference = name in ("recall", "coverage")
+    return Score(float(values.mean()), values, extra=extra, of_reference=of_reference)
+
+
+score_precision = functools.partial(_score, "precision")
+score_recall = functools.partial(_score, "recall")
+score_density = functools.partial(_score, "density")
+score_coverage = functools.partial(_score, "coverage")
+
+
+def _blocks(
+    samples: Samples, blocks: int, block_size: int, seed: int
+) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    """Pairs of generated and reference samples; smaller blocks where there are too few."""
+    sides = samples.sides()
+    if not block_size:
+        yield sides
+        return
+    size = min(block_size, *(len(side) // blocks for side in sides))
+    orders = [np.random.RandomState(seed).permutation(len(side)) for side in sides]
+    for rows in row_blocks(blocks * size, size):
+        gen, ref = (side[np.sort(order[rows])] for side, order in zip(sides, orders, strict=True))
+        yield gen, ref
 
 
 def coverage_ceiling(num_generated: int, num_reference: int, k: int) -> float:
@@ -156,21 +192,21 @@ def coverage_ceiling(num_generated: int, num_reference: int, k: int) -> float:
     return float(1.0 - missed.prod())
 
 
-def _squared_radii(distinct: Distinct, k: int, tiling: Tiling) -> _Floats:
+def _squared_radii(distinct: Distinct, k: int, chunk_size: int, device: torch.device) -> _Floats:
     """Canonical squared distance of each distinct row to its k-th nearest other row, `[n]`."""
     need = k + 1 - distinct.copies  # How many neighbours are not its own copies.
     reach = np.where(need > 0, np.inf, -np.inf)  # No more than this is known to be needed.
     if (need <= 0).all():
         return np.zeros(len(distinct))
     near = _Near(distinct, need, reach)
-    (points,) = tiling.points(distinct)
-    parts = list(chunks(len(distinct), tiling.chunk_size))
+    (points,) = points_of(distinct, device=device)
+    parts = list(row_blocks(len(distinct), chunk_size))
     for position, rows in enumerate(parts):
         for cols in parts[position:]:  # The matrix is symmetric: each tile serves both its sides.
             if max(reach[rows].max(), reach[cols].max()) == -np.inf:
                 continue
             crowd = _CROWDED * k * (rows.stop - rows.start + cols.stop - cols.start)
-            for precision in tiling.precisions:
+            for precision in PRECISIONS:
                 tile = Tile(points, rows, points, cols, precision)
                 places = tile.within(reach[rows], reach[cols])
                 if places.size > crowd:
@@ -251,8 +287,8 @@ def _cross(
     gen: Distinct,
     ref_radii: _Floats,
     gen_radii: _Floats,
-    closed: bool,
-    tiling: Tiling,
+    chunk_size: int,
+    device: torch.device,
 ) -> tuple[_Floats, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """How many reference balls hold each generated row, which hold any, who is in a generated one.
 
@@ -261,16 +297,16 @@ def _cross(
         gen: Generated set of n distinct rows.
         ref_radii: Squared radii `[m]`.
         gen_radii: Squared radii `[n]`.
-        closed: Whether the rim belongs to a ball.
-        tiling: Tiles and types.
+        chunk_size: Rows and columns of a tile.
+        device: Where float32 tiles are computed.
     """
     balls_around = np.zeros(len(gen))
     covered, recalled = np.zeros(len(ref), dtype=bool), np.zeros(len(ref), dtype=bool)
-    ref_points, gen_points = tiling.points(ref, gen)
-    for rows in chunks(len(ref), tiling.chunk_size):
-        for cols in chunks(len(gen), tiling.chunk_size):
+    ref_points, gen_points = points_of(ref, gen, device=device)
+    for rows in row_blocks(len(ref), chunk_size):
+        for cols in row_blocks(len(gen), chunk_size):
             crowd = _CROWDED * (rows.stop - rows.start + cols.stop - cols.start)
-            for precision in tiling.precisions:
+            for precision in PRECISIONS:
                 tile = Tile(ref_points, rows, gen_points, cols, precision)
                 pairs = tile.pairs(tile.within(ref_radii[rows], gen_radii[cols]))
                 radii = ref_radii[pairs.row], gen_radii[pairs.col]
@@ -278,9 +314,7 @@ def _cross(
                 if np.count_nonzero(doubtful) <= crowd:
                     break
             distance = pairs.settled(ref, gen, doubtful).upper
-            in_ref, in_gen = (
-                distance <= radius if closed else distance < radius for radius in radii
-            )
+            in_ref, in_gen = (distance < radius for radius in radii)
             balls_around += np.bincount(
                 pairs.col[in_ref], ref.copies[pairs.row[in_ref]], minlength=len(gen)
             )

@@ -1,23 +1,50 @@
-"""What is known of metrics and feature extractors apart from any protocol; no heavy imports.
+"""What a protocol can name: metrics, feature extractors, detectors, scorers. No heavy imports.
 
-Where the data that travels with the code is, in a checkout and in an installed wheel.
+Each table is a plain dict; a row carries all that the rest of the program needs to know, and names
+its code as "module:function", which `load` imports on first use. Also where the shipped data are.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dimo.errors import DimoError
+from dimo.weights.catalog import ASSETS
 
 ANY = "any"  # in place of a SHA-256: whatever file is given; its hash is recorded
 NONE = "none"  # name of the extractor or the reference of a protocol that needs none
-EMBEDDED_REFERENCES = ("digits-all", "scenes-held-out")  # those that come with dimo
+BUNDLED_REFERENCES = {  # name -> "module:function" of `() -> (images, labels)`
+    "digits-all": "dimo.data.digits:load",
+    "scenes-held-out": "bench.features.references:scenes_held_out",
+}
+
+
+def load(name: str) -> Any:
+    """Imports what "module:function" names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+@dataclass(frozen=True)
+class Param:
+    """An integer that a protocol sets for a metric.
+
+    Attributes:
+        low: Smallest allowed value.
+        high: Largest allowed value, from the number of generated and of reference images.
+        optional: Whether a protocol may leave it out; the optional ones come all or none.
+    """
+
+    low: int
+    high: Callable[[int, int], int]
+    optional: bool = False
 
 
 @dataclass(frozen=True)
 class MetricKind:
-    """What is known of a metric apart from any protocol.
+    """A metric, apart from any protocol.
 
     Attributes:
         label: Column heading in tables.
@@ -25,52 +52,106 @@ class MetricKind:
         needs: Output of the extractor it is computed from: "features", "logits" or "spatial"; or
             "detections", which a detector gives, or "pairs" of image and prompt, which a scorer
             takes.
-        compares_with: Of the reference: its "statistics" (Frechet distances), its "samples", or
-            nothing.
-        params: Names of the integers that a protocol must give.
-        optional: Names of the integers that it may give, all of them or none.
-        tag: Of the prompts whose images it is about; empty: all.
+        compares_with: Part of the reference it uses: "statistics" (Frechet distances), "samples" or
+            "" for none.
+        compute: "module:function" of `(Samples, **params) -> Score` (`bench.metrics.base`); empty
+            for "detections" and "pairs", which a suite scores itself.
+        params: The integers that a protocol gives, by name.
+        tag: Tag of the prompts it covers; empty for all.
+        decimals: Digits after the point in tables.
+        more_below_one: Whether a column with a value below 1 gets one more digit.
+        tunable: Whether sampler settings may be chosen by it.
     """
 
     label: str
     higher_is_better: bool
     needs: str = "features"
     compares_with: str = ""
-    params: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
+    compute: str = ""
+    params: Mapping[str, Param] = field(default_factory=dict)
     tag: str = ""
+    decimals: int = 3
+    more_below_one: bool = False
+    tunable: bool = False
 
 
-_BLOCKS = ("blocks", "block_size", "seed")
+_SEED = Param(0, lambda generated, reference: 2**32 - 1)
+_PAIRED = Param(2, min)
+_FRECHET = "bench.metrics.frechet:score"
+
+
+def _neighbours(name: str, label: str) -> MetricKind:
+    return MetricKind(
+        label,
+        higher_is_better=True,
+        compares_with="samples",
+        compute=f"bench.metrics.prdc:score_{name}",
+        params={
+            "k": Param(1, lambda generated, reference: min(generated, reference) - 1),
+            "blocks": Param(1, lambda generated, reference: generated, optional=True),
+            "block_size": replace(_PAIRED, optional=True),
+            "seed": replace(_SEED, optional=True),
+        },
+    )
+
 
 METRICS: dict[str, MetricKind] = {
-    "fid": MetricKind("FID", higher_is_better=False, compares_with="statistics"),
-    "sfid": MetricKind("sFID", higher_is_better=False, needs="spatial", compares_with="statistics"),
-    "fd_dinov2": MetricKind("FD-DINOv2", higher_is_better=False, compares_with="statistics"),
+    "fid": MetricKind(
+        "FID",
+        higher_is_better=False,
+        compares_with="statistics",
+        compute=_FRECHET,
+        decimals=2,
+        more_below_one=True,
+        tunable=True,
+    ),
+    "sfid": MetricKind(
+        "sFID",
+        higher_is_better=False,
+        needs="spatial",
+        compares_with="statistics",
+        compute=_FRECHET,
+    ),
+    "fd_dinov2": MetricKind(
+        "FD-DINOv2",
+        higher_is_better=False,
+        compares_with="statistics",
+        compute=_FRECHET,
+        tunable=True,
+    ),
     "inception_score": MetricKind(
-        "IS", higher_is_better=True, needs="logits", params=("splits", "seed")
+        "IS",
+        higher_is_better=True,
+        needs="logits",
+        compute="bench.metrics.inception_score:score",
+        params={"splits": Param(1, lambda generated, reference: generated), "seed": _SEED},
+        decimals=2,
     ),
-    "precision": MetricKind(
-        "Prec.", higher_is_better=True, compares_with="samples", params=("k",), optional=_BLOCKS
-    ),
-    "recall": MetricKind(
-        "Rec.", higher_is_better=True, compares_with="samples", params=("k",), optional=_BLOCKS
-    ),
-    "density": MetricKind(
-        "Den.", higher_is_better=True, compares_with="samples", params=("k",), optional=_BLOCKS
-    ),
-    "coverage": MetricKind(
-        "Cov.", higher_is_better=True, compares_with="samples", params=("k",), optional=_BLOCKS
-    ),
+    "precision": _neighbours("precision", "Prec."),
+    "recall": _neighbours("recall", "Rec."),
+    "density": _neighbours("density", "Den."),
+    "coverage": _neighbours("coverage", "Cov."),
     "kid": MetricKind(
         "KID",
         higher_is_better=False,
         compares_with="samples",
-        params=("subsets", "subset_size", "seed"),
+        compute="bench.metrics.kernel:score_kid",
+        params={
+            "subsets": Param(1, lambda generated, reference: 10_000),
+            "subset_size": _PAIRED,
+            "seed": _SEED,
+        },
     ),
-    "cmmd": MetricKind("CMMD", higher_is_better=False, compares_with="samples"),
-    "class_accuracy": MetricKind("Acc.", higher_is_better=True, needs="logits"),
-    "geneval": MetricKind("GenEval", higher_is_better=True, needs="detections"),
+    "cmmd": MetricKind(
+        "CMMD",
+        higher_is_better=False,
+        compares_with="samples",
+        compute="bench.metrics.kernel:score_cmmd",
+    ),
+    "class_accuracy": MetricKind(
+        "Acc.", higher_is_better=True, needs="logits", compute="bench.metrics.accuracy:score"
+    ),
+    "geneval": MetricKind("GenEval", higher_is_better=True, needs="detections", tunable=True),
     **{
         f"geneval_{tag}": MetricKind(label, higher_is_better=True, needs="detections", tag=tag)
         for tag, label in (
@@ -82,10 +163,10 @@ METRICS: dict[str, MetricKind] = {
             ("color_attr", "Attribution"),
         )
     },
-    "hps": MetricKind("HPS", higher_is_better=True, needs="pairs"),
+    "hps": MetricKind("HPS", higher_is_better=True, needs="pairs", decimals=2),
     **{
         f"hps_{style.replace('-', '_')}": MetricKind(
-            label, higher_is_better=True, needs="pairs", tag=style
+            label, higher_is_better=True, needs="pairs", tag=style, decimals=2
         )
         for style, label in (
             ("anime", "Anime"),
@@ -94,7 +175,9 @@ METRICS: dict[str, MetricKind] = {
             ("photo", "Photo"),
         )
     },
-    "clip_score": MetricKind("CLIP score", higher_is_better=True, needs="pairs"),
+    "clip_score": MetricKind(
+        "CLIP score", higher_is_better=True, needs="pairs", decimals=2, more_below_one=True
+    ),
 }
 
 
@@ -103,87 +186,128 @@ class ExtractorKind:
     """A feature extractor.
 
     Attributes:
-        outputs: Of "features", "logits", "spatial": what one pass gives.
+        outputs: What one pass gives, of "features", "logits", "spatial".
+        loader: "module:function" of `(weights: Path, resize: str) -> nn.Module`.
         resizes: Ways to its input size that a protocol may name; empty: images as they are.
-        weights: The official file and where it is; empty: shipped with dimo.
+        weights: The official file and its source; empty if `shipped`.
+        shipped: The weights file, if it comes with dimo.
+        archive_sha256: Of the official weights, if they are a TorchScript archive.
+        packages: Packages besides PyTorch whose versions affect the numbers.
+        image_size: The only height and width it takes; None for any.
     """
 
     outputs: tuple[str, ...]
+    loader: str
     resizes: tuple[str, ...] = ()
     weights: str = ""
+    shipped: Path | None = None
+    archive_sha256: str = ""
+    packages: tuple[str, ...] = ()
+    image_size: tuple[int, int] | None = None
 
 
 EXTRACTORS: dict[str, ExtractorKind] = {
-    "digits-cnn": ExtractorKind(("features", "logits")),
-    "scenes-clip": ExtractorKind(("features",)),
+    "digits-cnn": ExtractorKind(
+        ("features", "logits"),
+        "bench.features.digits:load_digits_cnn",
+        shipped=ASSETS / "digits-cnn.safetensors",
+        image_size=(8, 8),
+    ),
+    "scenes-clip": ExtractorKind(
+        ("features",),
+        "bench.features.scenes_clip:load_scene_clip",
+        shipped=ASSETS / "scenes-clip.safetensors",
+        image_size=(32, 32),
+    ),
     "inception": ExtractorKind(
         ("features", "logits", "spatial"),
-        ("tf1-bilinear", "pil-bicubic", "pil-bicubic-floor", "torch-bilinear"),
-        "weights-inception-2015-12-05-6726825d.pth, "
+        "bench.features.inception:load_inception",
+        resizes=("tf1-bilinear", "pil-bicubic", "pil-bicubic-floor", "torch-bilinear"),
+        weights="weights-inception-2015-12-05-6726825d.pth, "
         "https://github.com/toshas/torch-fidelity/releases/tag/v0.2.0",
+        packages=("torch-fidelity", "pillow"),
     ),
     "inception-torchscript": ExtractorKind(
         ("features",),
-        ("tf1-bilinear", "pil-bicubic"),
-        "inception-2015-12-05.pt, "
+        "bench.features.inception:load_inception_torchscript",
+        resizes=("tf1-bilinear", "pil-bicubic"),
+        weights="inception-2015-12-05.pt, "
         "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/",
+        archive_sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+        packages=("pillow",),
     ),
     "dinov2-vit-l-14": ExtractorKind(
         ("features",),
-        ("pil-bicubic",),
-        "dinov2_vitl14_pretrain.pth, https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/",
+        "bench.features.dinov2:load_dinov2",
+        resizes=("pil-bicubic",),
+        weights="dinov2_vitl14_pretrain.pth, https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/",
+        packages=("timm", "pillow"),
     ),
     "clip-vit-l-14-336": ExtractorKind(
         ("features",),
-        ("pil-bicubic", "torch-bicubic"),
-        "ViT-L-14-336px.pt, https://openaipublic.azureedge.net/clip/models/"
+        "bench.features.clip:load_clip",
+        resizes=("pil-bicubic", "torch-bicubic"),
+        weights="ViT-L-14-336px.pt, https://openaipublic.azureedge.net/clip/models/"
         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/",
+        archive_sha256="3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+        packages=("open_clip_torch", "pillow"),
     ),
 }
 
 
 @dataclass(frozen=True)
 class DetectorKind:
-    """A detector of objects.
+    """An object detector.
 
     Attributes:
-        weights: The official files and where they are; empty: shipped with dimo, or none at all.
-        reads_results: Whether it is not run here, but the file with its verdicts is read.
+        loader: "module:function" of `(weights: Path | None, device) -> ObjectDetector`; empty for
+            one that dimo does not run: the file with its results is read.
+        weights: The official files and their source; empty if they come with dimo.
     """
 
+    loader: str = ""
     weights: str = ""
-    reads_results: bool = False
+
+    @property
+    def reads_results(self) -> bool:
+        """Whether dimo reads its results instead of running it."""
+        return not self.loader
 
 
 DETECTORS: dict[str, DetectorKind] = {
-    "mmdet-mask2former-swin-s": DetectorKind(reads_results=True),
+    "mmdet-mask2former-swin-s": DetectorKind(),
     "hf-mask2former-swin-s": DetectorKind(
+        "bench.suites.geneval.mask2former:load_hf_detector",
         "the folder of facebook/mask2former-swin-small-coco-instance, and in it OpenAI's "
         "ViT-L-14.pt",
     ),
-    "scenes-detector": DetectorKind(),
+    "scenes-detector": DetectorKind("bench.suites.geneval.scenes_detector:load_scene_detector"),
 }
 
 
+BUNDLED_PROMPTS = "scenes-held-out"  # a protocol's name of the list that comes with dimo
 PREPROCESSINGS = ("pil", "tensor-antialias", "tensor-noaa")  # of images for a scorer
 
 
 @dataclass(frozen=True)
 class ScorerKind:
-    """What says how well an image fits its prompt.
+    """A network that scores how well an image fits its prompt.
 
     Attributes:
         metrics: Names of the metrics it gives.
-        shipped: Whether its network comes with dimo, takes images as they are and has no prefix;
-            then a protocol names neither model nor preprocessing.
+        loader: "module:function" of `(weights, model, preprocessing) -> Towers`, or of `(weights)`
+            if `shipped`; empty for HPS, which its suite loads.
+        shipped: The weights file, if it comes with dimo; the network then takes images as they
+            are, without a prefix, and a protocol names neither model nor preprocessing.
         model: The only architecture it has; empty: any plain CLIP of open_clip.
         versions: Name of its published weights file by version; empty: it has no versions.
-        scales: Of its scores, of which a protocol names one; empty: there is no choice.
-        tags: Those that its prompts have, all alike in number; empty: any.
+        scales: Scales of its scores that a protocol may name; empty if there is no choice.
+        tags: Tags of its prompts, with equally many prompts each; empty for any.
     """
 
     metrics: tuple[str, ...]
-    shipped: bool = False
+    loader: str = ""
+    shipped: Path | None = None
     model: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     scales: tuple[str, ...] = ()
@@ -200,8 +324,15 @@ SCORERS: dict[str, ScorerKind] = {
         versions={"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"},
         tags=tuple(METRICS[name].tag for name in _HPS if METRICS[name].tag),
     ),
-    "clip-score": ScorerKind(("clip_score",), scales=("cosine", "scaled")),
-    "scenes-clip": ScorerKind(("clip_score",), shipped=True, scales=("cosine",)),
+    "clip-score": ScorerKind(
+        ("clip_score",), loader="bench.features.clip:load_pairs", scales=("cosine", "scaled")
+    ),
+    "scenes-clip": ScorerKind(
+        ("clip_score",),
+        loader="bench.features.scenes_clip:load_scene_clip",
+        shipped=ASSETS / "scenes-clip.safetensors",
+        scales=("cosine",),
+    ),
 }
 
 
@@ -218,7 +349,7 @@ def data_dir(kind: Literal["protocols", "published"]) -> Path:
     A wheel carries them in `bench/_data`, a checkout in `protocols/` and `results/`.
 
     Raises:
-        DimoError: Neither is there.
+        DimoError: Neither exists.
     """
     for folder in _FOLDERS[kind]:
         if folder.is_dir():

@@ -1,27 +1,24 @@
-"""What is wrong with a protocol whose values are well typed: contradictions, one line each."""
+"""Contradictions in a protocol whose values are well typed, one line each."""
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from bench.protocol.catalog import (
     ANY,
+    BUNDLED_REFERENCES,
     DETECTORS,
-    EMBEDDED_REFERENCES,
     EXTRACTORS,
     METRICS,
     NONE,
     PREPROCESSINGS,
     SCORERS,
 )
+from bench.protocol.schema import Detector, Extractor, Protocol, Scorer
 from dimo.errors import unknown_name
 
-if TYPE_CHECKING:
-    from bench.protocol import Detector, Extractor, Protocol, Scorer
 
-
-def contradictions(protocol: "Protocol", stem: str) -> Iterator[str]:
-    """What is wrong with well-typed values, one line each."""
+def contradictions(protocol: Protocol, stem: str) -> Iterator[str]:
+    """One line for each contradiction; `stem` is the file's name without `.toml`."""
     images, seeds, reference = protocol.images, protocol.seeds, protocol.reference
     if not re.fullmatch(r"[a-z0-9]+([-.][a-z0-9]+)*", protocol.name):
         yield f"'name' must be lower-case words joined by '-' or '.', not {protocol.name!r}"
@@ -75,7 +72,7 @@ def contradictions(protocol: "Protocol", stem: str) -> Iterator[str]:
     yield from _metric_contradictions(protocol)
 
 
-def _hashes(protocol: "Protocol") -> Iterator[tuple[str, str]]:
+def _hashes(protocol: Protocol) -> Iterator[tuple[str, str]]:
     yield "extractor.sha256", protocol.extractor.sha256
     yield "reference.sha256", protocol.reference.sha256
     if protocol.prompts is not None:
@@ -88,7 +85,7 @@ def _hashes(protocol: "Protocol") -> Iterator[tuple[str, str]]:
         yield "scorer.sha256", protocol.scorer.sha256
 
 
-def _missing_parts(protocol: "Protocol") -> Iterator[str]:
+def _missing_parts(protocol: Protocol) -> Iterator[str]:
     """A table that a metric needs and the file has not, or the other way round."""
     kinds = {metric.name: METRICS[metric.name] for metric in protocol.metrics}
     decided = [name for name, kind in kinds.items() if kind.needs == "detections"]
@@ -110,7 +107,7 @@ def _missing_parts(protocol: "Protocol") -> Iterator[str]:
         yield "'scorer' must be left out: no metric needs it"
 
 
-def _prompt_contradictions(protocol: "Protocol") -> Iterator[str]:
+def _prompt_contradictions(protocol: Protocol) -> Iterator[str]:
     prompts, detector, images = protocol.prompts, protocol.detector, protocol.images
     if (prompts is not None) != (images.labels == "prompts"):
         yield (
@@ -145,15 +142,15 @@ def _prompt_contradictions(protocol: "Protocol") -> Iterator[str]:
             yield f"'metrics[{index}].name' is {metric.name!r}, and no prompt has the tag {tag!r}"
 
 
-def _detector_contradictions(detector: "Detector", protocol: "Protocol") -> Iterator[str]:
-    """The detector's name, and what stands beside it: no command takes files for that."""
+def _detector_contradictions(detector: Detector, protocol: Protocol) -> Iterator[str]:
+    """The detector's name, and the secondary metrics' parts, which must come with dimo."""
     if detector.name not in DETECTORS:
         yield str(unknown_name("'detector.name'", detector.name, DETECTORS))
         return
     extractor, reference = protocol.extractor.name, protocol.reference.name
     shipped = {
         "extractor": [name for name, kind in EXTRACTORS.items() if not kind.weights],
-        "reference": list(EMBEDDED_REFERENCES),
+        "reference": list(BUNDLED_REFERENCES),
         "scorer": [name for name, kind in SCORERS.items() if kind.shipped],
     }
     named = {"extractor": extractor, "reference": reference}
@@ -169,7 +166,7 @@ def _detector_contradictions(detector: "Detector", protocol: "Protocol") -> Iter
         yield "'extractor' and 'reference' must come together beside a detector"
 
 
-def _scorer_contradictions(scorer: "Scorer", protocol: "Protocol") -> Iterator[str]:
+def _scorer_contradictions(scorer: Scorer, protocol: Protocol) -> Iterator[str]:
     if scorer.name not in SCORERS:
         yield str(unknown_name("'scorer.name'", scorer.name, SCORERS))
         return
@@ -207,9 +204,9 @@ def _scorer_contradictions(scorer: "Scorer", protocol: "Protocol") -> Iterator[s
 
 
 def _benchmark_contradictions(
-    scorer: "Scorer", tags: tuple[str, ...], protocol: "Protocol"
+    scorer: Scorer, tags: tuple[str, ...], protocol: Protocol
 ) -> Iterator[str]:
-    """A scorer with a benchmark of its own: its tags, one image a prompt, no prefix."""
+    """A scorer with its own benchmark: fixed tags, one image per prompt, no prefix."""
     prompts = protocol.prompts
     if scorer.prefix:
         yield f"'scorer.prefix' must be left out: {scorer.name!r} has none"
@@ -225,17 +222,8 @@ def _benchmark_contradictions(
         yield f"'prompts.images_per_prompt' must be 1 for {scorer.name!r}"
 
 
-def _metric_contradictions(protocol: "Protocol") -> Iterator[str]:
-    num_images = protocol.images.num_images
-    ranges = {  # of each parameter, both ends included
-        "k": (1, min(num_images, protocol.reference.count) - 1),
-        "splits": (1, num_images),
-        "subsets": (1, 10_000),
-        "subset_size": (2, min(num_images, protocol.reference.count)),
-        "blocks": (1, num_images),
-        "block_size": (2, min(num_images, protocol.reference.count)),
-        "seed": (0, 2**32 - 1),
-    }
+def _metric_contradictions(protocol: Protocol) -> Iterator[str]:
+    counts = protocol.images.num_images, protocol.reference.count
     outputs = EXTRACTORS[protocol.extractor.name].outputs if _is_known(protocol.extractor) else None
     seen: set[str] = set()
     for index, metric in enumerate(protocol.metrics):
@@ -252,13 +240,13 @@ def _metric_contradictions(protocol: "Protocol") -> Iterator[str]:
                 f"{protocol.extractor.name!r} gives {', '.join(outputs)}"
             )
         used = metric.params.get("blocks", 1) * metric.params.get("block_size", 0)
-        if used > min(num_images, protocol.reference.count):
+        if used > min(counts):
             yield (
-                f"'{path}' uses {used} images of each side; there are {num_images} generated "
-                f"and {protocol.reference.count} reference ones"
+                f"'{path}' uses {used} images of each side; there are {counts[0]} generated "
+                f"and {counts[1]} reference ones"
             )
         for key, value in metric.params.items():
-            low, high = ranges[key]
+            low, high = kind.params[key].low, kind.params[key].high(*counts)
             if not low <= value <= high:
                 yield f"'{path}.{key}' must be from {low} to {high}, not {value}"
     neighbours = [metric.params for metric in protocol.metrics if "k" in metric.params]
@@ -266,7 +254,7 @@ def _metric_contradictions(protocol: "Protocol") -> Iterator[str]:
         yield "'k', 'blocks', 'block_size' and 'seed' must be the same for every metric with a 'k'"
 
 
-def _extractor_contradictions(extractor: "Extractor") -> Iterator[str]:
+def _extractor_contradictions(extractor: Extractor) -> Iterator[str]:
     if extractor.name == NONE:
         return
     if not _is_known(extractor):
@@ -274,7 +262,7 @@ def _extractor_contradictions(extractor: "Extractor") -> Iterator[str]:
             allowed = [*EXTRACTORS, "package.module:attribute"]
             yield str(unknown_name("'extractor.name'", extractor.name, allowed))
         elif extractor.resize:
-            yield "'extractor.resize' must be left out: code of one's own resizes by itself"
+            yield "'extractor.resize' must be left out: custom code resizes by itself"
         return
     resizes = EXTRACTORS[extractor.name].resizes
     if resizes and extractor.resize not in resizes:
@@ -283,5 +271,5 @@ def _extractor_contradictions(extractor: "Extractor") -> Iterator[str]:
         yield f"'extractor.resize' must be left out: {extractor.name!r} takes images as they are"
 
 
-def _is_known(extractor: "Extractor") -> bool:
+def _is_known(extractor: Extractor) -> bool:
     return extractor.name in EXTRACTORS

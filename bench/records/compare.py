@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.metrics.scores import Score
+from bench.metrics.base import Score
 from bench.metrics.uncertainty import paired_interval
 from bench.protocol import Uncertainty
 from bench.protocol.catalog import METRICS
@@ -42,12 +42,14 @@ class Difference:
 
 def pack_contributions(scores: Mapping[str, Score]) -> bytes:
     """An npz of float32 arrays by metric, and `METRIC.labels`; equal scores give equal bytes."""
-    return _pack({}, scores)
-
-
-def add_contributions(data: bytes, scores: Mapping[str, Score]) -> bytes:
-    """The same npz with those of more metrics."""
-    return _pack(_unpack(data), scores)
+    arrays: _Arrays = {}
+    for name, score in scores.items():
+        arrays[name] = score.contributions.astype(np.float32)
+        if score.labels is not None:
+            arrays[f"{name}.labels"] = score.labels.astype(np.int32)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
 
 
 def compare(
@@ -117,16 +119,6 @@ def _check_pair(first: ResultRecord, second: ResultRecord) -> None:
             f"{names} are not paired: their images have other seeds or labels; compare rows of "
             "the same seed, or sets with the same labels in the same order"
         )
-
-
-def _pack(arrays: _Arrays, scores: Mapping[str, Score]) -> bytes:
-    for name, score in scores.items():
-        arrays[name] = score.contributions.astype(np.float32)
-        if score.labels is not None:
-            arrays[f"{name}.labels"] = score.labels.astype(np.int32)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
 
 
 def _unpack(data: bytes) -> _Arrays:

@@ -1,8 +1,8 @@
-"""Where two records differ: in what was measured, and in what they were measured with."""
+"""Where two records differ, other than in metrics and speed."""
 
 from typing import Any
 
-from bench.records.record import ResultRecord, record_content
+from bench.records.record import ResultRecord, plain_content
 
 # names of a run, not of its circumstances; metrics have tables of their own
 _LEFT_OUT = ("format", "run_id", "created", "content_sha256", "seconds", "metrics")
@@ -18,7 +18,7 @@ _CIRCUMSTANCES = (
 
 
 def differences(first: ResultRecord, second: ResultRecord) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> its value in both, None where it has none; metrics and speeds are left out."""
+    """Dotted key -> its value in each record, None if missing; without metrics and speeds."""
     left, right = flat(first), flat(second)
     return {
         key: (left.get(key), right.get(key))
@@ -27,14 +27,14 @@ def differences(first: ResultRecord, second: ResultRecord) -> dict[str, tuple[An
     }
 
 
-def circumstances(found: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
-    """Of `differences`, those that may explain another value: code, packages, device, tokens."""
-    return {key: values for key, values in found.items() if key.startswith(_CIRCUMSTANCES)}
+def circumstances(differing: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """The `differences` that may explain different values: code, packages, device, tokens."""
+    return {key: values for key, values in differing.items() if key.startswith(_CIRCUMSTANCES)}
 
 
 def flat(record: ResultRecord) -> dict[str, Any]:
-    """Dotted key -> value of everything that a record says of its circumstances."""
-    return _flat(record_content(record), "")
+    """Dotted key -> value of all fields that are compared."""
+    return _flat(plain_content(record), "")
 
 
 def _flat(content: dict[str, Any], path: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a result was made with, as far as it can be told from here: commit and package versions."""
+"""The commit and package versions that a result was made with."""
 
 import importlib.metadata
 import os
@@ -45,8 +45,7 @@ def package_versions() -> dict[str, str]:
 
 
 def code_revision(file: Path = Path(__file__)) -> Revision:
-    """Commit and state of the checkout that `file`, in `bench/records/`, is of, if git tracks it
-    there."""
+    """Commit and state of the checkout of `file`, in `bench/records/`, if git tracks it."""
     file = file.resolve()
     root = file.parent.parent.parent
     tracked = _git(root, "ls-files", "--", str(file))

@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from bench.protocol import Protocol, list_protocols, protocol_sha256, validate_file
+from bench.protocol import Protocol, list_protocols, load_protocol, protocol_sha256
+from bench.protocol.catalog import DETECTORS, NONE
 from bench.records.provenance import Revision, code_revision, package_versions
 from bench.records.selection import Tuning, check_tuning
 from dimo.errors import DimoError
@@ -25,7 +26,7 @@ from dimo.util.schema import Origin, canonical_json, decode, encode, unique_keys
 
 Section: TypeAlias = Literal["Reference", "Teacher", "Sampler", "Distill.", "Image sets"]
 
-_FORMAT = 1
+_FORMAT = 2  # what is written; 1 is read, too
 _LARGEST = 2**26  # bytes of a file; a record has a few thousand
 _HAND_MADE = "records are written by dimo bench, not by hand: remove the file or run it again"
 _IN_MEMORY = Origin("this result", "correct the code that makes the record")
@@ -140,21 +141,23 @@ class Evidence:
     """What the numbers were computed from, by hash.
 
     Attributes:
-        images: Paths of the set as given; empty for images made in process.
+        images: Paths of the set as given; empty for generated images.
         images_sha256: Over the hashes of all images and their labels, in order.
         labels_sha256: Over the labels in order; empty where there are none.
-        extractor: Name of the feature extractor.
-        extractor_sha256: Of its weights file.
-        reference: Name of the reference.
-        reference_sha256: Of the reference that was used.
-        copies: Images that equal an earlier one.
-        notes: What the checks found worth saying.
-        nonconforming: Why the set is not what the protocol asks for; empty: it is.
-        contributions_sha256: Of the file of per-sample contributions (`dimo compare`).
-        scorer_sha256: Of the weights of the protocol's scorer; None: it has none.
-        prompts_sha256: Of the prompts, as the protocol names them; None: as above, or as below.
-        detector_sha256: Of the weights of the protocol's detector; None: it has none, or detector
-            and prompts stand in the places of extractor and reference, which it has not.
+        extractor: Name of the feature extractor; "none" if the protocol has none.
+        extractor_sha256: Hash of its weights file; empty without one.
+        reference: Name of the reference; "none" if the protocol has none.
+        reference_sha256: Hash of the reference that was used; empty without one.
+        copies: Number of images that equal an earlier one.
+        notes: Findings of the checks, one line each.
+        nonconforming: Why the set is off-protocol; empty if it is not.
+        contributions_sha256: Hash of the file of per-sample contributions (`dimo compare`).
+        scorer_sha256: Hash of the scorer's weights; None if the protocol has no scorer.
+        prompts_sha256: Hash of the prompts; None if the protocol has none.
+        detector_sha256: Hash of the detector's weights; None if the protocol has no detector,
+            empty if it does not run in dimo.
+        prompts: Name of the prompts; None as for their hash, and in some records of format 1.
+        detector: Name of the detector; None as for its hash, and in some records of format 1.
     """
 
     images: tuple[str, ...]
@@ -171,6 +174,8 @@ class Evidence:
     scorer_sha256: str | None = None
     prompts_sha256: str | None = None
     detector_sha256: str | None = None
+    prompts: str | None = None
+    detector: str | None = None
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,7 @@ class ResultRecord:
     """One result. Made by `new_record`.
 
     Attributes:
-        format: Version of this file format.
+        format: Version of the file format, in which the record is written again.
         run_id: Random hex digits.
         created: UTC time, ISO 8601 with microseconds and `Z`; sorts as text.
         protocol: What it was measured under.
@@ -253,12 +258,52 @@ def seal(record: ResultRecord) -> ResultRecord:
     Raises:
         DimoError: As `new_record`.
     """
-    checked = _checked(record_content(record), _IN_MEMORY)
+    checked = _checked(plain_content(record), _IN_MEMORY)
     return dataclasses.replace(checked, content_sha256=_content_sha256(record_content(checked)))
 
 
 def record_content(record: ResultRecord) -> dict[str, Any]:
-    """What the file holds; keys that came later are left out at their default, None."""
+    """What the file of a record holds, in the record's format."""
+    content = plain_content(record)
+    evidence = record.evidence
+    if record.format == 1 and evidence is not None and evidence.detector_sha256 is not None:
+        _downgrade(content["evidence"])
+    return content
+
+
+def _downgrade(evidence: dict[str, Any]) -> None:
+    """Format 1: a detector and its prompts are in the fields of extractor and reference.
+
+    Only where the protocol has an extractor, too, do their hashes have fields, and no names.
+    """
+    names = {new: evidence.pop(new, None) for new in _OLD_PLACE}
+    if evidence["extractor"] == NONE:
+        for new, old in _OLD_PLACE.items():
+            evidence[old], evidence[f"{old}_sha256"] = names[new], evidence.pop(f"{new}_sha256")
+
+
+def _upgraded(evidence: Evidence) -> Evidence:
+    """The evidence of a record of format 1 in the fields that it has now."""
+    if evidence.extractor not in DETECTORS:
+        return evidence
+    return dataclasses.replace(
+        evidence,
+        extractor=NONE,
+        extractor_sha256="",
+        reference=NONE,
+        reference_sha256="",
+        detector=evidence.extractor,
+        detector_sha256=evidence.extractor_sha256,
+        prompts=evidence.reference,
+        prompts_sha256=evidence.reference_sha256,
+    )
+
+
+_OLD_PLACE = {"detector": "extractor", "prompts": "reference"}
+
+
+def plain_content(record: ResultRecord) -> dict[str, Any]:
+    """The fields of a record as JSON data; keys that came later are left out at their default."""
     content: dict[str, Any] = encode(record)
     parts: list[tuple[Any, Any]] = [(record, content), (record.method, content["method"])]
     if record.evidence is not None:
@@ -300,13 +345,15 @@ def record_from_json(text: str, *, source: str) -> ResultRecord:
         data = json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise origin.error(f"not valid JSON: {error}") from error
-    if isinstance(data, dict) and data.get("format", _FORMAT) != _FORMAT:
+    if isinstance(data, dict) and data.get("format", _FORMAT) not in (1, _FORMAT):
         raise Origin(source, "update dimo, or remove the file").error(
-            f"'format' is {ascii(data['format'])[:40]}, and this dimo reads {_FORMAT}"
+            f"'format' is {ascii(data['format'])[:40]}, and this dimo reads 1 to {_FORMAT}"
         )
     record = _checked(data, origin)
     if record.content_sha256 != _content_sha256(data):
         raise origin.error("'content_sha256' does not match: the file was edited or damaged")
+    if record.format == 1 and record.evidence is not None:
+        return dataclasses.replace(record, evidence=_upgraded(record.evidence))
     return record
 
 
@@ -317,12 +364,12 @@ def load_record(path: str | os.PathLike[str]) -> ResultRecord:
         DimoError: It cannot be read, or as `record_from_json`.
     """
     try:
-        found = Path(path).stat()
-        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        status = Path(path).stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             raise Origin(str(path), _HAND_MADE).error("not a regular file")
-        if found.st_size > _LARGEST:
+        if status.st_size > _LARGEST:
             raise Origin(str(path), _HAND_MADE).error(
-                f"{found.st_size:,} bytes, and no record has more than {_LARGEST:,}"
+                f"{status.st_size:,} bytes, and no record has more than {_LARGEST:,}"
             )
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -335,25 +382,25 @@ def load_record(path: str | os.PathLike[str]) -> ResultRecord:
 
 
 def protocol_of(record: ResultRecord, file: str | os.PathLike[str] | None = None) -> Protocol:
-    """The protocol a record was measured under, found by its hash.
+    """The protocol a record was measured under, by its hash.
 
     Args:
         record: Names it.
-        file: Its file; None: one of the shipped ones.
+        file: Its name or file; None: one of the bundled ones.
 
     Raises:
         DimoError: There is none of that hash, or the file is another protocol.
     """
-    wanted = record.protocol
-    candidates = list_protocols() if file is None else [validate_file(file)]
+    measured = record.protocol
+    candidates = list_protocols() if file is None else [load_protocol(str(file))]
     for protocol in candidates:
-        if protocol_sha256(protocol) == wanted.sha256:
+        if protocol_sha256(protocol) == measured.sha256:
             return protocol
-    same_name = [p for p in candidates if file is not None or p.name == wanted.name]
+    same_name = [p for p in candidates if file is not None or p.name == measured.name]
     now = "".join(f"; {p.name!r} is now {protocol_sha256(p)[:12]}..." for p in same_name)
     raise DimoError(
-        f"no protocol {wanted.name!r} of sha256 {wanted.sha256[:12]}... is here{now}; give the "
-        "file of that hash with --protocol"
+        f"no protocol {measured.name!r} of sha256 {measured.sha256[:12]}... is bundled{now}; give "
+        "the file of that hash with --protocol"
     )
 
 

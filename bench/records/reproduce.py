@@ -1,14 +1,14 @@
-"""A row of a table run again from its record: are the numbers those of the record?
+"""Reruns a row from its record and compares the numbers.
 
-Everything comes from the record's fields and hashes, nothing from its command line: the protocol
-by its hash, network, reference, extractor, detector and prompts by name and hash, sampler settings
-as recorded.
-
-A record -> the job that it is the record of, from names, hashes and settings alone.
+Everything comes from the record's fields and hashes, nothing from its command line: the protocol by
+its hash; networks, reference, extractor, detector and prompts by name and hash; sampler settings as
+recorded.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,148 +17,35 @@ import torch
 from bench.protocol import Protocol
 from bench.records.differences import circumstances, differences
 from bench.records.record import Evidence, MethodInfo, MetricValue, ResultRecord
-from bench.rows.rows import Job, reference_jobs
+from bench.rows.rows import Job
 from bench.rows.settings import SETTINGS, STUDENT_SAMPLERS, SamplerSettings
-from bench.suites.features import Workbench
-from bench.suites.geneval.measure import measure_geneval
-from bench.suites.geneval.prompts import list_sha256, prompts_of
-from bench.suites.geneval.suite import DetectorBench, rendered_jobs
+from bench.suites.base import Assets, ImageOrigin, Suite, check_inputs, load_suite
+from dimo.engine.distributed import Runtime
 from dimo.errors import DimoError
 from dimo.util.files import sha256_file
-from dimo.util.terminal import Progress
-from dimo.zoo.loading import Generator, load_student, load_teacher, weights_file
+from dimo.zoo.loading import load_student, load_teacher, weights_file
 from dimo.zoo.students import PUBLISHED_STUDENTS, FoundStudent, find_student, shipped_students
 from dimo.zoo.teachers import get_teacher
 
-
-def job_of(
-    record: ResultRecord,
-    protocol: Protocol,
-    *,
-    device: torch.device,
-    student: str | None = None,
-    weights: Path | None = None,
-    prompts: Sequence[str] | None = None,
-) -> Callable[[], Job]:
-    """How the record's job is made; names and hashes are checked now, networks loaded later.
-
-    Args:
-        record: Of a row that was made by `dimo bench`.
-        protocol: The record's.
-        device: Where networks run.
-        student: Run folder or name of the student; None: where the record says it was.
-        weights: Folder of the networks' weights; None: those shipped or fetched.
-        prompts: The protocol's, for a teacher of prompts; None: it draws classes.
-
-    Raises:
-        DimoError: Weights are missing or have another hash than the record names, or the record
-            does not say how it was made; as `dimo.zoo.loading.load_model`, when the job is made.
-    """
-    method = record.method
-    if method.teacher is None:
-        raise DimoError(f"{method.name!r} names no teacher: the record does not say how it is made")
-    teacher = get_teacher(method.teacher)
-    if method.sampler is None:
-        return lambda: _reference_job(
-            method,
-            load_teacher(teacher.name, device=device, weights=weights, prompts=prompts),
-            protocol,
-        )
-    precision = method.network_precision or "float32"
-    settings = _settings_of(method, precision)
-    if not is_of_student(method):
-        _check_weights(method, weights_file(teacher, "transformer", weights))
-
-        def load() -> Generator:
-            return load_teacher(
-                teacher.name, device=device, weights=weights, precision=precision, prompts=prompts
-            )
-    else:
-        run = student or method.student or _student_of(method, weights)
-        found = find_student(run, weights=weights)
-        _check_weights(method, found.path)
-        if found.config.teacher != teacher.name:
-            raise DimoError(f"{run} is a student of {found.config.teacher}, not of {teacher.name}")
-
-        def load() -> Generator:
-            return load_student(
-                run, device=device, weights=weights, precision=precision, prompts=prompts
-            )
-
-    return lambda: Job(method.name, method.section, load(), settings)
-
-
-def is_of_student(method: MethodInfo) -> bool:
-    """Whether the row is a distilled model's; some are sampled as their teacher is."""
-    return method.sampler in STUDENT_SAMPLERS or method.student is not None
-
-
-def _settings_of(method: MethodInfo, precision: str) -> SamplerSettings:
-    assert method.sampler is not None
-    if method.num_steps is None or method.temperature is None:
-        raise DimoError(f"{method.name!r} has no number of steps or no temperature in its record")
-    chosen = {name: getattr(method, name) for name in SETTINGS}
-    chosen["random_start"] = bool(method.random_start)
-    return SamplerSettings(
-        method.sampler,
-        method.num_steps,
-        precision=precision,
-        selected_by=method.selected_by,
-        **chosen,
-    )
-
-
-def _reference_job(method: MethodInfo, loaded: Generator, protocol: Protocol) -> Job:
-    make = rendered_jobs if protocol.detector is not None else reference_jobs
-    jobs = {job.name: job for job in make(loaded, protocol)}
-    if method.name not in jobs:
-        raise DimoError(f"no reference row {method.name!r}; there are: {', '.join(jobs) or 'none'}")
-    return jobs[method.name]
-
-
-def _student_of(method: MethodInfo, weights: Path | None) -> str:
-    """The student with a name that a record from before `student` was recorded is of."""
-    for name in (*shipped_students(), *PUBLISHED_STUDENTS):
-        found = _found(name, weights)
-        if found is not None and sha256_file(found.path) == method.weights_sha256:
-            return name
-    raise DimoError(
-        f"the record does not say where student {method.name!r} lies, and no student with a name "
-        f"has its weights ({(method.weights_sha256 or 'not recorded')[:12]}...); "
-        "give its run folder with --student"
-    )
-
-
-def _found(name: str, weights: Path | None) -> FoundStudent | None:
-    try:
-        return find_student(name, weights=weights)
-    except DimoError:  # a published one that was not fetched
-        return None
-
-
-def _check_weights(method: MethodInfo, path: Path) -> None:
-    if method.weights_sha256 is None:
-        raise DimoError(f"{method.name!r} has no weights hash in its record; bench it again")
-    found = sha256_file(path)
-    if found != method.weights_sha256:
-        raise DimoError(
-            f"{path} has sha256 {found[:12]}..., the record {method.weights_sha256[:12]}...: other "
-            "weights than were measured; give those with --student RUN or --weights FOLDER"
-        )
-
-
 _ROUNDING = 1e-9  # relative; an interval of no width, [1, 1], holds what differs by rounding
+_OPTIONS = {  # which option replaces what a record names by hash
+    "extractor": "--extractor-weights",
+    "reference": "--reference",
+    "detector": "--extractor-weights",
+    "prompts": "--prompts",
+    "scorer": "--extractor-weights or --clip-weights",
+}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One metric, then and now.
+    """One metric, recorded and rerun.
 
     Attributes:
         metric: Name of the metric.
         recorded: The record's value, with its interval.
-        found: The value now.
-        within: Whether `found` is in the interval, or, where there is none, the recorded value.
+        found: The value of the rerun.
+        within: Whether `found` is in the interval or, without one, equals the recorded value.
         equal: Whether both values are the same to the bit.
     """
 
@@ -171,12 +58,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Verification:
-    """What running a row again showed.
+    """A rerun against its record.
 
     Attributes:
         checks: One for each metric of the record, in its order.
-        same_images: Whether the images are those of the record; None: it does not name them.
-        circumstances: What else is different, then and now: code, packages, device, batch size.
+        same_images: Whether the images are those of the record; None if it does not name them.
+        circumstances: What else differs, recorded and rerun: code, packages, device, batch size.
     """
 
     checks: tuple[Check, ...]
@@ -197,213 +84,116 @@ class Verification:
 def repeat(
     record: ResultRecord,
     protocol: Protocol,
+    runtime: Runtime,
+    assets: Assets,
     *,
-    device: torch.device,
     student: str | None = None,
     images: Sequence[Path] = (),
     labels: str = "",
     recursive: bool = False,
-    weights: Path | None = None,
-    reference: Path | None = None,
-    extractor_weights: Path | None = None,
-    prompts: Path | None = None,
-    allow_code: bool = False,
-    progress: Progress = lambda what, done, total, unit: None,
-    say: Callable[[str], None] = lambda text: None,
 ) -> ResultRecord:
-    """Measures the record's row once more; the new record is not stored.
+    """Measures a record's row again; the new record is not stored.
 
     Args:
-        record: What is repeated.
+        record: The record.
         protocol: Its protocol, see `bench.records.record.protocol_of`.
-        device: Where networks run.
-        student: Run folder or name of the student; None: where the record says it was.
+        runtime: Where networks run.
+        assets: Files that replace the bundled ones.
+        student: Run folder or name of the student; None: as recorded.
         images: The image set, for a record of one.
         labels: Where its labels come from, as for `dimo eval`.
         recursive: Whether its folders are read with their subfolders.
-        weights: Folder of the networks' weights; None: those shipped or fetched.
-        reference: File or folder of the reference; None: the embedded one.
-        extractor_weights: Of the extractor or the detector; None: the shipped ones.
-        prompts: The protocol's official file of prompts, for a row that is made here; None: the
-            embedded ones.
-        allow_code: Whether the protocol may name an extractor of one's own.
-        progress: Told how far it is.
-        say: Told in one line what is worth knowing.
 
     Raises:
         DimoError: Weights, reference, extractor, prompts or images are missing, or have another
-            hash than the record names; or the record does not say how it was made.
+            hash than recorded; or the record does not say how it was made.
     """
-    method = record.method
-    if protocol.prompts is not None and protocol.detector is None:
-        raise DimoError(
-            f"records of {protocol.name!r} are not repeated by dimo verify; score the images again "
-            "with dimo eval, and set both side by side with: dimo results diff"
-        )
-    is_image_set = method.sampler is None and method.section != "Reference"
-    if is_image_set and not images:
-        where = ", ".join(record.evidence.images) if record.evidence else ""
-        raise DimoError(
-            f"{method.name!r} is a set of images{f' ({where})' if where else ''}, which no "
-            "network makes again; name it with --images"
-        )
-    if images and not is_image_set:
-        raise DimoError(f"{method.name!r} is no set of images; leave --images out")
-    if student is not None and not is_of_student(method):
-        raise DimoError(f"{method.name!r} is no row of a student; leave --student out")
-    if prompts is not None and (protocol.detector is None or is_image_set):
-        raise DimoError(
-            f"--prompts {prompts} is not used: {method.name!r} is no row that is made from "
-            "prompts; leave it out"
-        )
-    if not is_image_set and record.seed != protocol.seeds.report:
+    method, recorded = record.method, record.evidence
+    origin = None
+    if method.sampler is None and method.section != "Reference":
+        origin = ImageOrigin(method.name, method.section, method.num_steps, labels, recursive)
+    _check_options(record, is_image_set=origin is not None, student=student, images=images)
+    check_inputs(protocol, assets, images, origin)
+    load = partial(
+        load_suite,
+        protocol,
+        runtime,
+        assets,
+        batch_size=record.speed.batch_size or 500,
+        nonconforming=bool(recorded and recorded.nonconforming),
+    )
+    if origin is not None:
+        measured = load().measure_paths(images, origin)
+        assert measured is not None, "this process is the only rank"
+        evidence = measured.record.evidence
+        assert evidence is not None
+        _check_images(recorded, evidence, images)
+        _check_networks(recorded, dataclasses.asdict(evidence))
+        return measured.record
+    if record.seed != protocol.seeds.report:
         raise DimoError(
             f"the record has seed {record.seed}, its protocol {protocol.seeds.report}: it is not "
             "of dimo bench and cannot be repeated"
         )
-    if protocol.detector is not None:
-        if is_image_set:
-            return _judge_set(
-                record,
-                protocol,
-                images,
-                device=device,
-                weights=extractor_weights,
-                progress=progress,
-            )
-        return _judge_row(
-            record,
-            protocol,
-            device=device,
-            student=student,
-            weights=weights,
-            detector_weights=extractor_weights,
-            prompts=prompts,
-            progress=progress,
-        )
-    # without the network first: what is missing shows before anything is loaded
-    make_job = (
-        None
-        if is_image_set
-        else job_of(record, protocol, device=device, student=student, weights=weights)
-    )
-    workbench = Workbench(
-        protocol,
-        device=device,
-        batch_size=record.speed.batch_size or 500,
-        weights=extractor_weights,
-        reference=reference,
-        allow_code=allow_code,
-        nonconforming=bool(record.evidence and record.evidence.nonconforming),
-        progress=progress,
-        say=say,
-    )
-    if record.evidence is not None:
-        _check_hash(
-            "extractor",
-            workbench.extractor.sha256,
-            record.evidence.extractor_sha256,
-            "--extractor-weights",
-        )
-        _check_hash(
-            "reference",
-            workbench.reference.sha256,
-            record.evidence.reference_sha256,
-            "--reference",
-        )
-    if make_job is not None:
-        return workbench.measure(make_job()).record
-    measured = workbench.measure_paths(
-        images,
-        name=method.name,
-        section=method.section,
-        num_steps=method.num_steps,
-        recursive=recursive,
-        labels=labels,
-    )
-    assert measured is not None, "this process is alone"
-    if record.evidence is not None and measured.record.evidence is not None:
-        _check_images(record.evidence, measured.record.evidence, images)
-    return measured.record
+    # missing or changed weights of the row show before anything is loaded
+    make_row = row_of(record, runtime.device, student=student, weights=assets.weights)
+    suite = load()
+    _check_networks(recorded, suite.evidence)
+    return suite.measure(make_row(suite)).record
 
 
-def _judge_row(
+def row_of(
     record: ResultRecord,
-    protocol: Protocol,
-    *,
     device: torch.device,
-    student: str | None,
-    weights: Path | None,
-    detector_weights: Path | None,
-    prompts: Path | None,
-    progress: Progress,
-) -> ResultRecord:
-    """`repeat` of a row that is made here, under a protocol with a detector."""
-    assert protocol.prompts is not None
-    asked = prompts_of(protocol.prompts, prompts)
-    texts = [metadata["prompt"] for metadata in asked]
-    make_job = job_of(
-        record, protocol, device=device, student=student, weights=weights, prompts=texts
-    )
-    bench = DetectorBench(
-        protocol,
-        asked,
-        device=device,
-        batch_size=record.speed.batch_size or 500,
-        weights=detector_weights,
-        progress=progress,
-    )
-    recorded = record.evidence
-    if recorded is not None:
-        detector, list_of_prompts = _judged_by(recorded)
-        _check_hash("detector", bench.detector.sha256, detector, "--extractor-weights")
-        _check_hash("prompts", list_sha256(asked), list_of_prompts, "--prompts")
-    return bench.measure(make_job()).measured.record
-
-
-def _judge_set(
-    record: ResultRecord,
-    protocol: Protocol,
-    images: Sequence[Path],
     *,
-    device: torch.device,
-    weights: Path | None,
-    progress: Progress,
-) -> ResultRecord:
-    """`repeat` of a set of images, under a protocol with a detector."""
-    if len(images) > 1:
-        raise DimoError(
-            f"{len(images)} times --images; allowed: one under {protocol.name!r}, the folder of "
-            "all prompts"
+    student: str | None = None,
+    weights: Path | None = None,
+) -> Callable[[Suite], Job]:
+    """How the record's row is made; names and hashes are checked now, networks loaded later.
+
+    Args:
+        record: Of a row that was made by `dimo bench`.
+        device: Where networks run.
+        student: Run folder or name of the student; None: as recorded.
+        weights: Folder of the networks' weights; None: those bundled or downloaded.
+
+    Raises:
+        DimoError: Weights are missing or have another hash than recorded, or the record does not
+            say how it was made.
+    """
+    method = record.method
+    if method.teacher is None:
+        raise DimoError(f"{method.name!r} names no teacher: the record does not say how it is made")
+    teacher = get_teacher(method.teacher)
+    load = partial(load_teacher, teacher.name, device=device, weights=weights)
+    if method.sampler is None:
+        return lambda suite: _reference_row(
+            method, suite.reference_rows(load(prompts=suite.prompts))
         )
-    method, recorded = record.method, record.evidence
-    again = measure_geneval(
-        images[0],
-        protocol,
-        name=method.name,
-        section=method.section,
-        num_steps=method.num_steps,
-        weights=weights,
-        device=device,
-        nonconforming=bool(recorded and recorded.nonconforming),
-        progress=progress,
-    ).measured.record
-    if recorded is not None and again.evidence is not None:
-        _check_images(recorded, again.evidence, images)
-        found, detector = (_judged_by(evidence)[0] for evidence in (again.evidence, recorded))
-        _check_hash("detector", found, detector, "--extractor-weights")
-    return again
+    precision = method.network_precision or "float32"
+    settings = _settings_of(method, precision)
+    if is_of_student(method):
+        run = student or method.student or _student_of(method, weights)
+        run_folder = find_student(run, weights=weights)
+        _check_weights(method, run_folder.path)
+        if run_folder.config.teacher != teacher.name:
+            other = run_folder.config.teacher
+            raise DimoError(f"{run} is a student of {other}, not of {teacher.name}")
+        load = partial(load_student, run, device=device, weights=weights)
+    else:
+        _check_weights(method, weights_file(teacher, "transformer", weights))
+    return lambda suite: Job(
+        method.name, method.section, load(precision=precision, prompts=suite.prompts), settings
+    )
 
 
-def _judged_by(evidence: Evidence) -> tuple[str, str]:
-    """Hashes of detector and prompts, which stand in the places of what a protocol has not."""
-    if evidence.detector_sha256 is None:
-        return evidence.extractor_sha256, evidence.reference_sha256
-    return evidence.detector_sha256, evidence.prompts_sha256 or ""
+def is_of_student(method: MethodInfo) -> bool:
+    """Whether the row is a distilled model's; some are sampled as their teacher is."""
+    return method.sampler in STUDENT_SAMPLERS or method.student is not None
 
 
 def compare_runs(record: ResultRecord, again: ResultRecord) -> Verification:
-    """Holds a repetition against its record, metric by metric."""
+    """Compares a rerun with its record, metric by metric."""
     checks = tuple(
         _check(name, value, again.metrics[name].value) for name, value in record.metrics.items()
     )
@@ -413,31 +203,106 @@ def compare_runs(record: ResultRecord, again: ResultRecord) -> Verification:
     return Verification(checks, same_images, circumstances(differences(record, again)))
 
 
-def _check(name: str, recorded: MetricValue, found: float) -> Check:
+def _check(name: str, recorded: MetricValue, value: float) -> Check:
     low, high = recorded.low, recorded.high
     if low is None or high is None:
         low = high = recorded.value
     slack = _ROUNDING * max(1.0, abs(recorded.value))
-    within = low - slack <= found <= high + slack
-    return Check(name, recorded, found, within, found == recorded.value)
+    within = low - slack <= value <= high + slack
+    return Check(name, recorded, value, within, value == recorded.value)
 
 
-def _check_hash(what: str, found: str, recorded: str, option: str) -> None:
-    if found != recorded:
+def _check_options(
+    record: ResultRecord, *, is_image_set: bool, student: str | None, images: Sequence[Path]
+) -> None:
+    name = record.method.name
+    if is_image_set and not images:
+        where = ", ".join(record.evidence.images) if record.evidence else ""
         raise DimoError(
-            f"the {what} has sha256 {found[:12]}..., the record {recorded[:12]}...; "
-            f"give the one that was used with {option}"
+            f"{name!r} is a set of images{f' ({where})' if where else ''}, which no network makes "
+            "again; name it with --images"
+        )
+    if images and not is_image_set:
+        raise DimoError(f"{name!r} is not a set of images; leave --images out")
+    if student is not None and not is_of_student(record.method):
+        raise DimoError(f"{name!r} is not a row of a student; leave --student out")
+
+
+def _settings_of(method: MethodInfo, precision: str) -> SamplerSettings:
+    assert method.sampler is not None
+    if method.num_steps is None or method.temperature is None:
+        raise DimoError(f"{method.name!r} has no number of steps or no temperature in its record")
+    chosen = {name: getattr(method, name) for name in SETTINGS}
+    chosen["random_start"] = bool(method.random_start)
+    return SamplerSettings(
+        method.sampler,
+        method.num_steps,
+        precision=precision,
+        selected_by=method.selected_by,
+        **chosen,
+    )
+
+
+def _reference_row(method: MethodInfo, rows: Sequence[Job]) -> Job:
+    named = {row.name: row for row in rows}
+    if method.name not in named:
+        raise DimoError(f"no reference row {method.name!r}; allowed: {', '.join(named) or 'none'}")
+    return named[method.name]
+
+
+def _student_of(method: MethodInfo, weights: Path | None) -> str:
+    """The student with a name that a record from before `student` was recorded is of."""
+    for name in (*shipped_students(), *PUBLISHED_STUDENTS):
+        candidate = _find(name, weights)
+        if candidate is not None and sha256_file(candidate.path) == method.weights_sha256:
+            return name
+    raise DimoError(
+        f"the record does not say where student {method.name!r} is, and no bundled or published "
+        f"student has its weights ({(method.weights_sha256 or 'not recorded')[:12]}...); give its "
+        "run folder with --student"
+    )
+
+
+def _find(name: str, weights: Path | None) -> FoundStudent | None:
+    try:
+        return find_student(name, weights=weights)
+    except DimoError:  # a published one that was not fetched
+        return None
+
+
+def _check_weights(method: MethodInfo, path: Path) -> None:
+    if method.weights_sha256 is None:
+        raise DimoError(f"{method.name!r} has no weights hash in its record; bench it again")
+    digest = sha256_file(path)
+    if digest != method.weights_sha256:
+        raise DimoError(
+            f"{path} has sha256 {digest[:12]}..., the record {method.weights_sha256[:12]}...: "
+            "other weights than were measured; give those with --student RUN or --weights FOLDER"
         )
 
 
-def _check_images(recorded: Evidence, found: Evidence, paths: Sequence[Path]) -> None:
+def _check_networks(recorded: Evidence | None, evidence: Mapping[str, Any]) -> None:
+    """Networks, reference and prompts must have the recorded hashes."""
+    for name, option in _OPTIONS.items():
+        old = getattr(recorded, f"{name}_sha256", None)
+        new = evidence.get(f"{name}_sha256") or ""
+        if old is not None and new != old:
+            raise DimoError(
+                f"{name} has sha256 {new[:12] or '(none)'}..., the record {old[:12] or '(none)'}"
+                f"...; give the recorded one with {option}"
+            )
+
+
+def _check_images(recorded: Evidence | None, evidence: Evidence, paths: Sequence[Path]) -> None:
+    if recorded is None:
+        return
     for what, new, old in (
-        ("images", found.images_sha256, recorded.images_sha256),
-        ("labels", found.labels_sha256, recorded.labels_sha256),
+        ("images", evidence.images_sha256, recorded.images_sha256),
+        ("labels", evidence.labels_sha256, recorded.labels_sha256),
     ):
         if new != old:
             raise DimoError(
-                f"the {what} of {', '.join(map(str, paths))} have sha256 {new[:12] or '(none)'}, "
-                f"the record {old[:12] or '(none)'}: another set than was measured; give that one "
+                f"{what} of {', '.join(map(str, paths))} have sha256 {new[:12] or '(none)'}, the "
+                f"record {old[:12] or '(none)'}: another set than was measured; give that one "
                 "with --images, and its labels with --labels"
             )

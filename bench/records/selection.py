@@ -1,4 +1,4 @@
-"""What sampler settings are chosen by, and the sweep that chose them; no heavy imports."""
+"""The metric that sampler settings are chosen by, and the sweep that chose them; light imports."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,13 @@ from bench.protocol import Protocol
 from bench.protocol.catalog import METRICS
 from dimo.util.schema import Origin
 
-# metrics that settings are chosen by; of those a protocol has, the first: a detector decides first
-CRITERIA = ("geneval", "fid", "fd_dinov2")
+# metrics that settings are chosen by: the first that a protocol has; a detector's come first
+CRITERIA = tuple(
+    sorted(
+        (name for name, kind in METRICS.items() if kind.tunable),
+        key=lambda name: METRICS[name].needs != "detections",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,14 @@ class Criterion:
 
 
 def criterion_of(protocol: Protocol) -> Criterion | None:
-    """What settings are chosen by under a protocol; None: it has no such metric."""
+    """The metric that settings are chosen by under a protocol; None if it has none."""
     named = {metric.name for metric in protocol.metrics}
     return next((Criterion(name) for name in CRITERIA if name in named), None)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings that were tried, and how good they were, by one of `CRITERIA`.
+    """Settings that were tried, and their score by one of `CRITERIA`.
 
     Attributes:
         settings: Value by name of each setting that was varied, the same names in every trial of a
@@ -69,9 +74,9 @@ class Trial:
 
     @property
     def scores(self) -> dict[str, float]:
-        """Those that are there, by metric; a trial of a record has one."""
-        found = {name: getattr(self, name) for name in CRITERIA}
-        return {name: value for name, value in found.items() if value is not None}
+        """Scores by metric; a trial in a record has one."""
+        scores = {name: getattr(self, name) for name in CRITERIA}
+        return {name: value for name, value in scores.items() if value is not None}
 
 
 @dataclass(frozen=True)

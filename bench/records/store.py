@@ -1,4 +1,4 @@
-"""The folder of results: append-only, one JSON file a record, safe for many writers at once."""
+"""The folder of results: append-only, one JSON file per record, safe for concurrent writers."""
 
 import os
 import re
@@ -24,8 +24,7 @@ def append(
     ago or longer are removed.
 
     Raises:
-        DimoError: The record is not as it was made, is already there, or the folder cannot be
-            written.
+        DimoError: The record was changed, exists already, or the folder cannot be written.
     """
     text = record_to_json(record)
     path = Path(folder) / _file_name(record)
@@ -80,14 +79,14 @@ def find_record(name: str, folder: str | os.PathLike[str]) -> tuple[ResultRecord
     """
     if name.endswith(".json") or os.sep in name:
         return load_record(name), Path(name).parent
-    found = [record for record in load_all(folder)[0] if record.run_id.startswith(name)]
-    if len(found) != 1 or not name:
-        advice = "more digits of it" if found else "another one (dimo results list has them)"
+    matches = [record for record in load_all(folder)[0] if record.run_id.startswith(name)]
+    if len(matches) != 1 or not name:
+        advice = "more digits of it" if matches else "another one (dimo results list has them)"
         raise DimoError(
-            f"{len(found)} records in {folder} have a run id that begins with {name!r}; give "
+            f"{len(matches)} records in {folder} have a run id that begins with {name!r}; give "
             f"{advice}, or the path of a record's file"
         )
-    return found[0], Path(folder)
+    return matches[0], Path(folder)
 
 
 def load_contributions(record: ResultRecord, folder: str | os.PathLike[str]) -> bytes:

@@ -75,8 +75,7 @@ def comparable(
     """Groups records of one protocol into those that may share a table.
 
     Where a protocol takes any reference or any weights of its networks, only rows with the same
-    ones compare. Without an extractor, a detector and its prompts stand in records as extractor and
-    reference.
+    ones compare.
 
     Returns:
         Records by the hashes that the protocol leaves open (none: one group, key `()`), and those
@@ -84,26 +83,24 @@ def comparable(
     """
     groups: dict[tuple[str, ...], list[ResultRecord]] = {}
     nonconforming = []
-    judged = protocol.detector is not None
-    apart = not judged or protocol.extractor.name != NONE  # prompts and reference are two things
+    parts = (
+        ("extractor", protocol.extractor),
+        ("reference", protocol.reference),
+        ("scorer", protocol.scorer),
+        ("prompts", protocol.prompts),
+        ("detector", protocol.detector),
+    )
+    open_parts = [
+        name
+        for name, part in parts
+        if part is not None and part.sha256 == ANY and part.name != NONE
+    ]
     for record in records:
-        found = record.evidence
-        if found is not None and found.nonconforming:
+        if record.evidence is not None and record.evidence.nonconforming:
             nonconforming.append(record)
             continue
-        key: list[str] = []
-        if protocol.extractor.sha256 == ANY and (judged or protocol.extractor.name != NONE):
-            key.append(found.extractor_sha256 if found else "")
-        if protocol.reference.sha256 == ANY and (judged or protocol.reference.name != NONE):
-            key.append(found.reference_sha256 if found else "")
-        for part, digest in (
-            (protocol.scorer, found and found.scorer_sha256),
-            (protocol.prompts if apart else None, found and found.prompts_sha256),
-            (protocol.detector if apart else None, found and found.detector_sha256),
-        ):
-            if part is not None and part.sha256 == ANY:
-                key.append(digest or "")
-        groups.setdefault(tuple(key), []).append(record)
+        key = tuple(getattr(record.evidence, f"{name}_sha256", None) or "" for name in open_parts)
+        groups.setdefault(key, []).append(record)
     return groups, nonconforming
 
 
@@ -157,12 +154,11 @@ def best_and_second(
 
 
 def decimals_of(name: str, values: "pd.Series[float]") -> int:
-    """Digits after the point, as papers have them; a third one where values are below 1."""
-    if name in ("inception_score", "hps") or name.startswith("hps_"):
-        return 2
-    if name in ("fid", "clip_score") and not values.min() < 1:
-        return 2
-    return 3
+    """Digits after the point, as the metric's row says; 3 for metrics of other versions."""
+    kind = METRICS.get(name)
+    if kind is None:
+        return 3
+    return kind.decimals + int(kind.more_below_one and values.min() < 1)
 
 
 def _row(record: ResultRecord, metrics: Sequence[str]) -> dict[str, Any]:

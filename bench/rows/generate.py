@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from bench.images.tally import Tally
 from bench.records.record import Speed
 from bench.rows.rows import Cost, Job
 from bench.rows.settings import generate, sample_tokens
-from bench.suites.base import Tally
 from dimo.engine.distributed import device_name, peak_memory_bytes
 from dimo.util.terminal import Progress
 

@@ -14,9 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.features.references import reference_images
-from bench.images.codec import to_uint8
-from bench.protocol import Protocol
 from bench.records.record import MethodInfo, Section
 from bench.records.selection import Tuning
 from bench.rows.settings import (
@@ -233,18 +230,6 @@ def _teacher_jobs(loaded: Generator, rows: Sequence[SamplerSettings]) -> list[Jo
 
 def _student_jobs(loaded: Generator, rows: Sequence[SamplerSettings]) -> list[Job]:
     return [Job(loaded.name, "Distill.", loaded, row) for row in rows]
-
-
-def reference_jobs(loaded: Generator, protocol: Protocol) -> list[Job]:
-    """Real data, and real data through the tokenizer: the best any model on its tokens can do."""
-    images, labels = reference_images(protocol)
-    with torch.inference_mode():
-        decoded = loaded.tokenizer.decode(loaded.tokenizer.encode(images))
-    again = to_uint8(decoded, protocol.images.uint8).cpu()
-    return [
-        Job("Real data", "Reference", loaded, images=images, labels=labels),
-        Job("Tokenizer reconstruction", "Reference", loaded, images=again, labels=labels),
-    ]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 
 from bench.images.codec import ImageBatch, to_uint8
 from bench.protocol import Protocol, list_protocols
-from bench.suites.geneval.prompts import EMBEDDED
+from bench.protocol.catalog import BUNDLED_PROMPTS
 from dimo.errors import DimoError, unknown_name
 from dimo.masking import DECODING_SCHEDULES, UNMASKING_RATES, check_steps
 from dimo.methods import METHODS
@@ -372,7 +372,7 @@ def _fits(teacher: Teacher, protocol: Protocol) -> bool:
         return (images.resolution, images.num_classes) == ((side, side), teacher.num_classes)
     if teacher.text is None or protocol.prompts is None:
         return False
-    known = (protocol.prompts.name == EMBEDDED) == teacher.is_bundled
+    known = (protocol.prompts.name == BUNDLED_PROMPTS) == teacher.is_bundled
     return known and images.resolution in ((0, 0), (side, side))
 
 

@@ -1,33 +1,393 @@
-"""What a record says of the images themselves: hashes that name them, copies, conformity."""
+"""What all suites share: `Suite`, `load_suite`, and the one place where records are made."""
 
-import hashlib
-from dataclasses import dataclass
+import importlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from bench.images import content_sha256
-from bench.images.codec import ImageInfo
-from bench.images.labels import labels_sha256
-from bench.records.record import MethodInfo, Section
+from bench.images.codec import to_uint8
+from bench.images.tally import Content, Tally
+from bench.metrics.base import Score
+from bench.metrics.scores import metric_values
+from bench.protocol import Protocol
+from bench.protocol.catalog import NONE
+from bench.records.compare import pack_contributions
+from bench.records.record import (
+    Evidence,
+    MethodInfo,
+    MetricValue,
+    ResultRecord,
+    Section,
+    Speed,
+    new_record,
+)
+from bench.records.store import append
+from bench.rows.generate import Maker, no_speed
+from bench.rows.rows import Job
+from dimo.engine.distributed import Runtime
+from dimo.errors import DimoError
+from dimo.util.files import sha256_bytes, write_atomic
+from dimo.zoo.loading import Generator
+
+# ways to score, as "module:class" of a `Suite`
+SUITES: dict[str, str] = {
+    "features": "bench.suites.features:FeaturesSuite",
+    "captions": "bench.suites.captions:CaptionsSuite",
+    "hps": "bench.suites.hps:HPSSuite",
+    "geneval": "bench.suites.geneval.suite:GenEvalSuite",
+}
 
 
-def image_set_method(name: str, section: Section, num_steps: int | None) -> MethodInfo:
-    """What is known of how images were made that were found in files.
+@dataclass(frozen=True)
+class Assets:
+    """Files that replace bundled or downloaded ones; None: those.
+
+    Attributes:
+        weights: Folder with the weights of teachers and students.
+        extractor: Weights of the feature extractor, of the detector, or of HPS.
+        clip: Weights of the CLIP that scores captions beside an extractor.
+        reference: File or folder of the reference statistics.
+        prompts: File or folder of the protocol's prompts.
+        cache: Folder of cached features; None: no cache.
+        allow_code: Whether a protocol may import a custom extractor, which runs arbitrary code.
+    """
+
+    weights: Path | None = None
+    extractor: Path | None = None
+    clip: Path | None = None
+    reference: Path | None = None
+    prompts: Path | None = None
+    cache: Path | None = None
+    allow_code: bool = False
+
+
+@dataclass(frozen=True)
+class ImageOrigin:
+    """What the user says about a set of image files.
+
+    Attributes:
+        name: Name of the row.
+        section: Block of the table.
+        num_steps: Sampling steps the images were made with; None: unknown.
+        labels: Where labels come from, see `bench.images.open_images`; "": found beside the images.
+        recursive: Whether folders are read with their subfolders.
+    """
+
+    name: str
+    section: Section = "Image sets"
+    num_steps: int | None = None
+    labels: str = ""
+    recursive: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The result of scoring one row.
+
+    Attributes:
+        record: The record.
+        contributions: What each sample contributes to its metrics, an npz
+            (`bench.records.compare`).
+        files: Further files by ending, stored as `verdicts/<run_id><ending>`.
+    """
+
+    record: ResultRecord
+    contributions: bytes
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class Suite(ABC):
+    """One way to score rows under a protocol; networks and reference are shared by all rows.
 
     Args:
-        name: Of the row.
-        section: Block of the table.
-        num_steps: Sampling steps, if known.
+        protocol: The protocol.
+        runtime: Where networks run.
+        assets: Files that replace the bundled ones.
+        batch_size: Images generated at a time; changes speed, never a result.
+        nonconforming: Whether off-protocol sets and references are scored, too.
+        command: Command that is noted in records.
+
+    Raises:
+        DimoError: Networks, reference or prompts are missing, or not those of the protocol.
     """
+
+    one_folder: ClassVar[str] = ""  # what a set of images must be, where it is a single path
+    rows_take: ClassVar[Collection[str]] = ()  # of reference, prompts, clip: what rows use
+    files_take: ClassVar[Collection[str]] = ()  # of these, labels, recursive: what sets use
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        runtime: Runtime,
+        assets: Assets,
+        *,
+        batch_size: int = 500,
+        nonconforming: bool = False,
+        command: str = "",
+    ) -> None:
+        self.protocol, self.runtime, self.assets = protocol, runtime, assets
+        self.batch_size, self.nonconforming, self.command = batch_size, nonconforming, command
+
+    @property
+    def prompts(self) -> Sequence[str] | None:
+        """What text-conditioned models draw: image i shows prompt i modulo their number.
+
+        None for class-conditional models.
+        """
+        return None
+
+    @property
+    @abstractmethod
+    def evidence(self) -> Mapping[str, str]:
+        """Fields of `bench.records.record.Evidence` that hold for all rows.
+
+        They name networks, reference and prompts.
+        """
+
+    @abstractmethod
+    def measure_paths(self, paths: Sequence[Path], origin: ImageOrigin) -> Measured | None:
+        """Scores a set of image files; None on every rank but the first.
+
+        Args:
+            paths: Folders or archives: shards of one set, in order.
+            origin: What is known about the set.
+
+        Raises:
+            DimoError: The set cannot be read, or is off-protocol.
+        """
+
+    def measure(self, row: Job) -> Measured:
+        """Scores one row with the protocol's reporting seed and number of images.
+
+        Raises:
+            DimoError: The suite scores files only.
+        """
+        raise self._files_only()
+
+    def quality(self, row: Job, *, seed: int, num_images: int) -> float:
+        """The metric that settings are chosen by, see `bench.records.selection.criterion_of`.
+
+        Raises:
+            DimoError: The suite scores files only.
+        """
+        raise self._files_only()
+
+    def reference_rows(self, loaded: Generator) -> list[Job]:
+        """Real data, and real data through the tokenizer: the best any model on its tokens can do.
+
+        Empty if the real data are not bundled.
+        """
+        real = self._real_data()
+        if real is None:
+            return []
+        images, labels = real
+        with torch.inference_mode():
+            decoded = loaded.tokenizer.decode(loaded.tokenizer.encode(images))
+        decoded = to_uint8(decoded, self.protocol.images.uint8).cpu()
+        return [
+            Job("Real data", "Reference", loaded, images=images, labels=labels),
+            Job("Tokenizer reconstruction", "Reference", loaded, images=decoded, labels=labels),
+        ]
+
+    def _real_data(self) -> tuple[Tensor, Tensor] | None:
+        """Bundled images uint8 [N, 3, H, W] and labels int64 [N] that a perfect model matches."""
+        return None
+
+    def _maker(self, row: Job, seed: int, num_images: int) -> Maker:
+        """Generates the images of a row."""
+        return Maker(
+            row,
+            seed=seed,
+            num_images=num_images,
+            batch_size=self.batch_size,
+            uint8=self.protocol.images.uint8,
+            device=self.runtime.device,
+            progress=self.runtime.progress,
+        )
+
+    def _batches_of(
+        self, images: Tensor, labels: Tensor, tally: Tally
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches of a fixed set, uint8 [N, 3, H, W] with labels int64 [N]."""
+        for start in range(0, len(images), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            yield tally.add(images[part], labels[part])
+
+    def _files_only(self) -> DimoError:
+        name = self.protocol.name
+        return DimoError(
+            f"protocol {name!r} scores images in files, not models; make them with dimo sample and "
+            f"score them with: dimo eval IMAGES --protocol {name}"
+        )
+
+    def _refuse(self, path: object, problems: Sequence[str]) -> None:
+        """
+        Raises:
+            DimoError: There are problems, and off-protocol sets are not scored.
+        """
+        if problems and not self.nonconforming:
+            raise DimoError(
+                f"{path} does not conform to protocol {self.protocol.name!r}: "
+                f"{'; '.join(problems)}; make it as the protocol asks, or score it off-protocol "
+                "with --nonconforming"
+            )
+
+    def _measured(
+        self,
+        scores: Mapping[str, Score],
+        counts: Mapping[str, int],
+        content: Content,
+        method: MethodInfo,
+        start: float,
+        *,
+        speed: Speed | None = None,
+        seed: int | None = None,
+        evidence: Mapping[str, str] | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> Measured:
+        """Makes the record of one row.
+
+        Args:
+            scores: Score by metric.
+            counts: Number of images that each metric stands on.
+            content: The images.
+            method: What made them.
+            start: `time.monotonic()` when the work began.
+            speed: How fast images were made; None: they were not made here.
+            seed: Seed of the images; None: they were not made here.
+            evidence: In place of that of the suite.
+            files: As in `Measured`.
+        """
+        ordered = {m.name: scores[m.name] for m in self.protocol.metrics if m.name in scores}
+        contributions = pack_contributions(ordered)
+        metrics: dict[str, MetricValue] = {}
+        for name, score in ordered.items():
+            metrics |= metric_values({name: score}, self.protocol, counts[name])
+        fields: dict[str, Any] = {**_NO_NETWORKS, **(evidence or self.evidence)}
+        record = new_record(
+            protocol=self.protocol,
+            method=method,
+            metrics=metrics,
+            speed=speed or no_speed(self.runtime.device),
+            seed=seed,
+            command=self.command,
+            seconds=time.monotonic() - start,
+            evidence=Evidence(
+                images=content.paths,
+                images_sha256=content.images_sha256,
+                labels_sha256=content.labels_sha256,
+                copies=content.copies,
+                notes=content.notes,
+                nonconforming=content.nonconforming,
+                contributions_sha256=sha256_bytes(contributions),
+                **fields,
+            ),
+        )
+        return Measured(record, contributions, files or {})
+
+
+_NO_NETWORKS = {
+    "extractor": NONE,
+    "extractor_sha256": "",
+    "reference": NONE,
+    "reference_sha256": "",
+}
+
+
+def load_suite(
+    protocol: Protocol,
+    runtime: Runtime,
+    assets: Assets | None = None,
+    *,
+    batch_size: int = 500,
+    nonconforming: bool = False,
+    command: str = "",
+) -> Suite:
+    """The suite of a protocol, with its networks, reference and prompts; see `Suite`."""
+    suite: Suite = suite_class(protocol)(
+        protocol,
+        runtime,
+        assets or Assets(),
+        batch_size=batch_size,
+        nonconforming=nonconforming,
+        command=command,
+    )
+    return suite
+
+
+def suite_class(protocol: Protocol) -> Any:
+    """The class of a protocol's suite, which knows what it takes without loading anything."""
+    if protocol.detector is not None:
+        name = "geneval"
+    elif protocol.scorer is not None:
+        name = "hps" if protocol.extractor.name == NONE else "captions"
+    else:
+        name = "features"
+    module, _, attribute = SUITES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+_OPTIONS = {"clip": "--clip-weights"}  # where an option has another name than the field
+
+
+def check_inputs(
+    protocol: Protocol,
+    assets: Assets,
+    paths: Sequence[Path] = (),
+    origin: ImageOrigin | None = None,
+) -> None:
+    """Refuses what the suite of a protocol does not use, before anything is loaded.
+
+    Args:
+        protocol: The protocol.
+        assets: What the user gives.
+        paths: A set of images, if one is scored.
+        origin: What the user says about it.
+
+    Raises:
+        DimoError: Files or options without a use, or more than one path where one is allowed.
+    """
+    suite = suite_class(protocol)
+    takes = suite.rows_take if origin is None else suite.files_take
+    given = {name: getattr(assets, name) for name in ("reference", "prompts", "clip")}
+    if origin is not None:
+        given |= {"labels": origin.labels, "recursive": origin.recursive}
+    for name, value in given.items():
+        if value and name not in takes:
+            option = _OPTIONS.get(name, f"--{name}") + ("" if value is True else f" {value}")
+            raise DimoError(f"{option} is not used under {protocol.name!r}; leave it out")
+    if suite.one_folder and len(paths) > 1:
+        raise DimoError(
+            f"{len(paths)} paths; allowed: one under {protocol.name!r}, {suite.one_folder}"
+        )
+
+
+def store(measured: Measured, results: Path) -> Path:
+    """Adds a record to a folder of results, with all that belongs to it; returns its path.
+
+    Raises:
+        DimoError: As `bench.records.store.append`.
+    """
+    record = measured.record
+    for ending, data in measured.files.items():
+        write_atomic(results / "verdicts" / f"{record.run_id}{ending}", data)
+    return append(record, results, measured.contributions)
+
+
+def image_set_method(origin: ImageOrigin) -> MethodInfo:
+    """The method of images in files, of which little is known."""
     return MethodInfo(
-        name=name,
-        section=section,
+        name=origin.name,
+        section=origin.section,
         teacher=None,
         sampler=None,
-        num_steps=num_steps,
+        num_steps=origin.num_steps,
         nfe=None,
         mask_schedule=None,
         token_counts=None,
@@ -38,53 +398,3 @@ def image_set_method(name: str, section: Section, num_steps: int | None) -> Meth
         weights_sha256=None,
         training={},
     )
-
-
-@dataclass(frozen=True)
-class Content:
-    """What is said of the images themselves in a record."""
-
-    images_sha256: str
-    labels_sha256: str
-    copies: int
-    paths: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    nonconforming: tuple[str, ...] = ()
-
-
-class Tally:
-    """Names images made in process on their way to the extractor, as an npz of them is named."""
-
-    def __init__(self) -> None:
-        self._infos: list[ImageInfo] = []
-        self._labels: list[npt.NDArray[np.int64]] = []
-
-    def add(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        height, width = images.shape[2:]
-        for pixels in images.permute(0, 2, 3, 1).contiguous().cpu().numpy():
-            digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-            self._infos.append(ImageInfo(digest, height, width, "RGB", "array", None))
-        self._labels.append(labels.cpu().numpy())
-        return images, labels
-
-    def content(self) -> Content:
-        labels = np.concatenate(self._labels)
-        copies = len(self._infos) - len({info.sha256 for info in self._infos})
-        return Content(content_sha256(self._infos, labels), labels_sha256(labels), copies)
-
-
-@dataclass(frozen=True)
-class Assets:
-    """Files that a benchmark takes in place of the bundled or downloaded ones; None: those.
-
-    Attributes:
-        weights: Folder of the weights of teachers and students.
-        extractor: Weights file of the feature extractor, scorer or detector.
-        reference: File or folder of the reference statistics.
-        prompts: File or folder of the protocol's prompts.
-    """
-
-    weights: Path | None = None
-    extractor: Path | None = None
-    reference: Path | None = None
-    prompts: Path | None = None

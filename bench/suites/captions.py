@@ -1,58 +1,52 @@
-"""CLIP score of images and their captions, added to what the protocol's extractor measured.
-
-Prompts of scorers: HPSv2's folder of four files, or a file of captions; named by their hash.
+"""CLIP score of images and their captions, beside the metrics of a feature extractor.
 
 CLIP score (arXiv 2104.08718): cosine of an image and its prompt under a named CLIP.
 
-Published numbers come from different networks, prefixes and scales, and none of them compare.
+Published numbers come from different networks, prefixes and scales, and do not compare.
 GigaGAN's script, which Di[M]O uses: ViT-g-14, prefix "A photo depicts ", the plain cosine.
 torchmetrics: OpenAI's ViT-L-14, no prefix, 100 max(cosine, 0).
-`scenes` has a small CLIP of its own, which knows no other words or pictures.
+`scenes` has a small CLIP that only knows its words and pictures.
 """
 
-import dataclasses
 import json
-import time
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from bench.images import open_images
+from bench.metrics.base import Score
 from bench.metrics.clip_score import cosines, scaled_cosines
-from bench.metrics.scores import Score, metric_values
 from bench.protocol import Prompts, Protocol, Scorer
-from bench.protocol.catalog import ANY, SCORERS
-from bench.records.compare import add_contributions
-from bench.records.record import seal
-from bench.suites.features import Measured
+from bench.protocol.catalog import ANY, SCORERS, load
+from bench.suites.base import ImageOrigin, Suite
+from bench.suites.features import FeaturesSuite
 from dimo.errors import DimoError, unknown_name
 from dimo.util.files import sha256_bytes, sha256_file
 from dimo.util.schema import Origin
-from dimo.util.terminal import Progress
-from dimo.weights.catalog import ASSETS
 
 _NEXT_STEP = "give a JSON file with a list of texts, one for each image in the order of the images"
 
 
 def texts_sha256(texts: Iterable[str]) -> str:
-    """Hash of a list of texts: of one JSON text a line, as `json.dumps` writes it."""
+    """Hash of a list of texts, written by `json.dumps` with one text per line."""
     return sha256_bytes("".join(json.dumps(text) + "\n" for text in texts).encode())
 
 
-def read_captions(path: Path, wanted: Prompts) -> tuple[str, ...]:
+def read_captions(path: Path, named: Prompts) -> tuple[str, ...]:
     """Reads a list of texts.
 
     Args:
         path: JSON, `["a cat on a mat", ...]`.
-        wanted: How many there must be, and their hash.
+        named: The protocol's prompts: their number and hash.
 
     Raises:
-        DimoError: It cannot be read, is no list of so many texts, or another list.
+        DimoError: It cannot be read, is not a list of that many texts, or is another list.
     """
     origin = Origin(str(path), _NEXT_STEP)
     try:
@@ -65,25 +59,25 @@ def read_captions(path: Path, wanted: Prompts) -> tuple[str, ...]:
         isinstance(text, str) and text.strip() for text in content
     ):
         raise origin.error("not a list of texts")
-    count = sum(wanted.tags.values())
+    count = sum(named.tags.values())
     if len(content) != count:
         raise origin.error(f"{len(content):,} prompts instead of {count:,}")
-    check_prompts(content, wanted, path)
+    check_prompts(content, named, path)
     return tuple(content)
 
 
-def check_prompts(texts: Iterable[str], wanted: Prompts, path: Path) -> str:
+def check_prompts(texts: Iterable[str], named: Prompts, path: Path) -> str:
     """The hash of the prompts.
 
     Raises:
         DimoError: It is not that of the protocol.
     """
-    found = texts_sha256(texts)
-    if wanted.sha256 not in (ANY, found):
-        raise Origin(str(path), f"give the prompts {wanted.name}").error(
-            f"these prompts have sha256 {found[:12]}..., the protocol names {wanted.sha256[:12]}..."
+    digest = texts_sha256(texts)
+    if named.sha256 not in (ANY, digest):
+        raise Origin(str(path), f"give the prompts {named.name}").error(
+            f"these prompts have sha256 {digest[:12]}..., the protocol names {named.sha256[:12]}..."
         )
-    return found
+    return digest
 
 
 _SCALES: Mapping[str, Callable[..., npt.NDArray[np.float64]]] = {
@@ -93,26 +87,26 @@ _SCALES: Mapping[str, Callable[..., npt.NDArray[np.float64]]] = {
 
 
 class Towers(typing.Protocol):
-    """What a CLIP score asks of a CLIP: embeddings of length one, float32 [N, D]."""
+    """The CLIP of a CLIP score: unit embeddings, float32 [N, D]."""
 
     def images(self, images: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """Of images uint8 [H, W, 3]."""
+        """Embeds images, uint8 [H, W, 3] each."""
         ...
 
     def texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Of texts."""
+        """Embeds texts."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class CLIPScorer:
-    """Scores images by how well they fit their prompts.
+    """Scores how well images match their prompts.
 
     Attributes:
         clip: Both towers.
-        prefix: Comes before each prompt as it is, a space at its end included.
+        prefix: Put before each prompt unchanged, including a trailing space.
         scale: "cosine", or "scaled": 100 max(cosine, 0).
-        sha256: Of the weights.
+        sha256: Hash of the weights.
 
     Raises:
         DimoError: Unknown scale.
@@ -130,17 +124,17 @@ class CLIPScorer:
     def score(
         self, images: Iterable[npt.NDArray[np.uint8]], prompts: Sequence[str]
     ) -> npt.NDArray[np.float64]:
-        """One score an image, float64 [N]; the CLIP score is their mean.
+        """One score per image, float64 [N]; the CLIP score is their mean.
 
         Args:
-            images: uint8 [H, W, 3] each, one a prompt; taken one batch after the other.
+            images: uint8 [H, W, 3] each, one per prompt; read batch by batch.
             prompts: N texts.
 
         Raises:
-            DimoError: Another number of images than of prompts, or no prompt.
+            DimoError: No prompts, or not one image per prompt.
         """
         if not prompts:
-            raise DimoError("there is no prompt to score images with; give one an image")
+            raise DimoError("no prompts to score images with; give one per image")
         texts = self.clip.texts([self.prefix + prompt for prompt in prompts])
         return _SCALES[self.scale](images=self.clip.images(images), texts=texts)
 
@@ -148,47 +142,38 @@ class CLIPScorer:
 _READ_AHEAD = 64  # images decoded while the network works on as many
 
 
-def load_clip_scorer(wanted: Scorer, weights: Path | None, device: torch.device) -> CLIPScorer:
+def load_clip_scorer(named: Scorer, weights: Path | None, device: torch.device) -> CLIPScorer:
     """The scorer of a protocol.
 
     Args:
-        wanted: What the protocol says of it.
-        weights: Of its network; None: they come with dimo.
-        device: Where the network shall be.
+        named: The scorer in the protocol.
+        weights: Weights file of its network; None: the bundled one.
+        device: Where the network runs.
 
     Raises:
-        DimoError: The file is missing, not the protocol's, or of another network.
+        DimoError: The file is missing, not that of the protocol, or of another network.
     """
-    if weights is None and SCORERS[wanted.name].shipped:
-        weights = ASSETS / f"{wanted.name}.safetensors"
+    kind = SCORERS[named.name]
+    weights = weights or kind.shipped
     if weights is None:
         raise DimoError(
-            f"scorer {wanted.name!r} needs the weights of CLIP {wanted.model}; give them with "
+            f"scorer {named.name!r} needs the weights of CLIP {named.model}; give them with "
             "--clip-weights"
         )
     if not weights.is_file():
         raise DimoError(
-            f"CLIP score finds no weights file at {weights}; give those of "
-            f"{wanted.model or wanted.name} with --clip-weights"
+            f"no weights of CLIP at {weights}; give those of {named.model or named.name} with "
+            "--clip-weights"
         )
-    found = sha256_file(weights)
-    if wanted.sha256 not in (ANY, found):
+    digest = sha256_file(weights)
+    if named.sha256 not in (ANY, digest):
         raise DimoError(
-            f"{weights} has sha256 {found[:12]}..., the protocol names {wanted.sha256[:12]}...; "
+            f"{weights} has sha256 {digest[:12]}..., the protocol names {named.sha256[:12]}...; "
             "give the weights that belong to the protocol's version"
         )
-    return CLIPScorer(_towers(wanted, weights, device), wanted.prefix, wanted.scale, found)
-
-
-def _towers(wanted: Scorer, weights: Path, device: torch.device) -> Towers:
-    """The network; only its own libraries are loaded."""
-    if SCORERS[wanted.name].shipped:
-        from bench.features.scenes_clip import load_scene_clip
-
-        return load_scene_clip(weights).to(device)
-    from bench.features.clip import load_pairs
-
-    return load_pairs(weights, wanted.model, wanted.preprocessing).to(device)
+    settings = () if kind.shipped else (named.model, named.preprocessing)
+    towers: Towers = load(kind.loader)(weights, *settings).to(device)
+    return CLIPScorer(towers, named.prefix, named.scale, digest)
 
 
 def clip_scores(
@@ -199,15 +184,15 @@ def clip_scores(
 ) -> dict[str, Score]:
     """The CLIP score, if the protocol names it.
 
-    Images of one prompt are no independent samples, so a contribution is that of a prompt: the
-    mean score of its images, where all prompts have as many.
+    Images of one prompt are not independent samples, so a contribution is that of a prompt: the
+    mean score of its images if all prompts have the same number of images.
 
     Args:
         protocol: Names the metrics.
-        values: Score of each image.
+        values: Score of each image, float64 [N].
         prompts: Number of each image's prompt.
-        tags: Of each image; prompts are resampled within tags, whose numbers are fixed. None:
-            prompts have none.
+        tags: Tag of each image; prompts are resampled within tags, whose numbers are fixed. None:
+            prompts have no tags.
     """
     _, first, row = np.unique(np.asarray(prompts), return_index=True, return_inverse=True)
     contributions = np.bincount(row, weights=values) * len(first) / len(values)
@@ -218,71 +203,69 @@ def clip_scores(
     return {metric.name: score for metric in protocol.metrics if metric.name == "clip_score"}
 
 
-def with_clip_score(
-    measured: Measured,
-    paths: Sequence[Path],
-    protocol: Protocol,
-    *,
-    scorer: CLIPScorer,
-    captions: Sequence[str],
-    recursive: bool = False,
-    labels: str = "",
-    progress: Progress = lambda what, done, total, unit: None,
-) -> Measured:
-    """The same measurement with the CLIP score of the same images.
+class CaptionsSuite(FeaturesSuite):
+    """FID and CLIP score of images that show captions, in the order of the captions."""
 
-    Args:
-        measured: Of `bench.suites.features.Workbench.measure_paths`, all metrics but this one.
-        paths: The set it was of.
-        protocol: With prompts and a scorer.
-        scorer: Of `load_clip_scorer`.
-        captions: As many as the protocol has, in the order of the images; of several images a
-            prompt, those of one prompt follow one another.
-        recursive: As for `measure_paths`.
-        labels: As for `measure_paths`.
-        progress: Told how many images are done.
+    files_take = (*FeaturesSuite.files_take, "prompts", "clip")
+    measure, quality = Suite.measure, Suite.quality  # images come in files
 
-    Raises:
-        DimoError: There are more or fewer images than captions, or an image cannot be read.
-    """
-    start = time.monotonic()
-    assert protocol.prompts is not None
-    assert measured.record.evidence is not None
-    images = open_images(paths, recursive=recursive, labels=labels)
-    asked = [text for text in captions for _ in range(protocol.prompts.images_per_prompt)]
-    if len(images) != len(asked):
-        raise DimoError(
-            f"{len(images):,} images do not fit {len(asked):,} captions; the score needs all of "
-            "them, make the missing images or leave out what is more"
-        )
+    def __init__(self, *args: Any, **options: Any) -> None:
+        Suite.__init__(self, *args, **options)
+        named, scorer = self.protocol.prompts, self.protocol.scorer
+        assert named is not None
+        assert scorer is not None
+        if self.runtime.ranks.is_first:
+            self.captions = read_captions(prompts_path(self.protocol, self.assets.prompts), named)
+            self.scorer = load_clip_scorer(scorer, self.assets.clip, self.runtime.device)
+        super().__init__(*args, **options)
 
-    def pixels() -> Iterator[npt.NDArray[np.uint8]]:
-        done = 0
-        for batch in images.batches(range(len(images)), _READ_AHEAD):
-            progress("CLIP score", done, len(images), "images")
-            yield from batch.permute(0, 2, 3, 1).numpy()
-            done += len(batch)
+    @property
+    def evidence(self) -> Mapping[str, str]:
+        assert self.protocol.prompts is not None
+        return {
+            **super().evidence,
+            "scorer_sha256": self.scorer.sha256,
+            "prompts": self.protocol.prompts.name,
+            "prompts_sha256": texts_sha256(self.captions),
+        }
 
-    values = scorer.score(pixels(), asked)
-    progress("CLIP score", len(images), len(images), "images")
-    numbers = [i // protocol.prompts.images_per_prompt for i in range(len(asked))]
-    scores = clip_scores(protocol, values, numbers)
-    contributions = add_contributions(measured.contributions, scores)
-    record = measured.record
-    metrics = record.metrics | metric_values(scores, protocol, len(images))
-    return Measured(
-        seal(
-            dataclasses.replace(
-                record,
-                metrics={metric.name: metrics[metric.name] for metric in protocol.metrics},
-                seconds=record.seconds + time.monotonic() - start,
-                evidence=dataclasses.replace(
-                    measured.record.evidence,
-                    contributions_sha256=sha256_bytes(contributions),
-                    scorer_sha256=scorer.sha256,
-                    prompts_sha256=texts_sha256(captions),
-                ),
+    def _other_scores(self, paths: Sequence[Path], origin: ImageOrigin) -> dict[str, Score]:
+        """The CLIP score.
+
+        Raises:
+            DimoError: There are more or fewer images than captions, or an image cannot be read.
+        """
+        assert self.protocol.prompts is not None
+        each, progress = self.protocol.prompts.images_per_prompt, self.runtime.progress
+        images = open_images(paths, recursive=origin.recursive, labels=origin.labels)
+        texts = [text for text in self.captions for _ in range(each)]
+        if len(images) != len(texts):
+            raise DimoError(
+                f"{len(images):,} images do not match {len(texts):,} captions; allowed: "
+                f"{each} per caption; add the missing images or remove the extra ones"
             )
-        ),
-        contributions,
-    )
+
+        def pixels() -> Iterator[npt.NDArray[np.uint8]]:
+            done = 0
+            for batch in images.batches(range(len(images)), _READ_AHEAD):
+                progress("CLIP score", done, len(images), "images")
+                yield from batch.permute(0, 2, 3, 1).numpy()
+                done += len(batch)
+
+        values = self.scorer.score(pixels(), texts)
+        progress("CLIP score", len(images), len(images), "images")
+        return clip_scores(self.protocol, values, [i // each for i in range(len(texts))])
+
+
+def prompts_path(protocol: Protocol, path: Path | None) -> Path:
+    """
+    Raises:
+        DimoError: No path of the prompts is given.
+    """
+    if path is None:
+        assert protocol.prompts is not None
+        raise DimoError(
+            f"protocol {protocol.name!r} needs the prompts of the images "
+            f"({protocol.prompts.name}); give them with --prompts"
+        )
+    return path

@@ -1,46 +1,36 @@
-"""HPSv2's benchmark on disk: its prompts by style, and one image a prompt in a folder a style.
+"""HPSv2's benchmark: images in one folder per style, one per prompt -> scores -> record.
 
-Human Preference Score v2 (arXiv 2306.09341): a CLIP ViT-H/14 tuned on people's choices.
+Human Preference Score v2 (arXiv 2306.09341): a CLIP ViT-H/14 fine-tuned on human choices.
 
 Versions 2.0 and 2.1 are two sets of weights whose scores do not compare. The published tables come
 from a resize whose antialiasing changed with torchvision, so the preprocessing is named too.
-
-HPSv2's benchmark on one screen: images of four styles -> scores -> record.
 """
 
 import json
-import shlex
-import sys
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from bench.features.clip import CLIPPairs, load_pairs
-from bench.images import content_sha256
-from bench.images.codec import LOSSY_CODECS, ImageInfo, read_image
-from bench.images.labels import labels_sha256
+from bench.images.tally import Tally
+from bench.metrics.base import Score
 from bench.metrics.clip_score import cosines
 from bench.metrics.hps import STYLES, hps_summary
-from bench.metrics.scores import Score, metric_values
 from bench.protocol import Protocol
-from bench.protocol.catalog import ANY, METRICS, NONE, SCORERS
-from bench.records.compare import pack_contributions
-from bench.records.record import Evidence, MetricValue, Section, Speed, new_record
-from bench.suites.base import image_set_method
-from bench.suites.captions import check_prompts
-from bench.suites.features import Measured
-from dimo.engine.distributed import device_name
+from bench.protocol.catalog import ANY, METRICS, SCORERS
+from bench.suites.base import ImageOrigin, Measured, Suite, image_set_method
+from bench.suites.captions import check_prompts, prompts_path
 from dimo.errors import DimoError, unknown_name
-from dimo.util.files import sha256_bytes, sha256_file
+from dimo.util.files import sha256_file
 from dimo.util.schema import Origin
-from dimo.util.terminal import Progress
+from dimo.weights.catalog import locate
 
 PROMPTS_PER_STYLE = 800
 _SUFFIXES = (".png", ".jpg")
@@ -49,16 +39,16 @@ _SUFFIXES = (".png", ".jpg")
 def hps_prompts(
     folder: Path, *, prompts_per_style: int = PROMPTS_PER_STYLE
 ) -> Mapping[str, tuple[str, ...]]:
-    """Style -> prompts, from `STYLE.json`, a list of texts each.
+    """Style -> prompts, from one `STYLE.json` with a list of texts per style.
 
     Args:
         folder: The folder `benchmark` of the data set zhwang/HPDv2.
         prompts_per_style: Length of each list.
 
     Raises:
-        DimoError: A missing file, or one that is not a list of so many texts.
+        DimoError: A missing file, or one that is not a list of that many texts.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    prompts: dict[str, tuple[str, ...]] = {}
     for style in STYLES:
         path = folder / f"{style}.json"
         origin = Origin(str(path), "give the folder benchmark of the data set zhwang/HPDv2")
@@ -74,21 +64,21 @@ def hps_prompts(
             raise origin.error("not a list of texts")
         if len(content) != prompts_per_style:
             raise origin.error(f"{len(content)} prompts instead of {prompts_per_style}")
-        found[style] = tuple(content)
-    return found
+        prompts[style] = tuple(content)
+    return prompts
 
 
 def hps_images(
     folder: Path, *, prompts_per_style: int = PROMPTS_PER_STYLE
 ) -> Mapping[str, tuple[Path, ...]]:
-    """Style -> its images in the order of the prompts: `STYLE/00000.png` and on, or `.jpg`.
+    """Style -> its images in the order of the prompts: `STYLE/00000.png` (or `.jpg`) and so on.
 
     Args:
         folder: Holds a folder for each style.
         prompts_per_style: Images in each.
 
     Raises:
-        DimoError: Missing folders or images, an image that is there twice, or further images.
+        DimoError: Missing folders or images, one image in two formats, or extra images.
     """
     absent = [style for style in STYLES if not (folder / style).is_dir()]
     if absent:
@@ -96,18 +86,18 @@ def hps_images(
             f"{folder} has no folder {', '.join(absent)}; HPS needs {', '.join(STYLES)}, each with "
             f"{prompts_per_style} images"
         )
-    found: dict[str, tuple[Path, ...]] = {}
+    files: dict[str, tuple[Path, ...]] = {}
     missing: list[str] = []
     for style in STYLES:
         present = {path.name for path in (folder / style).iterdir()}
         images: list[Path] = []
         for number in range(prompts_per_style):
             names = [f"{number:05d}{suffix}" for suffix in _SUFFIXES]
-            there = [name for name in names if name in present]
-            if len(there) == 2:
+            given = [name for name in names if name in present]
+            if len(given) == 2:
                 raise DimoError(f"{folder / style} has {names[0]} and {names[1]}; remove one")
-            missing += [] if there else [f"{style}/{names[0]}"]
-            images += [folder / style / name for name in there]
+            missing += [] if given else [f"{style}/{names[0]}"]
+            images += [folder / style / name for name in given]
         others = sorted(
             name
             for name in present - {path.name for path in images}
@@ -115,17 +105,17 @@ def hps_images(
         )
         if others:
             raise DimoError(
-                f"{folder / style} has {len(others)} images more than its {prompts_per_style} "
-                f"prompts, the first is {others[0]}; remove them"
+                f"{folder / style} has {len(others)} images in excess of its "
+                f"{prompts_per_style} prompts, the first is {others[0]}; remove them"
             )
-        found[style] = tuple(images)
+        files[style] = tuple(images)
     if missing:
         more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
         raise DimoError(
-            f"{folder} misses {', '.join(missing[:3])}{more} (or .jpg); HPS needs one image for "
-            f"each of {prompts_per_style} prompts a style; generate them again"
+            f"{folder} lacks {', '.join(missing[:3])}{more} (or .jpg); HPS needs one image for "
+            f"each of {prompts_per_style} prompts per style; generate the missing ones"
         )
-    return found
+    return files
 
 
 _ARCHITECTURE = SCORERS["hps"].model
@@ -134,12 +124,12 @@ HPS_VERSIONS: Mapping[str, str] = SCORERS["hps"].versions  # version -> its publ
 
 @dataclass(frozen=True, eq=False)
 class HPSScorer:
-    """Scores images by how people would like them for a prompt.
+    """Predicts human preference for images, given their prompts.
 
     Attributes:
         clip: Both towers.
         version: A key of `HPS_VERSIONS`.
-        sha256: Of the weights file.
+        sha256: Hash of the weights file.
     """
 
     clip: CLIPPairs
@@ -152,14 +142,14 @@ class HPSScorer:
         """Cosine of each image with its own prompt, times 100: float64 [N].
 
         Args:
-            images: uint8 [H, W, 3] each, one a prompt; taken one batch after the other.
+            images: uint8 [H, W, 3] each, one per prompt; read batch by batch.
             prompts: N texts.
 
         Raises:
-            DimoError: Another number of images than of prompts, or no prompt.
+            DimoError: No prompts, or not one image per prompt.
         """
         if not prompts:
-            raise DimoError("there is no prompt to score images with; give one an image")
+            raise DimoError("no prompts to score images with; give one per image")
         return 100 * cosines(images=self.clip.images(images), texts=self.clip.texts(prompts))
 
 
@@ -170,32 +160,32 @@ def load_hps(
 
     Args:
         weights: The published checkpoint, or another file with its keys.
-        version: What the protocol declares, a key of `HPS_VERSIONS`.
+        version: The protocol's, a key of `HPS_VERSIONS`.
         preprocessing: As for `bench.features.clip.CLIPPairs`.
-        sha256: Of the weights file; "any" takes the published file by its name.
-        device: Where the network shall be.
+        sha256: Hash of the weights file; "any" accepts the published file by its name.
+        device: Where the network runs.
 
     Raises:
-        DimoError: Unknown version or preprocessing; a missing or foreign file; one of the other
-            version, or one that neither its name nor its hash tells to be of this version.
+        DimoError: Unknown version or preprocessing; a missing or foreign file; a file of the other
+            version, or one whose version neither its name nor its hash tells.
     """
     if version not in HPS_VERSIONS:
         raise unknown_name("HPS version", version, HPS_VERSIONS)
     if not weights.is_file():
         raise DimoError(
-            f"HPS {version} finds no weights file at {weights}; fetch it with: "
+            f"no weights of HPS {version} at {weights}; fetch them with: "
             f"dimo weights fetch hps-{version}"
         )
-    found = sha256_file(weights)
-    _check_version(weights, version, found, sha256)
+    digest = sha256_file(weights)
+    _check_version(weights, version, digest, sha256)
     clip = load_pairs(weights, _ARCHITECTURE, preprocessing).to(device)
-    return HPSScorer(clip, version, found)
+    return HPSScorer(clip, version, digest)
 
 
-def _check_version(weights: Path, version: str, found: str, sha256: str) -> None:
+def _check_version(weights: Path, version: str, digest: str, sha256: str) -> None:
     """
     Raises:
-        DimoError: The file is not, or not known to be, of that version.
+        DimoError: The file is not, or is not known to be, that version.
     """
     names = {name.removesuffix(".pt"): key for key, name in HPS_VERSIONS.items()}
     named = names.get(weights.name.partition(".pt")[0].removesuffix(".safetensors"))
@@ -206,12 +196,12 @@ def _check_version(weights: Path, version: str, found: str, sha256: str) -> None
         )
     if sha256 == ANY and named is None:
         raise DimoError(
-            f"{weights} may be of any version of HPS; name it {HPS_VERSIONS[version]} if it is "
+            f"{weights} may be any version of HPS; rename it to {HPS_VERSIONS[version]} if it is "
             "that file, or declare its sha256 in the protocol"
         )
-    if sha256 not in (ANY, found):
+    if sha256 not in (ANY, digest):
         raise DimoError(
-            f"{weights} has sha256 {found[:12]}..., but {sha256[:12]}... is declared for HPS "
+            f"{weights} has sha256 {digest[:12]}..., but {sha256[:12]}... is declared for HPS "
             f"{version}; give the weights that belong to the protocol's version"
         )
 
@@ -219,132 +209,76 @@ def _check_version(weights: Path, version: str, found: str, sha256: str) -> None
 _Floats = npt.NDArray[np.float64]
 
 
-def measure_hps(
-    path: Path,
-    protocol: Protocol,
-    *,
-    prompts: Path,
-    weights: Path,
-    name: str,
-    section: Section = "Image sets",
-    num_steps: int | None = None,
-    device: torch.device,
-    progress: Progress = lambda what, done, total, unit: None,
-) -> Measured:
-    """Scores a set of images in the official layout, `anime/00000.jpg` and so on.
+class HPSSuite(Suite):
+    """HPS of images in the official layout, `anime/00000.jpg` and so on."""
 
-    Args:
-        path: Folder with a folder a style.
-        protocol: With prompts and the scorer "hps".
-        prompts: Folder with a file of prompts a style.
-        weights: The scorer's checkpoint.
-        name: Of the row.
-        section: Block of the table.
-        num_steps: Sampling steps the images were made with, if known.
-        device: Where the network runs.
-        progress: Told how many images are done.
+    one_folder = "the folder of all styles"
+    files_take = ("prompts",)
 
-    Raises:
-        DimoError: Images or prompts are missing, too many or unreadable, or the checkpoint is
-            missing or of another version than the protocol's.
-    """
-    start = time.monotonic()
-    assert protocol.prompts is not None
-    assert protocol.scorer is not None
-    each = next(iter(protocol.prompts.tags.values()))
-    texts = hps_prompts(prompts, prompts_per_style=each)
-    prompts_sha256 = check_prompts(chain.from_iterable(texts.values()), protocol.prompts, prompts)
-    files = hps_images(path, prompts_per_style=each)
-    scorer = load_hps(
-        weights,
-        version=protocol.scorer.version,
-        preprocessing=protocol.scorer.preprocessing,
-        sha256=protocol.scorer.sha256,
-        device=device,
-    )
-    infos: list[ImageInfo] = []
-    total = each * len(files)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        named, declared = self.protocol.prompts, self.protocol.scorer
+        assert named is not None
+        assert declared is not None
+        self._named = named
+        self._each = next(iter(named.tags.values()))  # prompts per style, the same for all
+        path = prompts_path(self.protocol, self.assets.prompts)
+        self._texts = hps_prompts(path, prompts_per_style=self._each)
+        self._prompts_sha256 = check_prompts(chain(*self._texts.values()), named, path)
+        self.scorer = load_hps(
+            self.assets.extractor or locate(f"hps-{declared.version}"),
+            version=declared.version,
+            preprocessing=declared.preprocessing,
+            sha256=declared.sha256,
+            device=self.runtime.device,
+        )
 
-    def pixels(style: str) -> Iterator[npt.NDArray[np.uint8]]:
-        for file in files[style]:
-            progress("images", len(infos), total, "images")
-            info, image = read_image(file)
-            infos.append(info)
-            yield image
+    @property
+    def evidence(self) -> Mapping[str, str]:
+        return {
+            "scorer_sha256": self.scorer.sha256,
+            "prompts": self._named.name,
+            "prompts_sha256": self._prompts_sha256,
+        }
 
-    found = {style: scorer.score(pixels(style), texts[style]) for style in files}
-    progress("images", total, total, "images")
-    scores = hps_scores(found, protocol)
-    contributions = pack_contributions(scores)
-    labels = np.arange(total, dtype=np.int64)
-    copies = total - len({info.sha256 for info in infos})
-    evidence = Evidence(
-        images=(str(path),),
-        images_sha256=content_sha256(infos, labels),
-        labels_sha256=labels_sha256(labels),
-        extractor=NONE,
-        extractor_sha256="",
-        reference=NONE,
-        reference_sha256="",
-        copies=copies,
-        notes=tuple(_notes(infos, copies)),
-        nonconforming=(),
-        contributions_sha256=sha256_bytes(contributions),
-        scorer_sha256=scorer.sha256,
-        prompts_sha256=prompts_sha256,
-    )
-    record = new_record(
-        protocol=protocol,
-        method=image_set_method(name, section, num_steps),
-        metrics=_values(scores, protocol),
-        speed=Speed(None, None, None, None, device_name(device)),
-        seed=None,
-        command=shlex.join(["dimo", *sys.argv[1:]]),
-        seconds=time.monotonic() - start,
-        evidence=evidence,
-    )
-    return Measured(record, contributions)
+    def measure_paths(self, paths: Sequence[Path], origin: ImageOrigin) -> Measured:
+        start, (path,) = time.monotonic(), paths
+        files = hps_images(path, prompts_per_style=self._each)
+        tally, total = Tally(), self._each * len(files)
+        styles: dict[str, _Floats] = {}
+        for style, images in files.items():
+            numbers = range(len(tally), len(tally) + len(images))
+            pixels = tally.read(images, numbers, self.runtime.progress, total)
+            styles[style] = self.scorer.score(pixels, self._texts[style])
+        self.runtime.progress("images", total, total, "images")
+        scores = hps_scores(styles, self.protocol)
+        counts = {name: len(score.contributions) for name, score in scores.items()}
+        return self._measured(scores, counts, tally.content(path), image_set_method(origin), start)
 
 
-def hps_scores(found: Mapping[str, _Floats], protocol: Protocol) -> dict[str, Score]:
+def hps_scores(by_style: Mapping[str, _Floats], protocol: Protocol) -> dict[str, Score]:
     """Each metric of HPS that the protocol names.
 
-    A contribution is the score of an image, one a prompt; the average is resampled within styles,
+    A contribution is the score of an image, one per prompt; the average is resampled within styles,
     whose numbers of prompts are fixed.
 
     Args:
-        found: Style -> [N] scores in the order of its prompts.
+        by_style: Style -> [N] scores in the order of its prompts.
         protocol: Names the metrics.
 
     Raises:
         DimoError: As `hps_summary`.
     """
-    each = len(next(iter(found.values()), ()))
-    summary = hps_summary(found, prompts_per_style=each)
+    each = len(next(iter(by_style.values()), ()))
+    summary = hps_summary(by_style, prompts_per_style=each)
     scores: dict[str, Score] = {}
     for metric in protocol.metrics:
         style = METRICS[metric.name].tag
         if style:
             mean, std = summary.styles[style].mean, summary.styles[style].std
-            scores[metric.name] = Score(mean, found[style], extra={"std": std}, smallest=None)
+            scores[metric.name] = Score(mean, by_style[style], extra={"std": std}, smallest=None)
         else:
-            values = np.concatenate([found[style] for style in summary.styles])
+            values = np.concatenate([by_style[style] for style in summary.styles])
             styles = np.repeat(np.arange(len(summary.styles)), each)
             scores[metric.name] = Score(summary.average, values, labels=styles, smallest=None)
     return scores
-
-
-def _values(scores: dict[str, Score], protocol: Protocol) -> dict[str, MetricValue]:
-    """The entries of a record; each stands on its own images."""
-    values: dict[str, MetricValue] = {}
-    for name, score in scores.items():
-        values |= metric_values({name: score}, protocol, len(score.contributions))
-    return values
-
-
-def _notes(infos: list[ImageInfo], copies: int) -> Iterator[str]:
-    if copies:
-        yield f"{copies} images are copies of others"
-    lossy = Counter(info.codec for info in infos if info.codec in LOSSY_CODECS)
-    for codec, count in lossy.items():
-        yield f"{count} images are stored with a loss ({codec})"

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,8 +14,10 @@ from dimo.cli.options import (
     Cache,
     ChoiceTemperature,
     Device,
+    ExtractorWeights,
     GuidanceScale,
     Precision,
+    ProtocolPrompts,
     Reference,
     Results,
     Samplers,
@@ -28,10 +30,10 @@ from dimo.cli.options import (
     TopK,
     TopP,
     Weights,
-    cache_folder,
+    command_line,
     parse_choice,
     parse_steps,
-    refuse_unused,
+    warn,
 )
 from dimo.cli.report import measured_table, report_text
 from dimo.cli.train import run_distill
@@ -39,11 +41,7 @@ from dimo.errors import DimoError
 from dimo.util import terminal
 
 if TYPE_CHECKING:
-    import torch
-
-    from bench.protocol import Protocol
     from bench.records.record import ResultRecord
-    from bench.rows.rows import Job, Planned
 
 
 @app.command(
@@ -86,24 +84,21 @@ def bench(
     device: Device = "auto",
     weights: Weights = None,
     reference: Reference = None,
-    extractor_weights: Annotated[
-        Path | None, typer.Option(help="Weights file of the extractor; default: shipped.")
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help="The protocol's official file of prompts; default: the embedded ones."),
-    ] = None,
+    extractor_weights: ExtractorWeights = None,
+    prompts: ProtocolPrompts = None,
     cache: Cache = "",
     allow_code: AllowCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Records on stdout, as JSON.")] = False,
 ) -> None:
     """Score a teacher at each step count, and distilled models, under one protocol."""
-    from bench.features.references import reference_images
+    from bench.features.cache import cache_folder
     from bench.protocol import load_protocol
-    from bench.rows.rows import load_planned, plan_jobs, reference_jobs
+    from bench.rows.rows import plan_jobs
     from bench.rows.settings import check_protocol
-    from bench.tuning import check_grid, parse_grid
-    from dimo.engine.distributed import choose_device
+    from bench.runner import run_rows
+    from bench.suites.base import Assets
+    from bench.tuning import parse_grid
+    from dimo.engine.distributed import Runtime, choose_device
     from dimo.zoo.teachers import get_teacher
 
     place, grid, fixed = choose_device(device), parse_grid(tune), load_protocol(protocol)
@@ -127,143 +122,34 @@ def bench(
         choice=choice,
         student_steps=parse_steps(student_steps),
     )
-    if not planned:
-        raise DimoError("there is nothing to score; name step counts with --steps or a --student")
-    if fixed.prompts is not None:
-        refuse_unused(fixed.name, "brings what it compares with", reference=reference)
-        records = _bench_prompts(
-            planned,
-            fixed,
-            results,
-            prompts=prompts,
-            grid=grid,
-            reference_rows=reference_rows,
-            batch_size=batch_size,
-            device=place,
-            weights=weights,
-            detector_weights=extractor_weights,
-        )
-        _tell(records, fixed, results, as_json=as_json)
-        return
-    refuse_unused(fixed.name, "has no prompts", prompts=prompts)
-    if reference is None:
-        reference_images(fixed)  # complains before any network is loaded
-    jobs = load_planned(planned, device=place, weights=weights)
-    check_grid(grid, jobs, fixed)
-    if reference_rows and reference is None:
-        jobs = reference_jobs(jobs[0].loaded, fixed) + jobs
-    records = _bench(
-        jobs,
-        fixed,
-        results,
-        grid=grid,
-        batch_size=batch_size,
-        device=place,
+    assets = Assets(
+        weights=weights,
+        extractor=extractor_weights,
         reference=reference,
-        weights=extractor_weights,
+        prompts=prompts,
         cache=cache_folder(cache),
         allow_code=allow_code,
     )
-    _tell(records, fixed, results, as_json=as_json)
-
-
-def _tell(
-    records: "list[ResultRecord]", protocol: "Protocol", results: Path, *, as_json: bool
-) -> None:
-    """The records on stdout, and where they are."""
+    with terminal.work_bar() as progress:
+        scored = run_rows(
+            planned,
+            fixed,
+            Runtime(place, progress=progress, warn=warn),
+            assets,
+            results=results,
+            grid=grid,
+            reference_rows=reference_rows,
+            batch_size=batch_size,
+            command=command_line(),
+        )
+    records = [row.record for row in scored]
     if as_json:
         from bench.records.record import record_to_json
 
         print(json.dumps([json.loads(record_to_json(r)) for r in records], indent=2))
     else:
-        print(measured_table(records, protocol))
+        print(measured_table(records, fixed))
     terminal.say(f"{len(records)} records in {results}; tables: dimo report --results {results}")
-
-
-def _bench_prompts(
-    planned: "list[Planned]",
-    protocol: "Protocol",
-    results: Path,
-    *,
-    prompts: Path | None,
-    grid: dict[str, list[float]],
-    reference_rows: bool,
-    batch_size: int,
-    device: "torch.device",
-    weights: Path | None,
-    detector_weights: Path | None,
-) -> "list[ResultRecord]":
-    """As `_bench`, under a protocol with prompts and a detector; the verdicts are kept too."""
-    from bench.records.store import append
-    from bench.rows.grid import write_picture
-    from bench.rows.rows import load_planned
-    from bench.suites.geneval.layout import results_text
-    from bench.suites.geneval.prompts import prompts_of
-    from bench.suites.geneval.suite import DetectorBench, rendered_jobs
-    from bench.tuning import check_grid, tune
-    from dimo.util.files import write_atomic
-
-    assert protocol.prompts is not None
-    asked = prompts_of(protocol.prompts, prompts)
-    texts = [metadata["prompt"] for metadata in asked]
-    jobs = load_planned(planned, device=device, weights=weights, prompts=texts)
-    check_grid(grid, jobs, protocol)
-    if reference_rows:
-        jobs = rendered_jobs(jobs[0].loaded, protocol) + jobs
-    records = []
-    with terminal.work_bar() as progress:
-        bench = DetectorBench(
-            protocol,
-            asked,
-            device=device,
-            batch_size=batch_size,
-            weights=detector_weights,
-            progress=progress,
-        )
-        for job in jobs:
-            tuned = tune(bench, job, grid) if grid else job
-            found = bench.measure(tuned)
-            record = found.measured.record
-            append(record, results, found.measured.contributions)
-            verdicts = results / "verdicts" / f"{record.run_id}.jsonl"
-            write_atomic(verdicts, results_text(found.results))
-            if tuned.settings is not None:
-                seed = protocol.seeds.report
-                write_picture(tuned, results, record.run_id, seed=seed, device=device)
-            records.append(record)
-    return records
-
-
-def _bench(
-    jobs: "list[Job]",
-    protocol: "Protocol",
-    results: Path,
-    *,
-    grid: dict[str, list[float]],
-    **settings: Any,
-) -> "list[ResultRecord]":
-    """Scores jobs on one workbench with `settings`, and appends a record for each."""
-    from bench.records.store import append
-    from bench.rows.grid import write_picture
-    from bench.suites.features import Workbench
-    from bench.tuning import tune
-
-    records = []
-    with terminal.work_bar() as progress:
-        workbench = Workbench(protocol, progress=progress, say=_warn, **settings)
-        for job in jobs:
-            tuned = tune(workbench, job, grid) if grid else job
-            measured = workbench.measure(tuned)
-            append(measured.record, results, measured.contributions)
-            if tuned.settings is not None:
-                seed, run_id = protocol.seeds.report, measured.record.run_id
-                write_picture(tuned, results, run_id, seed=seed, device=workbench.device)
-            records.append(measured.record)
-    return records
-
-
-def _warn(text: str) -> None:
-    terminal.say(text, style="yellow")
 
 
 @app.command(epilog="Example: `dimo demo --out runs/demo`")
@@ -279,21 +165,28 @@ def demo(
         raise DimoError(f"output {out} exists and is not empty; choose another --out, or remove it")
     from bench.protocol import load_protocol
     from bench.rows.grid import draw_samples
-    from bench.rows.rows import load_jobs, reference_jobs
-    from dimo.engine.distributed import choose_device
+    from bench.rows.rows import plan_jobs
+    from bench.runner import run_rows
+    from bench.suites.base import Assets
+    from dimo.engine.distributed import Runtime, choose_device
     from dimo.engine.runs import find_recipe
     from dimo.util.files import write_atomic
 
     place, protocol, results = choose_device(device), load_protocol("digits"), out / "results"
-    terminal.say("1/3 distil the shipped teacher into a one-step student")
+    terminal.say("1/3 distil the bundled teacher into a one-step student")
     student = out / "student"
     run_distill(*find_recipe("digits", recipe=recipe), student, device=device)
     terminal.say("2/3 benchmark: real data, teacher at 1, 2, 4, 8, 16 steps, student at 1 step")
-    jobs = load_jobs("digits", [str(student)], parse_steps(STEPS), device=place)
-    rows = reference_jobs(jobs[0].loaded, protocol) + jobs
-    records = _bench(rows, protocol, results, grid={}, device=place)
+    planned = plan_jobs("digits", [str(student)], parse_steps(STEPS))
+    with terminal.work_bar() as progress:
+        runtime = Runtime(place, progress=progress, warn=warn)
+        scored = run_rows(
+            planned, protocol, runtime, Assets(), results=results, command=command_line()
+        )
+    records = [row.record for row in scored]
     terminal.say("3/3 report and picture")
     picture, table = out / "samples.png", out / "report.md"
+    jobs = [row.row for row in scored if row.row.settings is not None]
     draw_samples(jobs, [], seed=0, out=picture, device=place)
     write_atomic(table, report_text("digits", results))
     print(measured_table(records, protocol))
@@ -307,10 +200,10 @@ def _demo_summary(records: "list[ResultRecord]") -> str:
     first, last = student.speed.images_per_second, slow.speed.images_per_second
     assert first is not None
     assert last is not None
-    good, bad = student.metrics["fid"].value, rows["Teacher", 1].metrics["fid"].value
+    fid, teacher_fid = student.metrics["fid"].value, rows["Teacher", 1].metrics["fid"].value
     return (
         f"one-step student : 16-step teacher = {first / last:.1f} : 1 in images/s "
         f"({first:,.0f} against {last:,.0f})\n"
-        f"one-step student : one-step teacher = {good / bad:.3f} : 1 in FID "
-        f"({good:.3f} against {bad:.3f})"
+        f"one-step student : one-step teacher = {fid / teacher_fid:.3f} : 1 in FID "
+        f"({fid:.3f} against {teacher_fid:.3f})"
     )

@@ -10,22 +10,21 @@ from dimo.cli.app import app
 from dimo.cli.options import (
     AllowCode,
     Cache,
+    ClipWeights,
     Device,
     ExtractorWeights,
+    NoWeights,
+    ProtocolPrompts,
     Reference,
     Results,
-    cache_folder,
-    refuse_unused,
+    command_line,
+    warn,
 )
 from dimo.errors import DimoError, unknown_name
 from dimo.util import terminal
 
 if TYPE_CHECKING:
-    from bench.protocol import Protocol
-    from bench.records.compare import Difference
     from bench.records.record import ResultRecord
-    from bench.suites.captions import CLIPScorer
-    from bench.suites.features import Measured
 
 Paths = Annotated[
     list[Path],
@@ -43,40 +42,19 @@ Labels = Annotated[
 ]
 
 
-NetworkWeights = Annotated[
-    Path | None,
-    typer.Option(
-        "--weights",
-        "--extractor-weights",
-        help="Weights of the extractor, of the detector, or of HPS; default: shipped or fetched.",
-    ),
-]
-PromptsPath = Annotated[
-    Path | None,
-    typer.Option(
-        "--prompts",
-        help="What images were made from, for HPS and CLIP score: HPSv2's folder of anime.json "
-        "and so on, or a JSON file with a list of captions.",
-    ),
-]
-ClipWeights = Annotated[
-    Path | None,
-    typer.Option(help="Weights of CLIP, for a protocol with CLIP score beside an extractor."),
-]
-
-
 @app.command(
     "eval",
     epilog="Examples: `dimo eval samples/ --protocol imagenet256-adm --reference "
-    "VIRTUAL_imagenet256_labeled.npz --weights weights-inception-2015-12-05-6726825d.pth`"
+    "VIRTUAL_imagenet256_labeled.npz --extractor-weights weights-inception-2015-12-05-6726825d.pth`"
     " · `torchrun --nproc_per_node=8 -m dimo eval samples.npz --protocol imagenet256-adm ...`",
 )
 def evaluate(
     paths: Paths,
     protocol: ProtocolName,
     reference: Reference = None,
-    weights: NetworkWeights = None,
-    prompts: PromptsPath = None,
+    weights: NoWeights = None,
+    extractor_weights: ExtractorWeights = None,
+    prompts: ProtocolPrompts = None,
     clip_weights: ClipWeights = None,
     labels: Labels = "",
     recursive: Recursive = False,
@@ -102,215 +80,50 @@ def evaluate(
     sections = ("Teacher", "Sampler", "Distill.", "Image sets")
     if section not in sections:
         raise unknown_name("section", section, sections)
+    from bench.features.cache import cache_folder
     from bench.protocol import load_protocol
-    from bench.suites.features import Workbench
-    from dimo.engine.distributed import choose_device, ranks
+    from bench.records.record import record_to_json
+    from bench.report import metric_table
+    from bench.runner import score_images
+    from bench.suites.base import Assets, ImageOrigin
+    from dimo.engine.distributed import Runtime, choose_device, ranks
 
     fixed = load_protocol(protocol)
-    _check_prompts_option(fixed, prompts, clip_weights)
-    prefers = fixed.scorer is not None and fixed.scorer.name == "hps"
-    if prefers or fixed.detector is not None:
-        refuse_unused(
-            fixed.name,
-            "reads its own layout and compares with no reference of yours",
-            reference=reference,
-            labels=labels,
-            recursive=recursive,
-        )
-    if prefers:
-        assert prompts is not None
-        preferred = _prefer(
-            paths,
-            fixed,
-            prompts,
-            name=name or paths[0].name,
-            section=section,
-            steps=steps,
-            weights=weights,
-            device=device,
-        )
-        _show(preferred, fixed, protocol, results, as_json=as_json)
-        return
-    if fixed.detector is not None:
-        _judge(
-            paths,
-            fixed,
-            protocol,
-            name=name or paths[0].name,
-            section=section,
-            steps=steps,
-            weights=weights,
-            nonconforming=nonconforming,
-            results=results,
-            device=device,
-            as_json=as_json,
-        )
-        return
     with ranks() as group, terminal.work_bar() as progress:
-        clip = _clip_scorer(fixed, prompts, clip_weights, device) if group.is_first else None
-        workbench = Workbench(
-            fixed,
-            device=choose_device(device),
-            weights=weights,
-            reference=reference,
-            cache=cache_folder(cache),
-            allow_code=allow_code,
-            nonconforming=nonconforming,
-            ranks=group,
-            progress=progress,
-            say=lambda text: terminal.say(text, style="yellow"),
-        )
-        measured = workbench.measure_paths(
+        scored = score_images(
             paths,
-            name=name or paths[0].name,
-            section=section,  # type: ignore[arg-type]
-            num_steps=steps,
-            recursive=recursive,
-            labels=labels,
-        )
-        if measured is None:
-            return
-        if clip is not None:
-            from bench.suites.captions import with_clip_score
-
-            scorer, captions = clip
-            measured = with_clip_score(
-                measured,
-                paths,
-                fixed,
-                scorer=scorer,
-                captions=captions,
-                recursive=recursive,
-                labels=labels,
-                progress=progress,
-            )
-    _show(measured, fixed, protocol, results, as_json=as_json)
-
-
-def _check_prompts_option(
-    protocol: "Protocol", prompts: Path | None, clip_weights: Path | None
-) -> None:
-    if protocol.scorer is None or protocol.detector is not None:
-        refuse_unused(
-            protocol.name,
-            "scores no pairs of image and prompt, or finds the prompts beside the images",
-            prompts=prompts,
-            clip_weights=clip_weights,
-        )
-        return
-    if prompts is None:
-        assert protocol.prompts is not None
-        raise DimoError(
-            f"protocol {protocol.name!r} needs the prompts of the images "
-            f"({protocol.prompts.name}); give them with --prompts"
-        )
-
-
-def _clip_scorer(
-    protocol: "Protocol", prompts: Path | None, weights: Path | None, device: str
-) -> "tuple[CLIPScorer, tuple[str, ...]] | None":
-    """CLIP and the captions of a protocol with CLIP score beside an extractor."""
-    if protocol.scorer is None:
-        return None
-    from bench.suites.captions import load_clip_scorer, read_captions
-    from dimo.engine.distributed import choose_device
-
-    assert prompts is not None
-    assert protocol.prompts is not None
-    captions = read_captions(prompts, protocol.prompts)
-    return load_clip_scorer(protocol.scorer, weights, choose_device(device)), captions
-
-
-def _prefer(
-    paths: list[Path],
-    protocol: "Protocol",
-    prompts: Path,
-    *,
-    name: str,
-    section: str,
-    steps: int | None,
-    weights: Path | None,
-    device: str,
-) -> "Measured":
-    """`dimo eval` where a scorer alone says how well images fit their prompts."""
-    from bench.suites.hps import measure_hps
-    from dimo.engine.distributed import choose_device
-    from dimo.weights.catalog import locate
-
-    if len(paths) > 1:
-        raise DimoError(
-            f"{len(paths)} paths; allowed: one under {protocol.name!r}, the folder of all styles"
-        )
-    assert protocol.scorer is not None
-    weights = weights or locate(f"hps-{protocol.scorer.version}")
-    with terminal.work_bar() as progress:
-        return measure_hps(
-            paths[0],
-            protocol,
-            prompts=prompts,
-            weights=weights,
-            name=name,
-            section=section,  # type: ignore[arg-type]
-            num_steps=steps,
-            device=choose_device(device),
-            progress=progress,
-        )
-
-
-def _judge(
-    paths: list[Path],
-    protocol: "Protocol",
-    named: str,
-    *,
-    name: str,
-    section: str,
-    steps: int | None,
-    weights: Path | None,
-    nonconforming: bool,
-    results: Path,
-    device: str,
-    as_json: bool,
-) -> None:
-    """`dimo eval` where a detector decides whether images show what their prompts ask for."""
-    from bench.suites.geneval.measure import keep_verdicts, measure_geneval
-    from dimo.engine.distributed import choose_device
-
-    if len(paths) > 1:
-        raise DimoError(
-            f"{len(paths)} paths; allowed: one under {protocol.name!r}, the folder of all prompts"
-        )
-    with terminal.work_bar() as progress:
-        found = measure_geneval(
-            paths[0],
-            protocol,
-            name=name,
-            section=section,  # type: ignore[arg-type]
-            num_steps=steps,
-            weights=weights,
-            device=choose_device(device),
+            fixed,
+            Runtime(choose_device(device), group, progress, warn),
+            Assets(
+                extractor=extractor_weights,
+                clip=clip_weights,
+                reference=reference,
+                prompts=prompts,
+                cache=cache_folder(cache),
+                allow_code=allow_code,
+            ),
+            origin=ImageOrigin(
+                name or paths[0].name,
+                section,  # type: ignore[arg-type]
+                steps,
+                labels,
+                recursive,
+            ),
+            results=results,
             nonconforming=nonconforming,
-            progress=progress,
+            command=command_line(),
         )
-    file = keep_verdicts(found, results)
-    _show(found.measured, protocol, named, results, as_json=as_json)
-    terminal.say(f"verdict on each image: {file}")
-
-
-def _show(
-    measured: "Measured", protocol: "Protocol", named: str, results: Path, *, as_json: bool
-) -> None:
-    """Keeps a record, prints it, and says what is worth knowing; `named`: as the user named it."""
-    from bench.records.record import record_to_json
-    from bench.records.store import append
-    from bench.report import metric_table
-
-    record = measured.record
-    path = append(record, results, measured.contributions)
-    level = protocol.uncertainty.level
+    if scored is None:
+        return
+    record, path = scored
+    level = fixed.uncertainty.level
     print(record_to_json(record) if as_json else metric_table(record, level=level), end="")
     for note in _notes(record):
-        terminal.say(note, style="yellow")
-    terminal.say(f"record: {path}; tables: dimo report --protocol {named} --results {results}")
+        warn(note)
+    terminal.say(f"record: {path}; tables: dimo report --protocol {protocol} --results {results}")
+    verdicts = results / "verdicts" / f"{record.run_id}.jsonl"
+    if verdicts.is_file():
+        terminal.say(f"verdict on each image: {verdicts}")
 
 
 def _notes(record: "ResultRecord") -> list[str]:
@@ -336,21 +149,15 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Differences as JSON.")] = False,
 ) -> None:
     """Paired differences of two rows on the same seeds: which is better, beyond chance."""
-    from bench.protocol import load_protocol, protocol_sha256
-    from bench.records.compare import compare as differences_of
-    from bench.records.store import find_record, load_contributions
+    from bench.records.record import protocol_of
+    from bench.records.store import find_record
     from bench.report import difference_table
+    from bench.runner import compare as differences_of
     from dimo.util.schema import encode
 
-    (a, folder_a), (b, folder_b) = (find_record(name, results) for name in (first, second))
-    fixed = load_protocol(protocol or a.protocol.name)
-    if protocol_sha256(fixed) != a.protocol.sha256:
-        raise DimoError(
-            f"{a.method.name!r} was measured under {a.protocol.name} {a.protocol.sha256[:12]}, not "
-            f"{fixed.name} {protocol_sha256(fixed)[:12]}; name its protocol's file with --protocol"
-        )
-    contributions = (load_contributions(a, folder_a), load_contributions(b, folder_b))
-    differences: list[Difference] = differences_of(a, b, contributions, fixed.uncertainty)
+    a, b = (find_record(name, results)[0] for name in (first, second))
+    fixed = protocol_of(a, protocol or None)
+    differences = differences_of(first, second, protocol=protocol or None, results=results)
     if as_json:
         print(json.dumps(encode(differences), indent=2))
     else:
@@ -359,13 +166,14 @@ def compare(
 
 @app.command(
     epilog="Example: `dimo reference train256/ --protocol imagenet256-clean "
-    "--weights inception-2015-12-05.pt -o imagenet256-train.npz`"
+    "--extractor-weights inception-2015-12-05.pt -o imagenet256-train.npz`"
 )
 def reference(
     paths: Paths,
     protocol: ProtocolName,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the .npz.")],
-    weights: ExtractorWeights = None,
+    weights: NoWeights = None,
+    extractor_weights: ExtractorWeights = None,
     recursive: Recursive = False,
     force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
     allow_code: AllowCode = False,
@@ -376,7 +184,7 @@ def reference(
         raise DimoError(f"output {out} exists; replace it with --force or choose another --out")
     from bench.features.references import make_reference
     from bench.protocol import load_protocol
-    from dimo.engine.distributed import choose_device, ranks
+    from dimo.engine.distributed import Runtime, choose_device, ranks
     from dimo.util.files import sha256_file
 
     with ranks() as group, terminal.work_bar() as progress:
@@ -384,12 +192,10 @@ def reference(
             paths,
             load_protocol(protocol),
             out,
-            weights=weights,
+            weights=extractor_weights,
             allow_code=allow_code,
-            device=choose_device(device),
             recursive=recursive,
-            ranks=group,
-            progress=progress,
+            runtime=Runtime(choose_device(device), group, progress),
         )
     if stats is not None:
         print(f"{out}: {stats.count:,} images, sha256 {sha256_file(out)}")

@@ -1,11 +1,14 @@
 """Options that several commands share, and how their texts are read."""
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dimo.errors import DimoError
+from dimo.util import terminal
 
 if TYPE_CHECKING:
     from bench.rows.settings import Choice
@@ -92,8 +95,34 @@ Cache = Annotated[
 ]
 ExtractorWeights = Annotated[
     Path | None,
-    typer.Option("--weights", help="Weights file of the feature extractor; default: shipped."),
+    typer.Option(
+        help="Weights of the feature extractor, of the detector, or of HPS; default: bundled or "
+        "downloaded."
+    ),
 ]
+ClipWeights = Annotated[
+    Path | None,
+    typer.Option(help="Weights of CLIP, for a protocol with CLIP score beside an extractor."),
+]
+ProtocolPrompts = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        help="The protocol's prompts: GenEval's file, HPSv2's folder of anime.json and so on, or a "
+        "JSON list of captions; default: bundled.",
+    ),
+]
+
+
+def _refuse_weights(path: Path | None) -> None:
+    if path is not None:
+        raise DimoError(
+            f"--weights {path} is not used: it is the folder of teachers and students elsewhere; "
+            "give the weights of the extractor, the detector or HPS with --extractor-weights"
+        )
+
+
+NoWeights = Annotated[Path | None, typer.Option("--weights", hidden=True, callback=_refuse_weights)]
 Reference = Annotated[
     Path | None, typer.Option(help="File or folder of the reference; default: the embedded one.")
 ]
@@ -101,17 +130,6 @@ AllowCode = Annotated[
     bool,
     typer.Option("--allow-code", help="Let the protocol name an extractor of your own code."),
 ]
-
-
-def cache_folder(given: str) -> Path | None:
-    """What `--cache` means: the default folder, no cache, or a folder."""
-    if given == "none":
-        return None
-    if given:
-        return Path(given)
-    from bench.features.cache import default_folder
-
-    return default_folder()
 
 
 def parse_choice(samplers: str, schedules: str, precision: str, **settings: Any) -> "Choice":
@@ -163,18 +181,14 @@ def parse_prompts(prompts: list[str], file: Path | None) -> list[str] | None:
     return prompts or None
 
 
-def refuse_unused(protocol: str, why: str, **options: object) -> None:
-    """
-    Raises:
-        DimoError: One of the options, which the protocol has no use for, is given.
-    """
-    for name, given in options.items():
-        if given is not None and given is not False and given != "":
-            value = "" if given is True else f" {given}"
-            option = "--" + name.replace("_", "-")
-            raise DimoError(
-                f"{option}{value} is not used under {protocol!r}, which {why}; leave it out"
-            )
+def command_line() -> str:
+    """The command that this process runs, as it is noted in records."""
+    return shlex.join(["dimo", *sys.argv[1:]])
+
+
+def warn(text: str) -> None:
+    """One yellow line on stderr."""
+    terminal.say(text, style="yellow")
 
 
 def _parse_integers(option: str, text: str, *, low: int, high: int | None) -> list[int]:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dimo.cli.app import app, protocols_app, results_app
-from dimo.cli.options import AllowCode, Device, Reference, Results, Weights
+from dimo.cli.options import (
+    AllowCode,
+    ClipWeights,
+    Device,
+    ExtractorWeights,
+    ProtocolPrompts,
+    Reference,
+    Results,
+    Weights,
+    warn,
+)
 from dimo.errors import DimoError, unknown_name
 from dimo.util import terminal
 
@@ -319,14 +329,9 @@ def verify(
     ] = False,
     weights: Weights = None,
     reference: Reference = None,
-    extractor_weights: Annotated[
-        Path | None,
-        typer.Option(help="Weights file of the extractor or the detector; default: shipped."),
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help="The protocol's official file of prompts; default: the embedded ones."),
-    ] = None,
+    extractor_weights: ExtractorWeights = None,
+    clip_weights: ClipWeights = None,
+    prompts: ProtocolPrompts = None,
     allow_code: AllowCode = False,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="The verdict as JSON.")] = False,
@@ -343,24 +348,26 @@ def verify(
     found, _ = find_record(record, results)
     fixed = protocol_of(found, protocol)
     from bench.records.reproduce import compare_runs, repeat
-    from dimo.engine.distributed import choose_device
+    from bench.suites.base import Assets
+    from dimo.engine.distributed import Runtime, choose_device
 
     with terminal.work_bar() as progress:
         again = repeat(
             found,
             fixed,
-            device=choose_device(device),
+            Runtime(choose_device(device), progress=progress, warn=warn),
+            Assets(
+                weights=weights,
+                extractor=extractor_weights,
+                clip=clip_weights,
+                reference=reference,
+                prompts=prompts,
+                allow_code=allow_code,
+            ),
             student=student,
             images=images,
             labels=labels,
             recursive=recursive,
-            weights=weights,
-            reference=reference,
-            extractor_weights=extractor_weights,
-            prompts=prompts,
-            allow_code=allow_code,
-            progress=progress,
-            say=lambda text: terminal.say(text, style="yellow"),
         )
     verdict = compare_runs(found, again)
     if as_json:

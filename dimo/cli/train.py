@@ -102,10 +102,8 @@ def _train_digits_cnn(
     from bench.features.digits import train_digits_cnn
     from dimo.data import digits
 
-    images, labels = digits.load()
     model = train_digits_cnn(
-        images,
-        labels,
+        digits.load(),
         steps=recipe.steps,
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate_at,

@@ -104,7 +104,7 @@ def ours(folders, inception_weights):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.chdir(folders)
         command = ["dimo", "eval", "generated", "--protocol", "peers.toml", "--json"]
-        command += ["--reference", "reference", "--weights", str(inception_weights)]
+        command += ["--reference", "reference", "--extractor-weights", str(inception_weights)]
         patch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as stop:
             main()

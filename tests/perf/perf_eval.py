@@ -115,7 +115,9 @@ def test_eval_against_torch_fidelity(tmp_path, inception_weights):
         )
     )
     arguments = ["eval", "g", "--protocol", "perf.toml", "--reference", "r", "--cache", "none"]
-    record, ours = _dimo(*arguments, "--weights", inception_weights, "--json", cwd=tmp_path)
+    record, ours = _dimo(
+        *arguments, "--extractor-weights", inception_weights, "--json", cwd=tmp_path
+    )
     start = time.perf_counter()
     found = torch_fidelity.calculate_metrics(
         input1=str(generated),

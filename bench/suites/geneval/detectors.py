@@ -1,6 +1,5 @@
 """Detectors of objects behind one interface, each pinned by the hash of its weights."""
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,18 +10,18 @@ import torch
 
 from bench.metrics.geneval import Detected, Verdict, judge
 from bench.protocol import Detector
-from bench.protocol.catalog import ANY, DETECTORS
+from bench.protocol.catalog import ANY, DETECTORS, load
 from dimo.errors import DimoError, unknown_name
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
 
 
 class ObjectDetector(Protocol):
-    """What GenEval asks of a detector.
+    """A detector as GenEval uses it.
 
     Attributes:
-        sha256: Of its weights.
-        colors_sha256: Of the weights that tell colours apart; empty where there are none.
+        sha256: Hash of its weights.
+        colors_sha256: Hash of the weights that classify colours; empty where there are none.
     """
 
     sha256: str
@@ -37,51 +36,40 @@ class ObjectDetector(Protocol):
         ...
 
 
-# "module:function" of `(weights: Path | None, device) -> ObjectDetector`
-_LOADERS = {
-    "hf-mask2former-swin-s": "bench.suites.geneval.mask2former:load_hf_detector",
-    "scenes-detector": "bench.suites.geneval.scenes_detector:load_scene_detector",
-}
-
-
-def load_detector(
-    wanted: Detector, *, weights: Path | None, device: torch.device
-) -> ObjectDetector:
-    """Loads the detector of a protocol.
+def load_detector(named: Detector, *, weights: Path | None, device: torch.device) -> ObjectDetector:
+    """Loads the detector that a protocol names.
 
     Args:
-        wanted: Its name and the hashes of its weights.
-        weights: Where they are; None: they come with dimo.
-        device: Where the networks shall be.
+        named: Its name, a key of `DETECTORS`, and the hashes of its weights.
+        weights: File or folder of the weights; None: those that come with dimo.
+        device: Where the networks run.
 
     Raises:
-        DimoError: Unknown detector, one that is not run here, missing weights, weights of another
-            hash, or a package that is not installed.
+        DimoError: Unknown detector, one that does not run in dimo, missing weights, weights of
+            another hash, or a package that is not installed.
     """
-    if wanted.name not in DETECTORS:
-        raise unknown_name("detector", wanted.name, DETECTORS)
-    kind = DETECTORS[wanted.name]
+    if named.name not in DETECTORS:
+        raise unknown_name("detector", named.name, DETECTORS)
+    kind = DETECTORS[named.name]
     if kind.reads_results:
         raise DimoError(
-            f"detector {wanted.name!r} is not run by dimo; give the results.jsonl that GenEval's "
+            f"detector {named.name!r} is not run by dimo; give the results.jsonl that GenEval's "
             "evaluate_images.py wrote, or use a protocol with a detector that dimo runs"
         )
     if weights is None and kind.weights:
         raise DimoError(
-            f"detector {wanted.name!r} needs its weights ({kind.weights}); fetch them and give the "
-            "folder with --weights"
+            f"detector {named.name!r} needs its weights ({kind.weights}); fetch them and give the "
+            "folder with --extractor-weights"
         )
-    module, _, name = _LOADERS[wanted.name].partition(":")
-    load: Any = getattr(importlib.import_module(module), name)
-    detector: ObjectDetector = load(weights, device)
-    for what, found, named in (
-        (wanted.name, detector.sha256, wanted.sha256),
-        (wanted.colors, detector.colors_sha256, wanted.colors_sha256 or ANY),
+    detector: ObjectDetector = load(kind.loader)(weights, device)
+    for what, digest, expected in (
+        (named.name, detector.sha256, named.sha256),
+        (named.colors, detector.colors_sha256, named.colors_sha256 or ANY),
     ):
-        if named not in (ANY, found):
+        if expected not in (ANY, digest):
             raise DimoError(
-                f"weights of {what!r} have sha256 {found[:12]}..., the protocol names "
-                f"{named[:12]}...; use the weights that belong to the protocol's version"
+                f"weights of {what!r} have sha256 {digest[:12]}..., the protocol names "
+                f"{expected[:12]}...; use the weights that belong to the protocol's version"
             )
     return detector
 
@@ -91,18 +79,18 @@ def verdicts(
     images: Sequence[Pixels],
     metadata: Sequence[dict[str, Any]],
 ) -> list[Verdict]:
-    """Decides each image by the official rules.
+    """Judges each image by the official rules.
 
     Args:
-        detector: Loaded.
+        detector: The detector.
         images: uint8 [H, W, 3] each.
-        metadata: What each is asked to show.
+        metadata: What each image is asked to show, in the official form.
     """
-    found = []
+    judged = []
     for image, detected, asked in zip(images, detector.detect(images), metadata, strict=True):
 
         def colors(name: str, objects: Detected, image: Pixels = image) -> Sequence[str]:
             return detector.colors(image, name, objects)
 
-        found.append(judge(detected, asked, colors=colors))
-    return found
+        judged.append(judge(detected, asked, colors=colors))
+    return judged

@@ -1,6 +1,6 @@
 """GenEval's folder layout: `00000/metadata.jsonl` and `00000/samples/0000.png` for each prompt.
 
-GenEval's file of verdicts, `results.jsonl`: a line of JSON for each image.
+GenEval's file of verdicts, `results.jsonl`: one line of JSON per image.
 """
 
 import json
@@ -15,8 +15,6 @@ import numpy as np
 from bench.metrics.geneval import Detected, judge
 from bench.protocol import Prompts
 from bench.suites.geneval.prompts import Metadata, check_metadata, parse_metadata, same_list
-from dimo.errors import DimoError
-from dimo.util.files import write_atomic
 from dimo.util.schema import Origin
 
 _LAYOUT = "make it as GenEval does: 00000/metadata.jsonl and 00000/samples/0000.png for each prompt"
@@ -28,8 +26,8 @@ class PromptFolder:
     """One prompt and its images.
 
     Attributes:
-        number: Of the prompt in its list.
-        metadata: In the official format.
+        number: Number of the prompt in its list.
+        metadata: The prompt in the official format.
         images: Files, in the order of their numbers.
     """
 
@@ -38,19 +36,18 @@ class PromptFolder:
     images: tuple[Path, ...]
 
 
-def read_folder(path: Path, wanted: Prompts) -> tuple[list[PromptFolder], list[str]]:
+def read_folder(path: Path, prompts: Prompts) -> tuple[list[PromptFolder], list[str]]:
     """Reads the layout, without the images themselves.
 
     Args:
         path: The outer folder.
-        wanted: What the protocol asks for.
+        prompts: The prompts of the protocol.
 
     Returns:
-        The prompts that have images, in order, and why the set is not the protocol's; such a set
-        may not be compared with any other.
+        The prompts that have images, in order, and why the set is off-protocol, if it is.
 
     Raises:
-        DimoError: No such folder, none of a prompt in it, or metadata that cannot be read.
+        DimoError: No such folder, no folder of a prompt in it, or metadata that cannot be read.
     """
     origin = Origin(str(path), _LAYOUT)
     if not path.is_dir():
@@ -58,7 +55,7 @@ def read_folder(path: Path, wanted: Prompts) -> tuple[list[PromptFolder], list[s
     names = sorted((p for p in path.iterdir() if p.is_dir() and p.name.isdigit()), key=_number)
     if not names:
         raise origin.error("no folder of a prompt in it")
-    count = sum(wanted.tags.values())
+    count = sum(prompts.tags.values())
     numbers = [int(folder.name) for folder in names]
     twice = sorted({number for number in numbers if numbers.count(number) > 1})
     if twice:
@@ -69,28 +66,18 @@ def read_folder(path: Path, wanted: Prompts) -> tuple[list[PromptFolder], list[s
         problems.append(f"{len(missing)} of {count} prompt folders are missing: {_listed(missing)}")
     more = [folder.name for folder in names if int(folder.name) >= count]
     if more:
-        problems.append(f"{len(more)} folders more than the {count} prompts: {_listed(more)}")
+        problems.append(f"{len(more)} folders in excess of the {count} prompts: {_listed(more)}")
     folders = [_read_prompt(folder, origin) for folder in names]
     wrong = [
-        f"{folder.name} has {len(found.images)}"
-        for folder, found in zip(names, folders, strict=True)
-        if len(found.images) != wanted.images_per_prompt
+        f"{name.name} has {len(folder.images)}"
+        for name, folder in zip(names, folders, strict=True)
+        if len(folder.images) != prompts.images_per_prompt
     ]
     if wrong:
-        problems.append(f"not {wanted.images_per_prompt} images: {_listed(wrong)}")
-    if not problems and not same_list([found.metadata for found in folders], wanted.sha256):
-        problems.append(f"the prompts are not those of the list {wanted.name}")
-    return [found for found in folders if found.images], problems
-
-
-def write_prompts(path: Path, prompts: Sequence[Metadata]) -> None:
-    """Writes the metadata of every prompt into its folder, so that only images are wanting.
-
-    Raises:
-        DimoError: The folder cannot be written.
-    """
-    for number, metadata in enumerate(prompts):
-        write_atomic(path / f"{number:05d}" / "metadata.jsonl", json.dumps(metadata))
+        problems.append(f"not {prompts.images_per_prompt} images: {_listed(wrong)}")
+    if not problems and not same_list([folder.metadata for folder in folders], prompts.sha256):
+        problems.append(f"the prompts are not those of the list {prompts.name}")
+    return [folder for folder in folders if folder.images], problems
 
 
 def _read_prompt(folder: Path, origin: Origin) -> PromptFolder:
@@ -115,19 +102,6 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def check_complete(path: Path, problems: Sequence[str], protocol: str) -> None:
-    """Refuses a set with problems.
-
-    Raises:
-        DimoError: There is one.
-    """
-    if problems:
-        raise DimoError(
-            f"{path} does not conform to protocol {protocol!r}: {'; '.join(problems)}; make it as "
-            "the protocol asks, or score it outside the protocol with --nonconforming"
-        )
-
-
 _KEYS = ("filename", "tag", "prompt", "correct", "reason", "metadata", "details")
 _NEXT_STEP = "give the results.jsonl that GenEval's evaluate_images.py or dimo eval wrote"
 
@@ -137,11 +111,11 @@ class ImageResult:
     """The verdict on one image.
 
     Attributes:
-        filename: Of the image.
-        correct: Whether it shows what is asked for.
-        reason: Why not.
-        metadata: Of its prompt.
-        details: Boxes that were looked at, by class: x1, y1, x2, y2, score.
+        filename: File name of the image.
+        correct: Whether it shows what its prompt asks for.
+        reason: Why it does not; empty if it does.
+        metadata: Its prompt in the official format.
+        details: Detected boxes by class: x1, y1, x2, y2, score.
     """
 
     filename: str
@@ -154,15 +128,15 @@ class ImageResult:
 def results_text(results: Sequence[ImageResult]) -> str:
     """The text of the file."""
     lines = []
-    for found in results:
+    for result in results:
         row = {
-            "filename": found.filename,
-            "tag": found.metadata["tag"],
-            "prompt": found.metadata["prompt"],
-            "correct": found.correct,
-            "reason": found.reason,
-            "metadata": json.dumps(found.metadata),
-            "details": json.dumps(found.details),
+            "filename": result.filename,
+            "tag": result.metadata["tag"],
+            "prompt": result.metadata["prompt"],
+            "correct": result.correct,
+            "reason": result.reason,
+            "metadata": json.dumps(result.metadata),
+            "details": json.dumps(result.details),
         }
         lines.append(json.dumps(row) + "\n")
     return "".join(lines)
@@ -172,7 +146,7 @@ def read_results(path: Path) -> list[ImageResult]:
     """Reads the official file.
 
     Raises:
-        DimoError: It cannot be read, has no line, or a line is not a verdict.
+        DimoError: It cannot be read, is empty, or a line is not a verdict.
     """
     origin = Origin(str(path), _NEXT_STEP)
     try:
@@ -182,30 +156,30 @@ def read_results(path: Path) -> list[ImageResult]:
     except UnicodeDecodeError as error:
         raise origin.error("not a text file") from error
     if not lines:
-        raise origin.error("no verdicts, not a single line")
+        raise origin.error("no verdicts: the file is empty")
     return [_result(line, origin, f"line {number}") for number, line in enumerate(lines, start=1)]
 
 
 def contradictions(results: Sequence[ImageResult]) -> list[str]:
-    """Files whose verdict is not what the rules make of the boxes beside it.
+    """Files whose verdict contradicts the boxes beside it, by the official rules.
 
-    The colours that were seen are not in the file, so a wrong verdict on a prompt with colours is
-    believed. Files without any boxes at all say nothing to check.
+    Detected colours are not in the file, so a negative verdict on a prompt with colours is always
+    accepted. Without any boxes nothing can be checked.
     """
-    if not any(found.details for found in results):
+    if not any(result.details for result in results):
         return []
     wrong = []
-    for found in results:
+    for result in results:
         boxes = {
             name: Detected(np.array(rows, dtype=np.float32).reshape(-1, 5))
-            for name, rows in found.details.items()
+            for name, rows in result.details.items()
         }
-        clauses = found.metadata["include"]
+        clauses = result.metadata["include"]
         bare = [{k: v for k, v in clause.items() if k != "color"} for clause in clauses]
-        verdict = judge(boxes, found.metadata | {"include": bare}, colors=_not_asked)
-        believed = bare != clauses and not found.correct
-        if verdict.correct != found.correct and not believed:
-            wrong.append(found.filename)
+        verdict = judge(boxes, result.metadata | {"include": bare}, colors=_not_asked)
+        believed = bare != clauses and not result.correct
+        if verdict.correct != result.correct and not believed:
+            wrong.append(result.filename)
     return wrong
 
 

@@ -1,7 +1,7 @@
 """GenEval's prompt lists: the official file, or one of the same form; read strictly.
 
-A list is a text of one JSON object a line: "tag", "include", "exclude" where needed, "prompt". Its
-hash is that of the official file if and only if it says the same in the same order.
+A list has one JSON object per line: "tag", "include", "exclude" where needed, "prompt". Its hash is
+that of the official file if and only if the content and order are the same.
 """
 
 import json
@@ -13,47 +13,46 @@ from typing import Any
 
 from bench.metrics.geneval import COLORS, RELATIONS, TAGS
 from bench.protocol import Prompts
-from bench.protocol.catalog import ANY
+from bench.protocol.catalog import ANY, BUNDLED_PROMPTS
 from dimo.data.scenes.prompts import prompts as scene_prompts
 from dimo.errors import DimoError
 from dimo.util.files import sha256_bytes
 from dimo.util.schema import Origin, unique_keys
 
 Metadata = dict[str, Any]
-EMBEDDED = "scenes-held-out"  # a protocol's name of the list that comes with dimo
 
 _NEXT_STEP = "use GenEval's evaluation_metadata.jsonl, or a file of the same form"
 _CLAUSE = {"include": ("class", "count", "color", "position"), "exclude": ("class", "count")}
 
 
-def embedded_prompts() -> tuple[Metadata, ...]:
+def bundled_prompts() -> tuple[Metadata, ...]:
     """The held-out prompts of `scenes` in the official form."""
     return tuple(prompt.metadata for prompt in scene_prompts("held-out"))
 
 
-def prompts_of(wanted: Prompts, path: Path | None) -> tuple[Metadata, ...]:
+def prompts_of(named: Prompts, path: Path | None) -> tuple[Metadata, ...]:
     """The prompts of a protocol.
 
     Args:
-        wanted: What the protocol says of them.
-        path: File of the official form; None: they come with dimo.
+        named: Name and hash in the protocol.
+        path: File of the official form; None: the bundled list.
 
     Raises:
-        DimoError: They do not come with dimo and there is no file, or the file is another list.
+        DimoError: They are not bundled and no file is given, or the file is another list.
     """
     if path is not None:
-        return read_prompts(path, sha256=wanted.sha256)
-    if wanted.name != EMBEDDED:
+        return read_prompts(path, sha256=named.sha256)
+    if named.name != BUNDLED_PROMPTS:
         raise DimoError(
-            f"prompts {wanted.name} do not come with dimo; give the official file with --prompts"
+            f"prompts {named.name} do not come with dimo; give the official file with --prompts"
         )
-    found = embedded_prompts()
-    if not same_list(found, wanted.sha256):
+    prompts = bundled_prompts()
+    if not same_list(prompts, named.sha256):
         raise DimoError(
-            f"prompts {wanted.name} have sha256 {list_sha256(found)[:12]}..., the protocol names "
-            f"{wanted.sha256[:12]}...; use the protocol that comes with this dimo"
+            f"prompts {named.name} have sha256 {list_sha256(prompts)[:12]}..., the protocol names "
+            f"{named.sha256[:12]}...; use the protocol that comes with this dimo"
         )
-    return found
+    return prompts
 
 
 def read_prompts(path: str | PathLike[str], *, sha256: str = ANY) -> tuple[Metadata, ...]:
@@ -64,7 +63,7 @@ def read_prompts(path: str | PathLike[str], *, sha256: str = ANY) -> tuple[Metad
         sha256: What the list must hash to, or "any".
 
     Raises:
-        DimoError: It cannot be read, has no line or a line that is no metadata, or is another list.
+        DimoError: It cannot be read, is empty, a line is not metadata, or it is another list.
     """
     origin = Origin(str(path), _NEXT_STEP)
     try:
@@ -74,37 +73,37 @@ def read_prompts(path: str | PathLike[str], *, sha256: str = ANY) -> tuple[Metad
     except UnicodeDecodeError as error:
         raise origin.error("not a text file") from error
     if not lines:
-        raise origin.error("no prompts, not a single line")
-    found = tuple(
+        raise origin.error("no prompts: the file is empty")
+    prompts = tuple(
         check_metadata(parse_metadata(line, origin, f"line {number}"), origin, f"line {number}")
         for number, line in enumerate(lines, start=1)
     )
-    if not same_list(found, sha256):
+    if not same_list(prompts, sha256):
         raise origin.error(
-            f"these {len(found)} prompts have sha256 {list_sha256(found)[:12]}..., the protocol "
-            f"names {sha256[:12]}..."
+            f"these {len(prompts)} prompts have sha256 {list_sha256(prompts)[:12]}..., "
+            f"the protocol names {sha256[:12]}..."
         )
-    return found
+    return prompts
 
 
 def list_sha256(prompts: Sequence[Metadata]) -> str:
-    """Hash of a list as the text that it is when written by `json.dumps`, a line each."""
+    """Hash of a list, written by `json.dumps` with one prompt per line."""
     return sha256_bytes(_text(prompts).encode())
 
 
 def same_list(prompts: Sequence[Metadata], sha256: str) -> bool:
-    """Whether a list has this hash, with or without an end to its last line; "any" has all."""
+    """Whether a list has this hash, with or without a final newline; "any" matches all."""
     text = _text(prompts).encode()
     return sha256 in (ANY, sha256_bytes(text), sha256_bytes(text[:-1]))
 
 
 def tag_counts(prompts: Sequence[Metadata]) -> dict[str, int]:
-    """Number of prompts of each tag, in the order in which tags come."""
+    """Number of prompts of each tag, in order of first appearance."""
     return dict(Counter(prompt["tag"] for prompt in prompts))
 
 
 def parse_metadata(text: str, origin: Origin, where: str) -> Any:
-    """One line, or the file of one prompt, as plain data.
+    """One line, or the file of one prompt, as JSON data.
 
     Raises:
         DimoError: Not JSON.
@@ -119,13 +118,13 @@ def check_metadata(data: Any, origin: Origin, where: str) -> Metadata:
     """Checks what one prompt asks for.
 
     Args:
-        data: Plain data.
-        origin: Named in errors.
-        where: Which prompt, for errors.
+        data: JSON data.
+        origin: The file, for errors.
+        where: The prompt, for errors.
 
     Raises:
         DimoError: Unknown tag, key, colour or relation, a missing key, a value of another type, or
-            a position whose target is no earlier object.
+            a position whose target is not an earlier object.
     """
     problem = _problem(data)
     if problem:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.features.fitting import TrainingStep, fit_network
+from bench.features.small import SceneNetwork, TrainingStep, fit_network
 from bench.metrics.geneval import Detected
 from bench.suites.geneval.detectors import verdicts
 from dimo.data.scenes import RGB, SIDE, SceneBatch, batch, boxes_of, draw
@@ -28,7 +28,7 @@ from dimo.util.files import sha256_file
 from dimo.weights.catalog import ASSETS
 from dimo.weights.files import load_state_dict
 
-_STRIDE = 2
+_STRIDE = SceneNetwork.stride
 _CELLS = SIDE // _STRIDE
 _NEAR = 0.9  # cells from a centre within which a cell must see the shape
 _UNSURE = 2.2  # cells from a centre beyond which it must not
@@ -39,53 +39,6 @@ _FEW = 4  # pixels
 _BATCH = 120  # pictures at a time
 _SPOILT = 6  # one of so many pictures in training shows nothing
 _PARTS = 8  # along each side, where parts of a picture change places
-
-
-class SceneNetwork(nn.Module):
-    """uint8 images [B, 3, 32, 32] -> maps and features.
-
-    Gives `shapes` [B, 7, 16, 16], logits; `boxes` [B, 4, 16, 16], pixels from the middle of a cell
-    to the left, top, right and bottom of its object; `foreground` [B, 32, 32], logits;
-    and `features` [B, 112], averages over two layers.
-    """
-
-    feature_dim = 112
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fine = nn.Sequential(
-            nn.Conv2d(3, 24, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(24, 48, 3, padding=1, stride=_STRIDE),
-            nn.GELU(),
-            nn.Conv2d(48, 48, 3, padding=1),
-            nn.GELU(),
-        )
-        self.coarse = nn.Sequential(
-            nn.Conv2d(48, 64, 3, padding=1, stride=2),
-            nn.GELU(),
-            nn.Conv2d(64, 64, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(64, 64, 3, padding=1),
-            nn.GELU(),
-        )
-        self.up = nn.Conv2d(64, 48, 1)
-        self.joined = nn.Sequential(
-            nn.Conv2d(48, 48, 3, padding=1), nn.GELU(), nn.Conv2d(48, 48, 3, padding=1), nn.GELU()
-        )
-        self.heads = nn.Conv2d(48, len(SHAPES) + 4 + _STRIDE**2, 1)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        fine = self.fine(images.float() / 127.5 - 1)
-        coarse = self.coarse(fine)
-        both = self.joined(fine + F.interpolate(self.up(coarse), scale_factor=2))
-        shapes, boxes, foreground = self.heads(both).split([len(SHAPES), 4, _STRIDE**2], dim=1)
-        return {
-            "shapes": shapes,
-            "boxes": F.softplus(boxes) * 4,
-            "foreground": F.pixel_shuffle(foreground, _STRIDE)[:, 0],
-            "features": torch.cat([fine.mean(dim=(2, 3)), coarse.mean(dim=(2, 3))], dim=1),
-        }
 
 
 def detection_loss(found: dict[str, Tensor], scenes: SceneBatch) -> Tensor:

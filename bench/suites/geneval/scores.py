@@ -1,9 +1,6 @@
-"""Verdicts -> the metrics of a protocol; their intervals resample prompts, not images.
+"""Correctness of images -> GenEval's metrics; FID and CLIP score of the same images."""
 
-What a protocol with a detector measures beside verdicts: FID and CLIP score of the images.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +8,12 @@ import numpy.typing as npt
 import torch
 
 from bench.features import Extractor, Features, extract, join_features, load_extractor
-from bench.features.references import ReferenceSet, embedded_reference
+from bench.features.references import ReferenceSet, bundled_reference
+from bench.metrics.base import Score
 from bench.metrics.geneval import summarize
-from bench.metrics.scores import Score, metric_values, score
+from bench.metrics.scores import score
 from bench.protocol import Protocol
 from bench.protocol.catalog import METRICS, NONE
-from bench.records.record import MetricValue
 from bench.suites.captions import CLIPScorer, clip_scores, load_clip_scorer
 
 
@@ -26,21 +23,21 @@ def geneval_scores(
     prompts: Sequence[int],
     correct: Sequence[bool],
 ) -> dict[str, Score]:
-    """Each metric that a detector decides, of those the protocol names.
+    """Each metric of the protocol that a detector decides; intervals resample prompts.
 
-    Images of one prompt are no independent samples, so a contribution is that of a prompt, its
-    share of correct images; the overall score is resampled within tags, whose numbers of prompts
-    are fixed.
+    Images of one prompt are not independent samples, so a contribution is the fraction of correct
+    images of a prompt. The overall score is resampled within tags, whose numbers of prompts are
+    fixed.
 
     Args:
         protocol: Names the metrics.
-        tags: Of each image.
+        tags: Tag of each image.
         prompts: Number of each image's prompt.
-        correct: Of each image.
+        correct: Whether each image shows what is asked for.
     """
     summary = summarize(tags, prompts, correct)
     numbers, first, row = np.unique(np.asarray(prompts), return_index=True, return_inverse=True)
-    shares = np.bincount(row, weights=np.asarray(correct, dtype=np.float64)) / np.bincount(row)
+    fractions = np.bincount(row, weights=np.asarray(correct, dtype=np.float64)) / np.bincount(row)
     names = list(summary.tags)
     tag = np.array([names.index(tags[i]) for i in first])  # of each prompt
     sizes = np.bincount(tag)
@@ -54,41 +51,48 @@ def geneval_scores(
             extra = {"images": summary.correct_images, "prompts": summary.correct_prompts}
             if accuracy:
                 extra["detector_accuracy"] = sum(accuracy.values()) / len(accuracy)
-            contributions = shares * len(numbers) / (len(sizes) * sizes[tag])
+            contributions = fractions * len(numbers) / (len(sizes) * sizes[tag])
             scores[metric.name] = Score(summary.overall, contributions, labels=tag, extra=extra)
         elif kind.tag in summary.tags:
             extra = {"detector_accuracy": accuracy[kind.tag]} if kind.tag in accuracy else {}
-            ours: npt.NDArray[np.float64] = shares[tag == names.index(kind.tag)]
+            ours: npt.NDArray[np.float64] = fractions[tag == names.index(kind.tag)]
             scores[metric.name] = Score(summary.tags[kind.tag].score, ours, extra=extra)
     return scores
 
 
-def geneval_values(
-    scores: dict[str, Score], protocol: Protocol, tags: Sequence[str]
-) -> dict[str, MetricValue]:
-    """The entries of a record; each stands on the images of its tag.
+def image_counts(metrics: Sequence[str], tags: Sequence[str]) -> dict[str, int]:
+    """Number of images that each metric stands on: those of its tag, or all.
 
     Args:
-        scores: From `geneval_scores`.
-        protocol: Gives the bootstrap's settings.
-        tags: Of each image.
+        metrics: Names of metrics.
+        tags: Tag of each image.
     """
-    values: dict[str, MetricValue] = {}
-    for name, found in scores.items():
-        tag = METRICS[name].tag
-        values |= metric_values(
-            {name: found}, protocol, list(tags).count(tag) if tag else len(tags)
-        )
-    return values
+    return {
+        name: list(tags).count(METRICS[name].tag) if METRICS[name].tag else len(tags)
+        for name in metrics
+    }
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the secondary networks make of some images; None without such a network.
+
+    Attributes:
+        features: Features of the images.
+        fits: CLIP score of each image, float64 [B].
+    """
+
+    features: Features | None
+    fits: npt.NDArray[np.float64] | None
 
 
 @dataclass(frozen=True, eq=False)
-class Beside:
-    """Networks beside the detector, loaded once for all rows; None where the protocol has none.
+class Secondary:
+    """Networks of a GenEval protocol beside the detector; None where the protocol has none.
 
     Attributes:
         extractor: From images to features.
-        reference: What the features are compared with; there is one if there is an extractor.
+        reference: What the features are compared with; given if there is an extractor.
         scorer: From images and their prompts to scores.
     """
 
@@ -96,8 +100,63 @@ class Beside:
     reference: ReferenceSet | None = None
     scorer: CLIPScorer | None = None
 
+    @property
+    def evidence(self) -> Mapping[str, str]:
+        """Fields of `bench.records.record.Evidence`."""
+        fields = {} if self.scorer is None else {"scorer_sha256": self.scorer.sha256}
+        if self.extractor is None or self.reference is None:
+            return fields
+        return {
+            **fields,
+            "extractor": self.extractor.identity,
+            "extractor_sha256": self.extractor.sha256,
+            "reference": self.reference.name,
+            "reference_sha256": self.reference.sha256,
+        }
 
-def load_beside(protocol: Protocol, device: torch.device) -> Beside:
+    def look(self, images: Sequence[npt.NDArray[np.uint8]], prompts: Sequence[str]) -> Seen:
+        """Features and CLIP scores of images.
+
+        Args:
+            images: uint8 [H, W, 3] each, B of them.
+            prompts: B texts.
+
+        Raises:
+            DimoError: A network does not take the images, or does not know a word.
+        """
+        features = fits = None
+        if self.extractor is not None:
+            batches = ((torch.tensor(i).permute(2, 0, 1)[None], None) for i in images)
+            features = extract(self.extractor, batches, count=len(images))
+        if self.scorer is not None:
+            fits = self.scorer.score(images, prompts)
+        return Seen(features, fits)
+
+    def scores(
+        self, protocol: Protocol, seen: Sequence[Seen], prompts: Sequence[int], tags: Sequence[str]
+    ) -> dict[str, Score]:
+        """Each metric of the protocol that these networks decide.
+
+        Args:
+            protocol: Names the metrics.
+            seen: Batch by batch, what `look` returned.
+            prompts: Number of each image's prompt.
+            tags: Tag of each image.
+
+        Raises:
+            DimoError: Too few images for a metric.
+        """
+        scores: dict[str, Score] = {}
+        if self.extractor is not None and self.reference is not None:
+            features = join_features([part.features for part in seen if part.features is not None])
+            scores |= score(protocol, features, self.reference, device=self.extractor.device)
+        if self.scorer is not None:
+            fits = np.concatenate([part.fits for part in seen if part.fits is not None])
+            scores |= clip_scores(protocol, fits, prompts, tags)
+        return scores
+
+
+def load_secondary(protocol: Protocol, device: torch.device) -> Secondary:
     """Loads what the protocol names, and extracts the features of its reference.
 
     Raises:
@@ -111,58 +170,7 @@ def load_beside(protocol: Protocol, device: torch.device) -> Beside:
             sha256=protocol.extractor.sha256,
             device=device,
         )
-        reference = embedded_reference(protocol, extractor)
+        reference = bundled_reference(protocol, extractor)
     if protocol.scorer is not None:
         scorer = load_clip_scorer(protocol.scorer, None, device)
-    return Beside(extractor, reference, scorer)
-
-
-class Looks:
-    """Gathers features and scores of the images of one row, batch after batch.
-
-    Args:
-        beside: The networks.
-    """
-
-    def __init__(self, beside: Beside) -> None:
-        self.beside = beside
-        self._features: list[Features] = []
-        self._fits: list[npt.NDArray[np.float64]] = []
-
-    def add(self, images: Sequence[npt.NDArray[np.uint8]], prompts: Sequence[str]) -> None:
-        """Looks at the next images.
-
-        Args:
-            images: uint8 [H, W, 3] each, B of them.
-            prompts: B texts.
-
-        Raises:
-            DimoError: Images that a network does not take, or a word that it does not know.
-        """
-        if self.beside.extractor is not None:
-            batches = ((torch.tensor(i).permute(2, 0, 1)[None], None) for i in images)
-            self._features.append(extract(self.beside.extractor, batches, count=len(images)))
-        if self.beside.scorer is not None:
-            self._fits.append(self.beside.scorer.score(images, prompts))
-
-    def scores(
-        self, protocol: Protocol, prompts: Sequence[int], tags: Sequence[str]
-    ) -> dict[str, Score]:
-        """Each metric of the protocol that these networks decide.
-
-        Args:
-            protocol: Names the metrics.
-            prompts: Number of each image's prompt.
-            tags: Of each image.
-
-        Raises:
-            DimoError: Too few images for a metric.
-        """
-        scores: dict[str, Score] = {}
-        extractor, reference = self.beside.extractor, self.beside.reference
-        if extractor is not None and reference is not None:
-            features = join_features(self._features)
-            scores |= score(protocol, features, reference, device=extractor.device)
-        if self.beside.scorer is not None:
-            scores |= clip_scores(protocol, np.concatenate(self._fits), prompts, tags)
-        return scores
+    return Secondary(extractor, reference, scorer)

@@ -1,7 +1,4 @@
-"""The images behind some verdicts, small, as one PNG beside the file of verdicts.
-
-Which verdicts of a row people are shown: as many of each tag, spread evenly over its images.
-"""
+"""Thumbnails of some judged images as one PNG, the same number per tag, spread evenly."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,13 +12,13 @@ _EACH = 10  # of a tag
 
 
 def chosen(tags: Sequence[str]) -> list[int]:
-    """Numbers of the images, ascending within each tag, tags in the order in which they come.
+    """Numbers of the images shown, ascending within each tag, tags in order of first appearance.
 
-    From step to step the place in a step moves on by one, so that not every image is the first of
-    its prompt.
+    Each step's offset is one larger than the last, so that not every image is the first of its
+    prompt.
 
     Args:
-        tags: Of each image.
+        tags: Tag of each image.
     """
     rows: dict[str, list[int]] = {}
     for number, tag in enumerate(tags):
@@ -65,5 +62,5 @@ def draw_sheet(tiles: Mapping[str, _Pixels]) -> bytes:
     for place, tile in enumerate(tiles.values()):
         top, left = place // SHEET_COLUMNS * side, place % SHEET_COLUMNS * side
         sheet[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
-    told = {"side": side, "columns": SHEET_COLUMNS, "files": list(tiles)}
-    return encode_png(sheet, text=json.dumps(told))
+    description = {"side": side, "columns": SHEET_COLUMNS, "files": list(tiles)}
+    return encode_png(sheet, text=json.dumps(description))

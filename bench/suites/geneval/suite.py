@@ -1,164 +1,302 @@
-"""`dimo bench` under a protocol with prompts: jobs -> images -> verdicts -> records."""
+"""GenEval: images -> detections -> correctness of each image -> record."""
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from bench.images.codec import to_uint8
+from bench.images.labels import labels_sha256
+from bench.images.tally import Content, Tally
 from bench.metrics.geneval import summarize
-from bench.protocol import Protocol
-from bench.records.record import Speed
-from bench.rows.generate import Maker, no_speed
-from bench.rows.rows import Cost, Job, method_info
-from bench.suites.base import Content, Tally
-from bench.suites.geneval.detectors import load_detector, verdicts
-from bench.suites.geneval.layout import ImageResult
-from bench.suites.geneval.measure import Measurement, Verdicts, record_verdicts
-from bench.suites.geneval.prompts import EMBEDDED, Metadata
-from bench.suites.geneval.scores import Beside, Looks, load_beside
+from bench.protocol.catalog import BUNDLED_PROMPTS, DETECTORS
+from bench.records.record import MethodInfo
+from bench.rows.rows import Job, method_info
+from bench.suites.base import ImageOrigin, Measured, Suite, image_set_method
+from bench.suites.geneval.detectors import ObjectDetector, Pixels, load_detector, verdicts
+from bench.suites.geneval.layout import (
+    ImageResult,
+    PromptFolder,
+    contradictions,
+    read_folder,
+    read_results,
+    results_text,
+)
+from bench.suites.geneval.prompts import Metadata, list_sha256, prompts_of, same_list, tag_counts
+from bench.suites.geneval.scores import (
+    Secondary,
+    Seen,
+    geneval_scores,
+    image_counts,
+    load_secondary,
+)
+from bench.suites.geneval.sheet import chosen, draw_sheet, thumbnail
 from dimo.data import scenes
-from dimo.util.terminal import Progress
-from dimo.zoo.loading import Generator
+from dimo.errors import DimoError
+from dimo.util.files import sha256_file
+
+_CHUNK = 64  # images decoded before the networks see them
 
 
-class DetectorBench:
-    """Everything that the rows of one table share: protocol, prompts, detector, reference.
+@dataclass(frozen=True)
+class _Asked:
+    """One image and its prompt."""
 
-    Args:
-        protocol: With prompts and a detector.
-        prompts: The protocol's, see `bench.suites.geneval.prompts.prompts_of`; image i shows
-        prompt i
-            modulo their number.
-        device: Where networks run.
-        batch_size: Images made at a time; changes speed, never a result.
-        weights: Of the detector; None: those shipped.
-        progress: Told how far the current row is.
+    filename: str
+    number: int  # of the prompt
+    metadata: Metadata
 
-    Raises:
-        DimoError: The detector is none that runs here, or its weights are missing or others.
-    """
 
-    def __init__(
-        self,
-        protocol: Protocol,
-        prompts: Sequence[Metadata],
-        *,
-        device: torch.device,
-        batch_size: int = 500,
-        weights: Path | None = None,
-        progress: Progress = lambda what, done, total, unit: None,
-    ) -> None:
-        assert protocol.detector is not None
-        self.protocol, self.prompts, self.device = protocol, prompts, device
-        self.batch_size, self.progress = batch_size, progress
-        self.detector = load_detector(protocol.detector, weights=weights, device=device)
+_Batches = Iterable[tuple[Sequence[Pixels], Sequence[_Asked]]]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Results for the images of one row, in order."""
+
+    results: list[ImageResult]
+    numbers: list[int]  # of each image's prompt
+    seen: list[Seen]
+
+    @property
+    def tags(self) -> list[str]:
+        return [result.metadata["tag"] for result in self.results]
+
+    @property
+    def correct(self) -> list[bool]:
+        return [result.correct for result in self.results]
+
+    @property
+    def prompts_sha256(self) -> str:
+        prompts = {n: r.metadata for n, r in zip(self.numbers, self.results, strict=True)}
+        return list_sha256([prompts[number] for number in sorted(prompts)])
+
+
+class GenEvalSuite(Suite):
+    """A detector decides whether images show what their prompts ask for."""
+
+    one_folder = "the folder of all prompts"
+    rows_take = ("prompts",)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        named, prompts = self.protocol.detector, self.protocol.prompts
+        assert named is not None
+        assert prompts is not None
+        self._named, self._prompts = named, prompts
+        self._reads_results = DETECTORS[named.name].reads_results
+        self._detector = None if self._reads_results else self._load_detector()
+
+    def _load_detector(self) -> ObjectDetector:
+        return load_detector(self._named, weights=self.assets.extractor, device=self.runtime.device)
+
+    @property
+    def detector(self) -> ObjectDetector:
+        """
+        Raises:
+            DimoError: The detector does not run in dimo.
+        """
+        return self._detector or self._load_detector()
 
     @functools.cached_property
-    def beside(self) -> Beside:
-        """Loaded where a row is measured; choosing settings needs the detector alone."""
-        return load_beside(self.protocol, self.device)
+    def _secondary(self) -> Secondary:
+        """Loaded when a row is measured: settings are chosen by the detector alone."""
+        return load_secondary(self.protocol, self.runtime.device)
 
-    def measure(self, job: Job) -> Measurement:
-        """Scores one job with the protocol's reporting seed and number of images.
+    @functools.cached_property
+    def _metadata(self) -> tuple[Metadata, ...]:
+        return prompts_of(self._prompts, self.assets.prompts)
 
-        Raises:
-            DimoError: Before an image is made: weights or reference of what is measured beside the
-                verdicts are missing or others than the protocol's.
-        """
+    @property
+    def prompts(self) -> Sequence[str]:
+        return [metadata["prompt"] for metadata in self._metadata]
+
+    @property
+    def evidence(self) -> Mapping[str, str]:
+        return self._evidence(list_sha256(self._metadata))
+
+    def _evidence(self, prompts_sha256: str) -> dict[str, str]:
+        secondary = {} if self._reads_results else self._secondary.evidence
+        return {
+            **secondary,
+            "detector": self._named.name,
+            "detector_sha256": "" if self._reads_results else self.detector.sha256,
+            "prompts": self._prompts.name,
+            "prompts_sha256": prompts_sha256,
+        }
+
+    def measure(self, row: Job) -> Measured:
         start, seed = time.monotonic(), self.protocol.seeds.report
-        speed, cost = no_speed(self.device), None
-        looks = Looks(self.beside)
-        if job.images is not None:
-            assert job.labels is not None
-            results, content = self._judge_set(job.images, job.labels, looks)
+        secondary, speed, cost = self._secondary, None, None
+        if row.images is not None:
+            assert row.labels is not None
+            tally = Tally()
+            batches = self._batches_of(row.images, row.labels, tally)
+            judged = self._judge(self._with_prompts(batches), secondary)
         else:
-            num_images = self.protocol.images.num_images
-            results, content, speed, cost = self._make(job, seed, num_images, looks)
-        found = Verdicts(
-            results,
-            [i % len(self.prompts) for i in range(len(results))],
-            content.images_sha256,
-            content.copies,
-            self.detector.sha256,
-            problems=[],
-            notes=[],
-            looks=looks,
-        )
-        return record_verdicts(
-            found,
-            self.protocol,
-            images=(),
-            method=method_info(job, cost),
-            speed=speed,
-            seed=seed,
-            start=start,
+            maker = self._maker(row, seed, self.protocol.images.num_images)
+            judged = self._judge(self._with_prompts(maker.batches()), secondary)
+            tally, speed, cost = maker.tally, maker.speed(), maker.cost
+        method = method_info(row, cost)
+        return self._scored(judged, tally.content(), method, start, speed=speed, seed=seed)
+
+    def measure_paths(self, paths: Sequence[Path], origin: ImageOrigin) -> Measured:
+        """Scores a folder in the official layout, or reads a results.jsonl.
+
+        The latter where the protocol's detector does not run in dimo: the official evaluator's
+        file, or a folder with it.
+        """
+        start, (path,) = time.monotonic(), paths
+        method = image_set_method(origin)
+        if self._reads_results:
+            judged, content = self._read(path)
+            self._refuse(path, content.nonconforming)
+            return self._scored(judged, content, method, start)
+        folders, problems = read_folder(path, self._prompts)
+        self._refuse(path, problems)
+        tally, tiles = Tally(), dict[str, Pixels]()
+        judged = self._judge(self._read_images(path, folders, tally, tiles), self._secondary)
+        sheet = {".png": draw_sheet(tiles)} if tiles else {}
+        return self._scored(judged, tally.content(path, problems), method, start, files=sheet)
+
+    def quality(self, row: Job, *, seed: int, num_images: int) -> float:
+        """The overall GenEval score."""
+        maker = self._maker(row, seed, num_images)
+        judged = self._judge(self._with_prompts(maker.batches()), Secondary())
+        return summarize(judged.tags, judged.numbers, judged.correct).overall
+
+    def _real_data(self) -> tuple[Tensor, Tensor] | None:
+        if self._prompts.name != BUNDLED_PROMPTS:
+            return None
+        index = torch.arange(self.protocol.images.num_images)
+        return scenes.batch(self.protocol.seeds.report, index, "held-out")
+
+    def _scored(
+        self,
+        judged: _Judged,
+        content: Content,
+        method: MethodInfo,
+        start: float,
+        *,
+        files: Mapping[str, bytes] | None = None,
+        **made: Any,
+    ) -> Measured:
+        scores = geneval_scores(self.protocol, judged.tags, judged.numbers, judged.correct)
+        if not self._reads_results:
+            scores |= self._secondary.scores(
+                self.protocol, judged.seen, judged.numbers, judged.tags
+            )
+        return self._measured(
+            scores,
+            image_counts(list(scores), judged.tags),
+            content,
+            method,
+            start,
+            evidence=self._evidence(judged.prompts_sha256),
+            files={**(files or {}), ".jsonl": results_text(judged.results).encode()},
+            **made,
         )
 
-    def quality(self, job: Job, *, seed: int, num_images: int) -> float:
-        """Only the overall GenEval score, for choosing settings."""
-        results = self._make(job, seed, num_images, Looks(Beside()))[0]
-        tags = [result.metadata["tag"] for result in results]
-        numbers = [i % len(self.prompts) for i in range(len(results))]
-        return summarize(tags, numbers, [result.correct for result in results]).overall
+    def _judge(self, batches: _Batches, secondary: Secondary) -> _Judged:
+        judged = _Judged([], [], [])
+        for pixels, asked in batches:
+            prompts = [image.metadata for image in asked]
+            judgements = verdicts(self.detector, pixels, prompts)
+            judged.seen.append(secondary.look(pixels, [prompt["prompt"] for prompt in prompts]))
+            for image, verdict in zip(asked, judgements, strict=True):
+                boxes = {name: group.boxes.tolist() for name, group in verdict.kept.items()}
+                judged.results.append(
+                    ImageResult(
+                        image.filename, verdict.correct, verdict.reason, image.metadata, boxes
+                    )
+                )
+                judged.numbers.append(image.number)
+        return judged
 
-    def _make(
-        self, job: Job, seed: int, num_images: int, looks: Looks
-    ) -> tuple[list[ImageResult], Content, Speed, Cost]:
-        maker = Maker(
-            job,
-            seed=seed,
-            num_images=num_images,
-            batch_size=self.batch_size,
-            uint8=self.protocol.images.uint8,
-            device=self.device,
-            progress=self.progress,
-        )
-        results = self._judge(maker.batches(), looks)
-        return results, maker.tally.content(), maker.speed(), maker.cost
-
-    def _judge_set(
-        self, images: Tensor, labels: Tensor, looks: Looks
-    ) -> tuple[list[ImageResult], Content]:
-        tally = Tally()
-        size = self.batch_size
-        parts = (
-            tally.add(images[i : i + size], labels[i : i + size])
-            for i in range(0, len(images), size)
-        )
-        return self._judge(parts, looks), tally.content()
-
-    def _judge(self, batches: Iterator[tuple[Tensor, Tensor]], looks: Looks) -> list[ImageResult]:
-        results: list[ImageResult] = []
+    def _with_prompts(self, batches: Iterable[tuple[Tensor, Tensor]]) -> _Batches:
+        """Images made here, uint8 [B, 3, H, W] with their prompts' numbers int64 [B]."""
+        done, count = 0, len(self._metadata)
         for images, labels in batches:
-            asked = [self.prompts[number] for number in labels.tolist()]
-            pixels = list(images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
-            looks.add(pixels, [metadata["prompt"] for metadata in asked])
-            for metadata, found in zip(asked, verdicts(self.detector, pixels, asked), strict=True):
-                prompt, image = len(results) % len(self.prompts), len(results) // len(self.prompts)
-                details = {name: group.boxes.tolist() for name, group in found.kept.items()}
-                name = f"{prompt:05d}/samples/{image:04d}.png"
-                results.append(ImageResult(name, found.correct, found.reason, metadata, details))
-        return results
+            asked = [
+                _Asked(
+                    f"{(done + i) % count:05d}/samples/{(done + i) // count:04d}.png",
+                    number,
+                    self._metadata[number],
+                )
+                for i, number in enumerate(labels.tolist())
+            ]
+            done += len(asked)
+            yield list(images.permute(0, 2, 3, 1).contiguous().cpu().numpy()), asked
 
+    def _read_images(
+        self, path: Path, folders: Sequence[PromptFolder], tally: Tally, tiles: dict[str, Pixels]
+    ) -> Iterator[tuple[list[Pixels], list[_Asked]]]:
+        """Images of a folder; thumbnails of some are added to `tiles`, by file name."""
+        files = [(folder, file) for folder in folders for file in folder.images]
+        shown = set(chosen([folder.metadata["tag"] for folder, _ in files]))
+        progress = self.runtime.progress
+        numbers = (folder.number for folder, _ in files)
+        images = tally.read([file for _, file in files], numbers, progress)
+        for start in range(0, len(files), _CHUNK):
+            pixels, asked = [], []
+            for place, (folder, file) in enumerate(files[start : start + _CHUNK], start):
+                image, name = next(images), str(file.relative_to(path))
+                if place in shown:
+                    tiles[name] = thumbnail(image)
+                pixels.append(image)
+                asked.append(_Asked(name, folder.number, folder.metadata))
+            yield pixels, asked
+        progress("images", len(files), len(files), "images")
 
-def rendered_jobs(loaded: Generator, protocol: Protocol) -> list[Job]:
-    """Rendered scenes, and these through the tokenizer: the best any model on its tokens can do.
+    def _results_file(self, path: Path) -> Path:
+        file = path / "results.jsonl" if path.is_dir() else path
+        if not file.is_file():
+            raise DimoError(
+                f"no results at {file}: detector {self._named.name!r} is not run by dimo; give "
+                "the results.jsonl that GenEval's evaluate_images.py wrote, or score the images "
+                "with --protocol geneval-hf"
+            )
+        return file
 
-    None where the prompts are not those of `scenes`.
-    """
-    assert protocol.prompts is not None
-    if protocol.prompts.name != EMBEDDED:
-        return []
-    index = torch.arange(protocol.images.num_images)
-    images, labels = scenes.batch(protocol.seeds.report, index, "held-out")
-    with torch.inference_mode():
-        decoded = loaded.tokenizer.decode(loaded.tokenizer.encode(images))
-    again = to_uint8(decoded, protocol.images.uint8).cpu()
-    return [
-        Job("Real data", "Reference", loaded, images=images, labels=labels),
-        Job("Tokenizer reconstruction", "Reference", loaded, images=again, labels=labels),
-    ]
+    def _read(self, path: Path) -> tuple[_Judged, Content]:
+        """The official evaluator's results, and why they are off-protocol, if they are."""
+        named, file = self._prompts, self._results_file(path)
+        results = sorted(read_results(file), key=lambda result: result.filename)
+        prompts: list[Metadata] = []
+        numbers: list[int] = []
+        for result in results:  # files of one prompt follow one another
+            if not prompts or prompts[-1] != result.metadata:
+                prompts.append(result.metadata)
+            numbers.append(len(prompts) - 1)
+        problems = []
+        counts = {tag: tag_counts(prompts).get(tag, 0) for tag in named.tags}
+        few = [f"{counts[tag]} of {n} {tag}" for tag, n in named.tags.items() if counts[tag] != n]
+        if few:
+            total = sum(named.tags.values())
+            problems.append(f"{len(prompts)} of {total} prompts: {', '.join(few)}")
+        images = np.bincount(numbers)
+        wrong = int((images != named.images_per_prompt).sum())
+        if wrong:
+            problems.append(f"{wrong} prompts do not have {named.images_per_prompt} images")
+        if not problems and not same_list(prompts, named.sha256):
+            problems.append(f"the prompts are not those of the list {named.name}")
+        against = contradictions(results)
+        if against:
+            problems.append(
+                f"{len(against)} verdicts contradict the boxes beside them, the first on "
+                f"{against[0]}"
+            )
+        notes = () if any(r.details for r in results) else ("no boxes to check verdicts by",)
+        content = Content(
+            sha256_file(file),
+            labels_sha256(np.array(numbers, dtype=np.int64)),
+            paths=(str(path),),
+            notes=notes,
+            nonconforming=tuple(problems),
+        )
+        return _Judged(results, numbers, []), content

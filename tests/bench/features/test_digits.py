@@ -29,8 +29,7 @@ def test_the_data_are_the_real_digits(data):
 def test_training_learns_to_generalise(data):
     images, labels = data
     model = train_digits_cnn(
-        images[:1500],
-        labels[:1500],
+        (images[:1500], labels[:1500]),
         steps=150,
         batch_size=128,
         learning_rate=lambda step: 2e-3,

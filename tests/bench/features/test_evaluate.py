@@ -16,9 +16,10 @@ from bench.features.stats import load_stats
 from bench.protocol import load_protocol
 from bench.rows.rows import load_jobs
 from bench.rows.settings import generate
-from bench.suites.features import Workbench
+from bench.suites.base import ImageOrigin, load_suite
 from dimo.cli import main
 from dimo.data import digits
+from dimo.engine.distributed import Runtime
 
 CPU = torch.device("cpu")
 PROTOCOL = """
@@ -171,9 +172,9 @@ def test_bench_and_eval_are_one_path(tmp_path, monkeypatch):
         arr_0=torch.cat([b.images for b in batches]).permute(0, 2, 3, 1).numpy(),
         arr_1=torch.cat([b.labels for b in batches]).numpy(),
     )
-    workbench = Workbench(protocol, device=CPU)
+    workbench = load_suite(protocol, Runtime(CPU))
     made = workbench.measure(job).record
-    read = workbench.measure_paths([tmp_path / "samples.npz"], name="same").record
+    read = workbench.measure_paths([tmp_path / "samples.npz"], ImageOrigin("same")).record
     assert read.evidence.images_sha256 == made.evidence.images_sha256
     assert read.evidence.labels_sha256 == made.evidence.labels_sha256
     for name, metric in made.metrics.items():
@@ -436,7 +437,7 @@ def test_faults_of_references_and_options(dimo, samples, tmp_path):
         (["open.toml", "--reference", "own.npz"], "40 images, the protocol 100"),
         (["fid.toml", "--reference", "dims.npz"], "dimension"),
         (["fid.toml", "--reference", "nan.npz"], "non-finite"),
-        (["tiny.toml", "--weights", "samples/000000_0.png"], "sha256"),
+        (["tiny.toml", "--extractor-weights", "samples/000000_0.png"], "sha256"),
         (["tiny.toml", "--section", "Best"], "unknown section 'Best'"),
         (["tiny.toml", "--labels", "none.csv"], "none.csv"),
         (["tine"], "unknown protocol 'tine'"),

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-import bench.features
 from bench.features import FORWARD_BATCH, extract, load_extractor
-from bench.protocol.catalog import ANY, EXTRACTORS
+from bench.protocol.catalog import ANY, EXTRACTORS, load
 from dimo.data import digits
 from dimo.errors import DimoError
 from dimo.util.files import sha256_file
@@ -85,9 +84,9 @@ def test_importing_loads_no_library():
 
 
 def test_every_extractor_of_the_catalog_can_be_loaded():
-    assert bench.features._LOADERS.keys() == EXTRACTORS.keys()
-    for name, kind in EXTRACTORS.items():
-        assert (bench.features._LOADERS[name].shipped is None) == bool(kind.weights)
+    for kind in EXTRACTORS.values():
+        assert callable(load(kind.loader))
+        assert (kind.shipped is None) == bool(kind.weights)
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -185,14 +184,18 @@ def test_hash_and_versions_are_recorded(cnn, means, tmp_path):
         ("digits-cnn", {"sha256": "0" * 64}, "have sha256 0eadf6.* protocol names 000000000000"),
         ("digits-cnn", {"resize": "pil-bicubic"}, "unknown resize of .*allowed: none"),
         ("inception", {"resize": "bicubic"}, "unknown resize of .*'bicubic'.*pil-bicubic-floor"),
-        ("inception", {}, "weights-inception-2015-12-05-6726825d.pth.*--weights FILE"),
-        ("inception", {"weights": "nowhere"}, "no weights file at .*nowhere.*--weights FILE"),
+        ("inception", {}, "weights-inception-2015-12-05-6726825d.pth.*--extractor-weights FILE"),
+        (
+            "inception",
+            {"weights": "nowhere"},
+            "no weights file at .*nowhere.*--extractor-weights FILE",
+        ),
         ("inception", {"weights": SHIPPED}, "do not fit Inception.*Missing key"),
-        ("dinov2-vit-l-14", {}, "dinov2_vitl14_pretrain.pth.*--weights FILE"),
+        ("dinov2-vit-l-14", {}, "dinov2_vitl14_pretrain.pth.*--extractor-weights FILE"),
         ("dinov2-vit-l-14", {"weights": SHIPPED}, "do not fit VisionTransformer"),
-        ("clip-vit-l-14-336", {}, "ViT-L-14-336px.pt.*--weights FILE"),
+        ("clip-vit-l-14-336", {}, "ViT-L-14-336px.pt.*--extractor-weights FILE"),
         ("clip-vit-l-14-336", {"weights": SHIPPED}, "no keys that begin with 'visual.'"),
-        ("inception-torchscript", {}, "inception-2015-12-05.pt.*--weights FILE"),
+        ("inception-torchscript", {}, "inception-2015-12-05.pt.*--extractor-weights FILE"),
         ("inception-torchscript", {"weights": SHIPPED}, "cannot read the TorchScript archive"),
         ("foreign:load", {"allow_code": False}, "not dimo's.*--allow-code"),
         ("foreign:load", {"resize": "tf1-bilinear"}, "resizes by itself, not 'tf1-bilinear'"),

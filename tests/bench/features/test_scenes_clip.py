@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bench.features import extract, load_extractor
-from bench.features.references import _EMBEDDED, embedded_reference, reference_images
+from bench.features.references import bundled_reference, reference_images
 from bench.features.scenes_clip import (
     SceneCLIP,
     caption_accuracy,
@@ -17,7 +17,6 @@ from bench.features.scenes_clip import (
 from bench.features.stats import compute_stats
 from bench.metrics import frechet_distance
 from bench.protocol import load_protocol
-from bench.protocol.catalog import EMBEDDED_REFERENCES
 from bench.suites.captions import CLIPScorer, load_clip_scorer
 from dimo.data.scenes import batch
 from dimo.data.scenes.prompts import prompts
@@ -45,7 +44,7 @@ def extractor():
 
 @pytest.fixture(scope="module")
 def reference(extractor):
-    return embedded_reference(PROTOCOL, extractor)
+    return bundled_reference(PROTOCOL, extractor)
 
 
 def pictures(seed, count=960):
@@ -135,7 +134,6 @@ def test_the_reference_is_the_protocols():
     images, labels = reference_images(PROTOCOL)
     assert images.shape == (4800, 3, 32, 32)
     assert labels.bincount().tolist() == [20] * 240
-    assert set(EMBEDDED_REFERENCES) == set(_EMBEDDED)
     seeds = {PROTOCOL.seeds.report, PROTOCOL.seeds.select}
     assert not any(torch.equal(images[:960], pictures(seed)[0]) for seed in seeds)
 

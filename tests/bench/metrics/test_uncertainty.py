@@ -10,11 +10,11 @@ import torch
 
 from bench.features.stats import FeatureStats, compute_stats
 from bench.metrics import cmmd, frechet_distance, inception_score, kernel_distance
+from bench.metrics.frechet import frechet_contributions
+from bench.metrics.inception_score import inception_score_contributions
 from bench.metrics.uncertainty import (
     Interval,
     bootstrap_interval,
-    frechet_contributions,
-    inception_score_contributions,
     paired_interval,
 )
 from dimo.errors import DimoError

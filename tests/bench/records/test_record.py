@@ -58,12 +58,43 @@ def new(template: ResultRecord, **changes: Any) -> ResultRecord:
     return new_record(**(given | changes))
 
 
-def test_a_detectors_hash_is_in_a_file_only_where_there_is_one(make_record: RecordMaker) -> None:
+JUDGED = dataclasses.replace(
+    EVIDENCE,
+    detector="scenes-detector",
+    detector_sha256="ee" * 32,
+    prompts="scenes-held-out",
+    prompts_sha256="ff" * 32,
+)
+
+
+def test_a_detector_is_in_a_file_only_where_there_is_one(make_record: RecordMaker) -> None:
     plain = record_to_json(new(make_record()))
-    assert "detector_sha256" not in plain
-    judged = dataclasses.replace(EVIDENCE, detector_sha256="ee" * 32)
-    text = record_to_json(new(make_record(), evidence=judged))
-    assert record_from_json(text, source="x").evidence == judged
+    assert "detector" not in plain
+    record = new(make_record(), evidence=JUDGED)
+    assert record.format == 2
+    assert record_from_json(record_to_json(record), source="x") == record
+
+
+def test_a_detector_in_an_extractors_place_is_moved(make_record: RecordMaker) -> None:
+    """Format 1 without an extractor; the file's hash and text stay those of format 1."""
+    none = dataclasses.replace(
+        JUDGED, extractor="none", extractor_sha256="", reference="none", reference_sha256=""
+    )
+    record = make_record(evidence=none)
+    assert record.format == 1
+    text = record_to_json(record)
+    evidence = json.loads(text)["evidence"]
+    assert (evidence["extractor"], evidence["reference"]) == ("scenes-detector", "scenes-held-out")
+    assert evidence["extractor_sha256"] == "ee" * 32
+    assert evidence["reference_sha256"] == "ff" * 32
+    assert not {"detector", "detector_sha256", "prompts", "prompts_sha256"} & evidence.keys()
+    assert record_from_json(text, source="x") == record
+
+
+def test_a_detector_beside_an_extractor_has_no_name_in_format_1(make_record: RecordMaker) -> None:
+    text = record_to_json(make_record(evidence=JUDGED))
+    evidence = record_from_json(text, source="x").evidence
+    assert evidence == dataclasses.replace(JUDGED, detector=None, prompts=None)
 
 
 def edited(record: ResultRecord, edit: Callable[[dict[str, Any]], object]) -> str:
@@ -146,21 +177,15 @@ def test_a_sweep_names_what_it_chose_by(make_record: RecordMaker) -> None:
     [
         (tuning(3.0, 1.5, chosen=0), "'method.tuning.chosen' must be 1"),
         (tuning(1.5, 1.5, chosen=1), "must be 0, the first of lowest FID, not 1"),
-        (tuning(1.5, chosen=7), "must be 0"),
         (tuning(chosen=0), "'method.tuning.trials' must not be empty"),
         (
             Tuning(1, 2, (Trial({"theta": 0.5}, 1.0), Trial({"temperature": 1.0}, 2.0)), 0),
             "must all have the same settings",
         ),
         (
-            Tuning(1, 2, tuple(Trial({"theta": t}, geneval=t) for t in (0.5, 0.7)), 0),
-            "must be 1, the first of highest GenEval, not 0",
-        ),
-        (
             Tuning(1, 2, (Trial({"theta": 0.5}, 1.0), Trial({"theta": 0.7}, geneval=1.0)), 0),
             "must each have one of geneval, fid, fd_dinov2, all the same one",
         ),
-        (Tuning(1, 2, (Trial({"theta": 0.5}, fid=1.0, geneval=1.0),), 0), "all the same one"),
         (Tuning(1, 2, (Trial({"theta": 0.5}),), 0), "all the same one"),
     ],
 )
@@ -203,11 +228,9 @@ def test_lists_become_tuples(make_record: RecordMaker) -> None:
     ("metric", "said"),
     [
         (MetricValue(float("nan"), None, None, 9, {}), "'metrics.fid.value' must be a finite numb"),
-        (MetricValue(float("inf"), None, None, 9, {}), "'metrics.fid.value' must be a finite numb"),
         (MetricValue(1.0, 0.5, None, 9, {}), "'metrics.fid' must have both 'low' and 'high'"),
         (MetricValue(1.0, 2.0, 1.0, 9, {}), "'metrics.fid': 'low' must not be above 'high'"),
         (MetricValue(1.0, None, None, 9.5, {}), "'metrics.fid.n' must be an integer"),  # type: ignore[arg-type]
-        (MetricValue("1", None, None, 9, {}), "'metrics.fid.value' must be a finite number"),  # type: ignore[arg-type]
     ],
 )
 def test_nothing_ill_typed_is_made(
@@ -236,21 +259,16 @@ def test_a_record_changed_in_memory_is_not_written(make_record: RecordMaker) -> 
     ("edit", "said"),
     [
         (lambda d: d["metrics"]["fid"].update(value=0.01), "'content_sha256' does not match"),
-        (lambda d: d["method"].update(name="mine"), "'content_sha256' does not match"),
         (lambda d: d["method"].update(nmae=1), "unknown key 'method.nmae'; did you mean 'name'?"),
-        (lambda d: d.update(extra=1), "unknown key 'extra'"),
         (lambda d: d["speed"].pop("device"), "missing key 'speed.device'"),
-        (lambda d: d.pop("seed"), "missing key 'seed'"),
         (lambda d: d.update(seed="7"), "'seed' must be an integer, not '7'"),
-        (lambda d: d.update(seed=True), "'seed' must be an integer, not True"),
         (lambda d: d["method"].update(section="Best"), "must be one of 'Reference', 'Teacher', "),
         (lambda d: d["method"].update(token_counts=[1, "2"]), "'method.token_counts[1]' must be"),
-        (lambda d: d["metrics"].update(fid=3), "'metrics.fid' must be a table of named values"),
         (lambda d: d["metrics"]["fid"].update(value=10**400), "must be a finite number"),
         (lambda d: d.update(run_id="../../x"), "'run_id' must be 32 hex digits"),
         (lambda d: d.update(created="yesterday"), "'created' must be like '2026-"),
         (lambda d: d["method"].update(name=" "), "'method.name' must not be empty"),
-        (lambda d: d.update(format=2), "'format' is 2, and this dimo reads 1; update dimo"),
+        (lambda d: d.update(format=3), "'format' is 3, and this dimo reads 1 to 2; update dimo"),
     ],
 )
 def test_an_edited_file_is_refused_in_one_line(
@@ -268,11 +286,8 @@ def test_an_edited_file_is_refused_in_one_line(
     ("text", "said"),
     [
         ("", "not valid JSON"),
-        ("{", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
         ("[]", "the content must be a table of named values, not []"),
-        ('{"a": 1}', "unknown key 'a'"),
-        ("null", "the content must be a table"),
         ('{"format": 1, "format": 1}', "key 'format' is written twice"),
     ],
 )

@@ -18,8 +18,9 @@ from bench.protocol import load_protocol
 from bench.rows.export import export_images
 from bench.rows.rows import jobs_of
 from bench.rows.settings import Choice, generate
-from bench.suites.features import Workbench
+from bench.suites.base import load_suite
 from dimo.cli import main
+from dimo.engine.distributed import Runtime
 from dimo.errors import DimoError
 from dimo.samplers import SAMPLERS
 from dimo.zoo.loading import load
@@ -279,7 +280,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(jobs, tmp_path
 @pytest.mark.slow
 def test_eval_finds_what_bench_finds(dimo, jobs, tmp_path):
     protocol = load_protocol("digits")
-    record = Workbench(protocol, device=CPU).measure(jobs["one_step"]).record
+    record = load_suite(protocol, Runtime(CPU)).measure(jobs["one_step"]).record
     arguments = ["sample", "--model", "digits-dimo", "--count", 5000, "--seed", 1000, "--json"]
     for name in ("x.npz", "x"):
         out, err = dimo(*arguments, "--out", name)

@@ -9,13 +9,15 @@ from bench.features import extract
 from bench.features.references import reference_images
 from bench.metrics.scores import score
 from bench.protocol import load_protocol
-from bench.rows.rows import load_jobs, reference_jobs
+from bench.rows.rows import load_jobs
 from bench.rows.settings import Choice
-from bench.suites.features import Workbench
+from bench.suites.base import load_suite
 from bench.tuning import check_grid, parse_grid, tune
+from dimo.engine.distributed import Runtime
 from dimo.errors import DimoError
 
 CPU = torch.device("cpu")
+RUNTIME = Runtime(CPU)
 METRICS = ("fid", "inception_score", "precision", "recall", "density", "coverage", "class_accuracy")
 
 
@@ -33,16 +35,16 @@ def small(protocol):
 
 
 @pytest.fixture(scope="module")
-def workbench(protocol):
-    return Workbench(protocol, device=CPU)
+def suite(protocol):
+    return load_suite(protocol, RUNTIME)
 
 
 @pytest.fixture(scope="module")
-def records(workbench, protocol):
+def records(suite):
     """Records by (name, steps): reference rows, teacher unguided at 1, 4, 16 steps, student."""
     jobs = load_jobs("digits", ["digits-dimo"], [1, 4, 16], device=CPU)
-    jobs = reference_jobs(jobs[0].loaded, protocol) + jobs
-    found = [workbench.measure(job).record for job in jobs]
+    jobs = suite.reference_rows(jobs[0].loaded) + jobs
+    found = [suite.measure(job).record for job in jobs]
     return {(r.method.name, r.method.num_steps): r for r in found}
 
 
@@ -99,20 +101,19 @@ def test_every_metric_has_value_interval_and_count(records, protocol):
     assert ceiling == pytest.approx(1 - (1796 * 1795 * 1794) / (6796 * 6795 * 6794))
 
 
-@pytest.mark.usefixtures("two_threads")
 def test_batch_size_changes_no_metric(records, protocol):
-    small = Workbench(protocol, device=CPU, batch_size=77)
+    small = load_suite(protocol, RUNTIME, batch_size=77)
     job = load_jobs("digits", ["digits-dimo"], [], device=CPU)[0]
     again, before = small.measure(job).record, records["Di[M]O (digits-dimo)", 1]
     for name in METRICS:
         assert again.metrics[name].value == pytest.approx(_value(before, name), rel=1e-9)
 
 
-def test_swapping_generated_and_reference_is_caught(workbench):
+def test_swapping_generated_and_reference_is_caught(suite):
     """Few generated images against many real ones: precision stays, recall cannot."""
-    images, labels = reference_images(workbench.protocol)
-    few = extract(workbench.extractor, [(images[:100], labels[:100])])
-    scores = score(workbench.protocol, few, workbench.reference, device=CPU)
+    images, labels = reference_images(suite.protocol)
+    few = extract(suite.extractor, [(images[:100], labels[:100])])
+    scores = score(suite.protocol, few, suite.reference, device=CPU)
     assert scores["precision"].value == 1
     assert scores["recall"].value < 1
     assert scores["coverage"].value < 0.5
@@ -122,7 +123,7 @@ def test_another_extractor_or_reference_is_refused(protocol):
     for part, words in (("extractor", "have sha256"), ("reference", "has sha256")):
         changed = dataclasses.replace(getattr(protocol, part), sha256="0" * 64)
         with pytest.raises(DimoError, match=words):
-            Workbench(dataclasses.replace(protocol, **{part: changed}), device=CPU)
+            load_suite(dataclasses.replace(protocol, **{part: changed}), RUNTIME)
 
 
 def test_every_row_is_tuned_alike_and_keeps_its_sweep(small):
@@ -130,9 +131,9 @@ def test_every_row_is_tuned_alike_and_keeps_its_sweep(small):
     choice = Choice(samplers=("confidence", "tau_leaping"))
     jobs = load_jobs("digits", ["digits-dimo"], [2], device=CPU, choice=choice)
     told = []
-    bench = Workbench(small, device=CPU, progress=lambda *what: told.append(what))
+    bench = load_suite(small, Runtime(CPU, progress=lambda *what: told.append(what)))
     grid = parse_grid(["temperature=5,1", "guidance_scale=1,2"])
-    check_grid(grid, jobs, small)
+    check_grid(grid, ("confidence", "tau_leaping", "one_step"), small)
     tuned = [tune(bench, job, grid) for job in jobs]
     for job in tuned:
         sweep = job.tuning
@@ -165,7 +166,7 @@ def test_every_row_is_tuned_alike_and_keeps_its_sweep(small):
 def test_at_a_tie_the_first_stays(small):
     """At one step all is revealed at once: no noise on confidences changes an image."""
     job = load_jobs("digits", [], [1], device=CPU)[0]
-    bench = Workbench(small, device=CPU)
+    bench = load_suite(small, RUNTIME)
     for noise in ([4.5, 0.0], [0.0, 4.5]):
         tuned = tune(bench, job, {"choice_temperature": noise})
         assert len({trial.fid for trial in tuned.tuning.trials}) == 1
@@ -173,21 +174,18 @@ def test_at_a_tie_the_first_stays(small):
 
 
 def test_a_sweep_of_nothing_is_refused(protocol):
-    jobs = load_jobs("digits", ["digits-dimo"], [], device=CPU)
-    with pytest.raises(
-        DimoError, match=r"--tune guidance_scale is a setting of no row: .*one_step"
-    ):
-        check_grid(parse_grid(["guidance_scale=2"]), jobs, protocol)
+    with pytest.raises(DimoError, match=r"--tune guidance_scale has no effect: .*one_step"):
+        check_grid(parse_grid(["guidance_scale=2"]), ["one_step"], protocol)
     with pytest.raises(DimoError, match="protocol 'imagenet256-cmmd' has none"):
-        check_grid(parse_grid(["temperature=2"]), jobs, load_protocol("imagenet256-cmmd"))
-    check_grid({}, jobs, load_protocol("imagenet256-cmmd"))
+        check_grid(parse_grid(["temperature=2"]), ["one_step"], load_protocol("imagenet256-cmmd"))
+    check_grid({}, ["one_step"], load_protocol("imagenet256-cmmd"))
 
 
-def test_other_samplers_are_rows_of_their_own(workbench):
+def test_other_samplers_are_rows_of_their_own(suite):
     names = ("confidence", "random", "halton", "tau_leaping", "theta_trapezoidal")
     jobs = load_jobs("digits", [], [1, 3], device=CPU, choice=Choice(names))
     found = {
-        (job.settings.sampler, job.settings.num_steps): workbench.quality(
+        (job.settings.sampler, job.settings.num_steps): suite.quality(
             job, seed=2000, num_images=500
         )
         for job in jobs

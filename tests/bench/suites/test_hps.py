@@ -151,7 +151,7 @@ def test_the_caption_names_the_scorer_and_nothing_that_is_not_there(evaluate, tm
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda i, p: (i / "anime" / "00003.png").unlink(), "misses anime/00003.png (or .jpg)"),
+        (lambda i, p: (i / "anime" / "00003.png").unlink(), "lacks anime/00003.png (or .jpg)"),
         (lambda i, p: (p / "photo.json").unlink(), "photo.json: cannot read prompts"),
         (lambda i, p: (p / "photo.json").write_text("[]"), "0 prompts instead of 10"),
         (

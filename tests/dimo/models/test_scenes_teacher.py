@@ -1,5 +1,6 @@
 """The embedded text-to-image teacher: words, network, tokenizer; trained and distilled, tiny."""
 
+import json
 import sys
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 
 from bench.protocol import load_protocol, protocol_text
 from bench.rows.rows import jobs_of
+from bench.suites.base import load_suite
 from bench.suites.geneval.prompts import prompts_of
-from bench.suites.geneval.suite import DetectorBench, rendered_jobs
 from dimo.cli import main
 from dimo.config import load_recipe
 from dimo.data import scenes
@@ -243,17 +244,18 @@ def test_rendered_pictures_and_a_network_are_scored_alike(trained, protocol):
     asked = prompts_of(fixed.prompts, None)
     texts = [metadata["prompt"] for metadata in asked]
     loaded = load_teacher("scenes", device=CPU, weights=trained, prompts=texts)
-    bench = DetectorBench(fixed, asked, device=CPU, batch_size=100)
-    real, _, teacher = [*rendered_jobs(loaded, fixed), *jobs_of(loaded, [1])]
-    found = bench.measure(real)
-    assert found.measured.record.metrics["geneval"].value > 0.97
-    assert [result.metadata for result in found.results] == list(asked)
-    record = bench.measure(teacher).measured.record
+    suite = load_suite(fixed, Runtime(CPU), batch_size=100)
+    real, _, teacher = [*suite.reference_rows(loaded), *jobs_of(loaded, [1])]
+    measured = suite.measure(real)
+    assert measured.record.metrics["geneval"].value > 0.97
+    lines = [json.loads(line) for line in measured.files[".jsonl"].splitlines()]
+    assert [json.loads(line["metadata"]) for line in lines] == list(asked)
+    record = suite.measure(teacher).record
     assert record.metrics["geneval"].value < 0.3  # of a network that knows nothing
     assert record.metrics["geneval_counting"].n == 40
     assert (record.seed, record.method.nfe, record.speed.batch_size) == (1000, 2, 100)
-    smaller = DetectorBench(fixed, asked, device=CPU, batch_size=48).measure(teacher)
-    assert smaller.measured.record.evidence.images_sha256 == record.evidence.images_sha256
+    smaller = load_suite(fixed, Runtime(CPU), batch_size=48).measure(teacher)
+    assert smaller.record.evidence.images_sha256 == record.evidence.images_sha256
 
 
 def cli(monkeypatch, capsys, *arguments):
@@ -312,7 +314,7 @@ MISTAKES = {
     ),
     "tuning": (
         ("bench", "--teacher", "scenes", "--protocol", "scenes-geneval", "--tune", "theta=0.5"),
-        "--tune theta is a setting of no row",
+        "--tune theta has no effect",
     ),
 }
 

@@ -7,9 +7,9 @@ import pytest
 
 from bench.images.codec import encode_png
 from bench.protocol import Prompts, load_protocol
-from bench.suites.geneval.layout import check_complete, read_folder, write_prompts
+from bench.suites.geneval.layout import read_folder
 from bench.suites.geneval.prompts import (
-    embedded_prompts,
+    bundled_prompts,
     list_sha256,
     read_prompts,
     same_list,
@@ -60,7 +60,7 @@ def test_another_list_than_the_official_one_is_refused(tmp_path):
 
 def test_no_lines_and_no_file(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(DimoError, match="no prompts, not a single line"):
+    with pytest.raises(DimoError, match="no prompts: the file is empty"):
         read_prompts(tmp_path / "empty.jsonl")
     with pytest.raises(DimoError, match="cannot be read: No such file"):
         read_prompts(tmp_path / "nowhere.jsonl")
@@ -70,15 +70,9 @@ def test_no_lines_and_no_file(tmp_path):
     ("change", "message"),
     [
         ({"tag": "colour"}, "line 1: unknown tag 'colour'; allowed: single_object, "),
-        ({"promt": "x"}, "unknown key 'promt'"),
         ({"prompt": ""}, "'prompt' must be a text"),
-        ({"include": []}, "'include' must name at least one object"),
-        ({"include": "dog"}, "'include' must be a list"),
         ({"include": ["dog"]}, r"'include\[0\]' must be a table"),
-        ({"include": [{"class": "dog"}]}, "needs a 'count' of 1 or more, not None"),
         ({"include": [{"class": "dog", "count": 0}]}, "needs a 'count' of 1 or more, not 0"),
-        ({"include": [{"count": 1}]}, "needs a 'class'"),
-        ({"include": [{"class": "d", "count": 1, "size": 1}]}, "unknown key 'size'"),
         ({"include": [{"class": "d", "count": 1, "color": "teal"}]}, "unknown color 'teal'"),
         ({"include": [{"class": "d", "count": 1, "position": ["at", 0]}]}, "the position"),
         ({"include": [{"class": "d", "count": 1, "position": ["above", 0]}]}, "the target 0"),
@@ -98,7 +92,7 @@ def test_lines_that_are_no_json(tmp_path):
         read_prompts(tmp_path / "list.jsonl")
 
 
-def test_any_text_may_be_a_prompt(tmp_path):
+def test_any_text_may_be_a_prompt(tmp_path, write_prompts):
     odd = [DOG | {"prompt": "either/or a ../dog"}, DOG | {"prompt": "dog " * 80}]
     assert read_prompts(write(tmp_path / "list.jsonl", odd)) == tuple(odd)
     write_prompts(tmp_path / "set", odd)
@@ -119,7 +113,7 @@ def add_images(folder, count):
 
 
 @pytest.fixture
-def layout(tmp_path):
+def layout(tmp_path, write_prompts):
     """Three prompts of four images each, and what a protocol says of them."""
     prompts = [DOG, CATS, LEFT]
     write_prompts(tmp_path / "set", prompts)
@@ -150,19 +144,17 @@ def test_what_is_missing_is_named(layout):
         "1 of 3 prompt folders are missing: 00001",
         "not 4 images: 00002 has 3",
     ]
-    with pytest.raises(DimoError, match="missing: 00001; not 4 images: 00002 has 3; make it as"):
-        check_complete(path, problems, "three")
     shutil.rmtree(path / "00002" / "samples")
     assert "not 4 images: 00002 has 0" in read_folder(path, wanted)[1]
 
 
-def test_other_prompts_and_too_many(layout):
+def test_other_prompts_and_too_many(layout, write_prompts):
     path, wanted = layout
     (path / "00001" / "metadata.jsonl").write_text(json.dumps(CATS | {"prompt": "2 cats"}))
     assert read_folder(path, wanted)[1] == ["the prompts are not those of the list three"]
     write_prompts(path / "more", [DOG])
     (path / "more" / "00000").rename(path / "00007")
-    assert "1 folders more than the 3 prompts: 00007" in read_folder(path, wanted)[1]
+    assert "1 folders in excess of the 3 prompts: 00007" in read_folder(path, wanted)[1]
 
 
 def test_folders_that_are_no_set(layout, tmp_path):
@@ -183,7 +175,7 @@ def test_folders_that_are_no_set(layout, tmp_path):
 
 def test_the_embedded_list_is_the_protocols():
     wanted = load_protocol("scenes-geneval").prompts
-    prompts = embedded_prompts()
+    prompts = bundled_prompts()
     assert same_list(prompts, wanted.sha256)
     assert tag_counts(prompts) == wanted.tags
     assert len(prompts) * wanted.images_per_prompt == 960

@@ -8,19 +8,25 @@ import pytest
 import torch
 
 from bench.images.codec import encode_png
+from bench.metrics.scores import metric_values
 from bench.protocol import load_protocol, validate_file
 from bench.records.store import load_all
 from bench.report import collect_report, report_markdown
+from bench.suites.base import Assets, ImageOrigin, load_suite
 from bench.suites.captions import clip_scores
-from bench.suites.geneval.layout import contradictions, read_results, results_text, write_prompts
-from bench.suites.geneval.measure import measure_geneval
-from bench.suites.geneval.prompts import embedded_prompts, list_sha256
-from bench.suites.geneval.scores import Looks, geneval_scores, geneval_values, load_beside
+from bench.suites.geneval.layout import contradictions, read_results
+from bench.suites.geneval.prompts import bundled_prompts, list_sha256
+from bench.suites.geneval.scores import geneval_scores, image_counts, load_secondary
 from dimo.cli import main
 from dimo.data.scenes import batch
+from dimo.engine.distributed import Runtime
 from dimo.errors import DimoError
 
-CPU = torch.device("cpu")
+RUNTIME = Runtime(torch.device("cpu"))
+
+
+def measure(path, protocol, assets=None, **options):
+    return load_suite(protocol, RUNTIME, assets, **options).measure_paths([path], ImageOrigin("x"))
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +35,12 @@ def protocol():
 
 
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
+def rendered(tmp_path_factory, write_prompts):
     """All held-out prompts, four pictures each: the first three right, the fourth of the next."""
     path = tmp_path_factory.mktemp("rendered")
     images, _ = batch(21, torch.arange(960), "held-out")
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    write_prompts(path, embedded_prompts())
+    write_prompts(path, bundled_prompts())
     for number in range(240):
         folder = path / f"{number:05d}" / "samples"
         folder.mkdir()
@@ -46,11 +52,11 @@ def rendered(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(rendered, protocol):
-    return measure_geneval(rendered, protocol, name="rendered", device=CPU)
+    return measure(rendered, protocol)
 
 
 def test_a_whole_set(measured, protocol):
-    record = measured.measured.record
+    record = measured.record
     assert list(record.metrics) == [metric.name for metric in protocol.metrics]
     asked = [metric.name for metric in protocol.metrics if metric.name.startswith("geneval")]
     for name in asked:
@@ -79,15 +85,14 @@ def test_a_whole_set(measured, protocol):
 
 def test_other_pictures_of_a_prompt_lower_the_clip_score(measured, protocol):
     """The same pictures, a fourth with another's prompt: FID does not see it, CLIP score does."""
-    shuffled = measured.measured.record
+    shuffled = measured.record
     images, labels = batch(21, torch.arange(960), "held-out")
-    looks = Looks(load_beside(protocol, CPU))
-    texts = [prompt["prompt"] for prompt in embedded_prompts()]
-    for start in range(0, 960, 240):
-        part = list(images[start : start + 240].permute(0, 2, 3, 1).contiguous().numpy())
-        looks.add(part, texts)
-    tags = [prompt["tag"] for prompt in embedded_prompts()] * 4
-    right = looks.scores(protocol, labels.tolist(), tags)
+    secondary = load_secondary(protocol, RUNTIME.device)
+    texts = [prompt["prompt"] for prompt in bundled_prompts()]
+    pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
+    seen = [secondary.look(list(pixels[i : i + 240]), texts) for i in range(0, 960, 240)]
+    tags = [prompt["tag"] for prompt in bundled_prompts()] * 4
+    right = secondary.scores(protocol, seen, labels.tolist(), tags)
     assert list(right) == ["fid", "clip_score"]
     assert right["clip_score"].value > shuffled.metrics["clip_score"].high
     assert shuffled.metrics["fid"].value == pytest.approx(right["fid"].value, rel=1e-3)
@@ -96,7 +101,7 @@ def test_other_pictures_of_a_prompt_lower_the_clip_score(measured, protocol):
 def test_the_clip_scores_interval_resamples_prompts(protocol):
     """All images of a prompt alike: a contribution a prompt, the mean of its images' scores."""
     prompts = [number for number in range(240) for _ in range(4)]
-    tags = [p["tag"] for p in embedded_prompts() for _ in range(4)]
+    tags = [p["tag"] for p in bundled_prompts() for _ in range(4)]
     values = np.random.RandomState(0).rand(960)
     (score,) = clip_scores(protocol, values, prompts, tags).values()
     np.testing.assert_allclose(score.contributions, values.reshape(240, 4).mean(axis=1))
@@ -108,19 +113,22 @@ def test_the_clip_scores_interval_resamples_prompts(protocol):
 
 def test_without_networks_beside_the_detector_nothing_is_looked_at(protocol, tmp_path):
     wanted = official(tmp_path, protocol)
-    looks = Looks(load_beside(wanted, CPU))
-    looks.add([np.zeros((3, 5, 3), dtype=np.uint8)], ["a dog"])
-    assert looks.scores(wanted, [0], ["counting"]) == {}
+    secondary = load_secondary(wanted, RUNTIME.device)
+    seen = secondary.look([np.zeros((3, 5, 3), dtype=np.uint8)], ["a dog"])
+    assert secondary.scores(wanted, [seen], [0], ["counting"]) == {}
+
+
+def lines_of(measured):
+    return measured.files[".jsonl"].decode().splitlines(keepends=True)
 
 
 def test_verdicts_can_be_read_again_and_hold(measured, tmp_path):
-    assert len(measured.results) == 960
     path = tmp_path / "results.jsonl"
-    path.write_text(results_text(measured.results))
-    again = read_results(path)
-    assert [r.correct for r in again] == [r.correct for r in measured.results]
-    assert contradictions(again) == []
-    wrong = next(r for r in measured.results if "circle>=1, found 0" in r.reason)
+    path.write_bytes(measured.files[".jsonl"])
+    results = read_results(path)
+    assert len(results) == 960
+    assert contradictions(results) == []
+    wrong = next(r for r in results if "circle>=1, found 0" in r.reason)
     assert wrong.filename.endswith("samples/0003.png")
 
 
@@ -145,7 +153,7 @@ select = 2
 n_select = 240
 [prompts]
 name = "mine"
-sha256 = "{list_sha256(embedded_prompts())}"
+sha256 = "{list_sha256(bundled_prompts())}"
 images_per_prompt = 4
 [prompts.tags]
 {chr(10).join(f"{tag} = {n}" for tag, n in protocol.prompts.tags.items())}
@@ -168,68 +176,68 @@ level = 0.95
 
 def test_the_official_file_is_summed_up_again(measured, protocol, tmp_path):
     file = tmp_path / "results.jsonl"
-    shuffled = [measured.results[i] for i in np.random.RandomState(0).permutation(960)]
-    file.write_text(results_text(shuffled))
+    lines = lines_of(measured)
+    file.write_text("".join(lines[i] for i in np.random.RandomState(0).permutation(960)))
     wanted = official(tmp_path, protocol)
     for path in (file, tmp_path):
-        found = measure_geneval(path, wanted, name="x", device=CPU)
-        assert found.measured.record.metrics["geneval"].value == pytest.approx(
-            measured.measured.record.metrics["geneval"].value
+        found = measure(path, wanted)
+        assert found.record.metrics["geneval"].value == pytest.approx(
+            measured.record.metrics["geneval"].value
         )
-        evidence = found.measured.record.evidence
-        assert (evidence.extractor, evidence.reference) == (wanted.detector.name, "mine")
-        assert (evidence.detector_sha256, evidence.prompts_sha256) == (None, None)
-        assert found.measured.contributions  # in the order of prompts, whatever the file's
+        evidence = found.record.evidence
+        assert (evidence.extractor, evidence.reference) == ("none", "none")
+        assert (evidence.detector, evidence.detector_sha256) == (wanted.detector.name, "")
+        assert (evidence.prompts, evidence.prompts_sha256) == ("mine", wanted.prompts.sha256)
+        assert found.contributions  # in the order of prompts, whatever the file's
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda rows: rows[:-4], "239 of 240 prompts: 39 of 40 color_attr"),
-        (lambda rows: rows[:-1], "1 prompts have not 4 images"),
+        (lambda rows: rows[:-1], "1 prompts do not have 4 images"),
         (
             lambda rows: [rows[0] | {"correct": not rows[0]["correct"]}, *rows[1:]],
-            "1 verdicts are not what the rules make of the boxes beside them, first that on 00000",
+            "1 verdicts contradict the boxes beside them, the first on 00000",
         ),
         (lambda rows: [rows[0] | {"tag": "counting"}, *rows[1:]], "line 1: 'tag' and 'prompt'"),
-        (lambda rows: [rows[0] | {"correct": "yes"}, *rows[1:]], "'correct' must be true or false"),
         (lambda rows: [rows[0] | {"more": 1}, *rows[1:]], "line 1 must have the keys filename"),
         (lambda rows: [rows[0] | {"details": '{"a": [[1]]}'}, *rows[1:]], "lists of 5 numbers"),
-        (lambda rows: [], "no verdicts, not a single line"),
     ],
 )
 def test_what_is_wrong_with_an_official_file(measured, protocol, tmp_path, change, message):
-    rows = [json.loads(line) for line in results_text(measured.results).splitlines()]
+    rows = [json.loads(line) for line in lines_of(measured)]
     file = tmp_path / "results.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in change(rows)))
     with pytest.raises(DimoError, match=message) as caught:
-        measure_geneval(file, official(tmp_path, protocol), name="x", device=CPU)
+        measure(file, official(tmp_path, protocol))
     assert "\n" not in str(caught.value)
 
 
 def test_images_cannot_be_judged_without_the_official_file(rendered, protocol, tmp_path):
     with pytest.raises(DimoError, match=r"is not run by dimo; give the results\.jsonl"):
-        measure_geneval(rendered, official(tmp_path, protocol), name="x", device=CPU)
+        measure(rendered, official(tmp_path, protocol))
 
 
 def test_missing_weights_are_named(rendered, protocol, tmp_path):
     wanted = official(tmp_path, protocol, detector="hf-mask2former-swin-s")
-    with pytest.raises(DimoError, match=r"needs its weights .* with --weights"):
-        measure_geneval(rendered, wanted, name="x", device=CPU)
+    with pytest.raises(DimoError, match=r"needs its weights .* with --extractor-weights"):
+        measure(rendered, wanted)
     with pytest.raises(DimoError, match=r"no config\.json, model\.safetensors, ViT-L-14\.pt in "):
-        measure_geneval(rendered, wanted, name="x", device=CPU, weights=tmp_path)
+        measure(rendered, wanted, Assets(extractor=tmp_path))
 
 
 def test_intervals_resample_prompts(protocol):
     """All images of a prompt alike: the interval is that of 240 samples, not of 960."""
     prompts = [number for number in range(240) for _ in range(4)]
-    tags = [p["tag"] for p in embedded_prompts() for _ in range(4)]
+    tags = [p["tag"] for p in bundled_prompts() for _ in range(4)]
     clustered = [bool((number * 7) % 2) for number in prompts]
     spread = [bool(i % 2) for i in range(960)]
     widths = []
     for correct in (clustered, spread):
         scores = geneval_scores(protocol, tags, prompts, correct)
-        values = geneval_values(scores, protocol, tags)
+        assert image_counts(list(scores), tags)["geneval"] == 960
+        values = metric_values(scores, protocol, 960)
         assert values["geneval"].value == pytest.approx(0.5)
         assert scores["geneval"].contributions.mean() == pytest.approx(0.5)
         widths.append(values["geneval"].high - values["geneval"].low)
@@ -279,9 +287,9 @@ def test_incomplete_sets_are_refused_or_marked(rendered, protocol, tmp_path, mon
     assert "1 of 240 prompt folders are missing: 00005" in error
     assert "not 4 images: 00007 has 3" in error
     assert not results.exists()
-    found = measure_geneval(path, protocol, name="x", device=CPU, nonconforming=True)
-    assert len(found.results) == 955
-    assert len(found.measured.record.evidence.nonconforming) == 2
+    found = measure(path, protocol, nonconforming=True)
+    assert len(lines_of(found)) == 955
+    assert len(found.record.evidence.nonconforming) == 2
 
 
 def test_damaged_and_large_pictures(rendered, protocol, tmp_path):
@@ -290,7 +298,7 @@ def test_damaged_and_large_pictures(rendered, protocol, tmp_path):
     file = path / "00003" / "samples" / "0001.png"
     file.write_bytes(file.read_bytes()[:60])
     with pytest.raises(DimoError, match=r"00003/samples/0001\.png: .*make the image again"):
-        measure_geneval(path, protocol, name="x", device=CPU)
+        measure(path, protocol)
     file.write_bytes(encode_png(np.zeros((64, 64, 3), dtype=np.uint8)))
     with pytest.raises(DimoError, match="takes images of 32 x 32, not 64 x 64"):
-        measure_geneval(path, protocol, name="x", device=CPU)
+        measure(path, protocol)

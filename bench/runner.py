@@ -1,0 +1,287 @@
+"""Models and images in, records out: tune -> measure -> store -> picture."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+import pandas as pd
+
+from bench.features.cache import cache_folder
+from bench.protocol import Protocol, load_protocol
+from bench.records import compare as pairs
+from bench.records.record import ResultRecord, protocol_of
+from bench.records.store import find_record, load_all, load_contributions
+from bench.rows.grid import write_picture
+from bench.rows.rows import Job, Planned, load_planned, plan_models
+from bench.rows.settings import check_protocol
+from bench.suites.base import Assets, ImageOrigin, check_inputs, load_suite, store
+from bench.tuning import check_grid, tune
+from dimo.engine.distributed import Runtime, choose_device
+from dimo.errors import DimoError
+from dimo.zoo.loading import weights_file
+
+AnyPath: TypeAlias = str | PathLike[str]
+_STEPS = (1, 2, 4, 8, 16)
+_PYTHON = "bench.{}"  # as command in a record
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A row that was scored.
+
+    Attributes:
+        row: The row with its tuned settings.
+        record: Its record.
+        path: File of the record.
+    """
+
+    row: Job
+    record: ResultRecord
+    path: Path
+
+
+def run_rows(
+    planned: Sequence[Planned],
+    protocol: Protocol,
+    runtime: Runtime,
+    assets: Assets,
+    *,
+    results: Path,
+    grid: Mapping[str, Sequence[float]] | None = None,
+    reference_rows: bool = True,
+    batch_size: int = 500,
+    command: str = "",
+) -> list[Scored]:
+    """Scores models, each row with its record, contributions and picture in `results`.
+
+    Args:
+        planned: From `bench.rows.rows.plan_jobs` or `plan_models`.
+        protocol: The protocol.
+        runtime: Where networks run.
+        assets: Files that replace the bundled ones.
+        results: Folder of the records.
+        grid: Setting -> values to choose from on the selection seed, for every row.
+        reference_rows: Whether real data and the tokenizer are rows, too, where they are bundled.
+        batch_size: Images generated at a time; changes speed, never a result.
+        command: Command that is noted in the records.
+
+    Raises:
+        DimoError: Nothing to score, models that do not fit the protocol, unused or missing files.
+    """
+    if not planned:
+        raise DimoError("there is nothing to score; name step counts with --steps or a --student")
+    check_inputs(protocol, assets)
+    for entry in planned:
+        check_protocol(entry.teacher, protocol)
+        if entry.student is None:
+            weights_file(entry.teacher, "transformer", assets.weights)
+    samplers = [settings.sampler for entry in planned for settings in entry.rows]
+    check_grid(grid or {}, samplers, protocol)
+    suite = load_suite(protocol, runtime, assets, batch_size=batch_size, command=command)
+    device = runtime.device
+    rows = load_planned(planned, device=device, weights=assets.weights, prompts=suite.prompts)
+    if reference_rows:
+        rows = suite.reference_rows(rows[0].loaded) + rows
+    scored = []
+    for row in rows:
+        tuned = tune(suite, row, grid or {})
+        measured = suite.measure(tuned)
+        path = store(measured, results)
+        if tuned.settings is not None:
+            seed, run_id = protocol.seeds.report, measured.record.run_id
+            write_picture(tuned, results, run_id, seed=seed, device=device)
+        scored.append(Scored(tuned, measured.record, path))
+    return scored
+
+
+def score_images(
+    paths: Sequence[Path],
+    protocol: Protocol,
+    runtime: Runtime,
+    assets: Assets,
+    *,
+    origin: ImageOrigin,
+    results: Path,
+    nonconforming: bool = False,
+    command: str = "",
+) -> tuple[ResultRecord, Path] | None:
+    """Scores a set of image files; the record and its file, None on every rank but the first.
+
+    Args:
+        paths: Folders or archives: shards of one set, in order.
+        protocol: The protocol.
+        runtime: Where networks run, and the ranks that share the work.
+        assets: Files that replace the bundled ones.
+        origin: What is known about the images.
+        results: Folder of the records.
+        nonconforming: Whether an off-protocol set is scored, too; no table shows it.
+        command: Command that is noted in the record.
+
+    Raises:
+        DimoError: The set cannot be read or is off-protocol; unused or missing files.
+    """
+    check_inputs(protocol, assets, paths, origin)
+    suite = load_suite(protocol, runtime, assets, nonconforming=nonconforming, command=command)
+    measured = suite.measure_paths(paths, origin)
+    return None if measured is None else (measured.record, store(measured, results))
+
+
+def run(
+    models: Sequence[str],
+    *,
+    protocol: AnyPath = "digits",
+    steps: Sequence[int] = _STEPS,
+    tune: Mapping[str, Sequence[float]] | None = None,
+    reference_rows: bool = True,
+    results: AnyPath = "results",
+    assets: Assets | None = None,
+    device: str = "auto",
+    batch_size: int = 500,
+) -> pd.DataFrame:
+    """Scores models under a protocol, as `dimo bench` does, and stores a record of each row.
+
+    Args:
+        models: `"[NAME=]MODEL[@STEPS]"` each: a teacher, a distilled model that comes with dimo, or
+            a run folder; e.g. `"digits@1,2,4"`, `"digits-dimo"`, `"mine=runs/mine@2"`.
+        protocol: Name or file of the protocol.
+        steps: Step counts of multi-step models that name none; one-step students take one.
+        tune: Setting -> values to choose from on the protocol's selection seed, e.g.
+            `{"temperature": [0.8, 1.0]}`; None: settings as published.
+        reference_rows: Whether real data and the tokenizer are rows, too, where they are bundled.
+        results: Folder that gets the records.
+        assets: Files that replace bundled or downloaded ones, such as a reference.
+        device: auto, cpu, cuda or cuda:N.
+        batch_size: Images generated at a time; changes speed, never a result.
+
+    Returns:
+        One line per row, see `records_frame`.
+
+    Raises:
+        DimoError: Unknown models or protocol, models that do not fit it, missing files.
+    """
+    files = assets or _default_assets()
+    scored = run_rows(
+        plan_models(models, steps, weights=files.weights),
+        load_protocol(str(protocol)),
+        Runtime(choose_device(device), warn=warnings.warn),
+        files,
+        results=Path(results),
+        grid=tune,
+        reference_rows=reference_rows,
+        batch_size=batch_size,
+        command=_PYTHON.format(f"run({list(models)!r}, protocol={str(protocol)!r})"),
+    )
+    return records_frame([row.record for row in scored])
+
+
+def evaluate(
+    path: AnyPath,
+    *,
+    protocol: AnyPath,
+    reference: AnyPath | None = None,
+    name: str = "",
+    labels: str = "",
+    nonconforming: bool = False,
+    results: AnyPath = "results",
+    assets: Assets | None = None,
+    device: str = "auto",
+) -> ResultRecord:
+    """Scores a set of image files, as `dimo eval` does, and stores its record.
+
+    Args:
+        path: Folder, .zip, .tar or .npz of images.
+        protocol: Name or file of the protocol.
+        reference: File or folder of the protocol's reference; None: the bundled one.
+        name: Name of the row; "": that of the path.
+        labels: Where labels come from, as for `dimo eval --labels`; "": found in the set.
+        nonconforming: Whether an off-protocol set is scored, too; no table shows it.
+        results: Folder that gets the record.
+        assets: Files that replace bundled or downloaded ones, such as weights of the extractor.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        DimoError: The set cannot be read or is off-protocol; missing files.
+    """
+    files = assets or _default_assets()
+    if reference is not None:
+        files = replace(files, reference=Path(reference))
+    scored = score_images(
+        [Path(path)],
+        load_protocol(str(protocol)),
+        Runtime(choose_device(device), warn=warnings.warn),
+        files,
+        origin=ImageOrigin(name or Path(path).name, labels=labels),
+        results=Path(results),
+        nonconforming=nonconforming,
+        command=_PYTHON.format(f"evaluate({str(path)!r}, protocol={str(protocol)!r})"),
+    )
+    assert scored is not None, "this process is the only rank"
+    return scored[0]
+
+
+def compare(
+    first: str | ResultRecord,
+    second: str | ResultRecord,
+    *,
+    protocol: AnyPath | None = None,
+    results: AnyPath = "results",
+) -> list[pairs.Difference]:
+    """Paired differences of two rows in each metric: first minus second, with intervals.
+
+    Args:
+        first: A record, its file, or the start of its run id.
+        second: The record to compare with, of the same protocol and the same seed or labels.
+        protocol: File of the records' protocol; None: a bundled one, found by its hash.
+        results: Folder with the records and their contributions.
+
+    Raises:
+        DimoError: No such records, records that do not compare, or missing contributions.
+    """
+    (a, folder_a), (b, folder_b) = (
+        (record, Path(results))
+        if isinstance(record, ResultRecord)
+        else find_record(record, results)
+        for record in (first, second)
+    )
+    contributions = (load_contributions(a, folder_a), load_contributions(b, folder_b))
+    return pairs.compare(a, b, contributions, protocol_of(a, protocol).uncertainty)
+
+
+def load_results(folder: AnyPath = "results") -> list[ResultRecord]:
+    """Every record of a folder, oldest first; a warning for each file that is left out.
+
+    Raises:
+        DimoError: There is no such folder.
+    """
+    records, problems = load_all(folder)
+    for problem in problems:
+        warnings.warn(problem, stacklevel=2)
+    return records
+
+
+def records_frame(records: Iterable[ResultRecord]) -> pd.DataFrame:
+    """One line per record: name, section, num_steps, nfe, each metric, images_per_second, run_id.
+
+    What a row does not have is NaN or None.
+    """
+    return pd.DataFrame(
+        [
+            {
+                "name": record.method.name,
+                "section": record.method.section,
+                "num_steps": record.method.num_steps,
+                "nfe": record.method.nfe,
+                **{name: metric.value for name, metric in record.metrics.items()},
+                "images_per_second": record.speed.images_per_second,
+                "run_id": record.run_id,
+            }
+            for record in records
+        ]
+    )
+
+
+def _default_assets() -> Assets:
+    return Assets(cache=cache_folder())
