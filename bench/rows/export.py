@@ -6,7 +6,6 @@ after any interruption and on any number of ranks.
 """
 
 import csv
-import dataclasses
 import glob
 import importlib.metadata
 import io
@@ -163,7 +162,7 @@ def _describe(job: Job, seed: int, count: int, device: torch.device) -> dict[str
         "model": loaded.name,
         "teacher": loaded.teacher.name,
         "weights_sha256": loaded.weights_sha256,
-        "sampler": dataclasses.asdict(job.settings),
+        "sampler": job.settings.plain(),
         "token_initialization": None
         if student is None
         else {

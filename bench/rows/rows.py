@@ -17,7 +17,6 @@ from torch import Tensor
 from bench.records.record import MethodInfo, Section
 from bench.records.selection import Tuning
 from bench.rows.settings import (
-    SETTINGS,
     Choice,
     SamplerSettings,
     check_used,
@@ -25,6 +24,7 @@ from bench.rows.settings import (
     teacher_settings,
 )
 from dimo.errors import DimoError
+from dimo.samplers import SAMPLERS
 from dimo.zoo.loading import Loaded, load_student, load_teacher
 from dimo.zoo.students import METHODS, PUBLISHED_STUDENTS, FoundStudent, find_student
 from dimo.zoo.teachers import TEACHERS, Teacher, get_teacher
@@ -98,9 +98,6 @@ def _exists(path: str) -> bool:
         return False
 
 
-_RECORDED = ("sampler", "num_steps", *SETTINGS)  # of the settings, by the same name in a record
-
-
 @dataclass(frozen=True)
 class Job:
     """One row to be: a network with sampler settings, or a fixed set of images.
@@ -141,6 +138,12 @@ class Cost:
     token_counts: tuple[int, ...]
 
 
+_KNOB_FIELDS = (  # knobs with a field of their own in records
+    *("mask_schedule", "guidance_scale", "temperature", "choice_temperature"),
+    *("final_temperature", "theta", "random_start", "top_k", "top_p"),
+)
+
+
 def method_info(job: Job, cost: Cost | None) -> MethodInfo:
     """The part of a record that says what was scored; `cost` is None for a fixed set."""
     settings, student = job.settings, job.loaded.student
@@ -154,14 +157,20 @@ def method_info(job: Job, cost: Cost | None) -> MethodInfo:
             "seed": student.seed,
             **({"ablation": student.ablation} if student.ablation else {}),
         }
-    chosen = {name: getattr(settings, name, None) for name in _RECORDED}
-    # no random start and float32 go without saying, as in records from before there was a choice
-    chosen["random_start"] = chosen["random_start"] or None
+    # False goes without saying, as in records from before there was a choice; so does float32
+    knobs = {
+        name: None if value is False else value
+        for name, value in (settings.knobs if settings else {}).items()
+    }
     precision = settings.precision if settings else "float32"
+    fields = {name: knobs.pop(name, None) for name in _KNOB_FIELDS}
+    others = {name: value for name, value in knobs.items() if value is not None}
     return MethodInfo(
         name=job.name,
         section=job.section,
         teacher=job.loaded.teacher.name,
+        sampler=settings.sampler if settings else None,
+        num_steps=settings.num_steps if settings else None,
         nfe=cost.nfe if cost else None,
         token_counts=cost.token_counts if cost else None,
         selected_by=settings.selected_by if settings else "nothing to select",
@@ -170,19 +179,9 @@ def method_info(job: Job, cost: Cost | None) -> MethodInfo:
         network_precision=None if precision == "float32" else precision,
         student=job.student,
         tuning=job.tuning,
-        **chosen,
+        settings=others or None,
+        **fields,
     )
-
-
-# rows of a sampler that is not the teacher's own
-_SAMPLER_NAMES = {
-    "confidence": "Confidence order",
-    "random": "Random order",
-    "halton": "Halton order",
-    "meissonic": "Meissonic's order",
-    "tau_leaping": "τ-leaping",
-    "theta_trapezoidal": "θ-trapezoidal",
-}
 
 
 _AS_PUBLISHED = Choice()
@@ -222,7 +221,7 @@ def _teacher_jobs(loaded: Loaded, rows: Sequence[SamplerSettings]) -> list[Job]:
     return [
         Job(loaded.name, "Teacher", loaded, row)
         if row.sampler == own
-        else Job(_SAMPLER_NAMES[row.sampler], "Sampler", loaded, row)
+        else Job(SAMPLERS[row.sampler].label, "Sampler", loaded, row)
         for row in rows
     ]
 

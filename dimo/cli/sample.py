@@ -19,6 +19,7 @@ from dimo.cli.options import (
     GuidanceScale,
     Precision,
     PromptsFile,
+    SamplerKnobs,
     Samplers,
     Schedules,
     Teacher,
@@ -75,6 +76,7 @@ def sample(
     theta: Theta = None,
     top_k: TopK = None,
     top_p: TopP = None,
+    set_sampler: SamplerKnobs = [],  # noqa: B006
     precision: Precision = "float32",
     labels: Annotated[
         str,
@@ -123,6 +125,7 @@ def sample(
         samplers,
         schedules,
         precision,
+        set_sampler,
         guidance_scale=guidance_scale,
         temperature=temperature,
         choice_temperature=choice_temperature,

@@ -35,7 +35,7 @@ class Samples:
     token_counts: list[int]
 
 
-class Sampler(Protocol):
+class SamplerFunction(Protocol):
     """From a fully masked grid to tokens; the settings that all samplers share."""
 
     def __call__(

@@ -22,7 +22,7 @@ from bench.suites.base import load_suite
 from dimo.cli import main
 from dimo.engine.distributed import Runtime
 from dimo.errors import DimoError
-from dimo.samplers import SAMPLERS
+from dimo.samplers import teacher_samplers
 from dimo.zoo.loading import load_model
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
 def jobs_of_every_sampler():
     teacher, student = (load_model(name, device=CPU) for name in ("digits", "digits-dimo"))
     return {"one_step": jobs_of(student, [1])[0]} | {
-        name: jobs_of(teacher, [2], Choice((name,)))[0] for name in SAMPLERS
+        name: jobs_of(teacher, [2], Choice((name,)))[0] for name in teacher_samplers()
     }
 
 
@@ -78,7 +78,7 @@ def read_folder(folder):
     return np.stack(pixels), np.array([int(row["label"]) for row in rows])
 
 
-@pytest.mark.parametrize("sampler", [*SAMPLERS, "one_step"])
+@pytest.mark.parametrize("sampler", [*teacher_samplers(), "one_step"])
 def test_files_hold_what_generate_makes_at_any_batch_size(jobs, tmp_path, sampler):
     job, count = jobs[sampler], 107
     stream = generate(

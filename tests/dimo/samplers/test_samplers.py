@@ -9,11 +9,13 @@ from dimo.errors import DimoError
 from dimo.masking import DECODING_SCHEDULES
 from dimo.models.maskgit import MaskGIT
 from dimo.rng import ImageNoise
-from dimo.samplers import SAMPLERS
+from dimo.samplers import SAMPLERS as ALL_SAMPLERS
+from dimo.samplers import teacher_samplers
 from dimo.samplers.student import restrict_logits, sample_few_step, sample_one_step
 from dimo.zoo.loading import load_student, load_teacher
 
 CPU = torch.device("cpu")
+SAMPLERS = {name: ALL_SAMPLERS[name] for name in teacher_samplers()}
 REVEALING = ("confidence", "halton", "random")  # a fixed number of tokens at each step
 LEAPING = ("tau_leaping", "theta_trapezoidal")  # at random times
 GUIDED_THROUGHOUT = ("halton", "meissonic")  # others begin unguided
