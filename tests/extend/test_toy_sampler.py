@@ -65,12 +65,13 @@ def dimo(monkeypatch, capsys, tmp_path):
 def test_a_sampler_from_outside_is_benched_and_reported(dimo):
     bench = ("bench", "--protocol", "tiny.toml", "--no-reference-rows", "--steps", "2")
     samplers = ("--samplers", "left_to_right,random", "--json")
-    (toy, random) = json.loads(dimo(*bench, *samplers, "--set-sampler", "sharpness=1.5")[0])
-    assert (toy["method"]["name"], toy["method"]["section"]) == ("Left to right", "Sampler")
-    assert toy["method"]["settings"] == {"sharpness": 1.5}
-    assert toy["method"]["token_counts"] == [8, 8]
-    assert "sharpness given on the command line" in toy["method"]["selected_by"]
-    assert "settings" not in random["method"]  # no such knob: its file is as it always was
+    records = json.loads(dimo(*bench, *samplers, "--set-sampler", "sharpness=1.5")[0])
+    toy, random = (record["method"] for record in records)
+    assert (toy["name"], toy["section"]) == ("Left to right", "Sampler")
+    assert toy["settings"] == {"sharpness": 1.5}
+    assert toy["token_counts"] == [8, 8]
+    assert "sharpness given on the command line" in toy["selected_by"]
+    assert "settings" not in random  # no such knob: its file is as it always was
     dimo(*bench, "--sampler", "left_to_right", "--json")  # a second row, at the default
 
     report, _ = dimo("report", "--protocol", "tiny.toml")
@@ -81,8 +82,8 @@ def test_a_sampler_from_outside_is_benched_and_reported(dimo):
     shown = {row.split("|")[1].strip(): row.split("|")[column].strip() for row in rows}
     assert shown["Left to right (sharpness 1.5)"] == "1.5"
 
-    again, _ = dimo("results", "verify", "results", "--protocol", "tiny.toml")
-    assert "sharpness" not in again  # nothing differs
+    out, _ = dimo("verify", records[0]["run_id"], "--protocol", "tiny.toml", "--json")
+    assert json.loads(out)["images"]["same"]
 
 
 @pytest.mark.parametrize(
