@@ -189,10 +189,8 @@ class _Folder:
         if not (self._out / _LABELS).is_file():
             text = io.StringIO(newline="")
             table = csv.writer(text, lineterminator="\n")
-            names = (_png_name(i, self._count) for i in range(self._count))
-            table.writerows(
-                [("file", "label"), *((n, i % self._classes) for i, n in enumerate(names))]
-            )
+            table.writerow(("file", "label"))
+            table.writerows((self._path(i).name, i % self._classes) for i in range(self._count))
             write_atomic(self._out / _LABELS, text.getvalue())
         whole = [is_whole_png(self._path(i)) for i in range(self._count)]
         return [rows for rows in _cut(self._count, batch_size) if not all(whole[i] for i in rows)]

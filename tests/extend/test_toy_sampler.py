@@ -83,7 +83,7 @@ def test_a_sampler_from_outside_is_benched_and_reported(dimo):
     assert shown["Left to right (sharpness 1.5)"] == "1.5"
 
     out, _ = dimo("verify", records[0]["run_id"], "--protocol", "tiny.toml", "--json")
-    assert json.loads(out)["images"]["same"]
+    assert json.loads(out)["same_images"]
 
 
 @pytest.mark.parametrize(
