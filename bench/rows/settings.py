@@ -1,6 +1,6 @@
-"""(model, sampler settings, seed) -> image batches. Image i depends on the seed and i alone.
+"""Sampler settings of rows, checked before any weights are read, and images sampled with them.
 
-Which sampler settings make which rows: pure functions, checked before any weights are read.
+Image i depends on model, settings, seed and i alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -159,16 +159,16 @@ def generate(
     uint8: str,
     device: torch.device,
 ) -> Iterator[ImageBatch]:
-    """Makes images 0..num_images-1 in order; the label of image i is i modulo the conditions.
+    """Samples images 0..num_images-1 in order; the label of image i is i modulo the conditions.
 
     Args:
         loaded: Network and tokenizer.
-        settings: How to sample.
+        settings: Sampler settings.
         seed: The protocol's seed.
-        num_images: How many.
-        batch_size: How many at a time; has no influence on any image.
+        num_images: Number of images.
+        batch_size: Images sampled at a time; changes no image.
         uint8: Rounding rule of the protocol.
-        device: Where the network is.
+        device: Device of the network.
     """
     for start in range(0, num_images, batch_size):
         index = torch.arange(start, min(start + batch_size, num_images), device=device)
@@ -222,13 +222,13 @@ def knob_named(name: str) -> Knob:
 def teacher_settings(
     teacher: Teacher, steps: Sequence[int], choice: Choice
 ) -> list[SamplerSettings]:
-    """A row for each sampler, schedule and number of steps.
+    """One row per sampler, schedule and number of steps.
 
-    A sampler has the teacher's defaults, its own where the teacher says nothing or is sampled by
-    another one (the schedule), and what `choice` says.
+    Values come from `choice`, else from the teacher, else from the sampler. A teacher's schedule
+    applies to its own sampler only.
 
     Raises:
-        DimoError: A number of steps that the grid does not take.
+        DimoError: A number of steps out of the range of the sampler.
     """
     own = teacher.defaults
     rows = []
@@ -244,13 +244,13 @@ def teacher_settings(
 def student_settings(
     student: StudentConfig, num_tokens: int, steps: Sequence[int], choice: Choice
 ) -> list[SamplerSettings]:
-    """A student at each number of steps, at the temperature that was chosen for it, or as given.
+    """One row per number of steps, at the temperature of `choice`, else the one of the student.
 
-    A one-step student by its own samplers; one of another method, which starts from masked tokens,
-    by the confidence sampler with its teacher's settings.
+    One-step students have their own samplers. Students of other methods start from masked tokens
+    and are sampled by confidence with their teacher's settings.
 
     Raises:
-        DimoError: A number of steps that the grid does not take.
+        DimoError: A number of steps out of the range of the sampler.
     """
     if not METHODS[student.method].is_one_step:
         return _multi_step_settings(student, num_tokens, steps, choice)
@@ -281,10 +281,7 @@ def _multi_step_settings(
 
 
 def _defaults(sampler: str, own: SamplerDefaults) -> dict[str, Any]:
-    """A sampler's settings: the teacher's, the sampler's own where the teacher says nothing.
-
-    A schedule is only of the sampler it was named for.
-    """
+    """Defaults of the teacher, else of the sampler; a schedule applies to the teacher's sampler."""
     defaults = dict(settings_of(sampler))
     for name in defaults:
         value = getattr(own, name, None)
@@ -294,10 +291,10 @@ def _defaults(sampler: str, own: SamplerDefaults) -> dict[str, Any]:
 
 
 def check_used(rows: Sequence[SamplerSettings], choice: Choice) -> None:
-    """A sampler or setting that no row has would be ignored without a word.
+    """Refuses a sampler, schedule or setting that no row uses.
 
     Raises:
-        DimoError: Names the setting, and the samplers that have it.
+        DimoError: Names the setting and the samplers that have it.
     """
     used = sorted({row.sampler for row in rows})
     for sampler in choice.samplers:
@@ -317,27 +314,27 @@ def check_used(rows: Sequence[SamplerSettings], choice: Choice) -> None:
 
 
 def check_protocol(teacher: Teacher, protocol: Protocol) -> None:
-    """Images of another size or other classes have nothing to do with a protocol's reference.
+    """Refuses a teacher whose image size or conditions are not those of the protocol.
 
     Raises:
         DimoError: Names the protocols that fit.
     """
     if _fits(teacher, protocol):
         return
-    fitting = [found.name for found in fitting_protocols(teacher)]
+    fitting = [other.name for other in fitting_protocols(teacher)]
     images, side = protocol.images, teacher.image_size
     size = " x ".join(map(str, images.resolution)) if any(images.resolution) else "any"
-    wanted = f"{images.num_classes:,} {'prompts' if protocol.prompts else 'classes'}"
+    conditions = f"{images.num_classes:,} {'prompts' if protocol.prompts else 'classes'}"
     made = "prompts" if teacher.text else f"{teacher.num_classes:,} classes"
     raise DimoError(
-        f"protocol {protocol.name!r} is for {size} images of {wanted}, and teacher "
+        f"protocol {protocol.name!r} is for {size} images of {conditions}, and teacher "
         f"{teacher.name!r} makes {side} x {side} of {made}; "
         f"protocols that fit: {', '.join(fitting) or 'none'}"
     )
 
 
 def fitting_protocols(teacher: Teacher) -> list[Protocol]:
-    """The shipped protocols for images of this size and these classes, sorted by name."""
+    """Bundled protocols for images of this size and these conditions, sorted by name."""
     return [protocol for protocol in list_protocols() if _fits(teacher, protocol)]
 
 

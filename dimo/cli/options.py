@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their texts are read."""
+"""Options shared by several commands, and the parsing of their values."""
 
 import shlex
 import sys
@@ -30,13 +30,11 @@ Teacher = Annotated[str, typer.Option(help="Name of a teacher.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Weights = Annotated[
     Path | None,
-    typer.Option(
-        help="Folder of the weights, as published or converted; default: shipped or fetched."
-    ),
+    typer.Option(help="Folder of published or converted weights; default: bundled or downloaded."),
 ]
 Data = Annotated[
     Path | None,
-    typer.Option(help="Encoded images, made by dimo encode, for a method that needs data."),
+    typer.Option(help="Encoded images from `dimo encode`, for methods that train on data."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Settings = Annotated[
@@ -62,7 +60,7 @@ Baselines = Annotated[
     ),
 ]
 StudentSteps = Annotated[
-    str, typer.Option(help="Step counts of one-step students; others have those of --steps.")
+    str, typer.Option(help="Step counts of one-step students; others use those of --steps.")
 ]
 _KNOBS = all_knobs()
 Samplers = Annotated[
@@ -97,7 +95,7 @@ SamplerKnobs = Annotated[
         f"{', '.join(name for name, knob in _KNOBS.items() if not knob.option)}.",
     ),
 ]
-Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of every network.")]
+Precision = Annotated[str, typer.Option(help="Precision of every network: float32 or bfloat16.")]
 PromptsFile = Annotated[
     Path | None,
     typer.Option(
@@ -194,10 +192,10 @@ def parse_labels(text: str, num_classes: int) -> list[int]:
 
 
 def parse_prompts(prompts: list[str], file: Path | None) -> list[str] | None:
-    """What `--prompt` and `--prompts` give; None where neither does.
+    """Prompts of `--prompt` or `--prompts`; None without either.
 
     Raises:
-        DimoError: Both, an empty or too long prompt, or the file is none of prompts.
+        DimoError: Both are given, a prompt is empty or too long, or the file holds no prompts.
     """
     from dimo.models.text import MAX_PROMPT_LENGTH, prompts_from_file
 
@@ -215,7 +213,7 @@ def parse_prompts(prompts: list[str], file: Path | None) -> list[str] | None:
 
 
 def command_line() -> str:
-    """The command that this process runs, as it is noted in records."""
+    """The command line of this process, for records."""
     return shlex.join(["dimo", *sys.argv[1:]])
 
 

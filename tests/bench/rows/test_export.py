@@ -176,7 +176,7 @@ def test_a_stopped_process_leaves_nothing_but_work_that_is_done(dimo, tmp_path, 
     victim.send_signal(how)
     _, told = victim.communicate()
     assert victim.returncode == (130 if how == signal.SIGINT else -how)
-    assert ("the same command goes on from here" in told) == (how == signal.SIGINT)
+    assert ("rerun the same command to continue" in told) == (how == signal.SIGINT)
     assert not (tmp_path / "parts" / "Di[M]O.npz").exists()
     (work,) = (tmp_path / "parts").iterdir()
     (work / ".00000500.npy.abc.tmp").write_bytes(b"left")  # as a later kill would leave it
@@ -384,9 +384,9 @@ MISTAKES = {
         "digts is no teacher (digits",
     ),
     "steps 17": (["--steps", "17", "--count", "5", "--out", "n"], "takes 1 to 16 steps"),
-    "picture as jpg": (["--out", "n.jpg"], "--out n.jpg is no .png"),
+    "picture as jpg": (["--out", "n.jpg"], "--out n.jpg is not a .png"),
     "count as png": (["--steps", "1", "--count", "5"], "--out samples.png cannot hold"),
-    "json of a picture": (["--json", "--out", "n.png"], "--json tells about written images"),
+    "json of a picture": (["--json", "--out", "n.png"], "--json summarizes written images"),
     "description of others": (
         ["--steps", "1", "--count", "5", "--out", "labelled.npz", "--force"],
         "cannot read labelled.npz.json: it does not describe an export",
