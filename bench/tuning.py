@@ -8,11 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from bench.protocol import Protocol
 from bench.records.selection import CRITERIA, Criterion, Trial, Tuning, criterion_of
 from bench.rows.rows import Job
-from bench.rows.settings import ALL_SAMPLERS, RANGES, settings_of
+from bench.rows.settings import settings_of
 from bench.suites.base import Suite
 from dimo.errors import DimoError
-
-_TUNABLE = tuple(name for name in RANGES if name != "top_k")  # numbers with a fraction
+from dimo.samplers import SAMPLERS, all_knobs
 
 
 def tune(suite: Suite, row: Job, grid: Mapping[str, Sequence[float]]) -> Job:
@@ -85,7 +84,7 @@ def check_grid(
     used = sorted(set(samplers))
     for key in grid:
         if not any(key in settings_of(sampler) for sampler in used):
-            having = [sampler for sampler in ALL_SAMPLERS if key in settings_of(sampler)]
+            having = [sampler for sampler in SAMPLERS if key in settings_of(sampler)]
             raise DimoError(
                 f"--tune {key} has no effect: no selected sampler ({', '.join(used) or 'none'}) "
                 f"uses it; it applies to {', '.join(having)}"
@@ -98,6 +97,7 @@ def parse_grid(options: Iterable[str]) -> dict[str, list[float]]:
     Raises:
         DimoError: Not of that form, an unknown setting, or a value out of its range.
     """
+    knobs = {name: knob for name, knob in all_knobs().items() if knob.kind is float}
     grid: dict[str, list[float]] = {}
     for option in options:
         key, _, text = option.partition("=")
@@ -105,15 +105,14 @@ def parse_grid(options: Iterable[str]) -> dict[str, list[float]]:
             values = [float(part) for part in text.split(",")]
         except ValueError:
             values = []
-        if key not in _TUNABLE or not values:
+        if key not in knobs or not values:
             raise DimoError(
                 f"--tune {option!r} is not SETTING=VALUE,VALUE,...; "
-                f"settings: {', '.join(_TUNABLE)}; e.g. --tune temperature=0.8,1"
+                f"settings: {', '.join(knobs)}; e.g. --tune temperature=0.8,1"
             )
-        is_allowed, words = RANGES[key]
         for value in values:
-            if not is_allowed(value) or not math.isfinite(value):
-                raise DimoError(f"--tune {option!r}: {value:g} must be {words}")
+            if not knobs[key].is_allowed(value) or not math.isfinite(value):
+                raise DimoError(f"--tune {option!r}: {value:g} must be {knobs[key].rule}")
         if key in grid or len(set(values)) < len(values):
             what = f"names {key} again" if key in grid else "names a value twice"
             raise DimoError(f"--tune {option!r} {what}; name each setting and value once")

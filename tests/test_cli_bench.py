@@ -110,7 +110,7 @@ MISTAKES = {
     "unknown schedule": (["--schedule", "arcos"], "did you mean 'arccos'"),
     "unknown sampler": (["--samplers", "halten"], "did you mean 'halton'"),
     "unknown precision": (["--precision", "fp16"], "allowed: bfloat16, float32"),
-    "setting of no row": (["--theta", "0.4"], "it is one of theta_trapezoidal"),
+    "setting of no row": (["--theta", "0.4"], "it applies to theta_trapezoidal"),
     "theta": (["--samplers", "theta_trapezoidal", "--theta", "2"], "strictly between 0 and 1"),
     "bad steps of a student": (
         ["--student", "x=digits-dimo@2,"],

@@ -169,7 +169,7 @@ def test_a_stopped_process_goes_on(dimo, folder, cache, tmp_path, how):
     victim.send_signal(how)
     _, told = victim.communicate()
     assert victim.returncode == (130 if how == signal.SIGINT else -how)
-    assert ("the same command goes on from here" in told) == (how == signal.SIGINT)
+    assert ("rerun the same command to continue" in told) == (how == signal.SIGINT)
     assert not (tmp_path / "x.safetensors").exists()
     (tmp_path / ".x.safetensors.part.json.abc.tmp").write_bytes(b"left")
     out, _ = dimo(*arguments, "--json")
@@ -319,7 +319,7 @@ MISTAKES = {
         "2 of 12 labels are out of range, e.g. 10 of '1/4.png'; allowed for teacher 'digits': 0 to",
     ),
     "unknown labels": (["two", "--labels", "floder", "-o", "x.safetensors"], "unknown labels"),
-    "other suffix": (["two", "-o", "x.npz"], "--out x.npz is no .safetensors"),
+    "other suffix": (["two", "-o", "x.npz"], "--out x.npz is not a .safetensors"),
     "unknown teacher": (["two", "--teacher", "digts", "-o", "x.safetensors"], "did you mean"),
     "no cache there": (["two", "--labels", "cyclic:10", "-o", "t.safetensors"], "cannot read t."),
     "damaged image": (["torn", "--labels", "cyclic:10", "-o", "x.safetensors"], "'0.png' in torn"),

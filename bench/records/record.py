@@ -60,6 +60,7 @@ class MethodInfo:
         network_precision: What the network computed in, if not float32.
         student: Run folder or name of the student, as it was given.
         tuning: The sweep that chose the settings, where they were chosen by one.
+        settings: Knobs of the sampler that have no field of their own.
 
     The fields with a default are in a file only where they are not None.
     """
@@ -86,6 +87,13 @@ class MethodInfo:
     network_precision: str | None = None
     student: str | None = None
     tuning: Tuning | None = None
+    settings: dict[str, Any] | None = None
+
+    def setting(self, name: str) -> Any:
+        """The value of a field, or of a knob of the sampler; None if it has none."""
+        if name in self.__dataclass_fields__:
+            return getattr(self, name)
+        return (self.settings or {}).get(name)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from bench.protocol import Protocol
 from bench.records.differences import circumstances, differences
 from bench.records.record import Evidence, MethodInfo, MetricValue, ResultRecord
 from bench.rows.rows import Job
-from bench.rows.settings import SETTINGS, STUDENT_SAMPLERS, SamplerSettings
+from bench.rows.settings import SamplerSettings, settings_of
 from bench.suites.base import Assets, ImageOrigin, Suite, check_inputs, load_suite
 from dimo.engine.distributed import Runtime
 from dimo.errors import DimoError
+from dimo.samplers import SAMPLERS
 from dimo.util.files import sha256_file
 from dimo.zoo.loading import load_student, load_teacher, weights_file
 from dimo.zoo.students import PUBLISHED_STUDENTS, FoundStudent, find_student, shipped_students
@@ -189,7 +190,8 @@ def row_of(
 
 def is_of_student(method: MethodInfo) -> bool:
     """Whether the row is a distilled model's; some are sampled as their teacher is."""
-    return method.sampler in STUDENT_SAMPLERS or method.student is not None
+    sampler = SAMPLERS.get(method.sampler or "")
+    return method.student is not None or (sampler is not None and sampler.of_student)
 
 
 def compare_runs(record: ResultRecord, again: ResultRecord) -> Verification:
@@ -232,14 +234,12 @@ def _settings_of(method: MethodInfo, precision: str) -> SamplerSettings:
     assert method.sampler is not None
     if method.num_steps is None or method.temperature is None:
         raise DimoError(f"{method.name!r} has no number of steps or no temperature in its record")
-    chosen = {name: getattr(method, name) for name in SETTINGS}
-    chosen["random_start"] = bool(method.random_start)
     return SamplerSettings(
         method.sampler,
         method.num_steps,
         precision=precision,
         selected_by=method.selected_by,
-        **chosen,
+        **{name: method.setting(name) for name in settings_of(method.sampler)},
     )
 
 

@@ -16,7 +16,7 @@ from bench.records.record import ResultRecord
 from bench.report import table as cells
 from bench.report.document import ProtocolReport
 from bench.report.notes import caption, protocol_name, rank_legend
-from bench.report.table import SETTINGS, best_and_second, decimals_of, latest, setting
+from bench.report.table import best_and_second, decimals_of, latest, setting, setting_labels
 from bench.report.text import (
     Block,
     Bullets,
@@ -122,7 +122,7 @@ def _table_of(
     records: list[ResultRecord],
     metrics: Sequence[str],
 ) -> AblationTable:
-    names = [name for name in ("num_steps", *SETTINGS) if name not in _NOT_VARIED]
+    names = [name for name in ("num_steps", *setting_labels()) if name not in _NOT_VARIED]
     differing = [n for n in names if len({setting(record, n) for record in records}) > 1]
     rows: dict[str, dict[str, ResultRecord]] = {}
     for record in records:  # oldest first: a newer one of the same seed takes the place
@@ -177,7 +177,10 @@ def _blocks_of(found: AblationTable, protocol: Protocol, metrics: Sequence[str])
         )
         for row, values in zip(rows, zip(*shown, strict=True), strict=True)
     )
-    varied = (*found.keys, *(SETTINGS.get(name, "steps of sampling") for name in found.settings))
+    varied = (
+        *found.keys,
+        *(setting_labels().get(name, "steps of sampling") for name in found.settings),
+    )
     labels = {"steps": "Training steps", "images_seen": "Images seen", "seconds": "Seconds"}
     header = (*(one_line(key, 40) for key in varied), *map(cells.metric_heading, metrics), "Seeds")
     table = Table(

@@ -351,6 +351,7 @@ def _settings_table(part: ProtocolReport, rows: list[_MeasuredRow]) -> Table:
         ("random_start", "Random start", lambda _: "yes"),
         ("top_k", "Top-k", cells.integer),
         ("top_p", "Top-p", "{:g}".format),
+        *((name, knob.heading, knob.show) for name, knob in cells.other_knobs().items()),
         ("network_precision", "Network in", str),
         ("seed", "Seed", cells.integer),
         ("weights_sha256", "Weights", lambda value: value[:12]),

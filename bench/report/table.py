@@ -15,6 +15,7 @@ import pandas as pd
 from bench.protocol import Protocol
 from bench.protocol.catalog import ANY, METRICS, NONE
 from bench.records.record import MethodInfo, ResultRecord
+from dimo.samplers import Knob, all_knobs
 
 SECTIONS = ("Reference", "Teacher", "Sampler", "Distill.", "Image sets")
 ROW_COLUMNS = (
@@ -65,6 +66,19 @@ SETTINGS = {
     "seed": "seed",
     "weights_sha256": "weights",
 }
+
+
+def setting_labels() -> dict[str, str]:
+    """`SETTINGS`, and the knobs of samplers that have no field of their own in records."""
+    return SETTINGS | {name: knob.label for name, knob in other_knobs().items()}
+
+
+def other_knobs() -> dict[str, Knob]:
+    """Knobs of samplers without a field in `MethodInfo`, by name."""
+    known = MethodInfo.__dataclass_fields__
+    return {name: knob for name, knob in all_knobs().items() if name not in known}
+
+
 # What a record of this sampler used where it does not say: the only value there was at the time.
 _UNSAID = {("theta_trapezoidal", "theta"): 0.5}
 
@@ -128,14 +142,18 @@ def results_frame(records: Iterable[ResultRecord], metrics: Sequence[str]) -> pd
         metrics: Names of the metrics to show.
     """
     chosen = ordered(records)
-    columns = [*ROW_COLUMNS]
+    columns = [*ROW_COLUMNS, *other_knobs()]
     for name in metrics:
         columns += [name, f"{name}_low", f"{name}_high", f"{name}_n"]
     rows = [_row(record, metrics) for record in chosen]
     frame = pd.DataFrame(rows, columns=columns).astype(
         {"num_steps": "Int64", "nfe": "Int64", "seed": "Int64", "batch_size": "Int64"}
     )
-    for column in ("images_per_second", "coverage_ceiling", *columns[len(ROW_COLUMNS) :]):
+    for column in (
+        "images_per_second",
+        "coverage_ceiling",
+        *columns[len(ROW_COLUMNS) + len(other_knobs()) :],
+    ):
         frame[column] = frame[column].astype("Int64" if column.endswith("_n") else float)
     frame["method"] = _distinct_names(chosen)
     return frame
@@ -167,6 +185,7 @@ def _row(record: ResultRecord, metrics: Sequence[str]) -> dict[str, Any]:
         name: getattr(method, name) for name in MethodInfo.__dataclass_fields__ if name != "name"
     }
     row |= {
+        **{name: method.setting(name) for name in other_knobs()},
         "method": method.name,
         "seed": record.seed,
         "images_per_second": speed.images_per_second,
@@ -190,7 +209,7 @@ def setting(record: ResultRecord, name: str) -> Any:
     """What a record was made with, for a key of `SETTINGS` or a field of its method."""
     if name == "seed":
         return record.seed
-    value = getattr(record.method, name)
+    value = record.method.setting(name)
     return _UNSAID.get((record.method.sampler or "", name)) if value is None else value
 
 
@@ -199,7 +218,8 @@ def _name_and_steps(record: ResultRecord) -> tuple[Any, ...]:
 
 
 def _identity(record: ResultRecord) -> tuple[Any, ...]:
-    return (*_name_and_steps(record), *(setting(record, name) for name in SETTINGS))
+    known = (setting(record, name) for name in SETTINGS)
+    return (*_name_and_steps(record), *known, *sorted((record.method.settings or {}).items()))
 
 
 def _table_order(record: ResultRecord) -> tuple[Any, ...]:
@@ -217,7 +237,7 @@ def _distinct_names(records: Sequence[ResultRecord]) -> list[str]:
     for record in records:
         groups.setdefault(_name_and_steps(record), []).append(record)
     varying = {
-        key: [s for s in SETTINGS if len({setting(record, s) for record in group}) > 1]
+        key: [s for s in setting_labels() if len({setting(record, s) for record in group}) > 1]
         for key, group in groups.items()
     }
     names = []
@@ -229,7 +249,7 @@ def _distinct_names(records: Sequence[ResultRecord]) -> list[str]:
 
 def _detail(record: ResultRecord, name: str) -> str:
     """A setting in words; a schedule with the tokens of each step, of many steps the outer ones."""
-    words = f"{SETTINGS[name]} {_short(setting(record, name))}"
+    words = f"{setting_labels()[name]} {_short(setting(record, name))}"
     counts = [str(count) for count in record.method.token_counts or ()]
     if name != "mask_schedule" or not counts:
         return words

@@ -1,24 +1,21 @@
-"""One job's images 0..count-1 as files that `dimo eval` reads: a folder of PNGs or ADM's npz.
+"""Images 0..count-1 of a row as files that `dimo eval` reads: a folder of PNGs or ADM's npz.
 
-A store knows what is missing, so an interrupted export goes on where it was, and ranks share what
-is missing. Batches are cut at the same places each time: the same command makes the same bytes
-after any interruption and on any number of ranks.
+An interrupted export continues where it stopped, and ranks share what is missing. The images are
+the same after any interruption, at any batch size and on any number of ranks.
 """
 
 import csv
-import dataclasses
 import glob
 import importlib.metadata
 import io
 import json
-import os
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +28,12 @@ from dimo.engine.distributed import ALONE, Ranks, peak_memory_bytes
 from dimo.errors import DimoError
 from dimo.models.text import TextConditioned
 from dimo.util.files import remove_temporaries, replacing, write_atomic
+from dimo.util.terminal import Progress, quiet
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
-_UINT8 = "round"  # the rounding rule of every shipped protocol
-_BLOCK = 500  # images in a block of an npz under way
+_UINT8 = "round"  # the rounding rule of every bundled protocol
+_BLOCK = 500  # images in a block of an unfinished npz
 _THREADS = 8  # that compress and write PNGs
 _ABOUT = "sampling.json"
 _LABELS = "labels.csv"
@@ -46,9 +44,9 @@ class Exported:
     """What an export did.
 
     Attributes:
-        made: Images sampled now; the rest was there.
-        seconds: Of sampling and writing.
-        peak_memory_bytes: Of the process that needed most.
+        made: Images sampled by this call; the others existed.
+        seconds: Time of sampling and writing.
+        peak_memory_bytes: Highest of all processes.
     """
 
     made: int
@@ -57,16 +55,16 @@ class Exported:
 
 
 class _Store(Protocol):
-    """Where images go. `prepare` and `finish` run on the first rank, `save` on any."""
+    """Where images are written. `prepare` and `finish` run on the first rank, `save` on any."""
 
     def prepare(self, batch_size: int, *, force: bool) -> list[range]:
-        """Checks what is there, clears it with `force`; the ranges of images yet to be made."""
+        """Checks what exists, removes it with `force`; returns the missing ranges of images."""
 
     def save(self, rows: range, parts: Sequence[Pixels]) -> None:
         """Writes the images of one such range, uint8 [n, H, W, 3] in parts."""
 
     def finish(self) -> None:
-        """Called once everything is saved."""
+        """Called when everything is saved."""
 
 
 def export_images(
@@ -79,24 +77,23 @@ def export_images(
     device: torch.device,
     force: bool = False,
     ranks: Ranks = ALONE,
-    progress: Callable[[str, int, int, str], None] = lambda what, done, total, unit: None,
+    progress: Progress = quiet,
 ) -> Exported:
-    """Writes the images that `bench.rows.settings.generate` makes, those that are not yet there.
+    """Writes those images of `bench.rows.settings.generate` that do not exist yet.
 
     Args:
         job: A network with its settings.
-        out: A folder, or a file called .npz.
-        seed: Of the images.
-        count: How many; the label of image i is i modulo the classes.
-        batch_size: How many at a time.
-        device: Where the network is.
-        force: Whether to remove what an earlier export wrote to `out`.
-        ranks: The processes that share the work; all see the same files.
-        progress: Told how many of the images there are, on all ranks together.
+        out: A folder, or an `.npz` file.
+        seed: Seed of the images.
+        count: Number of images; the label of image i is i modulo the classes.
+        batch_size: Images sampled at a time; changes no image.
+        device: Device of the network.
+        force: Remove what an earlier export wrote to `out`.
+        ranks: Processes that share the work; all see the same files.
+        progress: Called with the number of images written by all ranks.
 
     Raises:
-        DimoError: `out` holds something else or other images, or cannot be written. All ranks
-            raise it.
+        DimoError: `out` holds something else or other images, or cannot be written; on all ranks.
     """
     start = time.monotonic()
     about = _describe(job, seed, count, device)
@@ -108,7 +105,7 @@ def export_images(
     mine = ranks.split(len(missing))
     batches = _work(job, missing[mine.start : mine.stop], store, seed, batch_size, device)
     made, already = 0, count - sum(map(len, missing))
-    while True:  # ranks go in step: an error of one ends all, and the first knows how far all are
+    while True:  # in lockstep: an error on one rank ends all, and the first reports progress
         counts = ranks.all_gather(lambda: next(batches, 0))
         if not any(counts):
             break
@@ -136,7 +133,7 @@ def _work(
     batch_size: int,
     device: torch.device,
 ) -> Iterator[int]:
-    """Makes and saves one chunk after the other; yields the size of each batch when it is done."""
+    """Samples and saves chunk by chunk; yields the size of each finished batch."""
     assert job.settings is not None
     for chunk in chunks:
         parts: list[Pixels] = []
@@ -153,7 +150,7 @@ def _work(
 
 
 def _describe(job: Job, seed: int, count: int, device: torch.device) -> dict[str, Any]:
-    """Everything that the images depend on, as JSON holds it."""
+    """Everything that the images depend on, as JSON data."""
     assert job.settings is not None
     loaded, student = job.loaded, job.loaded.student
     model = loaded.model
@@ -163,7 +160,7 @@ def _describe(job: Job, seed: int, count: int, device: torch.device) -> dict[str
         "model": loaded.name,
         "teacher": loaded.teacher.name,
         "weights_sha256": loaded.weights_sha256,
-        "sampler": dataclasses.asdict(job.settings),
+        "sampler": job.settings.plain(),
         "token_initialization": None
         if student is None
         else {
@@ -182,7 +179,7 @@ def _describe(job: Job, seed: int, count: int, device: torch.device) -> dict[str
 
 
 class _Folder:
-    """`000000.png` and on, with `labels.csv`, and `sampling.json`, which is written first."""
+    """`000000.png`, `000001.png`, ... with `labels.csv`, and `sampling.json`, written first."""
 
     def __init__(self, out: Path, about: dict[str, Any], count: int, classes: int) -> None:
         self._out, self._about, self._count, self._classes = out, about, count, classes
@@ -190,48 +187,43 @@ class _Folder:
     def prepare(self, batch_size: int, *, force: bool) -> list[range]:
         _claim(self._out, self._about, force=force)
         if not (self._out / _LABELS).is_file():
-            write_atomic(self._out / _LABELS, self._labels())
-        there = [is_whole_png(self._path(i)) for i in range(self._count)]
-        return [rows for rows in _cut(self._count, batch_size) if not all(there[i] for i in rows)]
+            text = io.StringIO(newline="")
+            table = csv.writer(text, lineterminator="\n")
+            table.writerow(("file", "label"))
+            table.writerows((self._path(i).name, i % self._classes) for i in range(self._count))
+            write_atomic(self._out / _LABELS, text.getvalue())
+        whole = [is_whole_png(self._path(i)) for i in range(self._count)]
+        return [rows for rows in _cut(self._count, batch_size) if not all(whole[i] for i in rows)]
 
     def save(self, rows: range, parts: Sequence[Pixels]) -> None:
-        images = (image for part in parts for image in part)
         with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(self._save_one, rows, images))
+            list(pool.map(self._save_one, rows, (image for part in parts for image in part)))
 
     def finish(self) -> None:
         pass
 
     def _save_one(self, index: int, image: Pixels) -> None:
-        path = self._path(index)
-        if not is_whole_png(path):
-            write_atomic(path, encode_png(image))
+        if not is_whole_png(self._path(index)):
+            write_atomic(self._path(index), encode_png(image))
 
     def _path(self, index: int) -> Path:
         return self._out / _png_name(index, self._count)
-
-    def _labels(self) -> str:
-        text = io.StringIO(newline="")
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow(("file", "label"))
-        table.writerows((_png_name(i, self._count), i % self._classes) for i in range(self._count))
-        return text.getvalue()
 
 
 class _Npz:
     """ADM's layout, arr_0 uint8 [N, H, W, 3] and arr_1 int64 [N]; `FILE.npz.json` describes it.
 
-    Finished blocks lie in the folder `FILE.npz.parts` until all of them are there.
+    The folder `FILE.npz.parts` holds finished blocks until all are finished.
     """
 
     def __init__(self, out: Path, about: dict[str, Any], count: int, classes: int) -> None:
         self._out, self._about, self._count, self._classes = out, about, count, classes
         self._parts = out.with_name(f"{out.name}.parts")
-        self._beside = out.with_name(f"{out.name}.json")
+        self._description = out.with_name(f"{out.name}.json")
 
     def prepare(self, batch_size: int, *, force: bool) -> list[range]:
-        if self._beside.is_file():
-            _check_mine(self._beside, self._about, force=force)
+        if self._description.is_file():
+            _check_same(self._description, self._about, force=force)
         elif self._out.exists() and not force:
             raise DimoError(
                 f"output {self._out} exists; replace it with --force or choose another --out"
@@ -244,42 +236,36 @@ class _Npz:
         _claim(self._parts, self._about, force=force)
         if force:
             self._out.unlink(missing_ok=True)
-            self._beside.unlink(missing_ok=True)
+            self._description.unlink(missing_ok=True)
         return [rows for rows in self._blocks() if not self._path(rows).is_file()]
 
     def save(self, rows: range, parts: Sequence[Pixels]) -> None:
         with replacing(self._path(rows)) as temporary, temporary.open("wb") as file:
-            _write_header(file, (len(rows), *parts[0].shape[1:]), np.dtype(np.uint8))
-            for part in parts:
-                file.write(np.ascontiguousarray(part).data)
+            np.save(file, np.concatenate(parts))
 
     def finish(self) -> None:
-        """Streams the blocks into the npz, then removes them."""
+        """Copies the blocks into the npz one by one, then removes them."""
         if self._out.exists():
             return
-        write_atomic(self._beside, _json(self._about))
+        write_atomic(self._description, _json(self._about))
         labels = np.arange(self._count, dtype=np.int64) % self._classes
-        with (
-            replacing(self._out) as temporary,
-            zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
-        ):
-            with _member(archive, "arr_0") as stream:
+        with replacing(self._out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as stream:
                 for rows in self._blocks():
                     block = self._read(rows)
                     if rows.start == 0:
-                        _write_header(stream, (self._count, *block.shape[1:]), block.dtype)
+                        shape = (self._count, *block.shape[1:])
+                        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                        np.lib.format.write_array_header_1_0(stream, header)
                     stream.write(np.ascontiguousarray(block).data)
-            with _member(archive, "arr_1") as stream:
-                _write_header(stream, labels.shape, labels.dtype)
-                stream.write(labels.astype("<i8").data)
+            with archive.open("arr_1.npy", "w") as stream:
+                np.lib.format.write_array(stream, labels)
         self._remove_parts()
 
     def _read(self, rows: range) -> Pixels:
         path = self._path(rows)
         try:
             block: Pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-            if len(block) != len(rows):
-                raise ValueError(f"it holds {len(block)} images, not {len(rows)}")
         except (OSError, ValueError, EOFError) as error:
             raise DimoError(
                 f"cannot read {path}: {error}; remove it and run the same command again"
@@ -294,23 +280,20 @@ class _Npz:
 
     def _remove_parts(self) -> None:
         if self._parts.is_dir():
-            _release(self._parts, self._count)
-
-
-# --- a folder of ours --------------------------------------------------------------------------
+            _clear(self._parts, self._count)
 
 
 def _claim(folder: Path, about: dict[str, Any], *, force: bool) -> None:
-    """Makes `folder` one that is to hold what `about` says, and nothing else of an export.
+    """Makes `folder` hold the images that `about` describes; with `force` removes others.
 
     Raises:
-        DimoError: It is a file, holds files of others, or what another command made.
+        DimoError: It is a file, was not written by an export, or holds other images.
     """
     description = folder / _ABOUT
     if description.is_file():
-        found = _check_mine(description, about, force=force)
+        saved = _check_same(description, about, force=force)
         if force:
-            _release(folder, found["count"])
+            _clear(folder, saved["count"])
     elif folder.exists():
         if not folder.is_dir():
             raise DimoError(f"output {folder} is a file; choose a folder or an .npz as --out")
@@ -320,78 +303,54 @@ def _claim(folder: Path, about: dict[str, Any], *, force: bool) -> None:
                 "make it; choose another --out"
             )
     if folder.is_dir():
-        _sweep(folder)
+        _remove_unfinished(folder)
     if not description.is_file():
         write_atomic(description, _json(about))
 
 
-def _release(folder: Path, count: int) -> None:
+def _clear(folder: Path, count: int) -> None:
     """Removes what an export of `count` images wrote to `folder`, its description last."""
+    _remove_unfinished(folder)
     blocks = [_block_name(rows.start) for rows in _cut(count, _BLOCK)]
     names = [*(_png_name(i, count) for i in range(count)), *blocks, _LABELS, _ABOUT]
-    _sweep(folder)
-    with os.scandir(folder) as entries:
-        there = {entry.name for entry in entries}
+    existing = {path.name for path in folder.iterdir()}
     for name in names:
-        if name in there:
+        if name in existing:
             (folder / name).unlink()
-    if there <= set(names):
+    if existing <= set(names):
         folder.rmdir()
 
 
-def _sweep(folder: Path) -> None:
-    """Removes what killed exports were about to write."""
+def _remove_unfinished(folder: Path) -> None:
+    """Removes temporary files of killed exports."""
     for names in ("[0-9]*.png", "[0-9]*.npy", _ABOUT, _LABELS):
         remove_temporaries(folder, names)
 
 
-def _check_mine(path: Path, about: dict[str, Any], *, force: bool) -> dict[str, Any]:
-    """A description on disk.
+def _check_same(path: Path, about: dict[str, Any], *, force: bool) -> dict[str, Any]:
+    """Reads the description of an export.
 
     Raises:
-        DimoError: It is none, or without `force` it says something else than `about`.
+        DimoError: It is not one, or without `force` it differs from `about`.
     """
     try:
-        described = json.loads(path.read_bytes())
-        if not isinstance(described, dict) or not isinstance(described.get("count"), int):
+        saved = json.loads(path.read_bytes())
+        if not isinstance(saved, dict) or not isinstance(saved.get("count"), int):
             raise ValueError("it does not describe an export")
     except (OSError, ValueError) as error:
         raise DimoError(f"cannot read {path}: {error}; choose another --out") from error
-    found, wanted = _flat(described), _flat(json.loads(_json(about)))
-    keys = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+    requested = json.loads(_json(about))
+    keys = [key for key in {**requested, **saved} if saved.get(key) != requested.get(key)]
     if keys and not force:
-        told = ", ".join(
-            f"{key} {_shown(found.get(key))}, not {_shown(wanted.get(key))}" for key in keys[:3]
-        )
-        more = f", and {len(keys) - 3} more differences" if len(keys) > 3 else ""
         raise DimoError(
-            f"{path} says that these images were made with {told}{more}; choose another --out, or "
-            "make them anew with --force"
+            f"{path} describes images made with other settings ({', '.join(keys)}); choose another "
+            "--out, or replace them with --force"
         )
-    return described
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 24 else text[:20] + '..."'
+    return saved
 
 
 def _json(about: dict[str, Any]) -> str:
     return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-
-
-# --- names and bytes ---------------------------------------------------------------------------
 
 
 def _png_name(index: int, count: int) -> str:
@@ -403,17 +362,5 @@ def _block_name(start: int) -> str:
 
 
 def _cut(count: int, size: int) -> list[range]:
-    """range(count) in ranges of `size`, the last perhaps shorter."""
+    """range(count) in ranges of `size`; the last may be shorter."""
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def _member(archive: zipfile.ZipFile, key: str) -> Any:
-    """A member to write to, the same bytes at any time and on any system."""
-    info = zipfile.ZipInfo(f"{key}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-    info.create_system, info.external_attr = 3, 0o600 << 16
-    return archive.open(info, "w", force_zip64=True)
-
-
-def _write_header(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, header)

@@ -1,4 +1,4 @@
-"""Images of a job as they are made: their speed, their costs and what a record says of them."""
+"""Generates the images of a row and measures speed and cost."""
 
 import statistics
 import time
@@ -12,24 +12,24 @@ from bench.records.record import Speed
 from bench.rows.rows import Cost, Job
 from bench.rows.settings import generate, sample_tokens
 from dimo.engine.distributed import device_name, peak_memory_bytes
-from dimo.util.terminal import Progress
+from dimo.util.terminal import Progress, quiet
 
 
 class Maker:
-    """Makes the images of one job.
+    """Generates the images of one row.
 
     Args:
         job: A network with its settings.
-        seed: Of the images.
-        num_images: How many.
-        batch_size: How many at a time; changes speed, never an image.
+        seed: Seed of the images.
+        num_images: Number of images.
+        batch_size: Images sampled at a time; changes speed, never an image.
         uint8: Rounding rule of the protocol.
-        device: Where the network is.
-        progress: Told how many there are.
+        device: Device of the network.
+        progress: Called with the number of finished images.
 
     Attributes:
-        cost: Network forwards an image, and tokens a step.
-        tally: Names what was made.
+        cost: Network forwards per image, and tokens per step.
+        tally: Hashes the generated images.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Maker:
         batch_size: int,
         uint8: str,
         device: torch.device,
-        progress: Progress = lambda what, done, total, unit: None,
+        progress: Progress = quiet,
     ) -> None:
         self.job, self.seed, self.num_images, self.device = job, seed, num_images, device
         self.batch_size = min(batch_size, num_images)
@@ -75,7 +75,7 @@ class Maker:
             yield self.tally.add(batch.images, batch.labels)
 
     def speed(self) -> Speed:
-        """Of the median of all whole batches that were made."""
+        """Speed of the median full batch."""
         seconds = statistics.median(self._seconds[: self.num_images // self.batch_size])
         return Speed(
             images_per_second=self.batch_size / seconds,
@@ -87,7 +87,7 @@ class Maker:
 
     @torch.inference_mode()
     def _warm_up(self) -> Cost:
-        """One small batch that is thrown away: warms the machine up and tells the costs."""
+        """Samples one small batch, discarded, to warm up and to learn the cost."""
         job = self.job
         assert job.settings is not None
         index = torch.arange(8, device=self.device)
@@ -99,5 +99,5 @@ class Maker:
 
 
 def no_speed(device: torch.device) -> Speed:
-    """Of images that were not made here."""
+    """Speed of images that were read from files."""
     return Speed(None, None, None, None, device_name(device))

@@ -1,5 +1,6 @@
-"""Pictures of what jobs make: one row a job, the same labels and noise down each column; and, for
-the report, one picture a record, alike for all records of a protocol.
+"""Sample pictures: a captioned grid with one row per job, and the picture beside each record.
+
+Each column of a grid has one label and the same noise in all rows.
 """
 
 import json
@@ -17,29 +18,30 @@ from bench.rows.rows import Job
 from bench.rows.settings import sample_images
 from dimo.errors import DimoError
 from dimo.util.files import write_atomic
+from dimo.util.terminal import Progress, quiet
 from dimo.zoo.loading import Generator
 from dimo.zoo.teachers import Teacher
 
-_FEW_CLASSES = 20  # of that many, each is drawn twice
-_COLUMNS = 10  # of more classes, so many
-_ENOUGH = 16  # images of a report's picture, or more
-_GREY = 140  # between its images: no part of any of them, in light and in dark
-_LARGEST = 128  # pixels of an image's side there: a page holds many pictures
+_FEW_CLASSES = 20  # up to this number of classes, each is drawn twice
+_COLUMNS = 10  # with more classes, this number of them
+_ENOUGH = 16  # least number of images in a record's picture
+_GREY = 140  # between the images of a record's picture, visible on light and dark pages
+_LARGEST = 128  # pixels of an image's side in a record's picture
 
 Row: TypeAlias = tuple[str, Tensor]  # caption, and uint8 [C, 3, H, W] on the CPU
 
 
 def shared_classes(teachers: Iterable[Teacher]) -> int:
-    """The number of classes that all models have, given their teachers.
+    """The number of classes that all models share, given their teachers.
 
     Raises:
-        DimoError: They do not share it, so that one label means different things.
+        DimoError: They have different classes, so one label would mean different things.
     """
     sizes = {teacher.num_classes: teacher.name for teacher in teachers}
     if len(sizes) > 1:
-        told = ", ".join(f"{name} has {size}" for size, name in sizes.items())
+        numbers = ", ".join(f"{name} has {size}" for size, name in sizes.items())
         raise DimoError(
-            f"models of different classes cannot share the columns of a picture ({told}); draw "
+            f"models of different classes cannot share the columns of a picture ({numbers}); draw "
             "one picture for each number of classes"
         )
     return next(iter(sizes))
@@ -53,19 +55,19 @@ def draw_samples(
     out: Path,
     device: torch.device,
     batch_size: int = 50,
-    progress: Callable[[str, int, int, str], None] = lambda what, done, total, unit: None,
+    progress: Progress = quiet,
     above: Sequence[Row] = (),
 ) -> None:
     """Writes a captioned PNG.
 
     Args:
         jobs: Networks with their settings; column i is image i of `seed` in each row.
-        labels: One class a column; when empty every class, twice, or 10 spread over many classes.
-        seed: Of the images.
+        labels: One class per column; empty: each class twice, or 10 spread over many classes.
+        seed: Seed of the images.
         out: File to write, atomically.
-        device: Where the networks are.
-        batch_size: Images made at a time; has no influence on any image.
-        progress: Told how far each row is.
+        device: Device of the networks.
+        batch_size: Images sampled at a time; changes no image.
+        progress: Called with the finished images of each row.
         above: Rows of `sample_rows` with the same labels and seed, shown first.
 
     Raises:
@@ -74,9 +76,9 @@ def draw_samples(
     rows = sample_rows(
         jobs, labels, seed=seed, device=device, batch_size=batch_size, progress=progress
     )
-    wanted = list(labels) or _default_labels(_classes_of(jobs))
     loaded = jobs[0].loaded
-    columns = [_condition(loaded, label) for label in wanted]
+    shown = list(labels) or _default_labels(_classes_of(jobs))
+    columns = [_condition(loaded, label) for label in shown]
     save_grid(out, [*above, *rows], columns=columns, sentences=loaded.teacher.text is not None)
 
 
@@ -87,20 +89,19 @@ def sample_rows(
     seed: int,
     device: torch.device,
     batch_size: int = 50,
-    progress: Callable[[str, int, int, str], None] = lambda what, done, total, unit: None,
+    progress: Progress = quiet,
 ) -> list[Row]:
-    """A row for each job; arguments and errors as of `draw_samples`."""
-    classes = _classes_of(jobs)
-    wanted = list(labels) or _default_labels(classes)
+    """One row per job; arguments and errors as for `draw_samples`."""
+    shown = list(labels) or _default_labels(_classes_of(jobs))
     several = len({job.loaded.teacher.name for job in jobs}) > 1
     rows = []
     for number, job in enumerate(jobs, start=1):
         what = f"row {number}: {job.caption}"
 
         def on_done(done: int, what: str = what) -> None:
-            progress(what, done, len(wanted), "images")
+            progress(what, done, len(shown), "images")
 
-        images, nfe = _row(job, wanted, seed, device, batch_size, on_done)
+        images, nfe = _row(job, shown, seed, device, batch_size, on_done)
         rows.append((_caption(job, nfe, name_teacher=several), images))
     return rows
 
@@ -113,15 +114,15 @@ def _classes_of(jobs: Sequence[Job]) -> int:
 def write_picture(job: Job, folder: Path, run_id: str, *, seed: int, device: torch.device) -> None:
     """Writes `pictures/<run_id>.png` beside a record: images 0, 1, 2, ... of the seed, no captions.
 
-    Labels and seed are those of every other record of the protocol, so that pictures compare image
-    by image. A text chunk `dimo` holds them, as JSON: `seed`, `columns`, `labels` (their names).
+    All records of a protocol have the same labels and seed, so pictures compare image by image. The
+    text chunk `dimo` holds them as JSON: `seed`, `columns`, `labels` (names).
 
     Args:
         job: A network with its settings.
-        folder: Of the results.
-        run_id: Of the record.
-        seed: Of the images: the protocol's reporting seed.
-        device: Where the network is.
+        folder: Folder of the results.
+        run_id: Id of the record.
+        seed: The protocol's reporting seed.
+        device: Device of the network.
     """
     classes = job.loaded.num_conditions
     if classes <= _FEW_CLASSES:
@@ -132,8 +133,8 @@ def write_picture(job: Job, folder: Path, run_id: str, *, seed: int, device: tor
         labels = [(2 * i + 1) * classes // (2 * count) for i in range(count)]
     images, _ = _row(job, labels, seed, device, len(labels), lambda done: None)
     names = [_condition(job.loaded, label) for label in labels]
-    told = json.dumps({"seed": seed, "columns": columns, "labels": names})
-    picture = encode_png(_tiled(images, columns).numpy(), text=told)
+    text = json.dumps({"seed": seed, "columns": columns, "labels": names})
+    picture = encode_png(_tiled(images, columns).numpy(), text=text)
     write_atomic(folder / "pictures" / f"{run_id}.png", picture)
 
 
@@ -191,7 +192,7 @@ def _row(
 
 
 def _caption(job: Job, nfe: int, *, name_teacher: bool) -> str:
-    """Method, steps and NFE; with `name_teacher` also which teacher it is, or is of."""
+    """Method, steps and NFE; with `name_teacher` also the teacher."""
     assert job.settings is not None
     steps = job.settings.num_steps
     method = f"{job.name} [{job.loaded.teacher.name}]" if name_teacher else job.name

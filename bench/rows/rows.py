@@ -1,6 +1,6 @@
-"""Rows to be: which networks are scored, and with which settings.
+"""Benchmark rows before they are measured: networks with sampler settings, or fixed image sets.
 
-How a command names what it samples: `[NAME=]MODEL[@STEPS]`.
+Commands name a network as `[NAME=]MODEL[@STEPS]`.
 """
 
 import dataclasses
@@ -17,7 +17,6 @@ from torch import Tensor
 from bench.records.record import MethodInfo, Section
 from bench.records.selection import Tuning
 from bench.rows.settings import (
-    SETTINGS,
     Choice,
     SamplerSettings,
     check_used,
@@ -26,6 +25,7 @@ from bench.rows.settings import (
 )
 from dimo.errors import DimoError
 from dimo.methods import METHODS
+from dimo.samplers import SAMPLERS
 from dimo.zoo.loading import Generator, load_student, load_teacher
 from dimo.zoo.students import PUBLISHED_STUDENTS, FoundStudent, find_student
 from dimo.zoo.teachers import TEACHERS, Teacher, get_teacher
@@ -35,12 +35,12 @@ _FORM = "[NAME=]MODEL[@STEPS], e.g. runs/mine, di4c=runs/mine or di4c=runs/mine@
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network to sample, as it was named.
+    """A network as named on the command line.
 
     Attributes:
-        model: A teacher, a student with a name, a run folder, or a file.
-        name: Of its rows in tables; None: as it is called by itself.
-        steps: Its step counts; empty: those of the command.
+        model: Name of a teacher or student, a run folder, or a file.
+        name: Name in tables; None: its default name.
+        steps: Step counts; empty: those of the command.
     """
 
     model: str
@@ -51,16 +51,12 @@ class Candidate:
 def parse_candidate(text: str) -> Candidate:
     """Reads `[NAME=]MODEL[@STEPS]`.
 
-    What exists as a path is that path, whatever is in its name. Else the first `=` ends a NAME if
-    there is no slash before it, and the last `@` begins STEPS if there is no slash behind it: a
-    path may hold both signs, as in `./a=b` or `runs/@2/mine`. To give `a` steps where a path `a@2`
-    exists too, write `a/@2`.
-
-    Args:
-        text: As given.
+    An existing path is taken as it is. Otherwise the first `=` ends NAME unless a slash precedes
+    it, and the last `@` begins STEPS unless a slash follows it, so a path may contain both, as in
+    `./a=b` or `runs/@2/mine`. To give `a` steps where a path `a@2` exists, write `a/@2`.
 
     Raises:
-        DimoError: No model, an empty name, or steps that are no whole numbers from 1.
+        DimoError: No model, an empty name, or steps that are not positive integers.
     """
     name, model = _split_name(text)
     if name is not None and not name:
@@ -99,22 +95,19 @@ def _exists(path: str) -> bool:
         return False
 
 
-_RECORDED = ("sampler", "num_steps", *SETTINGS)  # of the settings, by the same name in a record
-
-
 @dataclass(frozen=True)
 class Job:
-    """One row to be: a network with sampler settings, or a fixed set of images.
+    """One row before it is measured: a network with sampler settings, or a fixed set of images.
 
     Attributes:
         name: Name in tables.
         section: Block of the table.
-        loaded: The network; for a fixed set, whose tokenizer and teacher it belongs to.
+        loaded: The network; for a fixed set, the one whose tokenizer or classes it has.
         settings: Sampler settings; None for a fixed set.
         images: The fixed set, uint8 [N, 3, H, W]; None for a network.
-        labels: Of the fixed set, int64 [N].
-        student: Run folder or name that the student was loaded by.
-        tuning: How the settings were chosen, if by a sweep (`bench.tuning`).
+        labels: Labels of the fixed set, int64 [N].
+        student: Run folder or name that the student was loaded from.
+        tuning: Sweep that chose the settings (`bench.tuning`).
     """
 
     name: str
@@ -136,14 +129,20 @@ class Job:
 
 @dataclass(frozen=True)
 class Cost:
-    """What sampling costs: network forwards an image, and tokens revealed at each step."""
+    """Cost of sampling: network forwards per image, and tokens revealed at each step."""
 
     nfe: int
     token_counts: tuple[int, ...]
 
 
+_KNOB_FIELDS = (  # knobs with a field of their own in records
+    *("mask_schedule", "guidance_scale", "temperature", "choice_temperature"),
+    *("final_temperature", "theta", "random_start", "top_k", "top_p"),
+)
+
+
 def method_info(job: Job, cost: Cost | None) -> MethodInfo:
-    """The part of a record that says what was scored; `cost` is None for a fixed set."""
+    """The part of a record that describes the row; `cost` is None for a fixed set."""
     settings, student = job.settings, job.loaded.student
     training: dict[str, Any] = {}
     if student is not None and settings is not None:
@@ -155,14 +154,20 @@ def method_info(job: Job, cost: Cost | None) -> MethodInfo:
             "seed": student.seed,
             **({"ablation": student.ablation} if student.ablation else {}),
         }
-    chosen = {name: getattr(settings, name, None) for name in _RECORDED}
-    # no random start and float32 go without saying, as in records from before there was a choice
-    chosen["random_start"] = chosen["random_start"] or None
+    # False goes without saying, as in records from before there was a choice; so does float32
+    knobs = {
+        name: None if value is False else value
+        for name, value in (settings.knobs if settings else {}).items()
+    }
     precision = settings.precision if settings else "float32"
+    fields = {name: knobs.pop(name, None) for name in _KNOB_FIELDS}
+    others = {name: value for name, value in knobs.items() if value is not None}
     return MethodInfo(
         name=job.name,
         section=job.section,
         teacher=job.loaded.teacher.name,
+        sampler=settings.sampler if settings else None,
+        num_steps=settings.num_steps if settings else None,
         nfe=cost.nfe if cost else None,
         token_counts=cost.token_counts if cost else None,
         selected_by=settings.selected_by if settings else "nothing to select",
@@ -171,19 +176,9 @@ def method_info(job: Job, cost: Cost | None) -> MethodInfo:
         network_precision=None if precision == "float32" else precision,
         student=job.student,
         tuning=job.tuning,
-        **chosen,
+        settings=others or None,
+        **fields,
     )
-
-
-# rows of a sampler that is not the teacher's own
-_SAMPLER_NAMES = {
-    "confidence": "Confidence order",
-    "random": "Random order",
-    "halton": "Halton order",
-    "meissonic": "Meissonic's order",
-    "tau_leaping": "τ-leaping",
-    "theta_trapezoidal": "θ-trapezoidal",
-}
 
 
 _AS_PUBLISHED = Choice()
@@ -198,18 +193,11 @@ def jobs_of(
 ) -> list[Job]:
     """The jobs of one network: a teacher at `steps`, or a student at `student_steps`.
 
-    A teacher's own sampler makes rows of the section "Teacher", others those of "Sampler". What
-    a row does not have of `choice` is left out, see `bench.rows.settings.check_used`; the
-    precision is that of the network.
-
-    Args:
-        loaded: The network.
-        steps: Step counts of a teacher.
-        choice: What is not left at its default.
-        student_steps: Step counts of a student.
+    Rows of the teacher's own sampler are in the section "Teacher", others in "Sampler". Settings of
+    `choice` that a row's sampler does not have are ignored; the precision is that of the network.
 
     Raises:
-        DimoError: A number of steps that the grid does not take.
+        DimoError: A number of steps out of the range of the sampler.
     """
     choice = dataclasses.replace(choice, precision=loaded.precision)
     if loaded.student is None:
@@ -223,7 +211,7 @@ def _teacher_jobs(loaded: Generator, rows: Sequence[SamplerSettings]) -> list[Jo
     return [
         Job(loaded.name, "Teacher", loaded, row)
         if row.sampler == own
-        else Job(_SAMPLER_NAMES[row.sampler], "Sampler", loaded, row)
+        else Job(SAMPLERS[row.sampler].label, "Sampler", loaded, row)
         for row in rows
     ]
 
@@ -237,11 +225,11 @@ class Planned:
     """A network and its rows, before any weights are read.
 
     Attributes:
-        teacher: Its row, or that of its teacher.
+        teacher: The teacher; for a student, its teacher.
         rows: Settings of each row, at least one.
-        student: Where it lies, and its settings; None for a teacher.
-        model: What the student was asked for by; None for a teacher.
-        name: In tables; None: what it is called by itself.
+        student: Location and settings of the student; None for a teacher.
+        model: Name that the student was requested by; None for a teacher.
+        name: Name in tables; None: its default name.
     """
 
     teacher: Teacher
@@ -260,15 +248,15 @@ def plan_jobs(
     choice: Choice = _AS_PUBLISHED,
     student_steps: Sequence[int] = (1,),
 ) -> list[Planned]:
-    """A teacher at each number of steps, then each of its students; settings and files are checked.
+    """A teacher at each number of steps, then its students; checks settings and files.
 
     Args:
-        teacher: A name of `dimo.zoo.teachers`.
-        models: Students, as `bench.rows.rows.parse_candidate` reads them.
-        steps: Step counts of the teacher (empty: no teacher row), and of multi-step students.
-        weights: Folder of the weights; None: those shipped, or those fetched.
-        choice: What is not left at its default.
-        student_steps: Step counts of the one-step students.
+        teacher: A key of `dimo.zoo.teachers.TEACHERS`.
+        models: Students, as for `parse_candidate`.
+        steps: Step counts of the teacher (empty: no teacher row) and of multi-step students.
+        weights: Folder of the weights; None: bundled or downloaded ones.
+        choice: Sampler overrides.
+        student_steps: Step counts of one-step students.
 
     Raises:
         DimoError: Unknown or missing networks, a student of another teacher, bad settings.
@@ -296,7 +284,7 @@ def plan_models(
     choice: Choice = _AS_PUBLISHED,
     student_steps: Sequence[int] = (1,),
 ) -> list[Planned]:
-    """As `plan_jobs`, for any teachers and students in the order they are named."""
+    """As `plan_jobs`, for any teachers and students in the given order."""
     planned = []
     for text in models:
         candidate = parse_candidate(text)
@@ -321,13 +309,13 @@ def load_planned(
     """Loads the networks in the precision of their rows.
 
     Args:
-        planned: What `plan_jobs` or `plan_models` returned.
-        device: Where to put the networks.
-        weights: Folder of the weights, as before.
-        prompts: What teachers of prompts draw; None for teachers of classes.
+        planned: Result of `plan_jobs` or `plan_models`.
+        device: Device of the networks.
+        weights: Folder of the weights, as for the plan.
+        prompts: Prompts of text-conditioned teachers; None for teachers of classes.
 
     Raises:
-        DimoError: A missing or foreign weights file; prompts missing, or that cannot be read.
+        DimoError: A missing or foreign weights file; missing or unreadable prompts.
     """
     return [job for entry in planned for job in _load(entry, device, weights, prompts)]
 

@@ -1,12 +1,9 @@
-"""(model, sampler settings, seed) -> image batches. Image i depends on the seed and i alone.
+"""Sampler settings of rows, checked before any weights are read, and images sampled with them.
 
-Which sampler settings make which rows: pure functions, checked before any weights are read.
+Image i depends on model, settings, seed and i alone.
 """
 
-import dataclasses
-import functools
-import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -16,56 +13,27 @@ from bench.images.codec import ImageBatch, to_uint8
 from bench.protocol import Protocol, list_protocols
 from bench.protocol.catalog import BUNDLED_PROMPTS
 from dimo.errors import DimoError, unknown_name
-from dimo.masking import DECODING_SCHEDULES, UNMASKING_RATES, check_steps
+from dimo.masking import check_steps
 from dimo.methods import METHODS
 from dimo.models.cpu import check_precision
 from dimo.rng import ImageNoise
-from dimo.samplers import SAMPLERS
+from dimo.samplers import SAMPLERS, Knob, all_knobs, get_sampler, teacher_samplers
 from dimo.samplers.base import Samples
-from dimo.samplers.student import sample_few_step, sample_one_step
 from dimo.zoo.loading import Generator
 from dimo.zoo.students import StudentConfig
 from dimo.zoo.teachers import SamplerDefaults, Teacher, get_teacher
 
-STUDENT_SAMPLERS: Mapping[str, Callable[..., Samples]] = {
-    "one_step": sample_one_step,
-    "few_step": sample_few_step,
-}
-# of teachers, then of students
-ALL_SAMPLERS: Mapping[str, Callable[..., Samples]] = {**SAMPLERS, **STUDENT_SAMPLERS}
 
-# what a sampler may have beside its number of steps; fields of `SamplerSettings`
-SETTINGS = (
-    "mask_schedule",
-    "guidance_scale",
-    "temperature",
-    "final_temperature",
-    "choice_temperature",
-    "theta",
-    "random_start",
-    "top_k",
-    "top_p",
-)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class SamplerSettings:
     """What the model may choose, as opposed to what the protocol fixes.
 
-    None (and no random start): the sampler's own default, or it has no such setting.
+    `settings.theta` is `settings.knobs["theta"]`, and None if the sampler has no such knob.
 
     Attributes:
-        sampler: A key of `dimo.samplers.SAMPLERS`, or "one_step" or "few_step" of a student.
+        sampler: A key of `dimo.samplers.SAMPLERS`.
         num_steps: Sampling steps.
-        temperature: Divides the logits.
-        mask_schedule: How many tokens each step reveals, or at what rate.
-        guidance_scale: Strongest s, 1 = off.
-        choice_temperature: Of the confidence noise.
-        theta: Where in a step of theta-trapezoidal the second prediction is.
-        final_temperature: Of the last step, for a temperature that changes on the way.
-        random_start: Whether each image starts at a place of its own in the Halton order.
-        top_k: Draws among the k likeliest tokens only.
-        top_p: Draws among the likeliest tokens that together reach this probability.
+        knobs: Value of each knob of the sampler.
         precision: What the network computes in; set when it is loaded.
         selected_by: How these values were chosen.
 
@@ -74,45 +42,60 @@ class SamplerSettings:
     """
 
     sampler: str
-    num_steps: int = 1
-    temperature: float = 1.0
-    mask_schedule: str | None = None
-    guidance_scale: float | None = None
-    choice_temperature: float | None = None
-    theta: float | None = None
-    final_temperature: float | None = None
-    random_start: bool = False
-    top_k: int | None = None
-    top_p: float | None = None
-    precision: str = "float32"
-    selected_by: str = "default"
+    num_steps: int
+    knobs: Mapping[str, Any]
+    precision: str
+    selected_by: str
 
-    def __post_init__(self) -> None:
-        takes = settings_of(self.sampler)
-        for name in SETTINGS:
-            value = getattr(self, name)
-            if name not in takes and value is not None and value is not False:
-                known = ", ".join(sorted(takes))
-                raise DimoError(f"sampler {self.sampler!r} has no {name} ({value}); it has {known}")
+    def __init__(
+        self,
+        sampler: str,
+        num_steps: int = 1,
+        *,
+        precision: str = "float32",
+        selected_by: str = "default",
+        **knobs: Any,
+    ) -> None:
+        own = settings_of(sampler)
+        for name, value in knobs.items():
+            if name not in own and value is not None and value is not False:
+                known = ", ".join(sorted(own))
+                raise DimoError(f"sampler {sampler!r} has no {name} ({value}); it has {known}")
+        given = {name: knobs[name] for name in own if knobs.get(name) is not None}
+        fields = {
+            "sampler": sampler,
+            "num_steps": num_steps,
+            "knobs": {**own, **given},
+            "precision": precision,
+            "selected_by": selected_by,
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "knobs" or name not in all_knobs():
+            raise AttributeError(name)
+        return self.knobs.get(name)
 
     def changed(self, **changes: Any) -> Self:
         """A copy with changes; a new `temperature` alone holds at every step."""
         if "temperature" in changes:
             changes = {"final_temperature": None, **changes}
-        return dataclasses.replace(self, **changes)
+        return type(self)(**{**self.plain(), **changes})
+
+    def plain(self) -> dict[str, Any]:
+        """All values by name, as keyword arguments of this class."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**fields.pop("knobs"), **fields}
 
 
-@functools.cache
 def settings_of(sampler: str) -> Mapping[str, Any]:
     """The settings a sampler has beside its number of steps, with its own defaults.
 
     Raises:
         DimoError: Unknown sampler.
     """
-    if sampler not in ALL_SAMPLERS:
-        raise unknown_name("sampler", sampler, ALL_SAMPLERS)
-    parameters = inspect.signature(ALL_SAMPLERS[sampler]).parameters
-    return {name: parameters[name].default for name in SETTINGS if name in parameters}
+    return get_sampler(sampler).defaults
 
 
 def sample_tokens(
@@ -128,23 +111,20 @@ def sample_tokens(
     Raises:
         DimoError: Settings the sampler refuses.
     """
-    given = {
-        name: value
-        for name in settings_of(settings.sampler)
-        if (value := getattr(settings, name)) is not None
-    }
+    sampler = get_sampler(settings.sampler)
+    given = {name: value for name, value in settings.knobs.items() if value is not None}
     if settings.sampler != "one_step":
         given["num_steps"] = settings.num_steps
-    if settings.sampler in STUDENT_SAMPLERS:
+    if sampler.of_student:
         assert loaded.student is not None, "this sampler is for a distilled student"
         given["init_mask_ratio"] = loaded.student.init_mask_ratio
         given["embedding_noise"] = loaded.student.embedding_noise
         given["token_initialization"] = loaded.student.token_initialization
     if loaded.unconditional is not None:
-        assert settings.sampler == "confidence", "only this sampler takes another model beside"
+        assert sampler.takes_unconditional, "this sampler takes no unconditional model"
         given["unconditional"] = loaded.unconditional
-    sample = ALL_SAMPLERS[settings.sampler]
-    return sample(loaded.model, labels, ImageNoise(seed, index), **given)
+    samples: Samples = sampler(loaded.model, labels, ImageNoise(seed, index), **given)
+    return samples
 
 
 @torch.inference_mode()
@@ -178,16 +158,16 @@ def generate(
     uint8: str,
     device: torch.device,
 ) -> Iterator[ImageBatch]:
-    """Makes images 0..num_images-1 in order; the label of image i is i modulo the conditions.
+    """Samples images 0..num_images-1 in order; the label of image i is i modulo the conditions.
 
     Args:
         loaded: Network and tokenizer.
-        settings: How to sample.
+        settings: Sampler settings.
         seed: The protocol's seed.
-        num_images: How many.
-        batch_size: How many at a time; has no influence on any image.
+        num_images: Number of images.
+        batch_size: Images sampled at a time; changes no image.
         uint8: Rounding rule of the protocol.
-        device: Where the network is.
+        device: Device of the network.
     """
     for start in range(0, num_images, batch_size):
         index = torch.arange(start, min(start + batch_size, num_images), device=device)
@@ -195,33 +175,18 @@ def generate(
         yield sample_images(loaded, settings, labels=labels, seed=seed, index=index, uint8=uint8)
 
 
-# numeric settings -> whether a value is allowed, and the rule in words
-RANGES: Mapping[str, tuple[Callable[[float], bool], str]] = {
-    "temperature": (lambda x: x > 0, "above 0; 1 is as trained"),
-    "guidance_scale": (lambda x: x > 0, "above 0; 1 is off"),
-    "final_temperature": (lambda x: x > 0, "above 0; 1 is as trained"),
-    "choice_temperature": (lambda x: x >= 0, "at least 0; 0 is no noise"),
-    "theta": (lambda x: 0 < x < 1, "strictly between 0 and 1; e.g. 0.5"),
-    "top_k": (lambda x: x >= 1, "at least 1; all tokens without this option"),
-    "top_p": (lambda x: 0 < x <= 1, "above 0 and at most 1; all tokens without this option"),
-}
-
-_CONTINUOUS = ("tau_leaping", "theta_trapezoidal")  # any number of predictions, rates
-_FEW_STEP_SCHEDULES = ("arccos", "cosine")
-
-
 @dataclass(frozen=True)
 class Choice:
-    """What a user asks of the rows; nothing: the defaults of teacher, student and sampler.
+    """Sampler overrides from the command line; empty: the defaults of teacher and sampler.
 
     Attributes:
-        samplers: How teachers are sampled; empty: by their own sampler.
-        schedules: A row for each, of the samplers that know it.
-        settings: Values that replace defaults in the rows that have the setting.
+        samplers: Samplers of teachers; empty: each teacher's own.
+        schedules: One row for each, of the samplers that accept it.
+        settings: Knob -> value, for the rows whose sampler has the knob.
         precision: What the networks compute in.
 
     Raises:
-        DimoError: Unknown sampler, schedule or precision; a value out of range.
+        DimoError: Unknown sampler, schedule, knob or precision; a value out of range.
     """
 
     samplers: tuple[str, ...] = ()
@@ -232,28 +197,37 @@ class Choice:
     def __post_init__(self) -> None:
         check_precision(self.precision)
         for sampler in self.samplers:
-            if sampler not in SAMPLERS:
-                raise unknown_name("sampler", sampler, SAMPLERS)
+            if sampler not in teacher_samplers():
+                raise unknown_name("sampler", sampler, teacher_samplers())
+        allowed = {name for sampler in SAMPLERS.values() for name in sampler.schedules}
         for schedule in self.schedules:
-            if schedule not in (*DECODING_SCHEDULES, *UNMASKING_RATES):
-                allowed = {*DECODING_SCHEDULES, *UNMASKING_RATES}
+            if schedule not in allowed:
                 raise unknown_name("schedule", schedule, allowed)
         for name, value in self.settings.items():
-            is_allowed, words = RANGES[name]
-            if not is_allowed(value):
-                raise DimoError(f"{_option(name)} {value:g} must be {words}")
+            knob_named(name).check(value)
+
+
+def knob_named(name: str) -> Knob:
+    """
+    Raises:
+        DimoError: No sampler has this knob.
+    """
+    knobs = all_knobs()
+    if name not in knobs:
+        raise unknown_name("sampler setting", name, knobs)
+    return knobs[name]
 
 
 def teacher_settings(
     teacher: Teacher, steps: Sequence[int], choice: Choice
 ) -> list[SamplerSettings]:
-    """A row for each sampler, schedule and number of steps.
+    """One row per sampler, schedule and number of steps.
 
-    A sampler has the teacher's defaults, its own where the teacher says nothing or is sampled by
-    another one (the schedule), and what `choice` says.
+    Values come from `choice`, else from the teacher, else from the sampler. A teacher's schedule
+    applies to its own sampler only.
 
     Raises:
-        DimoError: A number of steps that the grid does not take.
+        DimoError: A number of steps out of the range of the sampler.
     """
     own = teacher.defaults
     rows = []
@@ -269,13 +243,13 @@ def teacher_settings(
 def student_settings(
     student: StudentConfig, num_tokens: int, steps: Sequence[int], choice: Choice
 ) -> list[SamplerSettings]:
-    """A student at each number of steps, at the temperature that was chosen for it, or as given.
+    """One row per number of steps, at the temperature of `choice`, else the one of the student.
 
-    A one-step student by its own samplers; one of another method, which starts from masked tokens,
-    by the confidence sampler with its teacher's settings.
+    One-step students have their own samplers. Students of other methods start from masked tokens
+    and are sampled by confidence with their teacher's settings.
 
     Raises:
-        DimoError: A number of steps that the grid does not take.
+        DimoError: A number of steps out of the range of the sampler.
     """
     if not METHODS[student.method].is_one_step:
         return _multi_step_settings(student, num_tokens, steps, choice)
@@ -306,10 +280,7 @@ def _multi_step_settings(
 
 
 def _defaults(sampler: str, own: SamplerDefaults) -> dict[str, Any]:
-    """A sampler's settings: the teacher's, the sampler's own where the teacher says nothing.
-
-    A schedule is only of the sampler it was named for.
-    """
+    """Defaults of the teacher, else of the sampler; a schedule applies to the teacher's sampler."""
     defaults = dict(settings_of(sampler))
     for name in defaults:
         value = getattr(own, name, None)
@@ -319,10 +290,10 @@ def _defaults(sampler: str, own: SamplerDefaults) -> dict[str, Any]:
 
 
 def check_used(rows: Sequence[SamplerSettings], choice: Choice) -> None:
-    """A sampler or setting that no row has would be ignored without a word.
+    """Refuses a sampler, schedule or setting that no row uses.
 
     Raises:
-        DimoError: Names the setting, and the samplers that have it.
+        DimoError: Names the setting and the samplers that have it.
     """
     used = sorted({row.sampler for row in rows})
     for sampler in choice.samplers:
@@ -333,36 +304,36 @@ def check_used(rows: Sequence[SamplerSettings], choice: Choice) -> None:
             )
     for name, value in choice.settings.items():
         if not any(name in settings_of(sampler) for sampler in used):
-            having = [sampler for sampler in ALL_SAMPLERS if name in settings_of(sampler)]
-            raise _unused(_option(name), f"{value:g}", used, having)
+            having = [key for key, sampler in SAMPLERS.items() if name in sampler.defaults]
+            raise _unused(knob_named(name).given(value), used, having)
     for schedule in choice.schedules:
         if not any(row.mask_schedule == schedule for row in rows):
-            having = [sampler for sampler in ALL_SAMPLERS if schedule in _schedules_of(sampler)]
-            raise _unused("--schedule", schedule, used, having)
+            having = [key for key, sampler in SAMPLERS.items() if schedule in sampler.schedules]
+            raise _unused(f"--schedule {schedule}", used, having)
 
 
 def check_protocol(teacher: Teacher, protocol: Protocol) -> None:
-    """Images of another size or other classes have nothing to do with a protocol's reference.
+    """Refuses a teacher whose image size or conditions are not those of the protocol.
 
     Raises:
         DimoError: Names the protocols that fit.
     """
     if _fits(teacher, protocol):
         return
-    fitting = [found.name for found in fitting_protocols(teacher)]
+    fitting = [other.name for other in fitting_protocols(teacher)]
     images, side = protocol.images, teacher.image_size
     size = " x ".join(map(str, images.resolution)) if any(images.resolution) else "any"
-    wanted = f"{images.num_classes:,} {'prompts' if protocol.prompts else 'classes'}"
+    conditions = f"{images.num_classes:,} {'prompts' if protocol.prompts else 'classes'}"
     made = "prompts" if teacher.text else f"{teacher.num_classes:,} classes"
     raise DimoError(
-        f"protocol {protocol.name!r} is for {size} images of {wanted}, and teacher "
+        f"protocol {protocol.name!r} is for {size} images of {conditions}, and teacher "
         f"{teacher.name!r} makes {side} x {side} of {made}; "
         f"protocols that fit: {', '.join(fitting) or 'none'}"
     )
 
 
 def fitting_protocols(teacher: Teacher) -> list[Protocol]:
-    """The shipped protocols for images of this size and these classes, sorted by name."""
+    """Bundled protocols for images of this size and these conditions, sorted by name."""
     return [protocol for protocol in list_protocols() if _fits(teacher, protocol)]
 
 
@@ -385,7 +356,9 @@ def _rows(
     choice: Choice,
 ) -> list[SamplerSettings]:
     given = {name: value for name, value in choice.settings.items() if name in defaults}
-    known = [schedule for schedule in choice.schedules if schedule in _schedules_of(sampler)]
+    known = [
+        schedule for schedule in choice.schedules if schedule in get_sampler(sampler).schedules
+    ]
     names = [name.replace("_", " ") for name in given] + ["schedule"] * bool(known)
     if names:
         rest = f"; else {selected_by}" if selected_by else ""
@@ -393,7 +366,7 @@ def _rows(
     rows = []
     for changes in [{"mask_schedule": schedule} for schedule in known] or [{}]:
         for num_steps in steps:
-            if sampler not in _CONTINUOUS:
+            if not get_sampler(sampler).any_steps:
                 check_steps(num_steps, num_tokens)
             row = SamplerSettings(
                 sampler,
@@ -406,20 +379,8 @@ def _rows(
     return rows
 
 
-def _schedules_of(sampler: str) -> Collection[str]:
-    if sampler in _CONTINUOUS:
-        return UNMASKING_RATES
-    if sampler == "few_step":
-        return _FEW_STEP_SCHEDULES
-    return DECODING_SCHEDULES if "mask_schedule" in settings_of(sampler) else ()
-
-
-def _unused(option: str, value: str, used: Sequence[str], having: Sequence[str]) -> DimoError:
+def _unused(option: str, used: Sequence[str], having: Sequence[str]) -> DimoError:
     return DimoError(
-        f"{option} {value} is a setting of no row: samplers {', '.join(used) or 'none'}; "
-        f"it is one of {', '.join(having)}"
+        f"{option} has no effect: no selected sampler ({', '.join(used) or 'none'}) uses it; "
+        f"it applies to {', '.join(having)}"
     )
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

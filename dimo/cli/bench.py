@@ -20,6 +20,7 @@ from dimo.cli.options import (
     ProtocolPrompts,
     Reference,
     Results,
+    SamplerKnobs,
     Samplers,
     Schedules,
     Students,
@@ -78,6 +79,7 @@ def bench(
     theta: Theta = None,
     top_k: TopK = None,
     top_p: TopP = None,
+    set_sampler: SamplerKnobs = [],  # noqa: B006
     precision: Precision = "float32",
     reference_rows: Annotated[bool, typer.Option(help="Rows for real data and tokenizer.")] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Changes speed, never a result.")] = 500,
@@ -106,6 +108,7 @@ def bench(
         samplers,
         schedules,
         precision,
+        set_sampler,
         guidance_scale=guidance_scale,
         temperature=temperature,
         choice_temperature=choice_temperature,

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their texts are read."""
+"""Options shared by several commands, and the parsing of their values."""
 
 import shlex
 import sys
@@ -8,23 +8,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dimo.errors import DimoError
+from dimo.samplers import SAMPLERS, all_knobs, teacher_samplers
 from dimo.util import terminal
 
 if TYPE_CHECKING:
     from bench.rows.settings import Choice
 
 STEPS = "1,2,4,8,16"
+
+
+def _schedules_in_words() -> str:
+    """Schedules with the samplers that accept them."""
+    samplers: dict[tuple[str, ...], list[str]] = {}
+    for name, sampler in SAMPLERS.items():
+        if sampler.schedules:
+            samplers.setdefault(sampler.schedules, []).append(name)
+    return "; ".join(f"{', '.join(keys)} ({', '.join(names)})" for keys, names in samplers.items())
+
+
 Teacher = Annotated[str, typer.Option(help="Name of a teacher.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Weights = Annotated[
     Path | None,
-    typer.Option(
-        help="Folder of the weights, as published or converted; default: shipped or fetched."
-    ),
+    typer.Option(help="Folder of published or converted weights; default: bundled or downloaded."),
 ]
 Data = Annotated[
     Path | None,
-    typer.Option(help="Encoded images, made by dimo encode, for a method that needs data."),
+    typer.Option(help="Encoded images from `dimo encode`, for methods that train on data."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Settings = Annotated[
@@ -37,7 +47,7 @@ Students = Annotated[
         "--student",
         metavar="[NAME=]RUN[@STEPS]",
         help="Distilled model: run folder, file, digits-dimo, scenes-dimo or dimo-maskgit, with a "
-        "name for its rows and step counts of its own; may be repeated.",
+        "name for its rows and its own step counts; may be repeated.",
     ),
 ]
 Baselines = Annotated[
@@ -50,41 +60,47 @@ Baselines = Annotated[
     ),
 ]
 StudentSteps = Annotated[
-    str, typer.Option(help="Step counts of one-step students; others have those of --steps.")
+    str, typer.Option(help="Step counts of one-step students; others use those of --steps.")
 ]
+_KNOBS = all_knobs()
 Samplers = Annotated[
     str,
     typer.Option(
         "--sampler",
         "--samplers",
-        help="How teachers are sampled: confidence, random, halton, tau_leaping, "
-        "theta_trapezoidal; several: a row for each. Default: as published.",
+        help=f"Samplers of teachers: {', '.join(teacher_samplers())}; several make one row each. "
+        "Default: each teacher's own.",
     ),
 ]
 Schedules = Annotated[
     str,
     typer.Option(
         "--schedule",
-        help="Tokens of each step: arccos, cosine, arccos-halton, arccos-v1, cosine-v1; rates of "
-        "tau_leaping and theta_trapezoidal: log-linear, cosine, arccos. Several: a row for each.",
+        help="Mask schedule or unmasking rate; several make one row each. Allowed: "
+        f"{_schedules_in_words()}.",
     ),
 ]
-GuidanceScale = Annotated[float | None, typer.Option(help="s = 1 + w of a teacher; 1 is off.")]
-Temperature = Annotated[
-    float | None, typer.Option(help="Divides logits; the same at every step, in every row.")
+GuidanceScale = Annotated[float | None, typer.Option(help=_KNOBS["guidance_scale"].help)]
+Temperature = Annotated[float | None, typer.Option(help=_KNOBS["temperature"].help)]
+ChoiceTemperature = Annotated[float | None, typer.Option(help=_KNOBS["choice_temperature"].help)]
+Theta = Annotated[float | None, typer.Option(help=_KNOBS["theta"].help)]
+TopK = Annotated[int | None, typer.Option(help=_KNOBS["top_k"].help)]
+TopP = Annotated[float | None, typer.Option(help=_KNOBS["top_p"].help)]
+SamplerKnobs = Annotated[
+    list[str],
+    typer.Option(
+        "--set-sampler",
+        metavar="NAME=VALUE",
+        help="Set any setting of a sampler; may be repeated. Without an option of their own: "
+        f"{', '.join(name for name, knob in _KNOBS.items() if not knob.option)}.",
+    ),
 ]
-ChoiceTemperature = Annotated[
-    float | None, typer.Option(help="Noise on confidences of the sampler confidence; 0 is none.")
-]
-Theta = Annotated[float | None, typer.Option(help="Of theta_trapezoidal, between 0 and 1.")]
-TopK = Annotated[int | None, typer.Option(help="Students draw among the k likeliest tokens.")]
-TopP = Annotated[
-    float | None, typer.Option(help="Students draw among the likeliest tokens of total p.")
-]
-Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of every network.")]
+Precision = Annotated[str, typer.Option(help="Precision of every network: float32 or bfloat16.")]
 PromptsFile = Annotated[
     Path | None,
-    typer.Option("--prompts", help="Text file with a prompt a line, for teachers of prompts."),
+    typer.Option(
+        "--prompts", help="Text file with one prompt per line (text-conditioned teachers)."
+    ),
 ]
 Cache = Annotated[
     str,
@@ -128,19 +144,34 @@ Reference = Annotated[
 ]
 AllowCode = Annotated[
     bool,
-    typer.Option("--allow-code", help="Let the protocol name an extractor of your own code."),
+    typer.Option(
+        "--allow-code",
+        help="Allow the protocol to import a custom extractor, which runs arbitrary code.",
+    ),
 ]
 
 
-def parse_choice(samplers: str, schedules: str, precision: str, **settings: Any) -> "Choice":
-    """What was asked of the rows; a setting that is None was not given.
+def parse_choice(
+    samplers: str, schedules: str, precision: str, set_sampler: list[str], **settings: Any
+) -> "Choice":
+    """Sampler overrides; a setting that is None was not given.
 
     Raises:
-        DimoError: As `bench.rows.settings.Choice`.
+        DimoError: As `bench.rows.settings.Choice`; a setting given twice, or not NAME=VALUE.
     """
-    from bench.rows.settings import Choice
+    from bench.rows.settings import Choice, knob_named
 
     given = {name: value for name, value in settings.items() if value is not None}
+    for text in set_sampler:
+        name, sign, value = text.partition("=")
+        if not sign or name == "mask_schedule":
+            raise DimoError(
+                f"--set-sampler {text!r} is not allowed; give NAME=VALUE, e.g. --set-sampler "
+                "theta=0.3, and schedules with --schedule"
+            )
+        if name in given:
+            raise DimoError(f"--set-sampler {text!r} sets {name} twice; set it once")
+        given[name] = knob_named(name).parse(value)
     return Choice(_names(samplers), _names(schedules), given, precision)
 
 
@@ -161,10 +192,10 @@ def parse_labels(text: str, num_classes: int) -> list[int]:
 
 
 def parse_prompts(prompts: list[str], file: Path | None) -> list[str] | None:
-    """What `--prompt` and `--prompts` give; None where neither does.
+    """Prompts of `--prompt` or `--prompts`; None without either.
 
     Raises:
-        DimoError: Both, an empty or too long prompt, or the file is none of prompts.
+        DimoError: Both are given, a prompt is empty or too long, or the file holds no prompts.
     """
     from dimo.models.text import MAX_PROMPT_LENGTH, prompts_from_file
 
@@ -182,7 +213,7 @@ def parse_prompts(prompts: list[str], file: Path | None) -> list[str] | None:
 
 
 def command_line() -> str:
-    """The command that this process runs, as it is noted in records."""
+    """The command line of this process, for records."""
     return shlex.join(["dimo", *sys.argv[1:]])
 
 

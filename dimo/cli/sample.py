@@ -1,6 +1,6 @@
-"""`dimo sample`: images of a model, as a picture to look at or as files to score.
+"""`dimo sample`: images of a model, as a picture or as files to score.
 
-`dimo encode`: images -> the token cache that a training reads.
+`dimo encode`: images -> the token cache that training reads.
 """
 
 import json
@@ -19,6 +19,7 @@ from dimo.cli.options import (
     GuidanceScale,
     Precision,
     PromptsFile,
+    SamplerKnobs,
     Samplers,
     Schedules,
     Teacher,
@@ -56,8 +57,8 @@ def sample(
         typer.Option(
             "--model",
             metavar="[NAME=]MODEL[@STEPS]",
-            help="Teacher, shipped student, run folder or file, with a name for its rows and step "
-            "counts of its own; may be repeated for a picture.",
+            help="Teacher, bundled student, run folder or file, with a name for its rows and its "
+            "own step counts; may be repeated for a picture.",
         ),
     ] = ["digits"],  # noqa: B006
     steps: Annotated[
@@ -75,38 +76,37 @@ def sample(
     theta: Theta = None,
     top_k: TopK = None,
     top_p: TopP = None,
+    set_sampler: SamplerKnobs = [],  # noqa: B006
     precision: Precision = "float32",
     labels: Annotated[
         str,
         typer.Option(
-            help="Picture: one column each; default: every class, twice, or 10 of many classes."
+            help="Picture: one column per label; default: each class twice, or 10 of many classes."
         ),
     ] = "",
     prompt: Annotated[
         list[str],
-        typer.Option(
-            metavar="TEXT", help="Picture: one column each, of a teacher of prompts; repeatable."
-        ),
+        typer.Option(metavar="TEXT", help="Prompt of a text-conditioned teacher; may be repeated."),
     ] = [],  # noqa: B006
     prompts_file: PromptsFile = None,
     count: Annotated[
         int | None,
         typer.Option(
-            help="Write that many images as files, with label i modulo the classes or prompts; "
-            "the same command goes on after an interruption."
+            help="Write this number of images as files; image i has label i modulo the classes or "
+            "prompts. Rerun the same command to continue after an interruption."
         ),
     ] = None,
     seed: Annotated[
         int,
         typer.Option(
-            help="Image i depends on seed and i alone; shipped protocols report with seed 1000."
+            help="Image i depends on seed and i alone; bundled protocols report with seed 1000."
         ),
     ] = 0,
     out: Annotated[
         Path, typer.Option(help="Picture: a .png; with --count a folder of PNGs or an .npz.")
     ] = Path("samples.png"),
     force: Annotated[
-        bool, typer.Option("--force", help="Replace what an earlier command wrote to --out.")
+        bool, typer.Option("--force", help="Overwrite the output of an earlier command.")
     ] = False,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")
@@ -114,15 +114,16 @@ def sample(
     device: Device = "auto",
     weights: Weights = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="With --count: what was done, as JSON on stdout.")
+        bool, typer.Option("--json", help="With --count: a summary as JSON on stdout.")
     ] = False,
 ) -> None:
-    """Draw a grid (a row for each model and step count), or write --count images to score."""
+    """Draw a grid with one row per model and step count, or write --count images to score."""
     _check_out(out, count, force=force)
     choice = parse_choice(
         samplers,
         schedules,
         precision,
+        set_sampler,
         guidance_scale=guidance_scale,
         temperature=temperature,
         choice_temperature=choice_temperature,
@@ -131,7 +132,7 @@ def sample(
         top_p=top_p,
     )
     if count is None and as_json:
-        raise DimoError("--json tells about written images; add --count, or leave it out")
+        raise DimoError("--json summarizes written images; add --count, or leave it out")
     if count is not None and labels:
         raise DimoError(
             "--labels chooses columns of a picture; with --count image i has label i modulo the "
@@ -149,8 +150,8 @@ def sample(
         from bench.rows.grid import shared_classes
 
         classes = shared_classes(entry.teacher for entry in planned)
-        wanted = parse_labels(labels, classes) if labels else list(range(len(prompts or ())))
-        _draw(load, wanted, seed=seed, out=out, batch_size=batch_size, device=device)
+        columns = parse_labels(labels, classes) if labels else list(range(len(prompts or ())))
+        _draw(load, columns, seed=seed, out=out, batch_size=batch_size, device=device)
         return
     _check_one(planned, count)
     from bench.rows.export import export_images
@@ -169,11 +170,11 @@ def sample(
                 device=place,
                 force=force,
                 ranks=group,
-                progress=progress if group.is_first else _silent,
+                progress=progress if group.is_first else terminal.quiet,
             )
     except KeyboardInterrupt:
         if is_first_rank():
-            terminal.say("interrupted; the same command goes on from here", style="yellow")
+            terminal.say("interrupted; rerun the same command to continue", style="yellow")
         raise typer.Exit(130) from None
     if group.is_first:
         _report(done, count, out, as_json=as_json)
@@ -182,7 +183,7 @@ def sample(
 def _conditions(
     planned: "list[Planned]", prompt: list[str], file: Path | None, labels: str
 ) -> list[str] | None:
-    """The prompts for models that draw them; None for models of classes."""
+    """Prompts for text-conditioned models; None for models of classes."""
     prompts = parse_prompts(prompt, file)
     draws_prompts = [entry.teacher.text is not None for entry in planned]
     names = ", ".join(dict.fromkeys(entry.teacher.name for entry in planned))
@@ -231,12 +232,12 @@ def _draw(
 
 
 def _check_out(out: Path, count: int | None, *, force: bool) -> None:
-    """A picture is a new .png; a folder has no suffix, or is there, or its suffix is a number."""
+    """A picture is a new .png; a folder has no suffix, a numeric one, or exists."""
     suffix = out.suffix.lower()
     if count is None:
         if suffix != ".png":
             raise DimoError(
-                f"--out {out} is no .png; give one for a picture, or --count for images as files"
+                f"--out {out} is not a .png; give one for a picture, or --count for images as files"
             )
         if out.exists() and not force:
             raise DimoError(f"output {out} exists; replace it with --force or choose another --out")
@@ -247,7 +248,7 @@ def _check_out(out: Path, count: int | None, *, force: bool) -> None:
 def _plan(
     models: list[str], counts: list[int], choice: "Choice", weights: Path | None
 ) -> "list[Planned]":
-    """The rows; one-step students beside teachers, and without step counts, stay at one step."""
+    """One-step students stay at one step beside teachers, and without --steps."""
     from bench.rows.rows import parse_candidate, plan_models
     from dimo.zoo.teachers import TEACHERS
 
@@ -262,7 +263,7 @@ def _plan(
 
 
 def _check_one(planned: "list[Planned]", count: int) -> None:
-    """`--count` is one set of images: of one model, step count, sampler and schedule."""
+    """`--count` needs one model, step count, sampler and schedule."""
     if count < 1:
         raise DimoError(f"--count {count} is not allowed; give a whole number from 1, e.g. 50000")
     if len(planned) > 1:
@@ -284,10 +285,10 @@ def _check_one(planned: "list[Planned]", count: int) -> None:
 
 
 def _report(done: "Exported", count: int, out: Path, *, as_json: bool) -> None:
-    """The closing line on stderr, and with `as_json` the same numbers on stdout."""
+    """Prints a summary on stderr, and with `as_json` also on stdout."""
     speed = done.made / done.seconds if done.made else None
     if as_json:
-        told = {
+        summary = {
             "count": count,
             "out": str(out),
             "made": done.made,
@@ -295,19 +296,15 @@ def _report(done: "Exported", count: int, out: Path, *, as_json: bool) -> None:
             "images_per_second": speed and round(speed, 3),
             "peak_memory_bytes": done.peak_memory_bytes,
         }
-        print(json.dumps(told, indent=2))
+        print(json.dumps(summary, indent=2))
     if speed is None:
-        terminal.say(f"{count:,} images in {out}: all there already")
+        terminal.say(f"{count:,} images in {out}: nothing to do, all exist")
     else:
         new = "" if done.made == count else f" ({done.made:,} made now)"
         terminal.say(
             f"{count:,} images in {out}{new}: {done.seconds:,.1f} s, {speed:,.1f} images/s, peak "
             f"memory {done.peak_memory_bytes / 2**20:,.0f} MiB"
         )
-
-
-def _silent(what: str, done: int, total: int, unit: str) -> None:
-    pass
 
 
 if TYPE_CHECKING:
@@ -322,31 +319,31 @@ def encode(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            help="Folder, .zip, .tar (WebDataset) or .npz of images, with all below it; several "
+            help="Folder (with subfolders), .zip, .tar (WebDataset) or .npz of images; several "
             "are shards of one set."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to make.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
     teacher: Teacher = "digits",
     weights: Weights = None,
     labels: Annotated[
         str,
         typer.Option(
-            help="Where labels come from: folder (one a class, sorted by name), filename "
-            "(000123_207.png), cyclic:1000, or a .csv or .json file; default: what comes with the "
-            "set, else its folders."
+            help="Where labels come from: folder (one per class, sorted by name), filename "
+            "(000123_207.png), cyclic:1000, or a .csv or .json file; default: labels of the set, "
+            "else its folders."
         ),
     ] = "",
     centre_crop: Annotated[
         bool,
         typer.Option(
             "--centre-crop",
-            help="Make images of any size and 8-bit colours fit by ADM's rule: halve by box "
-            "averages, resize the shorter side bicubically, crop the middle.",
+            help="Fit images of any size by ADM's rule: halve by box averages, resize the shorter "
+            "side bicubically, crop the center.",
         ),
     ] = False,
     mirror: Annotated[
-        bool, typer.Option("--mirror", help="Also encode the mirror image of each, behind it.")
+        bool, typer.Option("--mirror", help="Also encode the mirror image of each image.")
     ] = False,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")
@@ -357,9 +354,9 @@ def encode(
         bool, typer.Option("--json", help="What was done, as JSON on stdout.")
     ] = False,
 ) -> None:
-    """Encode images once with a teacher's tokenizer; repeat an interrupted command to resume it."""
+    """Encode images with a teacher's tokenizer; rerun the same command after an interruption."""
     if out.suffix != ".safetensors":
-        raise DimoError(f"--out {out} is no .safetensors; e.g. -o tokens.safetensors")
+        raise DimoError(f"--out {out} is not a .safetensors file; e.g. -o tokens.safetensors")
     import torch
 
     from bench.images import class_folders, open_images
@@ -371,8 +368,8 @@ def encode(
     row, place = get_teacher(teacher), choose_device(device)
     images = open_images(paths, recursive=True, labels=labels)
     by_folder = labels == "folder" or images.labels is None
-    found = class_folders(images.names) if images.labels is None else images.labels
-    if by_folder and (count := int(found.max()) + 1) != row.num_classes:
+    classes = class_folders(images.names) if images.labels is None else images.labels
+    if by_folder and (count := int(classes.max()) + 1) != row.num_classes:
         raise DimoError(
             f"{paths[0]} has {count:,} folders; allowed as classes of teacher {teacher!r}: "
             f"{row.num_classes:,}; or give labels with --labels FILE"
@@ -384,7 +381,7 @@ def encode(
         with terminal.work_bar() as progress:
             run = encode_images(
                 lambda first: images.batches(range(first, len(images)), batch_size, side=side),
-                torch.from_numpy(found),
+                torch.from_numpy(classes),
                 out,
                 names=images.names,
                 target=row,
@@ -395,19 +392,19 @@ def encode(
                 progress=lambda done: progress("encode", done, len(images), "images"),
             )
     except KeyboardInterrupt:
-        terminal.say("interrupted; the same command goes on from here", style="yellow")
+        terminal.say("interrupted; rerun the same command to continue", style="yellow")
         raise typer.Exit(130) from None
     _report_encoded(run, out, time.monotonic() - start, as_json=as_json)
 
 
 def _report_encoded(run: "EncodingRun", out: Path, seconds: float, *, as_json: bool) -> None:
-    """The closing line on stderr, and with `as_json` what the cache is on stdout."""
+    """Prints a summary on stderr, and with `as_json` also on stdout."""
     from dimo.util.files import sha256_file
     from dimo.util.schema import encode as plain
 
     if as_json:
-        told = {"out": str(out), "sha256": sha256_file(out), "made": run.made}
-        print(json.dumps({**told, "seconds": round(seconds, 3), **plain(run.info)}, indent=2))
+        summary = {"out": str(out), "sha256": sha256_file(out), "made": run.made}
+        print(json.dumps({**summary, "seconds": round(seconds, 3), **plain(run.info)}, indent=2))
     if not run.made:
         terminal.say(f"{out}: {run.info.images:,} images, already encoded")
         return

@@ -1,6 +1,6 @@
-"""What every sampler takes and returns.
+"""The signature of a sampler, and `Predictor`, which calls the model for it.
 
-How samplers ask the network: guided, at a temperature, for the codebook only, on account.
+`Predictor` applies guidance and temperature, leaves out logits that nobody reads and counts NFE.
 """
 
 from collections.abc import Callable
@@ -26,8 +26,8 @@ class Samples:
     Attributes:
         tokens: [B, L] int64, all inside the codebook.
         nfe: Network forwards per image; a guided step counts two.
-        token_counts: Tokens written at each step. Sums to L, except where a student writes tokens
-            again. Of samplers that reveal at random times, the expected number.
+        token_counts: Tokens written at each step, the expected number for samplers that reveal
+            them at random times. Sums to L, except where a student rewrites tokens.
     """
 
     tokens: Tensor
@@ -35,8 +35,8 @@ class Samples:
     token_counts: list[int]
 
 
-class Sampler(Protocol):
-    """From a fully masked grid to tokens; the settings that all samplers share."""
+class SamplerFunction(Protocol):
+    """Samples tokens from a fully masked grid; these are the settings that all samplers share."""
 
     def __call__(
         self,
@@ -50,43 +50,42 @@ class Sampler(Protocol):
         temperature: float = 1.0,
         callback: Callback | None = None,
     ) -> Samples:
-        """Samples one grid for each condition.
+        """Samples one grid per condition.
 
         Args:
             model: Masked model in eval mode: (tokens [B, L], condition [B]) -> logits.
             condition: [B] int64 labels.
-            noise: The images' random numbers; image i is the same in any batch.
-            num_steps: Network evaluations along the path, guidance not counted. At one step every
-                token is drawn from the first prediction, whatever the sampler.
+            noise: Per-image random streams; image i is the same in any batch.
+            num_steps: Network evaluations along the path, guidance not counted. With one step, all
+                samplers draw every token from the first prediction.
             mask_schedule: How many tokens each step reveals, or at what rate.
-            guidance_scale: Strongest guidance scale s; 1 = off.
+            guidance_scale: Largest guidance scale s; 1 = off.
             temperature: Divides the logits; 1 = as trained.
-            callback: Called after each step.
+            callback: Called after each step with its number (from 0) and the tokens [B, L].
 
         Raises:
             DimoError: A setting or label out of range, an unknown schedule.
         """
 
 
-_ROWS = 16  # logits are asked for at a multiple of this many positions, see `padded_count`
+_ROWS = 16  # logits are computed at a multiple of this many positions, see `padded_count`
 
 
 class Predictor:
     """log p(token | revealed tokens) of one batch; the only caller of a multi-step model.
 
-    Nothing is computed twice or for nobody: logits only at the positions asked for, and a grid that
-    is still all masked once for each label, without condition once in all. A model with a latent
-    (di4c) gets a new one for each image at each prediction, which both guided halves share, and so
-    no shared grid.
+    It computes logits only at the requested positions. While all tokens are masked, images of one
+    label share a forward, and all images share the unconditional one. A model with a latent (di4c)
+    shares nothing: each image gets a new latent at each prediction, the same in both guided halves.
 
     Args:
         model: Masked model in eval mode.
         condition: [B] int64 labels.
-        noise: The images' random numbers.
-        unconditional: Another model for the unconditional half of guidance; None: the model.
+        noise: Per-image random streams.
+        unconditional: Model for the unconditional half of guidance; None: the same model.
 
     Attributes:
-        nfe: Network forwards per image so far, as papers count them: a guided prediction is two.
+        nfe: Network forwards per image so far; a guided prediction counts 2.
 
     Raises:
         DimoError: A label out of range.
@@ -123,11 +122,11 @@ class Predictor:
         float64, so that Gumbel-max draws do not lose the distribution's tail (arXiv 2409.02908).
 
         Args:
-            tokens: [B, L], the grid so far.
-            step: Number of the prediction.
-            positions: [B, K], where they are wanted; None: everywhere, K = L.
+            tokens: [B, L], partly masked.
+            step: Number of the prediction, from 0; names its latent.
+            positions: [B, K]; None: all, K = L.
             guidance_scale: s; 1 = off.
-            temperature: Divides the logits.
+            temperature: Divides the logits; 1 = as trained.
 
         Raises:
             DimoError: Temperature not positive.
@@ -148,7 +147,7 @@ class Predictor:
     def _logits(
         self, tokens: Tensor, guidance_scale: float, positions: Tensor | None, **inputs: Tensor
     ) -> Tensor:
-        """Guided logits [B, K, V'] of the model with `inputs`, and of the unconditional one."""
+        """Guided logits [B, K, V']; `inputs` are for the conditional model."""
         labels, other = self.condition, self.unconditional
         if other is None or guidance_scale == 1:
             return guided_logits(self.model, tokens, labels, guidance_scale, positions, **inputs)
@@ -158,7 +157,7 @@ class Predictor:
         return guide(conditional, unconditional, guidance_scale)
 
     def _all_masked_logits(self, tokens: Tensor, guidance_scale: float) -> Tensor:
-        """Guided logits [B, L, V'] with nothing revealed: images of one label share them."""
+        """Guided logits [B, L, V'] of a fully masked grid, computed once per label."""
         labels, image = torch.unique(self.condition, return_inverse=True)
         logits = self.model(tokens[: len(labels)], labels)
         if guidance_scale != 1:
@@ -171,13 +170,13 @@ class Predictor:
 def draw_tokens(
     logits: Tensor, noise: ImageNoise, stream: str, positions: Tensor | None = None
 ) -> Tensor:
-    """A class from each row of logits [B, K, V], by Gumbel-max: int64 [B, K].
+    """Draws a token from each row of logits [B, K, V] by Gumbel-max: int64 [B, K].
 
     Args:
-        logits: At positions [B, K] of the grid, or at all of them.
-        noise: The images' random numbers; each position has its own.
-        stream: Names the draw.
-        positions: [B, K]; None: all.
+        logits: At `positions` of the grid.
+        noise: Per-image random streams; each position has its own numbers.
+        stream: Name of the draw.
+        positions: [B, K]; None: all, K = L.
     """
     if positions is None:
         return (logits + noise.gumbel(stream, tuple(logits.shape[1:]))).argmax(-1)
@@ -185,12 +184,12 @@ def draw_tokens(
 
 
 def masked_positions(mask: Tensor, count: int | None = None) -> Tensor:
-    """Where the masked tokens are: int64 [B, K], in order, then revealed ones up to K.
+    """Positions of masked tokens in order, padded with revealed ones: int64 [B, K].
 
     Args:
         mask: [B, L] bool, True = masked.
-        count: The largest number of masked tokens in an image, if it is known (counting them waits
-            for a GPU); K is `padded_count` of it.
+        count: Largest number of masked tokens in an image, if known (counting synchronizes with
+            the GPU); K is `padded_count` of it.
     """
     if count is None:
         count = int(mask.sum(1).max())
@@ -198,21 +197,21 @@ def masked_positions(mask: Tensor, count: int | None = None) -> Tensor:
 
 
 def padded_count(count: int, length: int) -> int:
-    """The number of positions, at most all, that logits are asked for when `count` are needed.
+    """Number of positions at which logits are computed when `count` are needed, at most all.
 
-    A multiple of 16: a matrix product of fewer rows has other last bits for another number of rows,
-    and an image would no longer be the same in any batch.
+    It is a multiple of 16: the last bits of smaller matrix products depend on their number of rows,
+    so an image would depend on its batch.
     """
     return min(length, -(-max(count, 1) // _ROWS) * _ROWS)
 
 
 def progress_of(step: int, num_steps: int) -> float:
-    """How far a sampler is at a step: 0 at the first, 1 at the last; a single step is the last."""
+    """Progress at a step: 0 at the first, 1 at the last, and 1 at a single step."""
     return step / (num_steps - 1) if num_steps > 1 else 1.0
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
-    """A label outside the classes would silently read another row of the embedding.
+    """Refuses labels that would silently read another row of the embedding.
 
     Raises:
         DimoError: A label below 0 or above the last class.

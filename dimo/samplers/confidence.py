@@ -1,6 +1,7 @@
 """Confidence-ordered parallel decoding of MaskGIT (Chang et al., arXiv 2202.04200, sec. 3.2).
 
-Meissonic's sampler (arXiv 2410.08261), as aMUSEd's: by confidence, with constant guidance.
+Meissonic's sampler (arXiv 2410.08261) is that of aMUSEd: the same with constant guidance. Arguments
+without a description are those of `dimo.samplers.base.SamplerFunction`.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,19 +40,13 @@ def sample_confidence(
 
     Confidence is log p plus Gumbel noise scaled by `choice_temperature`, which falls linearly to
     zero at the last step. Guidance rises linearly from off at the first step to `guidance_scale`
-    at the last. The single step of `num_steps` = 1 is both: it takes the last step's values.
+    at the last. With `num_steps` = 1 the single step takes the last step's values.
 
     Args:
-        model: Masked model in eval mode.
-        condition: [B] int64 labels.
-        noise: The images' random numbers.
         num_steps: 1..L.
         mask_schedule: One of `DECODING_SCHEDULES`: how many tokens each step reveals.
-        guidance_scale: s at the last step; 1 = off.
-        temperature: Divides the logits; 1 = as trained.
-        choice_temperature: Of the confidence noise; 0 = none.
-        unconditional: Predicts without the condition where guidance needs that; None: the model.
-        callback: Called after each step with its number (from 0) and the tokens [B, L].
+        choice_temperature: Scale of the confidence noise at the first step; 0 = none.
+        unconditional: Model for the unconditional half of guidance; None: the same model.
 
     Raises:
         DimoError: A setting or label out of range, an unknown schedule.
@@ -81,18 +76,11 @@ def sample_by_confidence(
     unconditional: MaskedModel | None = None,
     callback: Callback | None = None,
 ) -> Samples:
-    """As `sample_confidence`, revealing `counts[i]` tokens at step i.
+    """As `sample_confidence`, with any counts and guidance.
 
     Args:
-        model: Masked model in eval mode.
-        condition: [B] int64 labels.
-        noise: The images' random numbers.
-        counts: Positive numbers that sum to L.
+        counts: Tokens revealed at each step; positive, sum to L.
         guidance: Progress, from 0 at the first step to 1 at the last -> guidance scale.
-        temperature: Divides the logits; 1 = as trained.
-        choice_temperature: Of the confidence noise at the first step; 0 = none.
-        unconditional: As in `sample_confidence`.
-        callback: Called after each step with its number (from 0) and the tokens [B, L].
 
     Raises:
         DimoError: A setting or label out of range.
@@ -134,20 +122,9 @@ def sample_meissonic(
 ) -> Samples:
     """Samples every masked token, keeps the most confident, masks the rest again, and repeats.
 
-    It differs from `sample_confidence` in that guidance is the same at every step, in the counts
-    and in the strength of the noise. Its source calls the latter temperature, (2, 0): from the
-    first step to the last.
-
-    Args:
-        model: Masked model in eval mode; dropped conditions are its negative prompt.
-        condition: [B] int64 numbers of prompts.
-        noise: The images' random numbers.
-        num_steps: 1..L.
-        mask_schedule: One of `DECODING_SCHEDULES`: how many tokens each step reveals.
-        guidance_scale: s at every step; 1 = off.
-        temperature: Divides the logits; 1 = as trained.
-        choice_temperature: Of the confidence noise at the first step; 0 = none.
-        callback: Called after each step with its number (from 0) and the tokens [B, L].
+    It differs from `sample_confidence` in its guidance, which is the same at every step, and in the
+    default counts and noise. Its source calls the noise temperature, (2, 0): from the first step to
+    the last. The null condition is a negative prompt.
 
     Raises:
         DimoError: A setting or label out of range, an unknown schedule.

@@ -1,22 +1,21 @@
-"""tau-leaping for absorbing-state discrete diffusion (Campbell et al., arXiv 2205.14987; for masked
-image models Ren et al., arXiv 2502.00234).
+"""tau-leaping and theta-trapezoidal sampling of absorbing-state discrete diffusion.
 
-Time runs from t = 1 (all masked) to t = 0. A masked position d jumps to token v with intensity
+tau-leaping is of Campbell et al., arXiv 2205.14987; for masked image models and theta-trapezoidal
+see Ren et al., arXiv 2502.00234. Time runs from t = 1 (all masked) to t = 0. A masked position d
+jumps to token v with intensity
 
     mu_t(d, v) = r(t) p(x_d = v | x_t),    r(t) = -alpha'_t / (1 - alpha_t)    (1/t for log-linear)
 
-and a revealed position never jumps. A leap of length h holds the intensities of its start.
-
-theta-trapezoidal sampling of absorbing-state discrete diffusion (Ren et al., arXiv 2502.00234).
-
-Second order, two predictions a step. With the intensities mu of `tau_leaping`, a step t -> t - h is
+and a revealed position never jumps. A leap of length h keeps the intensities of its start.
+theta-trapezoidal is second order with two predictions per step; a step t -> t - h is
 
     x*      = leap of length theta h from x_t with mu_t(x_t)
     x_{t-h} = leap of length (1 - theta) h from x*
               with max(0, a1 mu_{t - theta h}(x*) - a2 mu_t(x_t)),
     a1 = 1 / (2 theta (1 - theta)),    a2 = a1 - 1 = ((1 - theta)^2 + theta^2) a1.
 
-Where the positive part cuts, the step is first order.
+Where the positive part cuts, the step is first order. Arguments without a description are those of
+`dimo.samplers.base.SamplerFunction`.
 """
 
 import math
@@ -53,19 +52,13 @@ def sample_tau_leaping(
 ) -> Samples:
     """First-order simulation of the reverse process on the grid t = 1, 1 - 1/n, ..., 1/n, 0.
 
-    The rate diverges towards t = 0, where every token is out; so the last of the n predictions
-    draws all that is still masked (taking the likeliest instead would bend the law). Guidance rises
-    linearly in time, from off at t = 1 to `guidance_scale` at the last prediction.
+    The rate diverges towards t = 0, where every token is revealed; so the last of the n predictions
+    draws all that are still masked (taking the likeliest instead would distort the law). Guidance
+    rises linearly in time, from off at t = 1 to `guidance_scale` at the last prediction.
 
     Args:
-        model: Masked model in eval mode.
-        condition: [B] int64 labels.
-        noise: The images' random numbers.
         num_steps: n, at least 1; may exceed L.
         mask_schedule: A key of `UNMASKING_RATES`, alpha_t.
-        guidance_scale: s at the last prediction; 1 = off.
-        temperature: Divides the logits; 1 = as trained.
-        callback: Called after each step with its number (from 0) and the tokens [B, L].
 
     Raises:
         DimoError: A setting or label out of range, an unknown schedule.
@@ -95,15 +88,15 @@ def leap(
     noise: ImageNoise,
     step: int,
 ) -> Tensor:
-    """Draws where the masked tokens at `positions` are after a leap; returns the tokens [B, L].
+    """Draws the masked tokens at `positions` after a leap; returns the tokens [B, L].
 
     Args:
         tokens: [B, L].
-        law: Log-probabilities [B, K, V + 1] of `leap_law`; or [B, K, V], and nothing stays masked.
+        law: Log-probabilities [B, K, V + 1] of `leap_law`; with [B, K, V], nothing stays masked.
         positions: [B, K].
-        model: Whose tokens they are.
-        noise: The images' random numbers.
-        step: Names the draw.
+        model: Its codebook and mask token.
+        noise: Per-image random streams.
+        step: Number of the leap, which names the draw.
     """
     before = tokens.gather(1, positions)
     outcome = draw_tokens(law, noise, f"sample/tokens/{step}", positions)
@@ -112,7 +105,7 @@ def leap(
 
 
 def leap_law(intensity: Tensor) -> Tensor:
-    """Log-probabilities of where a masked position is after a leap: [.., V + 1], last = masked.
+    """Log-probabilities of a masked position after a leap: [.., V + 1], last = still masked.
 
     With constant intensities the first event comes within the leap with probability
     1 - exp(-sum), and is v with probability intensity_v / sum. A revealed token never jumps again,
@@ -130,7 +123,7 @@ def leap_law(intensity: Tensor) -> Tensor:
 
 
 def expected_counts(hazards: Sequence[float], num_tokens: int) -> list[int]:
-    """Tokens expected to be revealed by leaps of these hazards and a last step that takes all.
+    """Expected tokens revealed by leaps of these hazards and a last step that reveals the rest.
 
     Rounded so that they sum to L.
     """
@@ -142,10 +135,9 @@ def expected_counts(hazards: Sequence[float], num_tokens: int) -> list[int]:
 
 
 def check_predictions(num_steps: int) -> None:
-    """A process in continuous time takes any positive number of predictions.
-
+    """
     Raises:
-        DimoError: Fewer than one.
+        DimoError: Fewer than one prediction; continuous time allows any other number.
     """
     if num_steps < 1:
         raise DimoError(f"steps {num_steps} is out of range; this sampler takes 1 or more")
@@ -166,21 +158,16 @@ def sample_theta_trapezoidal(
     """Second-order simulation of the reverse process with n predictions in all.
 
     `num_steps` counts predictions, so that equal steps cost the same as with any other sampler.
-    The last prediction, at t = 1/n, draws all that is still masked (the rate diverges at t = 0).
-    The n - 1 before it come in pairs, a step of h = 2/n each; a prediction left over is a tau-leap
-    of 1/n at the start. Guidance rises linearly in time, from off at t = 1 to `guidance_scale` at
-    the last prediction.
+    The last prediction, at t = 1/n, draws all that are still masked (the rate diverges at t = 0).
+    The n - 1 before it come in pairs, a step of h = 2/n each; if n - 1 is odd, the first is a
+    tau-leap of 1/n. Guidance rises linearly in time, from off at t = 1 to `guidance_scale` at the
+    last prediction.
 
     Args:
-        model: Masked model in eval mode.
-        condition: [B] int64 labels.
-        noise: The images' random numbers.
         num_steps: n, at least 1; may exceed L.
-        theta: Where in a step the second prediction is, strictly between 0 and 1.
+        theta: Position of the second prediction in a step, strictly between 0 and 1.
         mask_schedule: A key of `UNMASKING_RATES`, alpha_t.
-        guidance_scale: s at the last prediction; 1 = off.
-        temperature: Divides the logits; 1 = as trained.
-        callback: Called after each prediction with its number (from 0) and the tokens [B, L].
+        callback: Called after each prediction, not each step.
 
     Raises:
         DimoError: A setting or label out of range, an unknown schedule.
@@ -237,6 +224,6 @@ def trapezoidal_weights(theta: float) -> tuple[float, float]:
         DimoError: Theta outside (0, 1).
     """
     if not 0 < theta < 1:
-        raise DimoError(f"theta {theta:g} is out of range; it lies strictly between 0 and 1")
+        raise DimoError(f"theta {theta:g} is out of range; it must be strictly between 0 and 1")
     a1 = 1 / (2 * theta * (1 - theta))
     return a1, a1 - 1

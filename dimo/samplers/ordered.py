@@ -1,9 +1,9 @@
-"""Parallel decoding in an order that does not look at the tokens: random, or a given one.
+"""Parallel decoding in an order that does not depend on the tokens: random, or Halton's.
 
-Decoding in Halton order (Besnier et al., Halton scheduler for MaskGIT, arXiv 2503.17076).
-
-A low-discrepancy sequence spreads the tokens of each step over the grid, so that tokens drawn
-together are far apart and hence nearly independent.
+Halton order: Besnier et al., Halton scheduler for MaskGIT, arXiv 2503.17076. A low-discrepancy
+sequence spreads the tokens of each step over the grid, so that tokens drawn together are far apart
+and hence nearly independent. Arguments without a description are those of
+`dimo.samplers.base.SamplerFunction`.
 """
 
 import math
@@ -33,18 +33,12 @@ def sample_random(
 ) -> Samples:
     """Reveals positions in a uniformly random order, the order in which the model was trained.
 
-    Of an exact model, L steps sample the exact law. Guidance rises linearly from off at the first
+    With an exact model, L steps sample the exact law. Guidance rises linearly from off at the first
     step to `guidance_scale` at the last.
 
     Args:
-        model: Masked model in eval mode.
-        condition: [B] int64 labels.
-        noise: The images' random numbers.
         num_steps: 1..L.
         mask_schedule: One of `DECODING_SCHEDULES`: how many tokens each step reveals.
-        guidance_scale: s at the last step; 1 = off.
-        temperature: Divides the logits; 1 = as trained.
-        callback: Called after each step with its number (from 0) and the tokens [B, L].
 
     Raises:
         DimoError: A setting or label out of range, an unknown schedule.
@@ -72,17 +66,13 @@ def sample_in_order(
     temperature: Callable[[float], float],
     callback: Callback | None = None,
 ) -> Samples:
-    """Reveals the positions in the given order, `counts[i]` of them at step i.
+    """Reveals the positions in the given order.
 
     Args:
-        model: Masked model in eval mode.
-        condition: [B] int64 labels.
-        noise: The images' random numbers.
-        order: [B, L], the positions as they are revealed, each once.
-        counts: Positive numbers that sum to L.
+        order: [B, L], a permutation of the positions.
+        counts: Tokens revealed at each step; positive, sum to L.
         guidance: Progress, from 0 at the first step to 1 at the last -> guidance scale.
         temperature: Progress -> temperature.
-        callback: Called after each step with its number (from 0) and the tokens [B, L].
 
     Raises:
         DimoError: A setting or label out of range.
@@ -127,16 +117,11 @@ def sample_halton(
 
     Args:
         model: Masked model in eval mode, on a square grid.
-        condition: [B] int64 labels.
-        noise: The images' random numbers.
         num_steps: 1..L.
         mask_schedule: One of `DECODING_SCHEDULES`: how many tokens each step reveals.
-        guidance_scale: s, constant; 1 = off.
-        temperature: Divides the logits; 1 = as trained.
-        final_temperature: Of the last step, with its inverse linear in between as in
-            Halton-MaskGIT (its example: inverse from 1 to 1.2); None = `temperature` throughout.
-        random_start: True starts each image at a random place of the order, which then wraps.
-        callback: Called after each step with its number (from 0) and the tokens [B, L].
+        final_temperature: Temperature of the last step; the inverse is linear in between, as in
+            Halton-MaskGIT (its example: inverse from 1 to 1.2). None = `temperature` throughout.
+        random_start: Start each image at a random place of the order, which then wraps.
 
     Raises:
         DimoError: A setting or label out of range, an unknown schedule, a grid that is not square.
@@ -175,8 +160,8 @@ def halton_order(side: int) -> Tensor:
     """The flat positions (row-major) of a `side` x `side` grid in the order they are revealed.
 
     Point n of the sequence (n = 1, 2, ...) is the radical inverse of n in base 2 (row) and base 3
-    (column), times `side`, floored, in float32 as in Halton-MaskGIT; a cell that was met before is
-    skipped. Unlike there, points are added until every cell is met.
+    (column), times `side`, floored, in float32 as in Halton-MaskGIT; cells that occurred before are
+    skipped. Unlike Halton-MaskGIT, points are added until every cell has occurred.
 
     Returns:
         int64 [side * side], a permutation.
@@ -186,8 +171,8 @@ def halton_order(side: int) -> Tensor:
     while True:
         n = torch.arange(1, count + 1)
         row, column = ((_radical_inverse(n, base) * side).floor().long() for base in (2, 3))
-        found, cell_of_point = torch.unique(row * side + column, return_inverse=True)
-        if len(found) == cells:
+        cells_met, cell_of_point = torch.unique(row * side + column, return_inverse=True)
+        if len(cells_met) == cells:
             break
         count *= 2
     first_met = torch.full((cells,), count).scatter_reduce(

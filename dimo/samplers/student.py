@@ -1,6 +1,7 @@
-"""One-step sampling of a distilled student: x_init -> every token at once.
+"""One-step sampling of a distilled student: x_init -> all tokens.
 
-Few-step sampling of a one-step student: its output is re-masked and it is applied again.
+Few-step sampling of a one-step student re-masks part of its output and applies it again. Arguments
+without a description are those of `dimo.samplers.base.SamplerFunction`.
 """
 
 import torch
@@ -27,19 +28,14 @@ def sample_one_step(
     top_p: float | None = None,
     callback: Callback | None = None,
 ) -> Samples:
-    """Tokens of a one-step student; one forward an image.
+    """Samples all tokens at once, with one forward per image.
 
     Args:
-        student: The generator.
-        condition: [B] int64 labels.
-        noise: The images' random numbers.
-        init_mask_ratio: r of its training.
-        embedding_noise: sigma of its training.
-        token_initialization: Of its training, see `dimo.initialization`.
-        temperature: Divides the logits; 1 = as trained.
-        top_k: Draws among the k likeliest tokens only; None = all.
-        top_p: Draws among the likeliest tokens that together reach probability p; None = all.
-        callback: Called with 0 and the tokens [B, L].
+        init_mask_ratio: r, as in training.
+        embedding_noise: sigma, as in training.
+        token_initialization: As in training, see `dimo.initialization`.
+        top_k: Draw among the k likeliest tokens only; None = all.
+        top_p: Draw among the likeliest tokens that together reach probability p; None = all.
 
     Raises:
         DimoError: A setting or label out of range.
@@ -72,9 +68,9 @@ def student_logits(
 def restrict_logits(
     logits: Tensor, *, temperature: float, top_k: int | None, top_p: float | None
 ) -> Tensor:
-    """Logits [.., V] divided by the temperature, -inf where top-k or top-p rule a token out.
+    """Logits [.., V] divided by the temperature, -inf where top-k or top-p exclude a token.
 
-    Top-p is applied to what top-k leaves. Of equal logits the one with the lower id comes first.
+    Top-p applies to the tokens that top-k keeps. Of equal logits the lower id ranks first.
 
     Raises:
         DimoError: Temperature not positive, top-k outside 1..V, top-p outside (0, 1].
@@ -98,7 +94,7 @@ def restrict_logits(
     return torch.empty_like(logits).scatter(-1, ids, ordered)
 
 
-_SCHEDULES = ("arccos", "cosine")  # those that fall
+_SCHEDULES = ("arccos", "cosine")  # the decreasing ones
 
 
 def sample_few_step(
@@ -116,24 +112,15 @@ def sample_few_step(
     top_p: float | None = None,
     callback: Callback | None = None,
 ) -> Samples:
-    """One step from x_init, then again and again with part of the tokens masked.
+    """One step from x_init, then steps that redraw part of the tokens.
 
     Step i of n, i from 1, masks round(gamma(i / n) L) random positions of each image and draws
-    them again given the rest. One step is `sample_one_step`.
+    them again given the others. With `num_steps` = 1 this is `sample_one_step`, whose arguments it
+    shares.
 
     Args:
-        student: The generator.
-        condition: [B] int64 labels.
-        noise: The images' random numbers.
         num_steps: 1..L.
-        init_mask_ratio: r of its training.
-        embedding_noise: sigma of its training, at every step.
-        token_initialization: Of its training, see `dimo.initialization`.
-        mask_schedule: "arccos" or "cosine", gamma.
-        temperature: Divides the logits; 1 = as trained.
-        top_k: Draws among the k likeliest tokens only; None = all.
-        top_p: Draws among the likeliest tokens that together reach probability p; None = all.
-        callback: Called after each step with its number (from 0) and the tokens [B, L].
+        mask_schedule: gamma, "arccos" or "cosine".
 
     Raises:
         DimoError: A setting or label out of range, an unknown schedule.

@@ -110,7 +110,8 @@ def _facts(record: ResultRecord, protocol: Protocol) -> Iterator[Fact]:
     """What the protocol pins stands in its file, once, and not in every row."""
     method, evidence, revision = record.method, record.evidence, record.revision
     yield _fact("Values", *(_metric(name, value) for name, value in record.metrics.items()))
-    settings = {label: getattr(method, name) for name, label in _SETTINGS.items()}
+    labels = _SETTINGS | {name: knob.label for name, knob in cells.other_knobs().items()}
+    settings = {label: method.setting(name) for name, label in labels.items()}
     known = [f"{label} {_value(value)}" for label, value in settings.items() if value is not None]
     if known:
         yield _fact("Settings", *known)

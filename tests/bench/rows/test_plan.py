@@ -1,6 +1,8 @@
 """Which settings make which rows, and that each sampler gets what it has and nothing else."""
 
 import dataclasses
+import importlib
+import inspect
 import re
 from typing import Any
 
@@ -8,10 +10,9 @@ import pytest
 import torch
 
 from bench.protocol import load_protocol
+from bench.records.record import MethodInfo
 from bench.rows.rows import jobs_of, load_jobs, method_info
 from bench.rows.settings import (
-    RANGES,
-    SETTINGS,
     Choice,
     SamplerSettings,
     check_protocol,
@@ -23,7 +24,8 @@ from bench.rows.settings import (
 )
 from bench.tuning import parse_grid
 from dimo.errors import DimoError
-from dimo.samplers import SAMPLERS
+from dimo.masking import DECODING_SCHEDULES, UNMASKING_RATES
+from dimo.samplers import SAMPLERS, all_knobs
 from dimo.zoo.loading import load_student, load_teacher
 from dimo.zoo.students import PUBLISHED_STUDENTS
 from dimo.zoo.teachers import TEACHERS
@@ -48,8 +50,22 @@ def rows(teacher: str = "digits", steps: tuple[int, ...] = (4,), **choice: Any):
 
 
 def test_every_setting_is_known():
-    assert set(SETTINGS) == set(OTHER_THAN_DEFAULT)
-    assert set(RANGES) == set(SETTINGS) - {"mask_schedule", "random_start"}
+    assert set(all_knobs()) == set(OTHER_THAN_DEFAULT)
+    fields = [field.name for field in dataclasses.fields(MethodInfo)]
+    assert set(fields) > set(all_knobs())
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_row_of_the_table_of_samplers_says_what_its_function_does(name):
+    row = SAMPLERS[name]
+    module, _, function = row.function.partition(":")
+    parameters = inspect.signature(getattr(importlib.import_module(module), function)).parameters
+    knobs = {key: parameters[key].default for key in all_knobs() if key in parameters}
+    assert dict(row.defaults) == knobs
+    schedules = UNMASKING_RATES if row.any_steps else DECODING_SCHEDULES
+    if row.schedules and not row.of_student:
+        assert row.schedules == tuple(schedules)
+    assert row.takes_unconditional == ("unconditional" in parameters)
 
 
 def test_defaults_of_a_teacher_hold_for_its_own_sampler():
@@ -68,7 +84,7 @@ def test_another_sampler_has_the_guidance_of_the_teacher_and_its_own_schedule():
     assert (confidence.mask_schedule, confidence.choice_temperature) == ("arccos", 4.5)
     assert confidence.guidance_scale == theta.guidance_scale == 2.5
     assert confidence.final_temperature is None
-    assert confidence.random_start is False
+    assert not confidence.random_start
     assert (theta.mask_schedule, theta.theta) == ("log-linear", 0.5)
 
 
@@ -117,6 +133,7 @@ def test_students_at_one_and_more_steps():
         ({"precision": "half"}, "unknown precision 'half'"),
         ({"settings": {"temperature": 0}}, "--temperature 0 must be above 0"),
         ({"settings": {"choice_temperature": -1}}, "--choice-temperature -1 must be at least 0"),
+        ({"settings": {"thta": 1}}, "did you mean 'theta'"),
         ({"settings": {"theta": 1}}, "--theta 1 must be strictly between 0 and 1"),
         ({"settings": {"top_k": 0}}, "--top-k 0 must be at least 1"),
         ({"settings": {"top_p": 1.5}}, "--top-p 1.5 must be above 0 and at most 1"),
@@ -139,10 +156,13 @@ def test_steps_that_the_grid_does_not_take(steps, sampler):
 @pytest.mark.parametrize(
     ("choice", "said"),
     [
-        ({"settings": {"theta": 0.4}}, "--theta 0.4 is a setting of no row: samplers confidence; "),
-        ({"settings": {"theta": 0.4}}, "it is one of theta_trapezoidal"),
-        ({"settings": {"top_k": 4}}, "it is one of one_step, few_step"),
-        ({"schedules": ("log-linear",)}, "it is one of tau_leaping, theta_trapezoidal"),
+        (
+            {"settings": {"theta": 0.4}},
+            "--theta 0.4 has no effect: no selected sampler (conf",
+        ),
+        ({"settings": {"theta": 0.4}}, "it applies to theta_trapezoidal"),
+        ({"settings": {"top_k": 4}}, "it applies to one_step, few_step"),
+        ({"schedules": ("log-linear",)}, "it applies to tau_leaping, theta_trapezoidal"),
     ],
 )
 def test_a_setting_of_no_row_is_refused(choice, said):
@@ -161,10 +181,10 @@ def test_a_sampler_refuses_what_it_has_not():
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("sampler", [*SAMPLERS, "one_step", "few_step"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_setting_reaches_its_sampler(sampler):
     """Another value of any setting that a sampler has gives other tokens."""
-    is_student = sampler in ("one_step", "few_step")
+    is_student = SAMPLERS[sampler].of_student
     load = load_student if is_student else load_teacher
     loaded = load("digits-dimo" if is_student else "digits", device=CPU)
     index = torch.arange(64)
@@ -177,9 +197,9 @@ def test_every_setting_reaches_its_sampler(sampler):
         return found.tokens
 
     expected = tokens(plain)
-    assert torch.equal(tokens(dataclasses.replace(plain, **settings_of(sampler))), expected)
+    assert torch.equal(tokens(plain.changed(**settings_of(sampler))), expected)
     for name in settings_of(sampler):
-        changed = dataclasses.replace(plain, **{name: OTHER_THAN_DEFAULT[name]})
+        changed = plain.changed(**{name: OTHER_THAN_DEFAULT[name]})
         assert not torch.equal(tokens(changed), expected), name
 
 
@@ -251,7 +271,7 @@ def test_a_tuned_temperature_holds_at_every_step():
         (["temperature=1,1.0"], "names a value twice"),
         (["temperature=1", "theta=0.5", "temperature=2"], "names temperature again"),
         (["temperature"], "is not SETTING=VALUE"),
-        (["top_k=5"], "settings: temperature"),
+        (["top_k=5"], "settings: guidance_scale, temperature, "),
     ],
 )
 def test_bad_grids(options, words):
