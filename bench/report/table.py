@@ -1,22 +1,24 @@
-"""Records -> the data frame behind every format of the report. No formatting here.
+"""Records -> the data frame behind every format, and how its cells are written.
 
-A frame has one row for each method, in the order in which tables show them, and the columns of
+A frame has one row per method, in the order in which tables show them, with the columns of
 `ROW_COLUMNS`, then `<metric>`, `<metric>_low`, `<metric>_high` and `<metric>_n` for each metric.
 
-What stands in a cell, as every format shows it: numbers, headings, the sign for nothing.
+The rest of the report asks this module for what the registries know of metrics and settings.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, get_args
 
 import pandas as pd
 
 from bench.protocol import Protocol
 from bench.protocol.catalog import ANY, METRICS, NONE
-from bench.records.record import MethodInfo, ResultRecord
+from bench.records.record import MethodInfo, ResultRecord, Section
 
-SECTIONS = ("Reference", "Teacher", "Sampler", "Distill.", "Image sets")
+SECTIONS: tuple[str, ...] = get_args(Section)
 ROW_COLUMNS = (
     "section",
     "method",  # the name, with whatever tells it from another row of the same name and steps
@@ -48,25 +50,141 @@ ROW_COLUMNS = (
     "coverage_ceiling",
 )
 
-# What tells one method from another: a newer record with the same values replaces an older one.
+MISSING = "\u2013"
+
+
+def metric_label(name: str) -> str:
+    """Name of a metric in tables and plots; a metric that is not registered keeps its own."""
+    return METRICS[name].label if name in METRICS else name
+
+
+def metric_heading(name: str) -> str:
+    """Column heading of a metric with the direction that is better, if it is registered."""
+    if name not in METRICS:
+        return name
+    return f"{METRICS[name].label} ({'↑' if METRICS[name].higher_is_better else '↓'})"
+
+
+def higher_is_better(name: str) -> bool:
+    """Direction of a metric; of the published ones that are not registered, higher is better."""
+    return name not in METRICS or METRICS[name].higher_is_better
+
+
+def number(value: float, decimals: int) -> str:
+    """A number with this many decimals, without a minus sign before zero."""
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"
+
+
+def half_width(value: float, decimals: int) -> str:
+    """Half of an interval without its leading zero, `.045`, which keeps columns narrow."""
+    return number(value, decimals).removeprefix("0") or "0"
+
+
+def integer(value: Any) -> str:
+    """An integer, or the sign for a missing value."""
+    return MISSING if is_missing(value) else f"{int(value)}"
+
+
+def speed(value: Any) -> str:
+    """Images per second with at least three digits."""
+    if is_missing(value):
+        return MISSING
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def token_counts(counts: Sequence[int]) -> str:
+    """Tokens revealed at each step, equal neighbours written once: `3 x 1, 2, 11`."""
+    runs = [(count, len(list(group))) for count, group in groupby(counts)]
+    return ", ".join(str(n) if times == 1 else f"{times} x {n}" for n, times in runs)
+
+
+def step_count(steps: Any) -> str:
+    """`1 step`, `8 steps`; empty if the number is missing."""
+    return "" if is_missing(steps) else f"{int(steps)} step{'' if int(steps) == 1 else 's'}"
+
+
+def training_cost(training: Mapping[str, Any]) -> str:
+    """What a training run took, `15.9 min, 768,000 images seen`; empty if unknown.
+
+    Args:
+        training: `training` of a record's method, with numbers under `seconds` and `images_seen`.
+    """
+    parts = []
+    for key, factor, form in (
+        ("seconds", 60, "{:,.1f} min"),
+        ("images_seen", 1, "{:,.0f} images seen"),
+    ):
+        value = training.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            parts.append(form.format(value / factor))
+    return ", ".join(parts)
+
+
+def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a data frame as dicts of plain Python values."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell of a data frame holds None, NaN or NA."""
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a setting of a row is written.
+
+    Attributes:
+        label: In the name of a row.
+        heading: Of its column; empty: it has none.
+        show: Value -> text in that column.
+    """
+
+    label: str
+    heading: str
+    show: Callable[[Any], str] = str
+
+
+# What distinguishes one method from another: a newer record with equal settings replaces an older.
 SETTINGS = {
-    "teacher": "teacher",
-    "sampler": "sampler",
-    "mask_schedule": "schedule",
-    "guidance_scale": "guidance",
-    "temperature": "temperature",
-    "choice_temperature": "choice temperature",
-    "final_temperature": "final temperature",
-    "theta": "theta",
-    "random_start": "random start",
-    "top_k": "top-k",
-    "top_p": "top-p",
-    "network_precision": "network in",
-    "seed": "seed",
-    "weights_sha256": "weights",
+    "teacher": Setting("teacher", ""),
+    "sampler": Setting("sampler", "Sampler"),
+    "mask_schedule": Setting("schedule", "Schedule"),
+    "guidance_scale": Setting("guidance", "Guidance", "{:g}".format),
+    "temperature": Setting("temperature", "Temp.", "{:g}".format),
+    "choice_temperature": Setting("choice temperature", "Choice temp.", "{:g}".format),
+    "final_temperature": Setting("final temperature", "Final temp.", "{:g}".format),
+    "theta": Setting("theta", "Theta", "{:g}".format),
+    "random_start": Setting("random start", "Random start", lambda _: "yes"),
+    "top_k": Setting("top-k", "Top-k", integer),
+    "top_p": Setting("top-p", "Top-p", "{:g}".format),
+    "network_precision": Setting("network in", "Network in"),
+    "seed": Setting("seed", "Seed", integer),
+    "weights_sha256": Setting("weights", "Weights", lambda sha256: str(sha256)[:12]),
 }
-# What a record of this sampler used where it does not say: the only value there was at the time.
-_UNSAID = {("theta_trapezoidal", "theta"): 0.5}
+
+
+def settings() -> dict[str, Setting]:
+    """Every setting that distinguishes rows, by field of `MethodInfo`, in the order of columns."""
+    return SETTINGS
+
+
+# What older records of a sampler used where they do not say: the only value there was at the time.
+_IMPLIED = {("theta_trapezoidal", "theta"): 0.5}
+
+
+def varied_keys(record: ResultRecord) -> dict[str, Any]:
+    """The recipe keys that an ablation varied, with their values; empty: it is no ablation.
+
+    `dimo distill --ablation KEY` notes them under `ablation` in the student's `training`.
+    """
+    varied = record.method.training.get("ablation")
+    return {key: varied[key] for key in sorted(varied)} if isinstance(varied, dict) else {}
+
+
+def is_ablation(record: ResultRecord) -> bool:
+    """Whether a record belongs to an ablation."""
+    return bool(varied_keys(record))
 
 
 def comparable(
@@ -121,10 +239,10 @@ def ordered(records: Iterable[ResultRecord]) -> list[ResultRecord]:
 
 
 def results_frame(records: Iterable[ResultRecord], metrics: Sequence[str]) -> pd.DataFrame:
-    """One row for each method: the newest record of each, in the order of the paper's table.
+    """One row per method: its newest record, in the order of the paper's table.
 
-    Sections in the order of `SECTIONS`; in a section by teacher, name and falling number of steps;
-    reference rows in the order of measurement.
+    Sections are in the order of `SECTIONS`, rows of a section by teacher, name and decreasing
+    number of steps, reference rows by time.
 
     Args:
         records: Records of one protocol.
@@ -191,11 +309,11 @@ def _row(record: ResultRecord, metrics: Sequence[str]) -> dict[str, Any]:
 
 
 def setting(record: ResultRecord, name: str) -> Any:
-    """What a record was made with, for a key of `SETTINGS` or a field of its method."""
+    """What a record was made with, for a name of `settings()` or a field of its method."""
     if name == "seed":
         return record.seed
     value = getattr(record.method, name)
-    return _UNSAID.get((record.method.sampler or "", name)) if value is None else value
+    return _IMPLIED.get((record.method.sampler or "", name)) if value is None else value
 
 
 def _name_and_steps(record: ResultRecord) -> tuple[Any, ...]:
@@ -203,7 +321,7 @@ def _name_and_steps(record: ResultRecord) -> tuple[Any, ...]:
 
 
 def _identity(record: ResultRecord) -> tuple[Any, ...]:
-    return (*_name_and_steps(record), *(setting(record, name) for name in SETTINGS))
+    return (*_name_and_steps(record), *(setting(record, name) for name in settings()))
 
 
 def _table_order(record: ResultRecord) -> tuple[Any, ...]:
@@ -221,7 +339,7 @@ def _distinct_names(records: Sequence[ResultRecord]) -> list[str]:
     for record in records:
         groups.setdefault(_name_and_steps(record), []).append(record)
     varying = {
-        key: [s for s in SETTINGS if len({setting(record, s) for record in group}) > 1]
+        key: [s for s in settings() if len({setting(record, s) for record in group}) > 1]
         for key, group in groups.items()
     }
     names = []
@@ -233,7 +351,7 @@ def _distinct_names(records: Sequence[ResultRecord]) -> list[str]:
 
 def _detail(record: ResultRecord, name: str) -> str:
     """A setting in words; a schedule with the tokens of each step, of many steps the outer ones."""
-    words = f"{SETTINGS[name]} {_short(setting(record, name))}"
+    words = f"{settings()[name].label} {_short(setting(record, name))}"
     counts = [str(count) for count in record.method.token_counts or ()]
     if name != "mask_schedule" or not counts:
         return words
@@ -250,63 +368,3 @@ def _short(value: Any) -> str:
         return f"{value:g}"
     text = str(value)
     return text[:8] if len(text) == 64 else text  # a hash
-
-
-MISSING = "\u2013"
-
-
-def metric_heading(name: str) -> str:
-    """Column heading of a metric, with the direction that is better, if this dimo knows it."""
-    if name not in METRICS:
-        return name
-    kind = METRICS[name]
-    return f"{kind.label} ({'↑' if kind.higher_is_better else '↓'})"
-
-
-def number(value: float, decimals: int) -> str:
-    """A number with so many decimals, and no minus before a zero."""
-    return f"{round(value, decimals) + 0.0:.{decimals}f}"
-
-
-def half_width(value: float, decimals: int) -> str:
-    """Half of an interval without its leading zero, `.045`: columns stay narrow."""
-    return number(value, decimals).removeprefix("0") or "0"
-
-
-def integer(value: Any) -> str:
-    """An integer, or the sign for a missing one."""
-    return MISSING if is_missing(value) else f"{int(value)}"
-
-
-def speed(value: Any) -> str:
-    """Images a second, to three digits or more."""
-    if is_missing(value):
-        return MISSING
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def training_cost(training: Mapping[str, Any]) -> str:
-    """What a training took, `15.9 min, 768,000 images seen`; "" where that is not known.
-
-    Args:
-        training: Of a record's method; numbers under `seconds` and `images_seen`.
-    """
-    parts = []
-    for key, factor, form in (
-        ("seconds", 60, "{:,.1f} min"),
-        ("images_seen", 1, "{:,.0f} images seen"),
-    ):
-        value = training.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            parts.append(form.format(value / factor))
-    return ", ".join(parts)
-
-
-def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a data frame, each as a dict with plain Python values."""
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a cell of a data frame holds None, NaN or NA."""
-    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
