@@ -14,8 +14,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from bench.images.codec import encode_png
 from bench.protocol import load_protocol
 from bench.protocol.catalog import data_dir
-from bench.records.record import ResultRecord, Trial, load_record, record_to_json, seal
-from bench.records.selection import Tuning
+from bench.records.record import ResultRecord, load_record, record_to_json, seal
+from bench.records.selection import Trial, Tuning
 from dimo.cli.app import app
 
 RECORDS = sorted((Path(__file__).parents[2] / "results").glob("*-digits-*.json"))

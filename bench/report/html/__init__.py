@@ -3,7 +3,7 @@
 Jinja escapes every text; `_line` makes the markup of styled pieces.
 """
 
-__all__ = ["render_page"]
+__all__ = ["inline_svg", "render_page"]
 
 import functools
 import json
@@ -171,7 +171,7 @@ def _groups(
     drawn: dict[str, list[_Figure]] = {}
     for number, panel in enumerate(panels):
         progress(what, number, len(panels), "plots")
-        svg = _inline(plots.page_svg(panel), f"{prefix}g{number}", panel.alt)
+        svg = inline_svg(plots.page_svg(panel), f"{prefix}g{number}", panel.alt)
         drawn.setdefault(panel.kind, []).append(_Figure(panel, svg, _numbers(panel)))
     if panels:
         progress(what, len(panels), len(panels), "plots")
@@ -195,7 +195,7 @@ def _legend(figures: Sequence[_Figure], prefix: str) -> tuple[tuple[Markup, str]
     labels = {line.style: line.label for figure in figures for line in figure.panel.lines}
     markers = figures[0].panel.markers
     return tuple(
-        (_inline(_swatch(style, markers), f"{prefix}{style}"), label)
+        (inline_svg(_swatch(style, markers), f"{prefix}{style}"), label)
         for style, label in sorted(labels.items())
     )
 
@@ -214,7 +214,7 @@ _COLORS = {
 }
 
 
-def _inline(svg: str, prefix: str, label: str = "") -> Markup:
+def inline_svg(svg: str, prefix: str, label: str = "") -> Markup:
     """An SVG file as part of the page: the page's colours, and ids that no other picture has.
 
     Args:
