@@ -98,7 +98,7 @@ def test_strict_exits_with_1_and_still_reports(run, world):
         (["--protocol", "adm"], "unknown protocol 'adm'"),
         (["--results", "nowhere"], "no results folder nowhere"),
         (["--update", "nowhere.md"], "cannot read nowhere.md"),
-        (["--update", "results/README.md", "--ablation"], "--update takes only --results"),
+        (["--update", "results/README.md", "--ablation"], "--update allows only --results"),
         (["--update", "page.md"], "0 whole tables between"),
     ],
 )

@@ -241,7 +241,7 @@ def test_list(dimo, rows):
     assert found[0]["metric"] == "fid"
     out, err = dimo("results", "list", "--protocol", "digits")
     assert out == ""
-    assert "protocols there: few" in err
+    assert "protocols with records: few" in err
 
 
 def test_show(dimo, rows, world):

@@ -1,7 +1,7 @@
-"""Records -> report (`collect`, `document`) -> Markdown, LaTeX, CSV, JSON, the page and plots.
+"""Records -> Markdown, LaTeX, CSV, JSON, an HTML page and plots.
 
-`table` and `ablation` make data frames, `outline` what is said around them, in blocks that
-`markdown` and `latex` write; `data` writes CSV and JSON. No format computes anything.
+`read_report` or `collect_report` selects what the tables show; a function of `FORMATS` renders it.
+No format computes anything.
 """
 
 __all__ = [
@@ -13,22 +13,55 @@ __all__ = [
     "difference_table",
     "load_published",
     "metric_table",
+    "read_report",
     "report_csv",
+    "report_html",
     "report_json",
     "report_latex",
     "report_markdown",
     "results_frame",
     "section_markdown",
+    "update_page",
     "with_records",
 ]
 
-from bench.report.collect import collect_report, with_records
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.report.collect import (
+    ProtocolReport,
+    Report,
+    collect_report,
+    read_report,
+    with_records,
+)
 from bench.report.data import report_csv, report_json
-from bench.report.document import ProtocolReport, Report
 from bench.report.latex import report_latex
-from bench.report.markdown import report_markdown, section_markdown
-from bench.report.published import PublishedRow, load_published
+from bench.report.markdown import report_markdown, section_markdown, update_page
+from bench.report.quoted import PublishedRow, load_published
 from bench.report.runs import difference_table, metric_table
 from bench.report.table import results_frame
+from dimo.util.terminal import Progress, quiet
 
-FORMATS = ("markdown", "latex", "csv", "json", "html")
+
+def report_html(report: Report, *, runs: Path | None = None, progress: Progress = quiet) -> str:
+    """The report as one HTML file that loads nothing from elsewhere.
+
+    Args:
+        report: What to show.
+        runs: A run folder or a folder of run folders, whose training curves are shown too.
+        progress: Called with the number of plots drawn.
+    """
+    from bench.report.html import render_page  # draws plots: matplotlib takes a second to import
+
+    return render_page(report, runs=runs, progress=progress)
+
+
+# What `dimo report --format` can write. A new format is a new row.
+FORMATS: dict[str, Callable[[Report], str]] = {
+    "markdown": report_markdown,
+    "latex": report_latex,
+    "csv": report_csv,
+    "json": report_json,
+    "html": report_html,
+}

@@ -1,8 +1,4 @@
-"""Ablations: students that differ in a few keys of their recipe, averaged over training seeds.
-
-A record belongs to an ablation if its `method.training` has the key `ablation`: the varied keys of
-the recipe with their values, as `dimo distill --ablation KEY` notes them beside the student.
-"""
+"""Ablations: students that differ in a few recipe keys, averaged over training seeds."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,28 +7,24 @@ from typing import Any
 import pandas as pd
 
 from bench.protocol import Protocol
-from bench.protocol.catalog import METRICS
 from bench.records.record import ResultRecord
 from bench.report import table as cells
-from bench.report.document import ProtocolReport
-from bench.report.notes import caption, protocol_name, rank_legend
-from bench.report.table import best_and_second, decimals_of, latest, setting, setting_labels
-from bench.report.text import (
-    Block,
-    Bullets,
-    Code,
-    Heading,
-    Line,
-    Mark,
-    Paragraph,
-    Table,
-    Words,
-    one_line,
+from bench.report.collect import ProtocolReport
+from bench.report.notes import caption, protocol_name
+from bench.report.table import (
+    best_and_second,
+    decimals_of,
+    higher_is_better,
+    latest,
+    setting,
+    settings,
+    varied_keys,
 )
+from bench.report.text import Line, Table, code, one_line, rank_legend, ranked
 from dimo.util.schema import canonical_json
 
-_NOT_VARIED = ("weights_sha256",)  # differs with every training
-_FACTS = ("steps", "images_seen", "seconds")  # of a training, where its record has them
+_NOT_VARIED = ("weights_sha256",)  # different in every run
+_FACTS = ("steps", "images_seen", "seconds")  # of a run, if its record has them
 
 
 @dataclass(frozen=True)
@@ -40,14 +32,14 @@ class AblationTable:
     """Students of one teacher, recipe and method that differ in the same keys.
 
     Attributes:
-        subject: Teacher, method and recipe, where they are known.
-        keys: The varied keys of the recipe.
+        subject: Teacher, method and recipe, as far as known.
+        keys: The varied recipe keys.
         settings: Sampler settings in which the rows differ, names of `MethodInfo`.
-        frame: A row for each configuration: `recipe.<key>` for each of `keys`, the `settings`,
-            `seeds` (how many trainings), `steps`, `images_seen`, `seconds` (means over the seeds,
-            or None), and for each metric its mean `<metric>`, `<metric>_half`, half of the range
-            over the seeds (None for one seed), and `<metric>_values`, the value of each seed in
-            the order of seeds.
+        frame: One row per configuration: `recipe.<key>` for each of `keys`, the `settings`,
+            `seeds` (number of runs), `steps`, `images_seen`, `seconds` (means over the seeds, or
+            None), and per metric its mean `<metric>`, half of the range over the seeds
+            `<metric>_half` (None for one seed) and the value of each seed in order
+            `<metric>_values`.
     """
 
     subject: tuple[str, ...]
@@ -56,59 +48,43 @@ class AblationTable:
     frame: pd.DataFrame
 
 
-def is_ablation(record: ResultRecord) -> bool:
-    """Whether a record is one of an ablation."""
-    return bool(_varied(record))
+def ablations(records: Iterable[ResultRecord], metrics: Sequence[str]) -> list[AblationTable]:
+    """Groups the records of ablations by subject and varied keys.
 
-
-def ablation_tables(records: Iterable[ResultRecord], metrics: Sequence[str]) -> list[AblationTable]:
-    """Groups records of ablations: those of like subject and keys share a table.
-
-    Of several records of one configuration and training seed the newest counts. Records with other
-    sampler settings are never averaged: they make a row of their own.
+    Of several records of one configuration and training seed, the newest counts. Records with
+    different sampler settings are never averaged: each setting has its own row.
 
     Args:
-        records: Records of one protocol; those of no ablation are passed over.
+        records: Records of one protocol; those of no ablation are ignored.
         metrics: Names of the metrics to show.
     """
     groups: dict[Any, list[ResultRecord]] = {}
-    for record in latest(record for record in records if is_ablation(record)):
-        groups.setdefault((_subject(record), tuple(_varied(record))), []).append(record)
+    for record in latest(record for record in records if varied_keys(record)):
+        groups.setdefault((_subject(record), tuple(varied_keys(record))), []).append(record)
     return [
         _table_of(subject, keys, group, metrics)
         for (subject, keys), group in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
-def ablation_blocks(part: ProtocolReport) -> list[Block]:
-    """Every ablation of one protocol, or a line that says how to make one."""
-    metrics = [metric.name for metric in part.protocol.metrics]
-    records = [one.record for one in part.excluded if one.kind == "ablation"]
-    blocks: list[Block] = []
-    for found in ablation_tables(records, metrics):
-        words = Words(", ".join(filter(None, found.subject)) or "unnamed", 200)
-        blocks.append(Heading(2, ("Ablation: ", words)))
-        blocks += _blocks_of(found, part.protocol, metrics)
-    if blocks:
-        return blocks
-    return [
-        Paragraph(
-            (
-                "No results of an ablation under protocol ",
-                *protocol_name(part.protocol),
-                " yet; make its students with ",
-                Code("dimo distill --ablation KEY"),
-                " and score them with ",
-                Code("dimo bench"),
-                ".",
-            )
-        )
+def ablation_tables(part: ProtocolReport) -> list[Table]:
+    """A table per ablation of one protocol, or a line that says how to make one."""
+    tables = [
+        _shown(ablation, part.protocol, part.metrics)
+        for ablation in ablations(part.ablated, part.metrics)
     ]
-
-
-def _varied(record: ResultRecord) -> dict[str, Any]:
-    found = record.method.training.get("ablation")
-    return {key: found[key] for key in sorted(found)} if isinstance(found, dict) else {}
+    if tables:
+        return tables
+    nothing: Line = (
+        "No results of an ablation under protocol ",
+        *protocol_name(part.protocol),
+        " yet; make its students with ",
+        code("dimo distill --ablation KEY"),
+        " and score them with ",
+        code("dimo bench"),
+        ".",
+    )
+    return [Table(caption=nothing)]
 
 
 def _subject(record: ResultRecord) -> tuple[str, ...]:
@@ -122,11 +98,11 @@ def _table_of(
     records: list[ResultRecord],
     metrics: Sequence[str],
 ) -> AblationTable:
-    names = [name for name in ("num_steps", *setting_labels()) if name not in _NOT_VARIED]
+    names = [name for name in ("num_steps", *settings()) if name not in _NOT_VARIED]
     differing = [n for n in names if len({setting(record, n) for record in records}) > 1]
     rows: dict[str, dict[str, ResultRecord]] = {}
-    for record in records:  # oldest first: a newer one of the same seed takes the place
-        configuration = [_varied(record), [setting(record, name) for name in differing]]
+    for record in records:  # oldest first: a newer one of the same seed replaces it
+        configuration = [varied_keys(record), [setting(record, name) for name in differing]]
         seeds = rows.setdefault(canonical_json(configuration), {})
         seed = record.method.training.get("seed")
         seeds[canonical_json(record.method.weights_sha256 if seed is None else seed)] = record
@@ -149,7 +125,7 @@ def _line_of(
     metrics: Sequence[str],
 ) -> dict[str, Any]:
     first = records[0]
-    line = {_column(key): _varied(first)[key] for key in keys}
+    line = {_column(key): varied_keys(first)[key] for key in keys}
     line |= {name: setting(first, name) for name in settings} | {"seeds": len(records)}
     for fact in _FACTS:
         known = [record.method.training.get(fact) for record in records]
@@ -163,50 +139,57 @@ def _line_of(
     return line
 
 
-def _blocks_of(found: AblationTable, protocol: Protocol, metrics: Sequence[str]) -> list[Block]:
+def _shown(found: AblationTable, protocol: Protocol, metrics: Sequence[str]) -> Table:
     rows = cells.rows(found.frame)
     columns = [*map(_column, found.keys), *found.settings]
     facts = [fact for fact in _FACTS if any(row[fact] is not None for row in rows)]
     shown = [_metric_column(found.frame[name], rows, name) for name in metrics]
     body = tuple(
         (
-            *((Words(_words(row[name]), 40),) for name in columns),
+            *((one_line(_words(row[name]), 40),) for name in columns),
             *values,
             (cells.integer(row["seeds"]),),
             *((cells.MISSING if row[fact] is None else f"{row[fact]:,.0f}",) for fact in facts),
         )
         for row, values in zip(rows, zip(*shown, strict=True), strict=True)
     )
-    varied = (
-        *found.keys,
-        *(setting_labels().get(name, "steps of sampling") for name in found.settings),
-    )
-    labels = {"steps": "Training steps", "images_seen": "Images seen", "seconds": "Seconds"}
-    header = (*(one_line(key, 40) for key in varied), *map(cells.metric_heading, metrics), "Seeds")
-    table = Table(
-        header=(*header, *(labels[fact] for fact in facts)),
-        body=body,
-        left=tuple(range(len(varied))),
-        caption=caption(protocol),
-    )
+    varied = [one_line(key, 40) for key in found.keys]
+    labels = settings()
+    varied += [
+        labels[name].label if name in labels else "steps of sampling" for name in found.settings
+    ]
+    titles = {"steps": "Training steps", "images_seen": "Images seen", "seconds": "Seconds"}
     spread: Line = (
         "A value is the mean over trainings with different seeds, ± half of their range (for two "
         "seeds that is both values); a value without ± is of one training.",
     )
     means: Line = ("Training steps, images and seconds are means over the seeds.",)
-    return [table, Bullets((spread, (*rank_legend(), ", as shown."), *[means] * bool(facts)))]
+    subject = one_line(", ".join(filter(None, found.subject)) or "unnamed", 200)
+    return Table(
+        ("Ablation: ", subject),
+        level=2,
+        header=(
+            *varied,
+            *map(cells.metric_heading, metrics),
+            "Seeds",
+            *(titles[fact] for fact in facts),
+        ),
+        rows=body,
+        left=tuple(range(len(varied))),
+        caption=caption(protocol),
+        notes=(spread, (*rank_legend(), ", as shown."), *[means] * bool(facts)),
+    )
 
 
 def _metric_column(values: "pd.Series[Any]", rows: list[dict[str, Any]], name: str) -> list[Line]:
     numbers = values.astype(float)
     decimals = decimals_of(name, numbers)
-    higher = METRICS[name].higher_is_better
-    places = best_and_second(numbers, higher_is_better=higher, decimals=decimals)
+    places = best_and_second(numbers, higher_is_better=higher_is_better(name), decimals=decimals)
     column: list[Line] = []
     for row, place in zip(rows, places, strict=True):
         half = row[f"{name}_half"]
         spread = "" if half is None else " ±" + cells.half_width(half, decimals)
-        mark = Mark(cells.number(row[name] or 0.0, decimals), place)
+        mark = ranked(cells.number(row[name] or 0.0, decimals), place)
         column.append((cells.MISSING,) if row[name] is None else (mark, spread))
     return column
 

@@ -1,27 +1,121 @@
-"""Records -> the report: which go in a table, which do not and why."""
+"""Records -> a `Report`: which records each table shows, and why the others are left out."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
-from bench.protocol import Protocol, protocol_sha256
+import pandas as pd
+
+from bench.protocol import Protocol, list_protocols, load_protocol, protocol_sha256
+from bench.protocol.catalog import data_dir
 from bench.records.record import ResultRecord
-from bench.report.ablation import is_ablation
-from bench.report.document import Excluded, ProtocolReport, Report
-from bench.report.published import PublishedRow
-from bench.report.quoted import quoted_beside
-from bench.report.table import comparable, ordered, results_frame
+from bench.records.store import load_all
+from bench.report.quoted import PublishedRow, load_published, quoted_beside
+from bench.report.table import comparable, is_ablation, ordered, results_frame
 
-_Records = Sequence[ResultRecord]
+
+@dataclass(frozen=True)
+class Excluded:
+    """A valid record that the table does not show.
+
+    Attributes:
+        record: The record.
+        kind: `replaced`: a newer one has the same method and settings; `nonconforming`: its images
+            are not what the protocol asks for; `other protocol`: measured under another protocol or
+            another version of this one; `ablation`: shown in the ablation tables instead.
+        reason: The kind in words, one sentence.
+    """
+
+    record: ResultRecord
+    kind: Literal["replaced", "nonconforming", "other protocol", "ablation"]
+    reason: str
+
+
+@dataclass(frozen=True)
+class ProtocolReport:
+    """One table of measured rows.
+
+    Attributes:
+        protocol: The protocol of the rows.
+        sha256: Its hash.
+        measured_with: Hashes that the protocol leaves open (of the reference, or of the weights of
+            its networks) and these rows share. Such a protocol has one table per combination, next
+            to each other in the report. Otherwise empty.
+        frame: One row per method, see `bench.report.table.results_frame`; may be empty.
+        records: The record behind each row of `frame`, in the same order.
+        quoted: Published rows that belong next to the table, never in it.
+        excluded: Records that are not in `frame`, each with the reason.
+    """
+
+    protocol: Protocol
+    sha256: str
+    measured_with: tuple[str, ...]
+    frame: pd.DataFrame
+    records: tuple[ResultRecord, ...]
+    quoted: tuple[PublishedRow, ...]
+    excluded: tuple[Excluded, ...]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the protocol's metrics, in the order of the table."""
+        return [metric.name for metric in self.protocol.metrics]
+
+    @property
+    def ablated(self) -> list[ResultRecord]:
+        """The records of ablations."""
+        return [one.record for one in self.excluded if one.kind == "ablation"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a report shows; every format is rendered from it.
+
+    Attributes:
+        title: One line.
+        generated: Time in UTC, `2026-01-31 23:59 UTC`.
+        protocols: One entry per table, at least one; those of one protocol are neighbours.
+        problems: One line per results file that could not be used.
+        folder: The results folder.
+        ablation: Whether to show the ablation tables instead; see `bench.report.ablation`.
+    """
+
+    title: str
+    generated: str
+    protocols: tuple[ProtocolReport, ...]
+    problems: tuple[str, ...]
+    folder: Path
+    ablation: bool = False
+
+
+def read_report(results: Path, protocol: str = "", *, ablation: bool = False) -> Report:
+    """Reads a results folder and the shipped published numbers.
+
+    Args:
+        results: Folder of record files.
+        protocol: Name or file; empty: every shipped protocol that has results.
+        ablation: Whether to show the ablation tables instead.
+    """
+    records, problems = load_all(results)
+    protocols = [load_protocol(protocol)] if protocol else with_records(list_protocols(), records)
+    return collect_report(
+        records,
+        problems,
+        load_published(data_dir("published") / "published.csv"),
+        protocols=protocols or [load_protocol("digits")],
+        folder=results,
+        ablation=ablation,
+    )
 
 
 def collect_report(
     records: Iterable[ResultRecord],
-    problems: Iterable[str],
-    published_rows: Iterable[PublishedRow],
+    problems: Iterable[str] = (),
+    published_rows: Iterable[PublishedRow] = (),
     *,
     protocols: Sequence[Protocol],
-    folder: Path,
+    folder: Path = Path(),
     ablation: bool = False,
     now: datetime | None = None,
 ) -> Report:
@@ -29,32 +123,42 @@ def collect_report(
 
     Args:
         records: All records, of any protocol.
-        problems: One line for each file that could not be read.
-        published_rows: Quoted numbers; see `load_published`. Each benchmark is quoted once.
-        protocols: Those whose tables are wanted, at least one. A record of none of them is counted
-            with the protocol of its name, or with the last one.
-        folder: Where the records are from.
-        ablation: Whether tables of ablations are wanted instead.
+        problems: One line per file that could not be read.
+        published_rows: Quoted numbers, see `load_published`; each benchmark is quoted once.
+        protocols: Protocols to show, at least one. A record of none of them is listed as left out
+            under the protocol of the same name, or under the last one.
+        folder: Where the records come from; pictures and verdicts are read from it.
+        ablation: Whether to show the ablation tables instead.
         now: Time of the report; None: now.
     """
-    records, published_rows = list(records), list(published_rows)
-    names = [protocol.name for protocol in protocols]
+    published_rows = list(published_rows)
     hashes = {protocol_sha256(protocol): protocol for protocol in protocols}
     ours: dict[str, list[ResultRecord]] = {sha256: [] for sha256 in hashes}
-    others: dict[str, list[ResultRecord]] = {name: [] for name in names}
+    others: dict[str, list[ResultRecord]] = {protocol.name: [] for protocol in protocols}
     for record in records:
-        if record.protocol.sha256 in ours:
-            ours[record.protocol.sha256].append(record)
-        else:
-            named = record.protocol.name if record.protocol.name in others else names[-1]
-            others[named].append(record)
+        name = record.protocol.name if record.protocol.name in others else protocols[-1].name
+        ours.get(record.protocol.sha256, others[name]).append(record)
     parts: list[ProtocolReport] = []
     quoted: set[str] = set()
     for sha256, protocol in hashes.items():
         beside = quoted_beside(published_rows, protocol)
         new = tuple(row for row in beside if row.benchmark not in quoted)
         quoted |= {row.benchmark for row in new}
-        parts += _tables(protocol, sha256, ours[sha256], others[protocol.name], new)
+        groups, nonconforming = comparable(ours[sha256], protocol)
+        left_out = [
+            Excluded(record, "nonconforming", "; ".join(record.evidence.nonconforming))
+            for record in nonconforming
+            if record.evidence
+        ]
+        left_out += [
+            Excluded(record, "other protocol", _protocol_of(record))
+            for record in others[protocol.name]
+        ]
+        tables = list((groups or {(): []}).items())
+        for position, (measured_with, group) in enumerate(tables):
+            rest = left_out if position == len(tables) - 1 else []
+            beside = new if position == 0 else ()
+            parts.append(_table(protocol, sha256, measured_with, group, rest, beside))
     generated = (now or datetime.now(UTC)).astimezone(UTC)
     return Report(
         title=protocols[0].title if len(protocols) == 1 else "Results",
@@ -67,41 +171,22 @@ def collect_report(
 
 
 def with_records(protocols: Iterable[Protocol], records: Iterable[ResultRecord]) -> list[Protocol]:
-    """The protocols under which any of the records was measured."""
-    found = {record.protocol.sha256 for record in records}
-    return [protocol for protocol in protocols if protocol_sha256(protocol) in found]
-
-
-def _tables(
-    protocol: Protocol,
-    sha256: str,
-    ours: _Records,
-    others: _Records,
-    quoted: tuple[PublishedRow, ...],
-) -> list[ProtocolReport]:
-    groups, nonconforming = comparable(ours, protocol)
-    rest = [Excluded(record, "nonconforming", _nonconforming(record)) for record in nonconforming]
-    rest += [Excluded(record, "other protocol", _elsewhere(record)) for record in others]
-    parts = []
-    for position, (measured_with, group) in enumerate((groups or {(): []}).items()):
-        last = position == max(len(groups), 1) - 1
-        parts.append(_table(protocol, sha256, measured_with, group, rest if last else [], quoted))
-        quoted = ()
-    return parts
+    """The protocols that any of the records was measured under."""
+    measured = {record.protocol.sha256 for record in records}
+    return [protocol for protocol in protocols if protocol_sha256(protocol) in measured]
 
 
 def _table(
     protocol: Protocol,
     sha256: str,
     measured_with: tuple[str, ...],
-    group: _Records,
-    rest: list[Excluded],
+    group: Sequence[ResultRecord],
+    left_out: Sequence[Excluded],
     quoted: tuple[PublishedRow, ...],
 ) -> ProtocolReport:
     ablated = [record for record in group if is_ablation(record)]
     rows = ordered(record for record in group if not is_ablation(record))
     shown = {id(record) for record in (*rows, *ablated)}
-    replaced = [record for record in group if id(record) not in shown]
     newer = "a newer record has the same method and settings"
     return ProtocolReport(
         protocol=protocol,
@@ -111,17 +196,13 @@ def _table(
         records=tuple(rows),
         quoted=quoted,
         excluded=(
-            *(Excluded(record, "replaced", newer) for record in replaced),
-            *(Excluded(record, "ablation", "one of an ablation") for record in ablated),
-            *rest,
+            *(Excluded(r, "replaced", newer) for r in group if id(r) not in shown),
+            *(Excluded(record, "ablation", "part of an ablation") for record in ablated),
+            *left_out,
         ),
     )
 
 
-def _nonconforming(record: ResultRecord) -> str:
-    return "; ".join(record.evidence.nonconforming) if record.evidence else ""
-
-
-def _elsewhere(record: ResultRecord) -> str:
-    found = record.protocol
-    return f"measured under {found.name}, version {found.version}, {found.sha256[:12]}"
+def _protocol_of(record: ResultRecord) -> str:
+    protocol = record.protocol
+    return f"measured under {protocol.name}, version {protocol.version}, {protocol.sha256[:12]}"

@@ -2,16 +2,16 @@
 
 The JSON is one object, ASCII, without NaN:
 
-    format      1, of this layout
-    title, generated, folder, problems   as in `bench.report.document.Report`
-    protocols   a list, one entry a table:
-        protocol        what the protocol file says
+    format      1, the version of this layout
+    title, generated, folder, problems   as in `bench.report.collect.Report`
+    protocols   a list, one entry per table:
+        protocol        the content of the protocol file
         sha256, measured_with
         metrics         names, in the order of the table
         rows            the table: a list of objects with the columns of
-                        `bench.report.table.results_frame`, null where there is nothing
+                        `bench.report.table.results_frame`, null for what is missing
         records         the record behind each row, in the same order, as in its file
-        quoted          published rows that belong beside the table: lines of published.csv
+        quoted          published rows that belong next to the table: lines of published.csv
         ablations       a list of tables: subject, keys, settings and rows, see
                         `bench.report.ablation.AblationTable`
         excluded        run_id, method, kind and reason of each record that is in no row
@@ -25,8 +25,8 @@ from typing import Any
 
 from bench.records.record import record_to_json
 from bench.report import table as cells
-from bench.report.ablation import AblationTable, ablation_tables
-from bench.report.document import ProtocolReport, Report
+from bench.report.ablation import ablations
+from bench.report.collect import ProtocolReport, Report
 from bench.report.text import one_line
 from dimo.util.schema import canonical_json, encode
 
@@ -36,12 +36,12 @@ _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # sprea
 
 
 def report_csv(report: Report) -> str:
-    """One line a method with numbers in full precision, measured rows only.
+    """One line per measured row, with numbers in full precision.
 
     Columns: `protocol`, `protocol_version`, `protocol_sha256`, `measured_with`, then those of
-    `bench.report.table.results_frame` (of an ablation: of `AblationTable`), empty where there is
-    nothing. Lists are separated by spaces, tables are JSON. A text that a spreadsheet would take
-    for a formula has a `'` in front; texts are one line of at most 1,000 characters.
+    `bench.report.table.results_frame` (of an ablation: of `AblationTable`); a missing value is
+    empty. Items of a list are separated by spaces, tables are JSON. A text that a spreadsheet would
+    take for a formula begins with a `'`; a text is one line of at most 1,000 characters.
     """
     lines: list[dict[str, Any]] = []
     columns: dict[str, None] = {}
@@ -52,7 +52,9 @@ def report_csv(report: Report) -> str:
             "protocol_sha256": part.sha256,
             "measured_with": part.measured_with,
         }
-        tables = [found.frame for found in _ablations(part)] if report.ablation else [part.frame]
+        tables = [part.frame]
+        if report.ablation:
+            tables = [found.frame for found in ablations(part.ablated, part.metrics)]
         for frame in tables:
             columns |= dict.fromkeys([*of_protocol, *map(str, frame.columns)])
             lines += [of_protocol | row for row in cells.rows(frame)]
@@ -64,7 +66,7 @@ def report_csv(report: Report) -> str:
 
 
 def report_json(report: Report) -> str:
-    """Records, tables, quoted rows and what was left out; see above."""
+    """Records, tables, quoted rows and what was left out, as one JSON object."""
     content = {
         "format": _FORMAT,
         "title": report.title,
@@ -81,7 +83,7 @@ def _protocol(part: ProtocolReport) -> dict[str, Any]:
         "protocol": encode(part.protocol),
         "sha256": part.sha256,
         "measured_with": list(part.measured_with),
-        "metrics": [metric.name for metric in part.protocol.metrics],
+        "metrics": part.metrics,
         "rows": [_plain(row) for row in cells.rows(part.frame)],
         "records": [json.loads(record_to_json(record)) for record in part.records],
         "quoted": [dataclasses.asdict(row) for row in part.quoted],
@@ -92,7 +94,7 @@ def _protocol(part: ProtocolReport) -> dict[str, Any]:
                 "settings": list(found.settings),
                 "rows": [_plain(row) for row in cells.rows(found.frame)],
             }
-            for found in _ablations(part)
+            for found in ablations(part.ablated, part.metrics)
         ],
         "excluded": [
             {
@@ -104,11 +106,6 @@ def _protocol(part: ProtocolReport) -> dict[str, Any]:
             for one in part.excluded
         ],
     }
-
-
-def _ablations(part: ProtocolReport) -> list[AblationTable]:
-    records = [one.record for one in part.excluded if one.kind == "ablation"]
-    return ablation_tables(records, [metric.name for metric in part.protocol.metrics])
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

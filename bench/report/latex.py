@@ -1,8 +1,8 @@
-"""The report as LaTeX to paste into a paper: ASCII only, any text escaped.
+"""The report as LaTeX to paste into a paper: ASCII only, every text escaped.
 
 Needs the packages booktabs (rules) and graphicx (a table that is too wide is scaled to the text
 width), which every TeX distribution has; works with pdfLaTeX, XeLaTeX and LuaLaTeX. A table is one
-float: of more rows than a page holds, take some.
+float; if it has more rows than fit a page, keep some of them.
 """
 
 import functools
@@ -10,74 +10,28 @@ import re
 import unicodedata
 from itertools import groupby
 
-from bench.report.document import Report
-from bench.report.outline import report_blocks
-from bench.report.text import (
-    Block,
-    Bullets,
-    Code,
-    Heading,
-    Line,
-    Paragraph,
-    Piece,
-    Source,
-    Strong,
-    Table,
-    Words,
-    one_line,
-)
+from bench.report.collect import Report
+from bench.report.measured import report_tables
+from bench.report.text import Line, Styled, Table, one_line
 
 _PREAMBLE = r"% Made by dimo report. Needs: \usepackage{booktabs} \usepackage{graphicx}"
 _SHRUNK = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
 _SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"{\char34}",
-    "`": r"\`{}",
-    "\u200b": "{}",
-    "\u2013": "--",
-    "\u2014": "---",
-    "\u2018": "`",
-    "\u2019": "'",
-    "…": r"\ldots{}",
-    "±": r"$\pm$",
-    "\u00d7": r"$\times$",
-    "↓": r"$\downarrow$",
-    "↑": r"$\uparrow$",
-    "†": r"$\dagger$",
-    "ß": r"\ss{}",
-    "æ": r"\ae{}",
-    "Æ": r"\AE{}",
-    "ø": r"\o{}",
-    "Ø": r"\O{}",
-    "ł": r"\l{}",
-    "Ł": r"\L{}",
+    **{character: f"\\{character}" for character in "{}$&#%_"},
+    **{"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
+    **{'"': r"{\char34}", "`": r"\`{}", "\u200b": "{}", "\u2018": "`", "\u2019": "'"},
+    **{"\u2013": "--", "\u2014": "---", "…": r"\ldots{}", "±": r"$\pm$", "\u00d7": r"$\times$"},
+    **{"↓": r"$\downarrow$", "↑": r"$\uparrow$", "†": r"$\dagger$", "ß": r"\ss{}"},
+    **{"æ": r"\ae{}", "Æ": r"\AE{}", "ø": r"\o{}", "Ø": r"\O{}", "ł": r"\l{}", "Ł": r"\L{}"},
 }
-_ACCENTS = {
-    "\u0300": "`",
-    "\u0301": "'",
-    "\u0302": "^",
-    "\u0303": "~",
-    "\u0304": "=",
-    "\u0306": "u",
-    "\u0307": ".",
-    "\u0308": '"',
-    "\u030a": "r",
-    "\u030b": "H",
-    "\u030c": "v",
-    "\u0327": "c",
-}
+_ACCENTS = dict(
+    zip(
+        "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327",
+        "`'^~=u.\"rHvc",
+        strict=True,
+    )
+)
 _GREEK = (  # the letters that TeX has a command for; the others look like Latin ones
     *("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"),
     *("lambda", "mu", "nu", "xi", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi"),
@@ -89,14 +43,14 @@ _SHOWN_OF_A_RUN = 3  # characters that TeX may have no glyph for
 
 def report_latex(report: Report) -> str:
     """Tables, captions and notes in the words of the Markdown report; ends with a newline."""
-    return "\n\n".join([_PREAMBLE, *map(_block, report_blocks(report))]) + "\n"
+    return "\n\n".join([_PREAMBLE, *map(_block, report_tables(report))]) + "\n"
 
 
 def latex_text(text: str) -> str:
-    """Any line as LaTeX that prints it: ASCII, no command or character of TeX takes effect.
+    """Any line as ASCII LaTeX that prints it; no command or special character takes effect.
 
-    Letters with common accents and Greek are set; other characters as `U+05D0`, a long run of them
-    by its first ones.
+    Letters with common accents and Greek letters are typeset; other characters become `U+05D0`, and
+    a long run of them is cut.
     """
     pieces: list[str] = []
     text = re.sub(r"-(?=-)", "-\u200b", text)  # two would become a dash
@@ -112,7 +66,7 @@ def latex_text(text: str) -> str:
 
 @functools.cache
 def _set(character: str) -> str | None:
-    """How one character is set; None: TeX may have no glyph for it."""
+    """LaTeX of one character; None: TeX may have no glyph for it."""
     if character in _SPECIAL:
         return _SPECIAL[character]
     if " " <= character <= "~":
@@ -129,15 +83,18 @@ def _set(character: str) -> str | None:
     return None
 
 
-def _block(block: Block) -> str:
-    if isinstance(block, Heading):
-        return rf"\{'sub' * (block.level - 1)}section*{{{_line(block.line)}}}"
-    if isinstance(block, Paragraph):
-        return _line(block.line)
-    if isinstance(block, Bullets):
-        items = "\n".join(rf"  \item {_guarded(_line(item))}" for item in block.items)
-        return f"\\begin{{itemize}}\n{items}\n\\end{{itemize}}"
-    return _table(block)
+def _block(table: Table) -> str:
+    parts = []
+    if table.title:
+        parts.append(rf"\{'sub' * (table.level - 1)}section*{{{_line(table.title)}}}")
+    if table.header:
+        parts.append(_table(table))
+    elif table.caption:
+        parts.append(_line(table.caption))
+    if table.notes:
+        items = "\n".join(rf"  \item {_guarded(_line(note))}" for note in table.notes)
+        parts.append(f"\\begin{{itemize}}\n{items}\n\\end{{itemize}}")
+    return "\n\n".join(parts)
 
 
 def _table(table: Table) -> str:
@@ -147,16 +104,14 @@ def _table(table: Table) -> str:
         lines.append(rf"  \caption{{{_line(table.caption)}}}")
     lines += [f"  {_SHRUNK}", rf"  \begin{{tabular}}{{{columns}}}", r"    \toprule"]
     lines.append(_row([latex_text(heading) for heading in table.header]))
-    before = None
-    for index, cells in enumerate(table.body):
-        section = table.sections[index] if table.sections else None
-        if index == 0 or section != before:
+    for index, cells in enumerate(table.rows):
+        section = table.new_section(index)
+        if index == 0 or section is not None:
             lines.append(r"    \midrule")
-            if section is not None:
-                words = latex_text(one_line(section, 60))
-                span = rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{words}}}}}"
-                lines.append(rf"    {span} \\")
-        before = section
+        if section is not None:
+            words = latex_text(one_line(section))
+            span = rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{words}}}}}"
+            lines.append(rf"    {span} \\")
         lines.append(_row([_line(cell) for cell in cells]))
     lines += [r"    \bottomrule", r"  \end{tabular}}", r"\end{table*}"]
     return "\n".join(lines)
@@ -167,7 +122,7 @@ def _row(cells: list[str]) -> str:
 
 
 def _guarded(text: str) -> str:
-    """What follows `\\\\`, `\\item` or a rule must not look like an option of it."""
+    """Keeps text after `\\\\`, `\\item` or a rule from being read as its option."""
     return f"{{}}{text}" if text.startswith(("[", "*")) else text
 
 
@@ -175,16 +130,17 @@ def _line(line: Line) -> str:
     return "".join(_piece(piece) for piece in line)
 
 
-def _piece(piece: Piece) -> str:
+_STYLES = {
+    "code": r"\texttt",
+    "strong": r"\textbf",
+    "best": r"\textbf",
+    "second": r"\underline",
+    "source": "",
+}
+
+
+def _piece(piece: str | Styled) -> str:
     if isinstance(piece, str):
         return latex_text(piece)
-    if isinstance(piece, Words):
-        return latex_text(one_line(piece.value, piece.longest))
-    if isinstance(piece, Code):
-        return rf"\texttt{{{latex_text(one_line(piece.value, piece.longest))}}}"
-    if isinstance(piece, Strong):
-        return rf"\textbf{{{latex_text(piece.words)}}}"
-    if isinstance(piece, Source):
-        return latex_text(one_line(piece.name, 60))
-    shown = latex_text(piece.shown)
-    return {1: rf"\textbf{{{shown}}}", 2: rf"\underline{{{shown}}}"}.get(piece.place, shown)
+    shown, command = latex_text(piece.text), _STYLES[piece.style]
+    return f"{command}{{{shown}}}" if command else shown

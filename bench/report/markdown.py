@@ -1,29 +1,15 @@
-"""The report as GitHub Markdown. Whatever a text holds, it is shown and does nothing.
-
-Tables inside a hand-written Markdown page that a report keeps up to date.
-"""
+"""The report as GitHub Markdown, and tables inside a hand-written page that it keeps up to date."""
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
-from bench.report.document import Report
-from bench.report.outline import measured_part, report_blocks
-from bench.report.text import (
-    Block,
-    Bullets,
-    Code,
-    Heading,
-    Line,
-    Mark,
-    Paragraph,
-    Piece,
-    Source,
-    Strong,
-    Words,
-    one_line,
-)
+from bench.report.collect import Report, read_report
+from bench.report.measured import protocol_tables, report_tables
+from bench.report.text import Line, Styled, Table, one_line
 from dimo.errors import DimoError
+from dimo.util.files import write_atomic
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "<span>$</span>"}
 _ACTIVE = re.compile(r"[\\`*|~#&<>$_\]:.]")  # whatever may have to be escaped has one of these
@@ -31,20 +17,22 @@ _ACTIVE = re.compile(r"[\\`*|~#&<>$_\]:.]")  # whatever may have to be escaped h
 
 def report_markdown(report: Report) -> str:
     """Measured results first, then quoted ones, then files left out; ends with a newline."""
-    return _joined(_block(block, top=2) for block in report_blocks(report))
+    return "\n\n".join(_block(table, top=2) for table in report_tables(report)) + "\n"
 
 
 def section_markdown(report: Report) -> str:
-    """The measured part alone, to stand in a page that has its own headings around it.
+    """The measured part alone, for a page that has its own headings around it.
 
-    Details are folded away, as GitHub shows `<details>`.
+    Tables that may be folded are in `<details>`, which GitHub shows closed.
     """
-    return _joined(_folded(measured_part(report), top=3))
+    tables = protocol_tables(report.protocols, ablation=report.ablation)
+    return "\n\n".join(_block(table, top=3, fold=True) for table in tables) + "\n"
 
 
 def text(value: object, longest: int = 60) -> str:
-    """Any text on one line, cut to `longest` characters, with nothing in it that Markdown or HTML
-    would act on. Brackets are left as they are (`Di[M]O`) unless they could make a link.
+    """Any text on one line, cut to `longest` characters, escaped for Markdown and HTML.
+
+    Brackets are left as they are (`Di[M]O`) unless they could make a link.
     """
     return _escaped(one_line(str(value), longest))
 
@@ -68,8 +56,8 @@ def pipe_table(
     Args:
         header: Column headings, escaped.
         body: Cells, escaped.
-        left: Columns that are aligned to the left; the others are to the right.
-        sections: Section of each row; each new one gets a line of its own above.
+        left: Columns aligned to the left; the others are aligned to the right.
+        sections: Section of each row; a new section gets a line of its own above the row.
     """
     lines: list[Sequence[str]] = []
     for index, cells in enumerate(body):
@@ -94,65 +82,40 @@ def pipe_table(
     return "\n".join(f"| {line} |" for line in padded)
 
 
-def _joined(parts: Iterable[str]) -> str:
-    return "\n\n".join(parts) + "\n"
-
-
-def _folded(blocks: Iterable[Block], top: int) -> Iterator[str]:
-    """The text of each block, from the heading of a detail to the next heading in `<details>`."""
-    inside = False
-    for block in blocks:
-        if not isinstance(block, Heading):
-            yield _block(block, top)
-            continue
-        if inside:
-            yield "</details>"
-        inside = block.is_detail
-        yield f"<details><summary>{_line(block.line)}</summary>" if inside else _block(block, top)
-    if inside:
-        yield "</details>"
-
-
-def _block(block: Block, top: int) -> str:
-    if isinstance(block, Heading):
-        return f"{'#' * (block.level + top - 1)} {_line(block.line)}"
-    if isinstance(block, Paragraph):
-        return _line(block.line)
-    if isinstance(block, Bullets):
-        return "\n".join(f"- {_line(item)}" for item in block.items)
-    table = pipe_table(
-        [_escaped(heading) for heading in block.header],
-        [[_line(cell) for cell in cells] for cells in block.body],
-        left=block.left,
-        sections=block.sections,
-    )
-    return f"{table}\n\n{_line(block.caption)}" if block.caption else table
+def _block(table: Table, top: int, *, fold: bool = False) -> str:
+    """A table with its heading and notes; `top` is the level of the highest heading."""
+    folded = fold and table.folded
+    parts = []
+    if folded:
+        parts.append(f"<details><summary>{_line(table.title)}</summary>")
+    elif table.title:
+        parts.append(f"{'#' * (table.level + top - 1)} {_line(table.title)}")
+    if table.header:
+        header = [_escaped(heading) for heading in table.header]
+        body = [[_line(cell) for cell in cells] for cells in table.rows]
+        parts.append(pipe_table(header, body, left=table.left, sections=table.sections))
+    if table.caption:
+        parts.append(_line(table.caption))
+    if table.notes:
+        parts.append("\n".join(f"- {_line(note)}" for note in table.notes))
+    return "\n\n".join([*parts, *["</details>"] * folded])
 
 
 def _line(line: Line) -> str:
     return "".join(_piece(piece) for piece in line)
 
 
-def _piece(piece: Piece) -> str:
+def _piece(piece: str | Styled) -> str:
     if isinstance(piece, str):
         return _escaped(piece)
-    if isinstance(piece, Words):
-        return text(piece.value, piece.longest)
-    if isinstance(piece, Code):
-        return code(piece.value, piece.longest)
-    if isinstance(piece, Strong):
-        return f"**{_escaped(piece.words)}**"
-    if isinstance(piece, Mark):
-        shown = _escaped(piece.shown)
-        return {1: f"**{shown}**", 2: f"<ins>{shown}</ins>"}.get(piece.place, shown)
-    return _source(piece)
-
-
-def _source(source: Source) -> str:
-    found = re.fullmatch(r"arXiv:(\d{4}\.\d{4,5})", source.name)
-    if found is None:
-        return text(source.name)
-    return f"[{source.name}](https://arxiv.org/abs/{found[1]})"
+    if piece.style == "code":
+        return code(piece.text, len(piece.text))
+    if piece.style == "source" and (arxiv := re.fullmatch(r"arXiv:(\d{4}\.\d{4,5})", piece.text)):
+        return f"[{piece.text}](https://arxiv.org/abs/{arxiv[1]})"
+    shown = _escaped(piece.text)
+    if piece.style in ("strong", "best"):
+        return f"**{shown}**"
+    return f"<ins>{shown}</ins>" if piece.style == "second" else shown
 
 
 def _escaped(line: str) -> str:
@@ -170,7 +133,7 @@ def _padded(cell: str, width: int, left: bool) -> str:
 
 
 def _width(cell: str) -> int:
-    """Columns that a text takes in a terminal."""
+    """Number of terminal columns that a text takes."""
     if cell.isascii():
         return len(cell)
     return sum(
@@ -185,27 +148,59 @@ _BLOCK = re.compile(
 )
 
 
-def renewed(page: str, section: Callable[[str, bool], str]) -> str:
-    """The page with each table between its marks made again, and all else as it was.
+def update_page(path: Path, results: Path) -> tuple[bool, list[str]]:
+    """Renews the tables of a Markdown file; see `renewed`.
 
     Args:
-        page: Text with blocks between the lines `<!-- dimo report --protocol NAME -->` and
-            `<!-- dimo report end -->`; ` --ablation` may follow the name.
-        section: Protocol name, and whether of its ablations -> Markdown that ends with a newline.
+        path: The file, with at least one table between marks.
+        results: The results folder.
+
+    Returns:
+        Whether the file changed, and one line per results file that was left out.
 
     Raises:
-        DimoError: There is no such block, or a line that begins or ends one stands alone.
+        DimoError: The file cannot be read or its marks do not pair.
+    """
+    problems: dict[str, None] = {}
+
+    def section(protocol: str, ablation: bool) -> str:
+        report = read_report(results, protocol, ablation=ablation)
+        problems.update(dict.fromkeys(report.problems))
+        return section_markdown(report)
+
+    try:
+        before = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DimoError(f"cannot read {path}: {error}; give a Markdown file") from error
+    after = renewed(before, section)
+    if after != before:
+        write_atomic(path, after)
+    return after != before, list(problems)
+
+
+def renewed(page: str, section: Callable[[str, bool], str]) -> str:
+    """A page with every table between marks replaced; the rest is unchanged.
+
+    Args:
+        page: Text with tables between the lines `<!-- dimo report --protocol NAME -->` and
+            `<!-- dimo report end -->`; ` --ablation` may follow the name.
+        section: Protocol name and whether to show its ablations -> Markdown that ends with a
+            newline.
+
+    Raises:
+        DimoError: There is no such table, or a mark has no partner.
     """
     begin, end = "<!-- dimo report --protocol ", "<!-- dimo report end -->"
     blocks = len(_BLOCK.findall(page))
     if not blocks or not page.count(begin) == page.count(end) == blocks:
         raise DimoError(
-            f"the page has {blocks} whole tables between {begin}NAME --> and {end}, each on a line "
-            f"of its own, {page.count(begin)} beginnings and {page.count(end)} ends; correct it"
+            f"the page has {blocks} whole tables between {begin}NAME --> and {end}, "
+            f"{page.count(begin)} beginnings and {page.count(end)} ends; put each mark on its own "
+            "line, in pairs"
         )
 
-    def again(found: re.Match[str]) -> str:
-        name, ablation = found[1], found[2] or ""
+    def replacement(match: re.Match[str]) -> str:
+        name, ablation = match[1], match[2] or ""
         return f"{begin}{name}{ablation} -->\n{section(name, bool(ablation))}{end}"
 
-    return _BLOCK.sub(again, page)
+    return _BLOCK.sub(replacement, page)

@@ -1,32 +1,22 @@
-"""What must be said below a table of measured rows, in the same words in every format.
-
-Measured rows as blocks: the table, its caption and notes, and the settings of each row.
-"""
+"""What is said next to a table of measured rows, in the same words in every format."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from bench.protocol import Protocol, protocol_sha256
 from bench.protocol.catalog import METRICS, NONE
 from bench.report import table as cells
-from bench.report.document import Excluded, ProtocolReport
-from bench.report.table import best_and_second, decimals_of
+from bench.report.collect import Excluded
 from bench.report.text import (
     LONGEST_NAME,
     LONGEST_NOTE,
-    Block,
-    Bullets,
-    Code,
-    Heading,
     Line,
-    Mark,
-    Paragraph,
-    Strong,
-    Table,
-    Words,
+    Styled,
+    code,
     joined,
+    one_line,
+    rank_legend,
 )
 
 _Row = dict[str, Any]
@@ -37,14 +27,13 @@ def table_notes(rows: list[_Row], protocol: Protocol) -> list[Line]:
     """Uncertainty, ranks, N, ceiling, choice of settings, training, speed and code of the rows.
 
     Args:
-        rows: Of `bench.report.table.results_frame`, as dicts.
-        protocol: What they were measured under.
+        rows: Rows of `bench.report.table.results_frame` as dicts.
+        protocol: The protocol they were measured under.
     """
-    names = [metric.name for metric in protocol.metrics]
     return [
         _uncertainty_note(protocol),
         (*rank_legend(), ", as shown; Reference rows do not compete."),
-        *_count_notes(rows, names, protocol),
+        *_count_notes(rows, protocol),
         *_ceiling_notes(rows),
         *_selection_notes(rows),
         *_training_notes(rows),
@@ -55,31 +44,36 @@ def table_notes(rows: list[_Row], protocol: Protocol) -> list[Line]:
 
 def excluded_notes(excluded: Iterable[Excluded]) -> list[Line]:
     """How many results the table does not show, and why."""
-    found = {
-        kind: [one.record for one in excluded if one.kind == kind]
-        for kind in ("replaced", "ablation", "nonconforming", "other protocol")
-    }
+    groups: dict[str, list[Excluded]] = {}
+    for one in excluded:
+        groups.setdefault(one.kind, []).append(one)
     notes: list[Line] = []
-    if records := found["replaced"]:
-        words = "replaced by a newer one of the same settings."
-        notes.append((f"Not shown: {_results(len(records))} {words}",))
-    if records := found["ablation"]:
-        command = Code("dimo report --ablation")
-        notes.append((f"Not shown: {_results(len(records))} of ablations; see them with ", command))
-    if records := found["nonconforming"]:
-        what = f"{_results(len(records))} of image sets that do not conform to the protocol"
-        named: list[Line] = [
-            (Words(name),) for name in dict.fromkeys(record.method.name for record in records)
-        ]
-        notes.append((f"Not shown: {what}: ", *joined(named), "."))
-    if records := found["other protocol"]:
-        counts = Counter((r.protocol.name, r.protocol.version, r.protocol.sha256) for r in records)
-        listed: list[Line] = [
-            (Code(name), f", version {version}, ", Code(sha256[:12]), f" ({count})")
-            for (name, version, sha256), count in sorted(counts.items())
-        ]
-        what = f"{_results(len(records))} measured under another protocol"
-        notes.append((f"Not shown: {what}: ", *joined(listed, "; "), "."))
+    for kind in ("replaced", "ablation", "nonconforming", "other protocol"):
+        records = [one.record for one in groups.get(kind, ())]
+        if not records:
+            continue
+        count = f"Not shown: {len(records):,} result{'' if len(records) == 1 else 's'}"
+        if kind == "replaced":
+            notes.append((f"{count} replaced by a newer one of the same settings.",))
+        elif kind == "ablation":
+            command = code("dimo report --ablation")
+            notes.append((f"{count} of ablations; see them with ", command))
+        elif kind == "nonconforming":
+            names = ", ".join(
+                one_line(name) for name in dict.fromkeys(r.method.name for r in records)
+            )
+            notes.append(
+                (f"{count} of image sets that do not conform to the protocol: ", names, ".")
+            )
+        else:
+            infos = Counter(
+                (r.protocol.name, r.protocol.version, r.protocol.sha256) for r in records
+            )
+            listed: list[Line] = [
+                (code(name), f", version {version}, ", code(sha256[:12]), f" ({times})")
+                for (name, version, sha256), times in sorted(infos.items())
+            ]
+            notes.append((f"{count} measured under another protocol: ", *joined(listed, "; "), "."))
     return notes
 
 
@@ -91,9 +85,18 @@ def caption(protocol: Protocol) -> Line:
         rules.append((f"IS over {params['splits']} splits",))
     if "k" in params:
         rules.append((f"k = {params['k']} nearest neighbours",))
-    paper = Words(protocol.paper, LONGEST_NOTE)
+    paper = one_line(protocol.paper, LONGEST_NOTE)
     name = protocol_name(protocol)
-    return (Strong("Protocol"), " ", *name, ": ", *joined(rules, "; "), ". Source: ", paper, ".")
+    return (
+        Styled("Protocol", "strong"),
+        " ",
+        *name,
+        ": ",
+        *joined(rules, "; "),
+        ". Source: ",
+        paper,
+        ".",
+    )
 
 
 def _images_rule(protocol: Protocol) -> Line:
@@ -105,29 +108,35 @@ def _images_rule(protocol: Protocol) -> Line:
     each += f"for each of {images.num_classes:,} "
     if prompts is None:
         return (f"{each}labels{seed}",)
-    return (f"{each}prompts of ", Code(prompts.name), seed if height else f", {size}")
+    return (f"{each}prompts of ", code(prompts.name), seed if height else f", {size}")
 
 
 def _network_rules(protocol: Protocol) -> Iterator[Line]:
-    """What the images are seen by and compared with; what a protocol has not is not named."""
+    """The networks that see the images and what the images are compared with."""
     reference, detector, scorer = protocol.reference, protocol.detector, protocol.scorer
     if protocol.extractor.name != NONE:
-        yield ("features of ", Code(protocol.extractor.name))
+        yield ("features of ", code(protocol.extractor.name))
     if reference.name != NONE:
-        yield ("reference ", Code(reference.name), f", {reference.count:,} images")
+        yield ("reference ", code(reference.name), f", {reference.count:,} images")
     if detector is not None:
         right = detector.accuracy.values()
         known = f", right on {sum(right) / len(right):.2%} of known images" if right else ""
-        yield ("objects by ", Code(detector.name), known, ", colours by ", Words(detector.colors))
+        yield (
+            "objects by ",
+            code(detector.name),
+            known,
+            ", colours by ",
+            one_line(detector.colors),
+        )
     if scorer is not None:
         version = f" {scorer.version}" if scorer.version else ""
         resized = scorer.preprocessing
-        prefix: Line = (", prefix ", Code(scorer.prefix.strip())) if scorer.prefix else ()
+        prefix: Line = (", prefix ", code(scorer.prefix.strip())) if scorer.prefix else ()
         yield (
             "scores of ",
-            Code(f"{scorer.name}{version}"),
-            *((", ", Words(scorer.model)) if scorer.model else ()),
-            *((", images resized by ", Code(resized)) if resized else ()),
+            code(f"{scorer.name}{version}"),
+            *((", ", one_line(scorer.model)) if scorer.model else ()),
+            *((", images resized by ", code(resized)) if resized else ()),
             *prefix,
         )
 
@@ -135,12 +144,7 @@ def _network_rules(protocol: Protocol) -> Iterator[Line]:
 def protocol_name(protocol: Protocol) -> Line:
     """Name, version and the first digits of the hash."""
     digest = protocol_sha256(protocol)[:12]
-    return (Code(protocol.name), f", version {protocol.version}, ", Code(digest))
-
-
-def rank_legend() -> Line:
-    """What bold and underlined mean."""
-    return ("Best in ", Mark("bold", 1), ", second ", Mark("underlined", 2))
+    return (code(protocol.name), f", version {protocol.version}, ", code(digest))
 
 
 def who(rows: list[_Row]) -> Line:
@@ -150,13 +154,13 @@ def who(rows: list[_Row]) -> Line:
         listed = steps.setdefault(row["method"], [])
         listed += [] if cells.is_missing(row["num_steps"]) else [cells.integer(row["num_steps"])]
     return joined(
-        (Words(name, LONGEST_NAME), *[f" ({_counted(numbers)})"] * bool(numbers))
+        (one_line(name, LONGEST_NAME), *[f" ({_counted(numbers)})"] * bool(numbers))
         for name, numbers in steps.items()
     )
 
 
 def _counted(numbers: list[str]) -> str:
-    """Steps in words; of very many the first ones."""
+    """Numbers of steps in words; of very many, only the first."""
     if numbers == ["1"]:
         return "1 step"
     if len(numbers) > 24:
@@ -177,20 +181,19 @@ def _uncertainty_note(protocol: Protocol) -> Line:
     )
 
 
-def _count_notes(rows: list[_Row], metrics: list[str], protocol: Protocol) -> list[Line]:
+def _count_notes(rows: list[_Row], protocol: Protocol) -> list[Line]:
     groups: _Groups = {}
     for row in rows:
-        found = {name: row[f"{name}_n"] for name in metrics}
-        found = {name: int(n) for name, n in found.items() if not cells.is_missing(n)}
-        counts = set(found.values())
-        if any(n != _count_of(name, protocol) for name, n in found.items()):
-            shown = " and ".join(f"{count:,}" for count in sorted(counts))
+        counts = {metric.name: row[f"{metric.name}_n"] for metric in protocol.metrics}
+        known = {name: int(n) for name, n in counts.items() if not cells.is_missing(n)}
+        if any(n != _count_of(name, protocol) for name, n in known.items()):
+            shown = " and ".join(f"{count:,}" for count in sorted(set(known.values())))
             groups.setdefault((shown,), []).append(row)
     return [("N = ", *shown, " for ", *who(group), ".") for shown, group in groups.items()]
 
 
 def _count_of(metric: str, protocol: Protocol) -> int:
-    """How many images a metric of a row stands on."""
+    """Number of images that a metric of a row is computed from."""
     tag, prompts = METRICS[metric].tag, protocol.prompts
     if tag and prompts is not None:
         return prompts.tags[tag] * prompts.images_per_prompt
@@ -217,7 +220,7 @@ def _ceiling_notes(rows: list[_Row]) -> list[Line]:
 def _selection_notes(rows: list[_Row]) -> list[Line]:
     chosen = [row for row in rows if row["section"] != "Reference" and row["selected_by"].strip()]
     groups = _grouped(
-        chosen, lambda row: (Words(row["selected_by"].strip().rstrip("."), LONGEST_NOTE),)
+        chosen, lambda row: (one_line(row["selected_by"].strip().rstrip("."), LONGEST_NOTE),)
     )
     return [
         ("How the settings of ", *who(group), " were chosen: ", *words, ".")
@@ -228,7 +231,7 @@ def _selection_notes(rows: list[_Row]) -> list[Line]:
 def _speed_notes(rows: list[_Row]) -> list[Line]:
     def place(row: _Row) -> Line:
         batch = cells.integer(row["batch_size"])
-        device = Words(row["device"], LONGEST_NOTE)
+        device = one_line(row["device"], LONGEST_NOTE)
         return (device, *[f", batch {batch}"] * (batch != cells.MISSING))
 
     timed = [row for row in rows if not cells.is_missing(row["images_per_second"])]
@@ -240,7 +243,7 @@ def _revision_notes(rows: list[_Row]) -> list[Line]:
         if cells.is_missing(row["commit"]):
             return ("an unknown commit",)
         changed = not cells.is_missing(row["dirty"]) and bool(row["dirty"])
-        return ("commit ", Code(row["commit"][:12]), *[" with changes"] * changed)
+        return ("commit ", code(row["commit"][:12]), *[" with changes"] * changed)
 
     return _by_group("Code", "at", _grouped(rows, state))
 
@@ -262,147 +265,10 @@ def _grouped(rows: list[_Row], key: Callable[[_Row], Line]) -> _Groups:
 
 
 def _by_group(what: str, preposition: str, groups: _Groups) -> list[Line]:
-    """A note for each group, which says whose it is only if there are several."""
+    """A note per group, which names its rows if there are several groups."""
     if len(groups) == 1:
         return [(f"{what} {preposition} ", *shared, ".") for shared in groups]
     return [
         (f"{what} of ", *who(rows), f" {preposition} ", *shared, ".")
         for shared, rows in groups.items()
     ]
-
-
-def _results(count: int) -> str:
-    return f"{count:,} result" if count == 1 else f"{count:,} results"
-
-
-_MeasuredRow = dict[str, Any]
-
-
-def measured_blocks(part: ProtocolReport) -> list[Block]:
-    """One table with all that belongs to it, or a line that says that there is nothing yet."""
-    left_out = excluded_notes(part.excluded)
-    if part.frame.empty:
-        name = protocol_name(part.protocol)
-        nothing = ("No results under protocol ", *name, " yet; make them with ")
-        blocks: list[Block] = [Paragraph((*nothing, Code("dimo bench"), "."))]
-        return [*blocks, *[Bullets(tuple(left_out))] * bool(left_out)]
-    rows = cells.rows(part.frame)
-    return [
-        _results_table(part, rows),
-        Bullets((*table_notes(rows, part.protocol), *left_out)),
-        Heading(2, ("Settings of each row",), is_detail=True),
-        _settings_table(part, rows),
-    ]
-
-
-def _results_table(part: ProtocolReport, rows: list[_MeasuredRow]) -> Table:
-    metrics = [metric.name for metric in part.protocol.metrics]
-    competing = part.frame["section"] != "Reference"
-    columns = []
-    for name in metrics:
-        values = part.frame[name].where(competing)
-        decimals = decimals_of(name, values)
-        places = best_and_second(
-            values, higher_is_better=METRICS[name].higher_is_better, decimals=decimals
-        )
-        columns.append(
-            [_value(row, name, decimals, place) for row, place in zip(rows, places, strict=True)]
-        )
-    body = tuple(
-        (
-            (Words(row["method"], LONGEST_NAME),),
-            (cells.integer(row["num_steps"]),),
-            (cells.integer(row["nfe"]),),
-            *values,
-            (cells.speed(row["images_per_second"]),),
-        )
-        for row, values in zip(rows, zip(*columns, strict=True), strict=True)
-    )
-    headings = map(cells.metric_heading, metrics)
-    return Table(
-        header=("Method", "Steps (↓)", "NFE", *headings, "images/s"),
-        body=body,
-        sections=tuple(row["section"] for row in rows),
-        caption=caption(part.protocol),
-    )
-
-
-def _value(row: _MeasuredRow, name: str, decimals: int, place: int) -> Line:
-    if cells.is_missing(row[name]):
-        return (cells.MISSING,)
-    shown = Mark(cells.number(row[name], decimals), place)
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    if cells.is_missing(low):
-        return (shown,)
-    return (shown, " ±" + cells.half_width((high - low) / 2, decimals))
-
-
-def _settings_table(part: ProtocolReport, rows: list[_MeasuredRow]) -> Table:
-    """The settings that any row has; what no row has, or the protocol gives, gets no column."""
-    columns: list[tuple[str, str, Callable[[Any], str]]] = [
-        ("sampler", "Sampler", str),
-        ("mask_schedule", "Schedule", str),
-        ("token_counts", "Tokens a step", _token_counts),
-        ("guidance_scale", "Guidance", "{:g}".format),
-        ("temperature", "Temp.", "{:g}".format),
-        ("choice_temperature", "Choice temp.", "{:g}".format),
-        ("final_temperature", "Final temp.", "{:g}".format),
-        ("theta", "Theta", "{:g}".format),
-        ("random_start", "Random start", lambda _: "yes"),
-        ("top_k", "Top-k", cells.integer),
-        ("top_p", "Top-p", "{:g}".format),
-        *((name, knob.heading, knob.show) for name, knob in cells.other_knobs().items()),
-        ("network_precision", "Network in", str),
-        ("seed", "Seed", cells.integer),
-        ("weights_sha256", "Weights", lambda value: value[:12]),
-        ("run_id", "Run", lambda value: value[:8]),
-        ("training", "Training", _training),
-    ]
-    kept = [column for column in columns if any(_has(row[column[0]]) for row in rows)]
-    if all(row["seed"] == part.protocol.seeds.report for row in rows):
-        kept = [column for column in kept if column[0] != "seed"]
-    texts = {"sampler", "mask_schedule", "token_counts", "random_start", "network_precision"}
-    texts |= {"weights_sha256", "run_id", "training"}
-    longest = {"training": 120}
-    body = tuple(
-        (
-            (Words(row["method"], LONGEST_NAME),),
-            (cells.integer(row["num_steps"]),),
-            *(
-                (Words(show(row[name]), longest.get(name, 60)),)
-                if _has(row[name])
-                else (cells.MISSING,)
-                for name, _, show in kept
-            ),
-        )
-        for row in rows
-    )
-    return Table(
-        header=("Method", "Steps", *(heading for _, heading, _ in kept)),
-        body=body,
-        left=(0, *(2 + i for i, (name, _, _) in enumerate(kept) if name in texts)),
-        sections=tuple(row["section"] for row in rows),
-    )
-
-
-def _token_counts(counts: Sequence[int]) -> str:
-    """Tokens revealed at each step, runs of one number written once: `3 x 1, 2, 11`."""
-    runs = [(count, len(list(group))) for count, group in groupby(counts)]
-    return ", ".join(str(n) if times == 1 else f"{times} x {n}" for n, times in runs)
-
-
-def _training(facts: dict[str, Any]) -> str:
-    """`recipe digits, seconds 372.1, images_seen 76,800`: whatever is a number, text or unknown."""
-    shown = []
-    for name, value in facts.items():
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            shown.append(f"{name} {value:,.6g}" if abs(value) < 1e6 else f"{name} {value:,.0f}")
-        elif isinstance(value, str):
-            shown.append(f"{name} {value}")
-        elif value is None:
-            shown.append(f"{name} unknown")
-    return ", ".join(shown)
-
-
-def _has(value: Any) -> bool:
-    return not cells.is_missing(value) and value not in ((), {}, "")

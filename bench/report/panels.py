@@ -1,22 +1,20 @@
-"""What a plot shows, as numbers: panels of lines, from the frame of a report. Draws nothing.
-
-The sweeps that chose settings, as panels: one for each setting that was varied.
-"""
+"""What a plot shows, as numbers: panels of lines from the frame of a report. Draws nothing."""
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from bench.protocol.catalog import METRICS
 from bench.records.selection import Criterion, Tuning
 from bench.report import table as cells
-from bench.report.document import ProtocolReport
+from bench.report.collect import ProtocolReport
+from bench.report.table import higher_is_better, is_missing, metric_label, step_count
 from bench.report.text import LONGEST_NOTE, one_line
 
-MOST_LINES = 12  # more methods than these cannot be told apart in one plot
-_LOG_FROM = 4.0  # largest : smallest value from which a distance is drawn on a log scale
+MOST_LINES = 12  # more methods cannot be distinguished in one plot
+LOG_FROM = 4.0  # ratio of the largest to the smallest value from which a distance has a log scale
 _LONGEST_LABEL = 48
+_Row = dict[str, Any]
 
 Kind = Literal["cost", "steps", "tuning", "training"]
 
@@ -26,13 +24,10 @@ class Point:
     """One value of a line.
 
     Attributes:
-        x: Where.
-        y: The value.
-        low: Lower end of its interval, None where there is none; then `high` is None too.
-        high: Upper end of its interval.
+        low: Lower end of the interval of y; None, with `high`: there is none.
+        high: Upper end.
         note: What a reader of the numbers needs to know, such as the number of steps.
-        on_front: Whether it is marked: nothing is better in one of x and y and no worse in the
-            other, or a sweep chose it.
+        on_front: Whether the point is on the Pareto front, or was chosen by a sweep.
     """
 
     x: float
@@ -45,7 +40,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one method; `style` numbers its colour, marker and dashes in all panels alike."""
+    """Points of one method; `style` selects its colour, marker and dashes, equal in all panels."""
 
     label: str
     style: int
@@ -57,18 +52,14 @@ class Panel:
     """One plot.
 
     Attributes:
-        slug: Its name in files.
-        kind: What it is for.
-        title: In a few words.
-        x_label: Of the axis.
-        y_label: Of the axis.
-        lines: What is drawn, in the order of the table.
-        higher_is_better: Of y; None: neither.
-        log_x: Whether x doubles at equal distances.
-        log_y: Whether y is on a log scale.
-        levels: Horizontal lines with their names: the reference itself.
-        note: What is left out of it and why; empty: nothing.
-        markers: Whether each point gets a marker.
+        slug: In file names.
+        lines: In the order of the table.
+        higher_is_better: Direction of y; None: neither.
+        log_x: Whether x has a log scale.
+        log_y: Whether y has a log scale.
+        levels: Horizontal lines, (name, y): reference rows.
+        note: What is left out and why; may be empty.
+        markers: Whether each point has a marker.
     """
 
     slug: str
@@ -86,7 +77,7 @@ class Panel:
 
     @property
     def alt(self) -> str:
-        """The plot in words, for those who do not see it."""
+        """The plot in words."""
         shown = f"{self.title}: {self.y_label} against {self.x_label}, {_count(self.lines)}."
         points = [(line, point) for line in self.lines for point in line.points]
         if points and self.higher_is_better is not None:
@@ -104,33 +95,49 @@ def protocol_panels(part: ProtocolReport) -> tuple[Panel, ...]:
     """The plots of one table: its first metric against cost, and each metric against steps."""
     rows = [row for row in cells.rows(part.frame) if row["section"] != "Reference"]
     reference = [row for row in cells.rows(part.frame) if row["section"] == "Reference"]
-    names = [metric.name for metric in part.protocol.metrics]
-    shown, left_out = _chosen_methods(rows, names[0])
+    main = part.metrics[0]
+    shown, left_out = _chosen_methods(rows, main)
     kept = [row for row in rows if row["method"] in shown]
-    panels = [_cost_panel(kept, reference, names[0], "nfe", shown, left_out)]
+    note = ""
+    if left_out:
+        note = f"The {MOST_LINES} methods of best {metric_label(main)}; {left_out:,} others are "
+        note += "only in the table."
+    panels = [_panel(kept, reference, main, "nfe", shown, note)]
     device, others = _main_device(kept)
     if device is not None:
         same = [row for row in kept if _place(row) == device]
-        note = f"On {one_line(device, LONGEST_NOTE)}."
+        speeds = f"On {one_line(device, LONGEST_NOTE)}."
         if others:
             methods = ", ".join(dict.fromkeys(one_line(row["method"], 40) for row in others))
-            note += f" Speeds of other machines are left out: {methods}."
-        panel = _cost_panel(same, reference, names[0], "images_per_second", shown, left_out)
-        panels.append(replace(panel, note=f"{note} {panel.note}".strip()))
-    panels += [_steps_panel(kept, reference, name, shown, left_out) for name in names]
+            speeds += f" Speeds of other machines are left out: {methods}."
+        panels.append(
+            _panel(same, reference, main, "images_per_second", shown, f"{speeds} {note}".strip())
+        )
+    panels += [_panel(kept, reference, name, "num_steps", shown, note) for name in part.metrics]
     return tuple(panel for panel in panels if panel.lines)
 
 
-def row_label(row: dict[str, Any]) -> str:
+def row_label(row: _Row) -> str:
     """Name and steps of a row: `MaskGIT, 8 steps`."""
-    steps = _steps(row["num_steps"])
+    steps = step_count(row["num_steps"])
     return one_line(row["method"], _LONGEST_LABEL) + (f", {steps}" if steps else "")
+
+
+def axis_label(label: str, *, higher_is_better: bool) -> str:
+    """A quantity with the direction that is better."""
+    return f"{label} ({'higher' if higher_is_better else 'lower'} is better)"
+
+
+def thinned(points: Sequence[Point], most: int) -> tuple[Point, ...]:
+    """At most `most` evenly spaced points, the last one among them."""
+    every = -(-len(points) // most) or 1
+    return tuple(points[::-1][::every][::-1])
 
 
 def pareto_front(
     points: Iterable[tuple[float, float]], *, higher_x: bool, higher_y: bool
 ) -> set[tuple[float, float]]:
-    """The points that no other one beats: better in x or in y, and no worse in the other."""
+    """The points that no other beats: better in x or in y, and no worse in the other."""
     signed = {((-x if higher_x else x), (-y if higher_y else y)): (x, y) for x, y in points}
     front, best = set(), math.inf
     for cost, loss in sorted(signed):
@@ -140,87 +147,62 @@ def pareto_front(
     return front
 
 
-def is_better(first: float, second: float, *, higher_is_better: bool) -> bool:
-    """Whether the first value is the better one."""
-    return first > second if higher_is_better else first < second
-
-
-def _chosen_methods(rows: Sequence[dict[str, Any]], metric: str) -> tuple[dict[str, int], int]:
-    """Methods that are drawn, with the number of their style, and how many are not."""
+def _chosen_methods(rows: Sequence[_Row], metric: str) -> tuple[dict[str, int], int]:
+    """Methods that are drawn, with their styles, and the number of the others."""
+    sign = -1.0 if higher_is_better(metric) else 1.0
     best: dict[str, float] = {}
-    higher = METRICS[metric].higher_is_better
     for row in rows:
-        if cells.is_missing(row[metric]):
-            best.setdefault(row["method"], -math.inf if higher else math.inf)
-            continue
-        known = best.get(row["method"])
-        if known is None or is_better(row[metric], known, higher_is_better=higher):
-            best[row["method"]] = row[metric]
-    ranked = sorted(best, key=lambda name: -best[name] if higher else best[name])
-    kept = set(ranked[:MOST_LINES])
+        loss = math.inf if is_missing(row[metric]) else sign * row[metric]
+        best[row["method"]] = min(loss, best.get(row["method"], math.inf))
+    kept = set(sorted(best, key=best.__getitem__)[:MOST_LINES])
     names = [name for name in best if name in kept]
     return {name: style for style, name in enumerate(names)}, len(best) - len(kept)
 
 
-def _cost_panel(
-    rows: Sequence[dict[str, Any]],
-    reference: Sequence[dict[str, Any]],
+_COSTS: dict[str, tuple[Kind, str, str, str]] = {  # column -> kind, slug, title, label of x
+    "nfe": ("cost", "against-nfe", "against network forwards", "NFE (lower is better)"),
+    "images_per_second": ("cost", "against-speed", "against speed", "images/s (higher is better)"),
+    "num_steps": ("steps", "against-steps", "by step count", "sampling steps"),
+}
+
+
+def _panel(
+    rows: Sequence[_Row],
+    reference: Sequence[_Row],
     metric: str,
     cost: str,
     shown: dict[str, int],
-    left_out: int,
+    note: str,
 ) -> Panel:
-    kind = METRICS[metric]
-    fast = cost == "images_per_second"
-    known = [r for r in rows if not cells.is_missing(r[metric]) and not cells.is_missing(r[cost])]
+    """One metric against a column of `_COSTS`."""
+    kind, slug, title, x_label = _COSTS[cost]
+    higher = higher_is_better(metric)
+    known = [row for row in rows if not is_missing(row[metric]) and not is_missing(row[cost])]
     pairs = [(float(row[cost]), float(row[metric])) for row in known]
-    front = pareto_front(pairs, higher_x=fast, higher_y=kind.higher_is_better)
-    lines = _lines(known, metric, cost, shown, front)
-    words = "images/s" if fast else "NFE"
+    front: set[tuple[float, float]] = set()
+    if kind == "cost":
+        front = pareto_front(pairs, higher_x=cost == "images_per_second", higher_y=higher)
+    values = [y for _, y in pairs]
+    label = metric_label(metric)
+    if label.endswith("."):  # an abbreviation of tables
+        label = metric.replace("_", " ").capitalize()
     return Panel(
-        slug=f"{_slug(metric)}-against-{'speed' if fast else 'nfe'}",
-        kind="cost",
-        title=f"{_title(metric)} against {'speed' if fast else 'network forwards'}",
-        x_label=f"{words} ({'higher' if fast else 'lower'} is better)",
-        y_label=_axis(metric),
-        lines=lines,
-        higher_is_better=kind.higher_is_better,
+        slug=f"{_slug(metric)}-{slug}",
+        kind=kind,
+        title=f"{label} {title}",
+        x_label=x_label,
+        y_label=axis_label(label, higher_is_better=higher),
+        lines=_lines(known, metric, cost, shown, front),
+        higher_is_better=higher,
         log_x=True,
-        log_y=_is_log(metric, [y for _, y in pairs]),
-        levels=_levels(reference, metric, [y for _, y in pairs]),
-        note=_left_out(left_out, metric),
-    )
-
-
-def _steps_panel(
-    rows: Sequence[dict[str, Any]],
-    reference: Sequence[dict[str, Any]],
-    metric: str,
-    shown: dict[str, int],
-    left_out: int,
-) -> Panel:
-    kind = METRICS[metric]
-    known = [
-        r for r in rows if not cells.is_missing(r[metric]) and not cells.is_missing(r["num_steps"])
-    ]
-    values = [float(row[metric]) for row in known]
-    return Panel(
-        slug=f"{_slug(metric)}-against-steps",
-        kind="steps",
-        title=f"{_title(metric)} by step count",
-        x_label="sampling steps",
-        y_label=_axis(metric),
-        lines=_lines(known, metric, "num_steps", shown, set()),
-        higher_is_better=kind.higher_is_better,
-        log_x=True,
-        log_y=_is_log(metric, values),
+        log_y=_is_log(values, higher=higher),
         levels=_levels(reference, metric, values),
-        note=_left_out(left_out, metric),
+        note=note,
     )
 
 
 def _lines(
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[_Row],
     metric: str,
     cost: str,
     shown: dict[str, int],
@@ -230,14 +212,14 @@ def _lines(
     for row in rows:
         x, y = float(row[cost]), float(row[metric])
         low, high = row[f"{metric}_low"], row[f"{metric}_high"]
-        known = not cells.is_missing(low)
+        known = not is_missing(low)
         points.setdefault(row["method"], []).append(
             Point(
                 x,
                 y,
                 float(low) if known else None,
                 float(high) if known else None,
-                note=_steps(row["num_steps"]),
+                note=step_count(row["num_steps"]),
                 on_front=(x, y) in front,
             )
         )
@@ -248,35 +230,35 @@ def _lines(
 
 
 def _levels(
-    reference: Sequence[dict[str, Any]], metric: str, values: Sequence[float]
+    reference: Sequence[_Row], metric: str, values: Sequence[float]
 ) -> tuple[tuple[str, float], ...]:
-    """Values of the reference rows, where a line for them does not squeeze everything else."""
+    """Values of the reference rows, unless their line would squeeze everything else."""
     if not values:
         return ()
     low, high = min(values), max(values)
     margin = 0.5 * (high - low) or abs(high)
-    if _is_log(metric, values):
+    if _is_log(values, higher=higher_is_better(metric)):
         low, high, margin = low / 3, high * 3, 0.0
     found: dict[float, list[str]] = {}
     for row in reference:
-        if not cells.is_missing(row[metric]) and low - margin <= row[metric] <= high + margin:
+        if not is_missing(row[metric]) and low - margin <= row[metric] <= high + margin:
             value = float(row[metric])
             near = [known for known in found if abs(known - value) < 0.04 * (high - low)]
             found.setdefault(near[0] if near else value, []).append(one_line(row["method"], 32))
     return tuple((", ".join(names), value) for value, names in found.items())
 
 
-def _is_log(metric: str, values: Sequence[float]) -> bool:
-    if METRICS[metric].higher_is_better or not values or min(values) <= 0:
+def _is_log(values: Sequence[float], *, higher: bool) -> bool:
+    if higher or not values or min(values) <= 0:
         return False
-    return max(values) / min(values) >= _LOG_FROM
+    return max(values) / min(values) >= LOG_FROM
 
 
 def _main_device(
-    rows: Sequence[dict[str, Any]],
-) -> tuple[str | None, list[dict[str, Any]]]:
-    """Where most rows were timed, and the rows timed elsewhere."""
-    timed = [row for row in rows if not cells.is_missing(row["images_per_second"])]
+    rows: Sequence[_Row],
+) -> tuple[str | None, list[_Row]]:
+    """The machine on which most rows were timed, and the rows timed on others."""
+    timed = [row for row in rows if not is_missing(row["images_per_second"])]
     places = [_place(row) for row in timed]
     if not places:
         return None, []
@@ -284,35 +266,9 @@ def _main_device(
     return main, [row for row in timed if _place(row) != main]
 
 
-def _place(row: dict[str, Any]) -> str:
+def _place(row: _Row) -> str:
     batch = row["batch_size"]
-    return str(row["device"]) + ("" if cells.is_missing(batch) else f", batch {int(batch)}")
-
-
-def _left_out(count: int, metric: str) -> str:
-    if not count:
-        return ""
-    return (
-        f"The {MOST_LINES} methods of best {METRICS[metric].label}; {count:,} others are only in "
-        "the table."
-    )
-
-
-def _title(metric: str) -> str:
-    """`Recall` where a table says `Rec.`."""
-    label = METRICS[metric].label
-    return metric.replace("_", " ").capitalize() if label.endswith(".") else label
-
-
-def _axis(metric: str) -> str:
-    kind = METRICS[metric]
-    return f"{_title(metric)} ({'higher' if kind.higher_is_better else 'lower'} is better)"
-
-
-def _steps(value: Any) -> str:
-    if cells.is_missing(value):
-        return ""
-    return f"{int(value)} step{'s' if value > 1 else ''}"
+    return str(row["device"]) + ("" if is_missing(batch) else f", batch {int(batch)}")
 
 
 def _in_brackets(text: str) -> str:
@@ -327,14 +283,11 @@ def _slug(name: str) -> str:
     return name.replace("_", "-")
 
 
-_TUNING_LOG_FROM = 4.0
-
-
 def tuning_panels(part: ProtocolReport) -> tuple[Panel, ...]:
-    """What settings were chosen by, on the selection seed, against each setting.
+    """The sweeps that chose settings: a panel per setting, scored on the selection seed.
 
-    Where a sweep varied several settings at once, a line has the best of each value. The chosen
-    value is marked.
+    Where a sweep varied several settings, a line has the best score of each value. The chosen value
+    is marked.
     """
     swept = [
         (row_label(row), record.method.tuning)
@@ -346,12 +299,12 @@ def tuning_panels(part: ProtocolReport) -> tuple[Panel, ...]:
         (tuning.criterion, name) for _, tuning in kept for name in tuning.trials[0].settings
     )
     return tuple(
-        _panel(name, criterion, [pair for pair in kept if pair[1].criterion == criterion], left_out)
+        _tuning_panel(name, criterion, [p for p in kept if p[1].criterion == criterion], left_out)
         for criterion, name in panels
     )
 
 
-def _panel(
+def _tuning_panel(
     name: str, criterion: Criterion, swept: list[tuple[str, Tuning]], left_out: int
 ) -> Panel:
     lines = tuple(
@@ -360,26 +313,26 @@ def _panel(
         if name in tuning.trials[0].settings
     )
     words, higher = one_line(name, 40).replace("_", " "), criterion.higher_is_better
-    ys = [point.y for line in lines for point in line.points]
     several = any(len(tuning.trials[0].settings) > 1 for _, tuning in swept)
     notes = ["Each point is the best over the other settings."] * several
     notes += [f"{left_out:,} more rows were tuned."] * bool(left_out)
-    direction = "higher" if higher else "lower"
+    seeds = {tuning.seed for _, tuning in swept}
+    seed = f"seed {seeds.pop()}" if len(seeds) == 1 else "the selection seed"
     return Panel(
-        slug=f"tuning-{criterion.metric}-{name}".replace("_", "-"),
+        slug=_slug(f"tuning-{criterion.metric}-{name}"),
         kind="tuning",
         title=f"{criterion.label} by {words}",
         x_label=words,
-        y_label=f"{criterion.label} on {_shared(swept)} ({direction} is better)",
+        y_label=axis_label(f"{criterion.label} on {seed}", higher_is_better=higher),
         lines=lines,
         higher_is_better=higher,
-        log_y=not higher and min(ys) > 0 and max(ys) / min(ys) >= _TUNING_LOG_FROM,
+        log_y=_is_log([point.y for line in lines for point in line.points], higher=higher),
         note=" ".join(notes),
     )
 
 
 def _envelope(tuning: Tuning, name: str) -> tuple[Point, ...]:
-    """The best trial of each value of one setting; `on_front` is the one that was chosen."""
+    """The best trial of each value of one setting; the chosen one is marked."""
     tried: dict[float, list[float]] = {}
     for trial, score in zip(tuning.trials, tuning.values, strict=True):
         tried.setdefault(trial.settings[name], []).append(score)
@@ -393,8 +346,3 @@ def _envelope(tuning: Tuning, name: str) -> tuple[Point, ...]:
         )
         for value, scores in sorted(tried.items())
     )
-
-
-def _shared(swept: Iterable[tuple[str, Tuning]]) -> str:
-    seeds = {tuning.seed for _, tuning in swept}
-    return f"seed {seeds.pop()}" if len(seeds) == 1 else "the selection seed"

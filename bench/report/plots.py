@@ -1,36 +1,38 @@
-"""Panels as pictures: the one place where matplotlib is used. Equal panels make equal bytes.
+"""Panels as pictures, the one place that uses matplotlib. Equal panels make equal bytes.
 
 Lines differ in colour (after Okabe and Ito's palette for every kind of colour vision, darkened to
-stand out on white), in marker and in dashes, so that they can be told apart in grey print too.
+stand out on white), in marker and in dashes, so that they stay distinguishable in grey print.
 """
 
 import io
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from bench.report.document import Report
-from bench.report.html.runs import run_panels
+from bench.report.collect import Report
+from bench.report.curves import run_panels
 from bench.report.panels import Line, Panel, Point, protocol_panels, tuning_panels
 from dimo.util.files import write_atomic
+from dimo.util.terminal import Progress, quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Progress: TypeAlias = Callable[[str, int, int, str], None]  # what, done, total, unit
-
-STYLES = 8  # colours; markers and dashes have longer cycles
+TEXT, GRID, MUTED, PAPER = "#1b1f24", "#e3e5e8", "#6a7078", "#ffffff"
+LINES = (
+    *("#0072b2", "#c95400", "#007f5c", "#a8457f"),
+    *("#8f6000", "#1e8fcb", "#4a4a4a", "#6d4fc4"),
+)
 _MARKERS = "osD^vPX*<>ph"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.5)), (0, (6, 2, 1.2, 2)))
-_WIDTH, _HEIGHT = 3.9, 2.85  # inches: letters are readable where this is as wide as a phone
+_WIDTH, _HEIGHT = 3.9, 2.85  # inches: letters stay readable on a phone
 _SETTINGS: Any = {
     "svg.hashsalt": "dimo",
     "svg.fonttype": "none",  # text stays text
@@ -54,57 +56,16 @@ _SETTINGS: Any = {
 }
 
 
-@dataclass(frozen=True)
-class Ink:
-    """Colours of a drawing.
-
-    Attributes:
-        text: Of letters and axes.
-        faint: Of the grid.
-        muted: Of what is not a method: reference levels and the front.
-        paper: Inside hollow markers.
-        lines: `STYLES` colours.
-    """
-
-    text: str
-    faint: str
-    muted: str
-    paper: str
-    lines: tuple[str, ...]
-
-
-_PRINT = Ink(
-    text="#1b1f24",
-    faint="#e3e5e8",
-    muted="#6a7078",
-    paper="#ffffff",
-    lines=(
-        "#0072b2",
-        "#c95400",
-        "#007f5c",
-        "#a8457f",
-        "#8f6000",
-        "#1e8fcb",
-        "#4a4a4a",
-        "#6d4fc4",
-    ),
-)
-
-
-def quiet(what: str, done: int, total: int, unit: str) -> None:
-    """Progress that nobody watches."""
-
-
 def write_plots(
     report: Report, folder: Path, *, runs: Path | None = None, progress: Progress = quiet
 ) -> list[Path]:
-    """Writes every plot of a report as SVG and PNG, named by protocol and by what it shows.
+    """Writes every plot of a report as SVG and PNG, named after its protocol and content.
 
     Args:
         report: What to show.
-        folder: Where to; made if it is not there.
-        runs: A run folder or a folder of them, whose training curves are added.
-        progress: Told how many plots are written.
+        folder: Created if missing.
+        runs: A run folder or a folder of run folders, whose training curves are added.
+        progress: Called with the number of plots written.
 
     Returns:
         The files, in the order of the report.
@@ -136,48 +97,41 @@ def write_plots(
 def figure_bytes(panel: Panel, kind: Literal["svg", "png"]) -> bytes:
     """A panel with title and legend on white, for print; the same bytes each time."""
     with _settings():
-        figure = _draw(panel, _PRINT, alone=True)
-        return _saved(figure, kind, facecolor=_PRINT.paper)
+        return _saved(_draw(panel, alone=True), kind, facecolor=PAPER)
 
 
-def inline_svg(panel: Panel, ink: Ink) -> bytes:
-    """A panel without title, legend and background."""
+def page_svg(panel: Panel) -> str:
+    """A panel as SVG without title, legend and background, for a page that has its own."""
     with _settings():
-        return _saved(_draw(panel, ink), "svg", transparent=True)
+        return _saved(_draw(panel), "svg", transparent=True).decode()
 
 
-def draw_swatch(style: int, ink: Ink, *, markers: bool = True) -> bytes:
-    """The sign of one style in a legend, as SVG."""
+def swatch_svg(style: int, *, markers: bool = True) -> str:
+    """The legend's sample of one style, as SVG."""
     with _settings():
         figure = Figure(figsize=(0.44, 0.19))
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         axes.set(xlim=(0, 1), ylim=(0, 1))
-        look = _look(style, ink)
+        look = _look(style)
         axes.plot([0.02, 0.98], [0.5, 0.5], color=look["color"], linestyle=look["linestyle"])
         if markers:
             axes.plot([0.5], [0.5], color=look["color"], marker=look["marker"])
-        return _saved(figure, "svg", transparent=True)
+        return _saved(figure, "svg", transparent=True).decode()
 
 
-def _draw(panel: Panel, ink: Ink, *, alone: bool = False) -> Figure:
-    """Draws one panel.
-
-    Args:
-        panel: What to draw.
-        ink: Its colours.
-        alone: Whether it stands outside the page: with title, legend and note.
-    """
+def _draw(panel: Panel, *, alone: bool = False) -> Figure:
+    """Draws one panel; `alone`, with title and legend."""
     if alone:
         height = _HEIGHT + 0.6 + 0.17 * len(panel.lines)
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    else:  # the same margins everywhere: axes of neighbours line up
+    else:  # equal margins, so that the axes of neighbours line up
         figure = Figure(figsize=(_WIDTH, _HEIGHT))
         figure.subplots_adjust(left=0.175, right=0.95, bottom=0.16, top=0.955)
     axes = figure.add_subplot()
-    _axes(axes, panel, ink)
+    _axes(axes, panel)
     for label, value in panel.levels:
-        axes.axhline(value, color=ink.muted, linestyle=(0, (1, 2)), linewidth=1, zorder=1)
+        axes.axhline(value, color=MUTED, linestyle=(0, (1, 2)), linewidth=1, zorder=1)
         axes.annotate(
             label,
             (1, value),
@@ -187,25 +141,25 @@ def _draw(panel: Panel, ink: Ink, *, alone: bool = False) -> Figure:
             ha="right",
             va="bottom",
             fontsize=8,
-            color=ink.muted,
+            color=MUTED,
         )
     for line in panel.lines:
-        _line(axes, line, panel, ink)
-    _front(axes, panel, ink)
+        _line(axes, line, panel)
+    _front(axes, panel)
     if alone:
-        axes.set_title(panel.title, color=ink.text, loc="left")
-        _legend(figure, ink)
+        axes.set_title(panel.title, color=TEXT, loc="left")
+        figure.legend(loc="outside lower left", ncols=1, handlelength=3, labelcolor=TEXT)
     return figure
 
 
-def _axes(axes: "Axes", panel: Panel, ink: Ink) -> None:
-    axes.set_xlabel(panel.x_label, color=ink.text)
-    axes.set_ylabel(panel.y_label, color=ink.text)
-    axes.grid(color=ink.faint)
-    axes.tick_params(colors=ink.text, length=3, which="major")
+def _axes(axes: "Axes", panel: Panel) -> None:
+    axes.set_xlabel(panel.x_label, color=TEXT)
+    axes.set_ylabel(panel.y_label, color=TEXT)
+    axes.grid(color=GRID)
+    axes.tick_params(colors=TEXT, length=3, which="major")
     axes.tick_params(length=0, which="minor")
     for spine in axes.spines.values():
-        spine.set_color(ink.text)
+        spine.set_color(TEXT)
     xs = [point.x for line in panel.lines for point in line.points]
     ys = [y for line in panel.lines for point in line.points for y in _extent(point)]
     ys += [value for _, value in panel.levels]
@@ -226,10 +180,10 @@ def _axes(axes: "Axes", panel: Panel, ink: Ink) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 
-def _line(axes: "Axes", line: Line, panel: Panel, ink: Ink) -> None:
-    """Points, intervals and what joins them; beside each other where x is a number of steps."""
+def _line(axes: "Axes", line: Line, panel: Panel) -> None:
+    """Points, their intervals and what joins them; side by side where x is a number of steps."""
     middle = sum(other.style for other in panel.lines) / len(panel.lines)
-    look = _look(line.style, ink)
+    look = _look(line.style)
     shift = 1.018 ** (line.style - middle) if panel.kind == "steps" else 1.0
     xs, ys = [shift * point.x for point in line.points], [point.y for point in line.points]
     axes.plot(xs, ys, color=look["color"], linestyle=look["linestyle"], zorder=2)
@@ -246,15 +200,15 @@ def _line(axes: "Axes", line: Line, panel: Panel, ink: Ink) -> None:
                 [point.y],
                 color=look["color"],
                 marker=look["marker"],
-                markerfacecolor=look["color"] if filled else ink.paper,
+                markerfacecolor=look["color"] if filled else PAPER,
                 linestyle="none",
                 zorder=3,
             )
     axes.plot([], [], label=line.label, **(look if panel.markers else look | {"marker": None}))
 
 
-def _front(axes: "Axes", panel: Panel, ink: Ink) -> None:
-    """The stairs below which (or above which) no method is."""
+def _front(axes: "Axes", panel: Panel) -> None:
+    """The Pareto front as a staircase."""
     if panel.kind != "cost":
         return
     front = sorted({(p.x, p.y) for line in panel.lines for p in line.points if p.on_front})
@@ -264,7 +218,7 @@ def _front(axes: "Axes", panel: Panel, ink: Ink) -> None:
     axes.plot(
         [x for x, _ in front],
         [y for _, y in front],
-        color=ink.muted,
+        color=MUTED,
         linewidth=5,
         alpha=0.28,
         drawstyle=rising,
@@ -274,15 +228,9 @@ def _front(axes: "Axes", panel: Panel, ink: Ink) -> None:
     )
 
 
-def _legend(figure: Figure, ink: Ink) -> None:
-    legend = figure.legend(loc="outside lower left", ncols=1, handlelength=3)
-    for text in legend.get_texts():
-        text.set_color(ink.text)
-
-
-def _look(style: int, ink: Ink) -> dict[str, Any]:
+def _look(style: int) -> dict[str, Any]:
     return {
-        "color": ink.lines[style % STYLES],
+        "color": LINES[style % len(LINES)],
         "marker": _MARKERS[style % len(_MARKERS)],
         "linestyle": _DASHES[style % len(_DASHES)],
     }
@@ -295,14 +243,14 @@ def _extent(point: Point) -> tuple[float, ...]:
 @contextmanager
 def _settings() -> Iterator[None]:
     with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()  # whatever the user's own settings are
+        matplotlib.rcdefaults()  # not the user's settings
         matplotlib.rcParams.update(_SETTINGS)
-        warnings.simplefilter("ignore")  # of letters that the font does not have
+        warnings.simplefilter("ignore")  # letters that the font does not have
         yield
 
 
 def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
-    """Without dates and names of programs."""
+    """Saves a figure without dates and program names."""
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata=metadata, dpi=200, **options)
@@ -310,7 +258,7 @@ def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
 
 
 def _distinct(name: str, taken: set[str]) -> str:
-    """`name`, made fit for a file, with a number if it is taken."""
+    """`name` as a file name, with a number if it is taken."""
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name)[:120]
     numbered = (f"{safe}-{number}" for number in itertools.count(2))
-    return safe if safe not in taken else next(found for found in numbered if found not in taken)
+    return safe if safe not in taken else next(name for name in numbered if name not in taken)

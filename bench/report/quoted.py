@@ -1,6 +1,15 @@
-"""Quoted numbers as blocks, in tables of their own, each row with its source."""
+"""Numbers that others published: read from `results/published.csv`, never mixed with measured ones.
 
+The file has one number per line. Lines of one benchmark were measured alike and share a table;
+lines of two benchmarks never do. Each row of a table names its source.
+"""
+
+import csv
+import os
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -8,117 +17,251 @@ import pandas as pd
 from bench.protocol import Protocol
 from bench.protocol.catalog import METRICS
 from bench.report import table as cells
-from bench.report.notes import rank_legend
-from bench.report.published import QUOTED_METRICS, QUOTED_TITLES, PublishedRow, published_frame
-from bench.report.table import best_and_second
+from bench.report.table import SECTIONS, best_and_second, higher_is_better
 from bench.report.text import (
     LONGEST_NOTE,
-    Block,
-    Bullets,
-    Heading,
     Line,
-    Mark,
-    Paragraph,
-    Source,
-    Strong,
+    Styled,
     Table,
-    Words,
     joined,
+    one_line,
+    rank_legend,
+    ranked,
 )
+from dimo.util.schema import Origin
 
-_Row = dict[str, Any]
-_PAPER = "imagenet256"  # quoted beside data that nobody published numbers of
+# Benchmarks that the report quotes, in order, and the titles of their tables.
+QUOTED_TITLES = {
+    "imagenet256-c2i": "ImageNet 256 x 256, class-conditional",
+    "imagenet256-c2i-redi": "ImageNet 256 x 256, class-conditional, as measured by ReDi",
+    "imagenet256-c2i-other": "ImageNet 256 x 256, class-conditional, other sources",
+    "geneval": "GenEval",
+    "hpsv2-v2.0": "HPS v2.0",
+    "coco30k": "COCO, 30,000 captions",
+}
+# Labels of the quoted metrics that are not registered; higher is better for all of them.
+QUOTED_METRICS = {
+    "overall": "Overall",
+    "single_object": "Single obj.",
+    "two_object": "Two obj.",
+    "counting": "Counting",
+    "colors": "Colors",
+    "position": "Position",
+    "color_attr": "Color attr.",
+    "animation": "Animation",
+    "concept_art": "Concept art",
+    "painting": "Painting",
+    "photo": "Photo",
+    "average": "Average",
+}
+
+_SECTIONS = (*SECTIONS[1:4], "Other")
+_MAY_BE_EMPTY = ("teacher", "steps", "note")
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One quoted number.
+
+    Attributes:
+        benchmark: What was measured and how; only rows of one benchmark are comparable.
+        section: Teacher, Sampler, Distill. or Other.
+        teacher: Teacher of the method, or empty.
+        steps: Sampling steps; None: not stated.
+        value: The number as printed, with its digits.
+        source: Publication, such as `arXiv:2503.15457`.
+        location: Place in the source, such as a table.
+        certainty: `read` if it was read in the source, otherwise how it is known.
+        note: What a reader must know to use it, or empty.
+    """
+
+    benchmark: str
+    section: str
+    method: str
+    teacher: str
+    steps: int | None
+    metric: str
+    value: str
+    source: str
+    location: str
+    certainty: str
+    note: str
+
+
+_COLUMNS = [field.name for field in fields(PublishedRow)]
+_KEY = ("benchmark", "section", "method", "teacher", "steps", "source", "location")
+_FACTS = (*_KEY[1:], "certainty", "note")
+
+
+def load_published(path: str | os.PathLike[str]) -> list[PublishedRow]:
+    """Reads `published.csv`, in the order of its lines.
+
+    Raises:
+        DimoError: It cannot be read, or a line is not as described in `results/README.md`. The
+            message names the line.
+    """
+    origin = Origin(str(path), "the columns are explained in results/README.md")
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            lines = [(reader.line_num, line) for line in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise origin.error(f"cannot be read: {error}") from error
+    if not lines or lines[0][1] != _COLUMNS:
+        raise origin.error(f"the first line must be {','.join(_COLUMNS)}")
+    rows = [_parse(line, number, origin) for number, line in lines[1:]]
+    first_lines: dict[tuple[object, ...], int] = {}
+    for row, (number, _) in zip(rows, lines[1:], strict=True):
+        key = (_row_key(row), row.metric)
+        if key in first_lines:
+            raise origin.error(f"line {number} gives the number of line {first_lines[key]} again")
+        first_lines[key] = number
+    return rows
+
+
+def published_frame(rows: Iterable[PublishedRow], benchmark: str) -> pd.DataFrame:
+    """One benchmark in wide form: a row per method and number of steps.
+
+    Returns:
+        Columns section, method, teacher, steps, source, location, certainty (`read` if all numbers
+        of the row were), note, then one column of text per metric, None where nothing was
+        published. Sections in the order of the paper, rows of a section in the order of the file.
+    """
+    chosen = [row for row in rows if row.benchmark == benchmark]
+    metrics = list(dict.fromkeys(row.metric for row in chosen))
+    merged: dict[tuple[object, ...], dict[str, object]] = {}
+    for row in chosen:
+        facts = {name: getattr(row, name) for name in _FACTS}
+        line = merged.setdefault(_row_key(row), facts)
+        line[row.metric] = row.value
+        if line["certainty"] == "read":
+            line["certainty"] = row.certainty
+        if row.note and row.note not in str(line["note"]):
+            line["note"] = f"{line['note']}; {row.note}" if line["note"] else row.note
+    frame = pd.DataFrame(list(merged.values()), columns=[*_FACTS, *metrics], dtype=object)
+    frame = frame.where(frame.notna(), None)
+    order = frame["section"].map(_SECTIONS.index)
+    return frame.loc[order.sort_values(kind="stable").index].reset_index(drop=True)
+
+
+def _row_key(row: PublishedRow) -> tuple[object, ...]:
+    return tuple(getattr(row, name) for name in _KEY)
+
+
+def _parse(line: list[str], number: int, origin: Origin) -> PublishedRow:
+    if len(line) != len(_COLUMNS):
+        raise origin.error(f"line {number} has {len(line)} fields, not {len(_COLUMNS)}")
+    cells: dict[str, Any] = dict(zip(_COLUMNS, line, strict=True))
+    for name, cell in cells.items():
+        if not cell.strip() and name not in _MAY_BE_EMPTY:
+            raise origin.error(f"line {number}: {name!r} is empty")
+    if cells["section"] not in _SECTIONS:
+        allowed = ", ".join(_SECTIONS)
+        raise origin.error(f"line {number}: 'section' must be one of {allowed}")
+    if not re.fullmatch(r"-?\d+(\.\d+)?", cells["value"]):
+        raise origin.error(f"line {number}: 'value' must be a number, not {cells['value']!r}")
+    if not re.fullmatch(r"[1-9]\d*|", cells["steps"]):
+        raise origin.error(f"line {number}: 'steps' must be 1 or more, or empty")
+    steps = int(cells["steps"]) if cells["steps"] else None
+    return PublishedRow(**cells | {"steps": steps})
+
+
+_PAPER = "imagenet256"  # quoted next to data of which nobody published numbers
 
 
 def quoted_beside(rows: Iterable[PublishedRow], protocol: Protocol) -> tuple[PublishedRow, ...]:
-    """The published rows of the data that a protocol is about; the paper's if there are none.
+    """The published rows on the data of a protocol; if there are none, the paper's.
 
     A benchmark belongs to a protocol if its name begins with a word of the protocol's name; one
-    with a scorer's version, to the protocol of its own name only. Numbers of prompts' images have
-    no such rows in their place.
+    with a scorer's version belongs to the protocol of exactly its name. A protocol of prompts
+    without published rows gets none.
     """
-    words = tuple(protocol.name.split("-"))
     rows = tuple(rows)
     if protocol.scorer is not None and protocol.scorer.version:
         return tuple(row for row in rows if row.benchmark == protocol.name)
-    found = tuple(row for row in rows if row.benchmark.startswith(words))
-    if found or protocol.prompts is not None:
-        return found
+    words = tuple(protocol.name.split("-"))
+    same_data = tuple(row for row in rows if row.benchmark.startswith(words))
+    if same_data or protocol.prompts is not None:
+        return same_data
     return tuple(row for row in rows if row.benchmark.startswith(_PAPER))
 
 
-def quoted_blocks(published_rows: Sequence[PublishedRow]) -> list[Block]:
-    """A heading, a warning, then a table and its notes for each benchmark."""
-    blocks: list[Block] = []
-    for benchmark, title in QUOTED_TITLES.items():
-        frame = published_frame(published_rows, benchmark)
-        if not frame.empty:
-            blocks += [Heading(2, (f"Quoted: {title}",)), *_table(frame)]
-    if not blocks:
+def quoted_tables(published_rows: Sequence[PublishedRow]) -> list[Table]:
+    """A heading with a warning, then a table per benchmark."""
+    frames = {title: published_frame(published_rows, name) for name, title in QUOTED_TITLES.items()}
+    tables = [_table(title, frame) for title, frame in frames.items() if not frame.empty]
+    if not tables:
         return []
     opening: Line = (
         "Published by others, ",
-        Strong("not measured here"),
+        Styled("not measured here", "strong"),
         ": not to be compared with the table above, nor one of these tables with another.",
     )
-    return [Heading(1, ("Quoted results",)), Paragraph(opening), *blocks]
+    return [Table(("Quoted results",), caption=opening), *tables]
 
 
-def _table(frame: pd.DataFrame) -> list[Block]:
+def _table(title: str, frame: pd.DataFrame) -> Table:
     rows = cells.rows(frame)
-    known = dict.fromkeys([*METRICS, *QUOTED_METRICS])
-    metrics = [name for name in known if name in frame.columns]
+    metrics = [n for n in dict.fromkeys([*METRICS, *QUOTED_METRICS]) if n in frame.columns]
     papers = list(dict.fromkeys(row["source"] for row in rows))
     teachers = list(dict.fromkeys(row["teacher"] for row in rows))
-    columns = [_column(frame[name], name, ranked=len(papers) == 1) for name in metrics]
+    columns = [_column(frame[name], name, is_ranked=len(papers) == 1) for name in metrics]
     letters, common_note = _notes(rows)
     with_teacher = len(teachers) > 1
     header = ["Method", *["Teacher"] * with_teacher, "Steps (↓)"]
     header += [*map(_heading, metrics), "Source"]
     body = tuple(
         (
-            (Words(row["method"]),),
-            *[(Words(row["teacher"] or cells.MISSING),)] * with_teacher,
+            (one_line(row["method"]),),
+            *[(one_line(row["teacher"] or cells.MISSING),)] * with_teacher,
             (cells.integer(row["steps"]),),
             *values,
             _source(row, letters),
         )
         for row, values in zip(rows, zip(*columns, strict=True), strict=True)
     )
-    notes: list[Line] = [("Quoted from ", *joined((Source(paper),) for paper in papers), ".")]
+    sources = joined((Styled(one_line(paper), "source"),) for paper in papers)
+    notes: list[Line] = [("Quoted from ", *sources, ".")]
     if not with_teacher and teachers[0]:
-        notes.append(("Teacher of every row: ", Words(teachers[0]), "."))
+        notes.append(("Teacher of every row: ", one_line(teachers[0]), "."))
     if len(papers) == 1:
         notes.append((*rank_legend(), "."))
     if common_note:
-        notes.append(("Every row: ", Words(common_note, LONGEST_NOTE), "."))
-    notes += [(f"({mark}) ", Words(note, LONGEST_NOTE), ".") for note, mark in letters.items()]
+        notes.append(("Every row: ", one_line(common_note, LONGEST_NOTE), "."))
+    notes += [(f"({mark}) ", one_line(note, LONGEST_NOTE), ".") for note, mark in letters.items()]
     doubts = dict.fromkeys(row["certainty"] for row in rows if row["certainty"] != "read")
     if doubts:
-        said = joined((Words(doubt),) for doubt in doubts)
-        notes.append(("† ", *said, ": not checked in the source itself."))
-    left = (0, *[1] * with_teacher, len(header) - 1)
-    sections = tuple(row["section"] for row in rows)
-    return [Table(tuple(header), body, left=left, sections=sections), Bullets(tuple(notes))]
+        listed = ", ".join(one_line(doubt) for doubt in doubts)
+        notes.append(("† ", listed, ": not checked in the source itself."))
+    return Table(
+        (f"Quoted: {title}",),
+        level=2,
+        header=tuple(header),
+        rows=body,
+        left=(0, *[1] * with_teacher, len(header) - 1),
+        sections=tuple(row["section"] for row in rows),
+        notes=tuple(notes),
+    )
 
 
 def _heading(name: str) -> str:
-    return cells.metric_heading(name) if name in METRICS else f"{QUOTED_METRICS[name]} (↑)"
+    return f"{QUOTED_METRICS[name]} (↑)" if name in QUOTED_METRICS else cells.metric_heading(name)
 
 
-def _column(values: "pd.Series[Any]", name: str, *, ranked: bool) -> list[Line]:
-    """Numbers with the digits they were published with, marked within one source."""
+def _column(values: "pd.Series[Any]", name: str, *, is_ranked: bool) -> list[Line]:
+    """Numbers with the digits they were published with; only those of one source are ranked."""
     decimals = max(len(value.partition(".")[2]) for value in values if value is not None)
-    higher = name not in METRICS or METRICS[name].higher_is_better
-    places = best_and_second(pd.to_numeric(values), higher_is_better=higher, decimals=decimals)
+    places = best_and_second(
+        pd.to_numeric(values), higher_is_better=higher_is_better(name), decimals=decimals
+    )
     return [
-        (cells.MISSING,) if value is None else (Mark(value, place if ranked else 0),)
+        (cells.MISSING,) if value is None else (ranked(value, place if is_ranked else 0),)
         for value, place in zip(values, places, strict=True)
     ]
 
 
-def _notes(rows: list[_Row]) -> tuple[dict[str, str], str]:
-    """A letter for each note, or, where every row has the same one, no letters and that note."""
+def _notes(rows: list[dict[str, Any]]) -> tuple[dict[str, str], str]:
+    """A letter per note; if every row has the same note, no letters and that note."""
     notes = list(dict.fromkeys(row["note"] for row in rows))
     if len(notes) == 1:
         return {}, notes[0]
@@ -126,7 +269,7 @@ def _notes(rows: list[_Row]) -> tuple[dict[str, str], str]:
     return dict(zip(filter(None, notes), marks, strict=False)), ""
 
 
-def _source(row: _Row, letters: dict[str, str]) -> Line:
+def _source(row: dict[str, Any], letters: dict[str, str]) -> Line:
     mark = f" ({letters[row['note']]})" if row["note"] in letters else ""
     dagger = "" if row["certainty"] == "read" else " †"
-    return (Words(f"{row['source']}, {row['location']}"), mark + dagger)
+    return (one_line(f"{row['source']}, {row['location']}"), mark + dagger)

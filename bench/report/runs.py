@@ -1,26 +1,28 @@
-"""Records one by one: a list of them, all of one, what two differ in, and one run again.
+"""Records one by one: listed, shown whole, compared, or against a reproduction.
 
-One record, or two side by side, as a table that reads well in a terminal and as Markdown.
+Tables read well in a terminal and are Markdown; a `..._summary` is the same for `--json`.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bench.records.differences import differences, flat
-from bench.records.provenance import Revision
 from bench.records.record import ResultRecord
 from bench.records.selection import Tuning
 from bench.report import table as cells
 from bench.report.markdown import pipe_table, text
+from dimo.util.schema import encode
 
 if TYPE_CHECKING:
     from bench.records.compare import Difference
+    from bench.records.reproduce import Verification
 
 _DIGITS = 5  # significant digits of a value alone; tables of many rows show fewer
+_LONGEST = 200  # characters of a value; `--json` has it whole
 
 
 def metric_table(record: ResultRecord, *, level: float | None) -> str:
-    """Every metric of one record: value, interval, N, and what else is known of it.
+    """Every metric of one record: value, interval, N and further numbers.
 
     Args:
         record: A record.
@@ -28,15 +30,12 @@ def metric_table(record: ResultRecord, *, level: float | None) -> str:
     """
     body = []
     for name, metric in record.metrics.items():
-        interval = cells.MISSING
-        if metric.low is not None and metric.high is not None:
-            interval = f"{number(metric.low)} to {number(metric.high)}"
         extra = ", ".join(f"{key} {number(value)}" for key, value in metric.extra.items())
         body.append(
             [
                 text(cells.metric_heading(name)),
                 number(metric.value),
-                interval,
+                _interval(metric.low, metric.high),
                 f"{metric.n:,}",
                 extra,
             ]
@@ -53,12 +52,12 @@ def difference_table(
     *,
     level: float,
 ) -> str:
-    """Paired differences of two rows.
+    """Paired differences, `first` minus `second`, of `bench.records.compare.compare`.
 
     Args:
-        first: The row that is subtracted from.
-        second: The row that is subtracted.
-        differences: From `bench.records.compare.compare`.
+        first: A record.
+        second: Another one of the same protocol.
+        differences: One per metric.
         level: Level of the intervals.
     """
     names = {"first": _row_name(first), "second": _row_name(second), "neither": cells.MISSING}
@@ -68,7 +67,7 @@ def difference_table(
             number(found.first),
             number(found.second),
             number(found.first - found.second),
-            f"{number(found.low)} to {number(found.high)}",
+            _interval(found.low, found.high),
             names[found.better],
         ]
         for found in differences
@@ -90,28 +89,26 @@ def _row_name(record: ResultRecord) -> str:
 
 
 def number(value: float) -> str:
-    """`0.28571`, `6.7309`, `12,345`: so many significant digits, and zero without a sign."""
+    """`0.28571`, `6.7309`, `12,345`: five significant digits, zero without a sign."""
     rounded = float(f"{value:.{_DIGITS}g}") + 0.0
-    decimals = max(0, _DIGITS - 1 - _exponent(rounded))
-    return f"{rounded:,.{min(decimals, 7)}f}"
+    exponent = int(f"{rounded:e}".partition("e")[2])
+    return f"{rounded:,.{min(max(0, _DIGITS - 1 - exponent), 7)}f}"
 
 
-def _exponent(value: float) -> int:
-    return int(f"{value:e}".partition("e")[2]) if value else 0
-
-
-if TYPE_CHECKING:
-    from bench.records.reproduce import Verification
-
-_LONGEST = 200  # characters of a value; `--json` has them whole
-_ABSENT = "(none)"
+def _interval(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return cells.MISSING
+    return f"{number(low)} to {number(high)}"
 
 
 def records_table(records: Iterable[ResultRecord]) -> str:
-    """A line for each record, in the order given: what it is, and its first metric."""
+    """A line per record, in the order given, with its first metric."""
     body = []
     for record in records:
-        name, metric = next(iter(record.metrics.items()), ("", None))
+        shown = cells.MISSING
+        for name, metric in [*record.metrics.items()][:1]:
+            shown = f"{text(cells.metric_heading(name))} {number(metric.value)}"
+        commit = (record.revision.commit or cells.MISSING)[:8]
         body.append(
             [
                 record.run_id[:8],
@@ -119,22 +116,38 @@ def records_table(records: Iterable[ResultRecord]) -> str:
                 text(record.protocol.name),
                 text(record.method.name),
                 cells.integer(record.method.num_steps),
-                f"{text(cells.metric_heading(name))} {number(metric.value)}"
-                if metric
-                else cells.MISSING,
-                _commit(record.revision),
+                shown,
+                commit + " dirty" * bool(record.revision.commit and record.revision.dirty),
             ]
         )
     header = ["Run", "Made (UTC)", "Protocol", "Method", "Steps", "First metric", "Commit"]
     return pipe_table(header, body, left=[0, 1, 2, 3, 6]) + "\n"
 
 
+def record_summary(record: ResultRecord) -> dict[str, Any]:
+    """What `records_table` shows of a record, with its interval and revision."""
+    name, metric = next(iter(record.metrics.items()), (None, None))
+    return {
+        "run_id": record.run_id,
+        "created": record.created,
+        "protocol": encode(record.protocol),
+        "method": record.method.name,
+        "section": record.method.section,
+        "num_steps": record.method.num_steps,
+        "metric": name,
+        "value": metric.value if metric else None,
+        "low": metric.low if metric else None,
+        "high": metric.high if metric else None,
+        "revision": encode(record.revision),
+    }
+
+
 def record_page(record: ResultRecord, *, level: float | None) -> str:
-    """Everything that one record says.
+    """Everything in one record.
 
     Args:
         record: A record.
-        level: Level of its intervals; None: its protocol is not known here.
+        level: Level of its intervals; None: its protocol is not known.
     """
     rows = {"run_id": record.run_id, "created": record.created, **flat(record)}
     rows |= {"seconds": record.seconds, "content_sha256": record.content_sha256}
@@ -146,7 +159,7 @@ def record_page(record: ResultRecord, *, level: float | None) -> str:
 
 
 def difference_page(first: ResultRecord, second: ResultRecord) -> str:
-    """Metrics of two records side by side, then every other key in which they differ."""
+    """Metrics of two records side by side, then every other key that differs."""
     names = [record.run_id[:8] for record in (first, second)]
     metrics = []
     for name in {**first.metrics, **second.metrics}:
@@ -158,19 +171,28 @@ def difference_page(first: ResultRecord, second: ResultRecord) -> str:
     return table + "\n" + _differing(differences(first, second), names)
 
 
+def difference_summary(first: ResultRecord, second: ResultRecord) -> dict[str, Any]:
+    """The content of `difference_page`; the value of a metric is null where it is missing."""
+    pair = (first, second)
+    return {
+        "records": [record.run_id for record in pair],
+        "metrics": {
+            name: [r.metrics[name].value if name in r.metrics else None for r in pair]
+            for name in {**first.metrics, **second.metrics}
+        },
+        "different": differences(first, second),
+    }
+
+
 def verification_page(record: ResultRecord, found: "Verification", *, level: float) -> str:
-    """Metric by metric what was recorded and what is found, and what else is different."""
+    """Recorded and reproduced value of each metric, and what else is different."""
     body = []
     for check in found.checks:
-        low, high = check.recorded.low, check.recorded.high
-        interval = cells.MISSING
-        if low is not None and high is not None:
-            interval = f"{number(low)} to {number(high)}"
         body.append(
             [
                 text(cells.metric_heading(check.metric)),
                 number(check.recorded.value),
-                interval,
+                _interval(check.recorded.low, check.recorded.high),
                 number(check.found),
                 "yes" if check.within else "**no**",
                 "equal" if check.equal else f"{check.found - check.recorded.value:+.1e}",
@@ -187,6 +209,18 @@ def verification_page(record: ResultRecord, found: "Verification", *, level: flo
         lines.append("Device, packages and commit are those of the record.\n")
     lines.append(f"{_verdict(found)}: {text(record.method.name)}, run {record.run_id[:8]}\n")
     return "\n".join(lines)
+
+
+def verification_summary(record: ResultRecord, found: "Verification") -> dict[str, Any]:
+    """The content of `verification_page`."""
+    return {
+        "run_id": record.run_id,
+        "within": found.holds,
+        "equal": found.equal,
+        "same_images": found.same_images,
+        "metrics": {check.metric: encode(check) for check in found.checks},
+        "different": encode(found.circumstances),
+    }
 
 
 def _verdict(found: "Verification") -> str:
@@ -225,13 +259,7 @@ def _tuning_table(tuning: Tuning) -> str:
 
 def _shown(value: Any) -> str:
     if value is None:
-        return _ABSENT
+        return "(none)"
     if isinstance(value, (list, tuple)):
-        return text(", ".join(map(str, value)), _LONGEST) or _ABSENT
+        return text(", ".join(map(str, value)), _LONGEST) or "(none)"
     return text(value, _LONGEST)
-
-
-def _commit(revision: Revision) -> str:
-    if revision.commit is None:
-        return cells.MISSING
-    return revision.commit[:8] + (" dirty" if revision.dirty else "")

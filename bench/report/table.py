@@ -1,23 +1,25 @@
-"""Records -> the data frame behind every format of the report. No formatting here.
+"""Records -> the data frame behind every format, and how its cells are written.
 
-A frame has one row for each method, in the order in which tables show them, and the columns of
+A frame has one row per method, in the order in which tables show them, with the columns of
 `ROW_COLUMNS`, then `<metric>`, `<metric>_low`, `<metric>_high` and `<metric>_n` for each metric.
 
-What stands in a cell, as every format shows it: numbers, headings, the sign for nothing.
+The rest of the report asks this module for what the registries know of metrics and settings.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, get_args
 
 import pandas as pd
 
 from bench.protocol import Protocol
 from bench.protocol.catalog import ANY, METRICS, NONE
-from bench.records.record import MethodInfo, ResultRecord
-from dimo.samplers import Knob, all_knobs
+from bench.records.record import MethodInfo, ResultRecord, Section
+from dimo.samplers import all_knobs
 
-SECTIONS = ("Reference", "Teacher", "Sampler", "Distill.", "Image sets")
+SECTIONS: tuple[str, ...] = get_args(Section)
 ROW_COLUMNS = (
     "section",
     "method",  # the name, with whatever tells it from another row of the same name and steps
@@ -49,38 +51,137 @@ ROW_COLUMNS = (
     "coverage_ceiling",
 )
 
-# What tells one method from another: a newer record with the same values replaces an older one.
-SETTINGS = {
-    "teacher": "teacher",
-    "sampler": "sampler",
-    "mask_schedule": "schedule",
-    "guidance_scale": "guidance",
-    "temperature": "temperature",
-    "choice_temperature": "choice temperature",
-    "final_temperature": "final temperature",
-    "theta": "theta",
-    "random_start": "random start",
-    "top_k": "top-k",
-    "top_p": "top-p",
-    "network_precision": "network in",
-    "seed": "seed",
-    "weights_sha256": "weights",
-}
+MISSING = "\u2013"
 
 
-def setting_labels() -> dict[str, str]:
-    """`SETTINGS`, and the knobs of samplers that have no field of their own in records."""
-    return SETTINGS | {name: knob.label for name, knob in other_knobs().items()}
+def metric_label(name: str) -> str:
+    """Name of a metric in tables and plots; a metric that is not registered keeps its own."""
+    return METRICS[name].label if name in METRICS else name
 
 
-def other_knobs() -> dict[str, Knob]:
-    """Knobs of samplers without a field in `MethodInfo`, by name."""
-    known = MethodInfo.__dataclass_fields__
-    return {name: knob for name, knob in all_knobs().items() if name not in known}
+def metric_heading(name: str) -> str:
+    """Column heading of a metric with the direction that is better, if it is registered."""
+    if name not in METRICS:
+        return name
+    return f"{METRICS[name].label} ({'↑' if METRICS[name].higher_is_better else '↓'})"
 
 
-# What a record of this sampler used where it does not say: the only value there was at the time.
-_UNSAID = {("theta_trapezoidal", "theta"): 0.5}
+def higher_is_better(name: str) -> bool:
+    """Direction of a metric; of the published ones that are not registered, higher is better."""
+    return name not in METRICS or METRICS[name].higher_is_better
+
+
+def number(value: float, decimals: int) -> str:
+    """A number with this many decimals, without a minus sign before zero."""
+    return f"{round(value, decimals) + 0.0:.{decimals}f}"
+
+
+def half_width(value: float, decimals: int) -> str:
+    """Half of an interval without its leading zero, `.045`, which keeps columns narrow."""
+    return number(value, decimals).removeprefix("0") or "0"
+
+
+def integer(value: Any) -> str:
+    """An integer, or the sign for a missing value."""
+    return MISSING if is_missing(value) else f"{int(value)}"
+
+
+def speed(value: Any) -> str:
+    """Images per second with at least three digits."""
+    if is_missing(value):
+        return MISSING
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def token_counts(counts: Sequence[int]) -> str:
+    """Tokens revealed at each step, equal neighbours written once: `3 x 1, 2, 11`."""
+    runs = [(count, len(list(group))) for count, group in groupby(counts)]
+    return ", ".join(str(n) if times == 1 else f"{times} x {n}" for n, times in runs)
+
+
+def step_count(steps: Any) -> str:
+    """`1 step`, `8 steps`; empty if the number is missing."""
+    return "" if is_missing(steps) else f"{int(steps)} step{'' if int(steps) == 1 else 's'}"
+
+
+def training_cost(training: Mapping[str, Any]) -> str:
+    """What a training run took, `15.9 min, 768,000 images seen`; empty if unknown.
+
+    Args:
+        training: `training` of a record's method, with numbers under `seconds` and `images_seen`.
+    """
+    parts = []
+    for key, factor, form in (
+        ("seconds", 60, "{:,.1f} min"),
+        ("images_seen", 1, "{:,.0f} images seen"),
+    ):
+        value = training.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            parts.append(form.format(value / factor))
+    return ", ".join(parts)
+
+
+def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a data frame as dicts of plain Python values."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell of a data frame holds None, NaN or NA."""
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a setting of a row is written.
+
+    Attributes:
+        label: In the name of a row.
+        heading: Of its column; empty: it has none.
+        show: Value -> text in that column.
+    """
+
+    label: str
+    heading: str
+    show: Callable[[Any], str] = str
+
+
+def settings() -> dict[str, Setting]:
+    """Every setting that distinguishes rows, in the order of columns.
+
+    A newer record with equal settings replaces an older one.
+    """
+    return {
+        "teacher": Setting("teacher", ""),
+        "sampler": Setting("sampler", "Sampler"),
+        **{name: Setting(k.label, k.heading, k.show) for name, k in all_knobs().items()},
+        "network_precision": Setting("network in", "Network in"),
+        "seed": Setting("seed", "Seed", integer),
+        "weights_sha256": Setting("weights", "Weights", lambda sha256: str(sha256)[:12]),
+    }
+
+
+def _own_knobs() -> list[str]:
+    """Knobs of samplers without a field in `MethodInfo`."""
+    return [name for name in all_knobs() if name not in MethodInfo.__dataclass_fields__]
+
+
+# What older records of a sampler used where they do not say: the only value there was at the time.
+_IMPLIED = {("theta_trapezoidal", "theta"): 0.5}
+
+
+def varied_keys(record: ResultRecord) -> dict[str, Any]:
+    """The recipe keys that an ablation varied, with their values; empty: it is no ablation.
+
+    `dimo distill --ablation KEY` notes them under `ablation` in the student's `training`.
+    """
+    varied = record.method.training.get("ablation")
+    return {key: varied[key] for key in sorted(varied)} if isinstance(varied, dict) else {}
+
+
+def is_ablation(record: ResultRecord) -> bool:
+    """Whether a record belongs to an ablation."""
+    return bool(varied_keys(record))
 
 
 def comparable(
@@ -132,17 +233,17 @@ def ordered(records: Iterable[ResultRecord]) -> list[ResultRecord]:
 
 
 def results_frame(records: Iterable[ResultRecord], metrics: Sequence[str]) -> pd.DataFrame:
-    """One row for each method: the newest record of each, in the order of the paper's table.
+    """One row per method: its newest record, in the order of the paper's table.
 
-    Sections in the order of `SECTIONS`; in a section by teacher, name and falling number of steps;
-    reference rows in the order of measurement.
+    Sections are in the order of `SECTIONS`, rows of a section by teacher, name and decreasing
+    number of steps, reference rows by time.
 
     Args:
         records: Records of one protocol.
         metrics: Names of the metrics to show.
     """
     chosen = ordered(records)
-    columns = [*ROW_COLUMNS, *other_knobs()]
+    columns = [*ROW_COLUMNS, *_own_knobs()]
     for name in metrics:
         columns += [name, f"{name}_low", f"{name}_high", f"{name}_n"]
     rows = [_row(record, metrics) for record in chosen]
@@ -152,7 +253,7 @@ def results_frame(records: Iterable[ResultRecord], metrics: Sequence[str]) -> pd
     for column in (
         "images_per_second",
         "coverage_ceiling",
-        *columns[len(ROW_COLUMNS) + len(other_knobs()) :],
+        *columns[len(ROW_COLUMNS) + len(_own_knobs()) :],
     ):
         frame[column] = frame[column].astype("Int64" if column.endswith("_n") else float)
     frame["method"] = _distinct_names(chosen)
@@ -185,7 +286,7 @@ def _row(record: ResultRecord, metrics: Sequence[str]) -> dict[str, Any]:
         name: getattr(method, name) for name in MethodInfo.__dataclass_fields__ if name != "name"
     }
     row |= {
-        **{name: method.setting(name) for name in other_knobs()},
+        **{name: method.setting(name) for name in _own_knobs()},
         "method": method.name,
         "seed": record.seed,
         "images_per_second": speed.images_per_second,
@@ -206,11 +307,11 @@ def _row(record: ResultRecord, metrics: Sequence[str]) -> dict[str, Any]:
 
 
 def setting(record: ResultRecord, name: str) -> Any:
-    """What a record was made with, for a key of `SETTINGS` or a field of its method."""
+    """What a record was made with, for a name of `settings()` or a field of its method."""
     if name == "seed":
         return record.seed
     value = record.method.setting(name)
-    return _UNSAID.get((record.method.sampler or "", name)) if value is None else value
+    return _IMPLIED.get((record.method.sampler or "", name)) if value is None else value
 
 
 def _name_and_steps(record: ResultRecord) -> tuple[Any, ...]:
@@ -218,8 +319,7 @@ def _name_and_steps(record: ResultRecord) -> tuple[Any, ...]:
 
 
 def _identity(record: ResultRecord) -> tuple[Any, ...]:
-    known = (setting(record, name) for name in SETTINGS)
-    return (*_name_and_steps(record), *known, *sorted((record.method.settings or {}).items()))
+    return (*_name_and_steps(record), *(setting(record, name) for name in settings()))
 
 
 def _table_order(record: ResultRecord) -> tuple[Any, ...]:
@@ -237,7 +337,7 @@ def _distinct_names(records: Sequence[ResultRecord]) -> list[str]:
     for record in records:
         groups.setdefault(_name_and_steps(record), []).append(record)
     varying = {
-        key: [s for s in setting_labels() if len({setting(record, s) for record in group}) > 1]
+        key: [s for s in settings() if len({setting(record, s) for record in group}) > 1]
         for key, group in groups.items()
     }
     names = []
@@ -249,7 +349,7 @@ def _distinct_names(records: Sequence[ResultRecord]) -> list[str]:
 
 def _detail(record: ResultRecord, name: str) -> str:
     """A setting in words; a schedule with the tokens of each step, of many steps the outer ones."""
-    words = f"{setting_labels()[name]} {_short(setting(record, name))}"
+    words = f"{settings()[name].label} {_short(setting(record, name))}"
     counts = [str(count) for count in record.method.token_counts or ()]
     if name != "mask_schedule" or not counts:
         return words
@@ -266,63 +366,3 @@ def _short(value: Any) -> str:
         return f"{value:g}"
     text = str(value)
     return text[:8] if len(text) == 64 else text  # a hash
-
-
-MISSING = "\u2013"
-
-
-def metric_heading(name: str) -> str:
-    """Column heading of a metric, with the direction that is better, if this dimo knows it."""
-    if name not in METRICS:
-        return name
-    kind = METRICS[name]
-    return f"{kind.label} ({'↑' if kind.higher_is_better else '↓'})"
-
-
-def number(value: float, decimals: int) -> str:
-    """A number with so many decimals, and no minus before a zero."""
-    return f"{round(value, decimals) + 0.0:.{decimals}f}"
-
-
-def half_width(value: float, decimals: int) -> str:
-    """Half of an interval without its leading zero, `.045`: columns stay narrow."""
-    return number(value, decimals).removeprefix("0") or "0"
-
-
-def integer(value: Any) -> str:
-    """An integer, or the sign for a missing one."""
-    return MISSING if is_missing(value) else f"{int(value)}"
-
-
-def speed(value: Any) -> str:
-    """Images a second, to three digits or more."""
-    if is_missing(value):
-        return MISSING
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def training_cost(training: Mapping[str, Any]) -> str:
-    """What a training took, `15.9 min, 768,000 images seen`; "" where that is not known.
-
-    Args:
-        training: Of a record's method; numbers under `seconds` and `images_seen`.
-    """
-    parts = []
-    for key, factor, form in (
-        ("seconds", 60, "{:,.1f} min"),
-        ("images_seen", 1, "{:,.0f} images seen"),
-    ):
-        value = training.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            parts.append(form.format(value / factor))
-    return ", ".join(parts)
-
-
-def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a data frame, each as a dict with plain Python values."""
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a cell of a data frame holds None, NaN or NA."""
-    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))

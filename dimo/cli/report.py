@@ -1,11 +1,8 @@
-"""`dimo report`, `dimo protocols`: what reads results and protocols, without heavy imports.
-
-`dimo results`, `dimo verify`: records one by one, and a row run again from its record.
-"""
+"""`dimo report`, `dimo results`, `dimo protocols`, `dimo verify`; only `verify` imports torch."""
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -36,7 +33,7 @@ if TYPE_CHECKING:
 )
 def report(
     protocol: Annotated[
-        str, typer.Option(help="Protocol name or file; default: every one with results.")
+        str, typer.Option(help="Protocol name or file; default: every protocol with results.")
     ] = "",
     results: Results = Path("results"),
     format_: Annotated[
@@ -50,41 +47,50 @@ def report(
     ] = None,
     runs: Annotated[
         Path | None,
-        typer.Option(help="Folder of runs, whose training curves the page and plots show too."),
+        typer.Option(help="Folder of runs; the page and the plots show their training curves."),
     ] = None,
     ablation: Annotated[
-        bool, typer.Option("--ablation", help="The ablations, averaged over training seeds.")
+        bool, typer.Option("--ablation", help="Show the ablations, averaged over training seeds.")
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 1 if a file of results was left out.")
+        bool, typer.Option("--strict", help="Exit with 1 if a results file was left out.")
     ] = False,
     update: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Renew the tables in this Markdown file, each between `<!-- dimo report "
-            "--protocol NAME -->` and `<!-- dimo report end -->`, and print nothing.",
+            help="Update the tables in this Markdown file, each between `<!-- dimo report "
+            "--protocol NAME -->` and `<!-- dimo report end -->`, instead of printing.",
         ),
     ] = None,
 ) -> None:
-    """Print the paper's tables: measured rows, and quoted rows apart from them."""
-    from bench.report import FORMATS
+    """Print the paper's tables: measured rows, and published numbers apart from them."""
+    from bench.report import FORMATS, read_report, update_page
+    from dimo.util.files import write_atomic
 
     if format_ not in FORMATS:
         raise unknown_name("format", format_, FORMATS)
     if update is not None:
         if protocol or out or plots or runs or ablation or format_ != "markdown":
-            raise DimoError("--update takes only --results and --strict; the file says the rest")
-        problems = _updated(update, results)
+            raise DimoError("--update allows only --results and --strict; the file says the rest")
+        changed, problems = update_page(update, results)
+        _warn(problems)
+        terminal.say(f"{update}: {'tables updated' if changed else 'up to date'}")
     else:
-        found = _collected(protocol, results, ablation=ablation)
-        problems = list(found.problems)
-        _put(_rendered(found, format_, runs), out)
+        content = read_report(results, protocol, ablation=ablation)
+        problems = list(content.problems)
+        _warn(problems)
+        text = _rendered(content, format_, runs)
+        if out is None:
+            print(text, end="")
+        else:
+            write_atomic(out, text)
+            terminal.say(f"report: {out}")
         if plots is not None:
             from bench.report.plots import write_plots
 
             with terminal.work_bar() as progress:
-                written = write_plots(found, plots, runs=runs, progress=progress)
+                written = write_plots(content, plots, runs=runs, progress=progress)
             terminal.say(f"plots: {len(written)} files in {plots}")
     if strict and problems:
         count = len(problems)
@@ -92,83 +98,32 @@ def report(
         raise typer.Exit(1)
 
 
-def report_text(protocol_name: str, results: Path) -> str:
-    """The Markdown report of one protocol on a folder of results."""
-    return _rendered(_collected(protocol_name, results), "markdown")
+def report_text(protocol: str, results: Path) -> str:
+    """The Markdown report of one protocol on a results folder."""
+    from bench.report import read_report, report_markdown
+
+    return report_markdown(read_report(results, protocol))
 
 
 def measured_table(records: "list[ResultRecord]", protocol: "Protocol") -> str:
-    """Markdown of these records alone."""
+    """The Markdown report of these records alone."""
     from bench.report import collect_report, report_markdown
 
-    found = collect_report(records, [], [], protocols=[protocol], folder=Path())
-    return report_markdown(found)
+    return report_markdown(collect_report(records, protocols=[protocol]))
 
 
-def _collected(protocol_name: str, results: Path, *, ablation: bool = False) -> "Report":
-    from bench.protocol import list_protocols, load_protocol
-    from bench.protocol.catalog import data_dir
-    from bench.records.store import load_all
-    from bench.report import collect_report, load_published, with_records
+def _rendered(content: "Report", format_: str, runs: Path | None) -> str:
+    from bench.report import FORMATS, report_html
 
-    chosen = [load_protocol(protocol_name)] if protocol_name else []
-    records, problems = load_all(results)
+    if format_ != "html":
+        return FORMATS[format_](content)
+    with terminal.work_bar() as progress:
+        return report_html(content, runs=runs, progress=progress)
+
+
+def _warn(problems: list[str]) -> None:
     for problem in problems:
         terminal.say(problem, style="yellow")
-    return collect_report(
-        records,
-        problems,
-        load_published(data_dir("published") / "published.csv"),
-        protocols=chosen or with_records(list_protocols(), records) or [load_protocol("digits")],
-        folder=results,
-        ablation=ablation,
-    )
-
-
-def _rendered(found: "Report", name: str, runs: Path | None = None) -> str:
-    if name == "html":
-        from bench.report.html import render_page
-
-        with terminal.work_bar() as progress:
-            return render_page(found, runs=runs, progress=progress)
-    from bench.report import report_csv, report_json, report_latex, report_markdown
-
-    written = {"latex": report_latex, "csv": report_csv, "json": report_json}
-    return written.get(name, report_markdown)(found)
-
-
-def _put(text: str, out: Path | None) -> None:
-    if out is None:
-        print(text, end="")
-        return
-    from dimo.util.files import write_atomic
-
-    write_atomic(out, text)
-    terminal.say(f"report: {out}")
-
-
-def _updated(page: Path, results: Path) -> list[str]:
-    """Renews the tables of a page; returns the files of results that were left out."""
-    from bench.report import section_markdown
-    from bench.report.markdown import renewed
-    from dimo.util.files import write_atomic
-
-    problems: dict[str, None] = {}
-
-    def section(protocol: str, ablation: bool) -> str:
-        found = _collected(protocol, results, ablation=ablation)
-        problems.update(dict.fromkeys(found.problems))
-        return section_markdown(found)
-
-    try:
-        before = page.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DimoError(f"cannot read {page}: {error}; give a Markdown file") from error
-    after = renewed(before, section)
-    if after != before:
-        write_atomic(page, after)
-    terminal.say(f"{page}: {'tables made again' if after != before else 'up to date'}")
-    return list(problems)
 
 
 @protocols_app.command("list", epilog="Example: `dimo protocols list`")
@@ -183,7 +138,7 @@ def protocols_list() -> None:
 
 @protocols_app.command("show", epilog="Example: `dimo protocols show digits`")
 def protocols_show(name: Annotated[str, typer.Argument(help="Protocol name or file.")]) -> None:
-    """Print a protocol as it is."""
+    """Print a protocol file unchanged."""
     from bench.protocol import protocol_text
 
     print(protocol_text(name), end="")
@@ -191,20 +146,18 @@ def protocols_show(name: Annotated[str, typer.Argument(help="Protocol name or fi
 
 @protocols_app.command("validate", epilog="Example: `dimo protocols validate my-protocol.toml`")
 def protocols_validate(path: Annotated[Path, typer.Argument(help="TOML file.")]) -> None:
-    """Check a protocol file; says what is wrong with it, if anything."""
+    """Check a protocol file and say what is wrong with it, if anything."""
     from bench.protocol import protocol_sha256, validate_file
 
     print(f"{path}: valid, sha256 {protocol_sha256(validate_file(path))}")
 
 
-if TYPE_CHECKING:
-    from bench.records.record import ResultRecord
-    from bench.records.reproduce import Verification
-
-Record = Annotated[str, typer.Argument(help="A record's file, or the start of its run id.")]
+Record = Annotated[str, typer.Argument(help="File of a record, or the beginning of its run id.")]
 ProtocolFile = Annotated[
     Path | None,
-    typer.Option("--protocol", help="File of the record's protocol; default: shipped, by hash."),
+    typer.Option(
+        "--protocol", help="The record's protocol file; default: the shipped one with its hash."
+    ),
 ]
 
 
@@ -214,66 +167,49 @@ ProtocolFile = Annotated[
 def results_list(
     protocol: Annotated[str, typer.Option(help="Only records of this protocol's name.")] = "",
     results: Results = Path("results"),
-    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List every record, oldest first, with its first metric."""
     from bench.records.store import load_all
-    from bench.report.runs import records_table
+    from bench.report.runs import record_summary, records_table
 
     records, problems = load_all(results)
-    for problem in problems:
-        terminal.say(problem, style="yellow")
-    found = [record for record in records if protocol in ("", record.protocol.name)]
+    _warn(problems)
+    chosen = [record for record in records if protocol in ("", record.protocol.name)]
     if as_json:
-        print(json.dumps([_summary(record) for record in found], indent=2))
-        return
-    if not found:
+        print(json.dumps([record_summary(record) for record in chosen], indent=2))
+    elif chosen:
+        print(records_table(chosen), end="")
+    else:
         names = ", ".join(sorted({record.protocol.name for record in records})) or "none"
-        wanted = f" of protocol {protocol!r}" if protocol else ""
-        terminal.say(f"no record{wanted} in {results}; protocols there: {names}", style="yellow")
-        return
-    print(records_table(found), end="")
-
-
-def _summary(record: "ResultRecord") -> dict[str, Any]:
-    from dimo.util.schema import encode
-
-    name, metric = next(iter(record.metrics.items()), (None, None))
-    return {
-        "run_id": record.run_id,
-        "created": record.created,
-        "protocol": encode(record.protocol),
-        "method": record.method.name,
-        "section": record.method.section,
-        "num_steps": record.method.num_steps,
-        "metric": name,
-        "value": metric.value if metric else None,
-        "low": metric.low if metric else None,
-        "high": metric.high if metric else None,
-        "revision": encode(record.revision),
-    }
+        of_protocol = f" of protocol {protocol!r}" if protocol else ""
+        terminal.say(
+            f"no record{of_protocol} in {results}; protocols with records: {names}", style="yellow"
+        )
 
 
 @results_app.command("show", epilog="Example: `dimo results show 3ed6`")
 def results_show(
     record: Record,
     results: Results = Path("results"),
-    as_json: Annotated[bool, typer.Option("--json", help="The record's file as it is.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the record file unchanged.")
+    ] = False,
 ) -> None:
-    """Show everything that one record says."""
+    """Show everything in one record."""
     from bench.records.record import protocol_of, record_to_json
     from bench.records.store import find_record
     from bench.report.runs import record_page
 
-    found, _ = find_record(record, results)
+    shown, _ = find_record(record, results)
     if as_json:
-        print(record_to_json(found), end="")
+        print(record_to_json(shown), end="")
         return
     try:
-        level = protocol_of(found).uncertainty.level
-    except DimoError:  # it can be read without its protocol
+        level = protocol_of(shown).uncertainty.level
+    except DimoError:  # a record is readable without its protocol
         level = None
-    print(record_page(found, level=level), end="")
+    print(record_page(shown, level=level), end="")
 
 
 @results_app.command("diff", epilog="Example: `dimo results diff 3ed6 f225`")
@@ -281,51 +217,42 @@ def results_diff(
     first: Record,
     second: Record,
     results: Results = Path("results"),
-    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what two records differ in: metrics, settings, code, packages, device, hashes."""
-    from bench.records.differences import differences
+    """Show how two records differ: metrics, settings, code, packages, device, hashes."""
     from bench.records.store import find_record
-    from bench.report.runs import difference_page
+    from bench.report.runs import difference_page, difference_summary
 
     (a, _), (b, _) = (find_record(name, results) for name in (first, second))
     if as_json:
-        content = {
-            "records": [a.run_id, b.run_id],
-            "metrics": {
-                name: [r.metrics[name].value if name in r.metrics else None for r in (a, b)]
-                for name in {**a.metrics, **b.metrics}
-            },
-            "different": differences(a, b),
-        }
-        print(json.dumps(content, indent=2))
+        print(json.dumps(difference_summary(a, b), indent=2))
         return
     print(difference_page(a, b), end="")
     if a.protocol.sha256 == b.protocol.sha256:
-        terminal.say(f"beyond chance? paired intervals: dimo compare {first} {second}")
+        terminal.say(f"for paired intervals of the differences: dimo compare {first} {second}")
     else:
-        terminal.say("their protocols differ: these numbers are not comparable", style="yellow")
+        terminal.say("the protocols differ: these numbers are not comparable", style="yellow")
 
 
 @app.command(
     epilog="Examples: `dimo verify 3ed6` · `dimo verify results/A.json --student runs/mine` · "
     "`dimo verify f225 --images samples/`. Exit code 0: every metric is within its interval; "
-    "1: one is not; 2: the row could not be run again."
+    "1: one is not; 2: the row could not be reproduced."
 )
 def verify(
     record: Record,
     results: Results = Path("results"),
     protocol: ProtocolFile = None,
     student: Annotated[
-        str | None, typer.Option(metavar="RUN", help="The student, if it lies elsewhere now.")
+        str | None, typer.Option(metavar="RUN", help="The student, if it has moved since.")
     ] = None,
     images: Annotated[
         list[Path],
-        typer.Option(help="The images, for a row of a set of images; several are its shards."),
+        typer.Option(help="The images, for a row of an image set; several are its shards."),
     ] = [],  # noqa: B006
-    labels: Annotated[str, typer.Option(help="Where their labels come from, see dimo eval.")] = "",
+    labels: Annotated[str, typer.Option(help="Where the labels come from, see dimo eval.")] = "",
     recursive: Annotated[
-        bool, typer.Option("--recursive", help="Read image folders with subfolders.")
+        bool, typer.Option("--recursive", help="Read image folders recursively.")
     ] = False,
     weights: Weights = None,
     reference: Reference = None,
@@ -334,16 +261,16 @@ def verify(
     prompts: ProtocolPrompts = None,
     allow_code: AllowCode = False,
     device: Device = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="The verdict as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Run a row of the table again from its record, and hold the numbers against its intervals.
+    """Reproduce a row of the table from its record and check the numbers against its intervals.
 
     Protocol, weights, reference, extractor, detector and prompts must have the hashes of the
-    record. Nothing is written. (`dimo weights verify` checks files of weights.)
+    record. Nothing is written. (`dimo weights verify` checks weights files.)
     """
     from bench.records.record import protocol_of
     from bench.records.store import find_record
-    from bench.report.runs import verification_page
+    from bench.report.runs import verification_page, verification_summary
 
     found, _ = find_record(record, results)
     fixed = protocol_of(found, protocol)
@@ -371,21 +298,8 @@ def verify(
         )
     verdict = compare_runs(found, again)
     if as_json:
-        print(json.dumps(_verdict(found, verdict), indent=2))
+        print(json.dumps(verification_summary(found, verdict), indent=2))
     else:
         print(verification_page(found, verdict, level=fixed.uncertainty.level), end="")
     if not verdict.holds:
         raise typer.Exit(1)
-
-
-def _verdict(record: "ResultRecord", found: "Verification") -> dict[str, Any]:
-    from dimo.util.schema import encode
-
-    return {
-        "run_id": record.run_id,
-        "within": found.holds,
-        "equal": found.equal,
-        "same_images": found.same_images,
-        "metrics": {check.metric: encode(check) for check in found.checks},
-        "different": encode(found.circumstances),
-    }

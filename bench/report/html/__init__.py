@@ -1,24 +1,12 @@
-"""The report as one HTML file that needs nothing else: no network, no style or script but its own.
+"""The report as one HTML file without anything from elsewhere.
 
-Every text passes through Jinja's escaping or `page_blocks`; the page's own security policy forbids
-every script and style but the two it names by hash, so that what slips through does nothing.
-
-Blocks of a report as HTML. Every piece is escaped here; nowhere else is HTML made of text.
+Jinja escapes every text; `_line` makes the markup of styled pieces.
 """
 
-__all__ = [
-    "Markup",
-    "block_kind",
-    "cell_html",
-    "heading_html",
-    "line_html",
-    "one_line_html",
-    "render_page",
-]
+__all__ = ["inline_svg", "render_page"]
 
-import base64
 import functools
-import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,95 +15,30 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
-from bench.report.ablation import ablation_blocks
-from bench.report.document import ProtocolReport, Report
+from bench.protocol import Protocol, list_protocols, protocol_sha256, protocol_text
+from bench.report import plots
+from bench.report.ablation import ablation_tables
+from bench.report.collect import ProtocolReport, Report
+from bench.report.curves import run_panels
 from bench.report.html.pictures import Pictures, sample_pictures
-from bench.report.html.rows import Column, RowView, columns_of, protocol_source, row_views
-from bench.report.html.runs import run_panels
-from bench.report.html.svg import PAGE_INK, inline
+from bench.report.html.rows import RowView, row_views
 from bench.report.html.verdicts import Verdicts, row_verdicts
-from bench.report.notes import caption, measured_blocks
-from bench.report.panels import Panel, protocol_panels, tuning_panels
-from bench.report.plots import Progress, draw_swatch, inline_svg, quiet
-from bench.report.quoted import quoted_blocks
-from bench.report.text import (
-    LONGEST_NOTE,
-    Block,
-    Bullets,
-    Code,
-    Line,
-    Mark,
-    Piece,
-    Source,
-    Strong,
-    Table,
-    Words,
-    one_line,
-)
-
-
-def one_line_html(value: object, longest: int = LONGEST_NOTE) -> Markup:
-    """Any text on one line; a direction of its own stays inside it."""
-    shown = one_line(str(value), longest)
-    return escape(shown) if shown.isascii() else Markup(f"<bdi>{escape(shown)}</bdi>")
-
-
-def line_html(line: Line) -> Markup:
-    """A line of pieces."""
-    return Markup("".join(_piece(piece) for piece in line))
-
-
-def cell_html(line: Line) -> Markup:
-    """A line in a cell: the interval after a number stands back."""
-    if len(line) == 2 and isinstance(line[1], str) and line[1].startswith(" ±"):
-        return Markup(f"{_piece(line[0])} <s>{escape(line[1].strip())}</s>")
-    return line_html(line)
-
-
-def heading_html(heading: str) -> Markup:
-    """`FID (↓)`: the direction that is better, apart from the name."""
-    found = re.fullmatch(r"(.*) \(([↓↑])\)", heading)
-    if found is None:
-        return escape(heading)
-    better = "lower" if found[2] == "↓" else "higher"
-    return Markup(
-        f'{escape(found[1])}<span class="better" aria-hidden="true">{found[2]}</span>'
-        f'<span class="unseen">, {better} is better</span>'
-    )
-
-
-def block_kind(block: Block) -> str:
-    """Name of the kind of a block, for templates."""
-    return type(block).__name__
-
-
-def _piece(piece: Piece) -> Markup:
-    if isinstance(piece, str):
-        return escape(piece)
-    if isinstance(piece, Words):
-        return one_line_html(piece.value, piece.longest)
-    if isinstance(piece, Code):
-        return Markup(f"<code>{one_line_html(piece.value, piece.longest)}</code>")
-    if isinstance(piece, Mark):
-        tag = {1: "b", 2: "u"}.get(piece.place)
-        return Markup(f"<{tag}>{escape(piece.shown)}</{tag}>") if tag else escape(piece.shown)
-    if isinstance(piece, Strong):
-        return Markup(f"<strong>{escape(piece.words)}</strong>")
-    assert isinstance(piece, Source)
-    found = re.fullmatch(r"arXiv:(\d{4}\.\d{4,5})", piece.name)
-    if found is None:
-        return one_line_html(piece.name)
-    return Markup(f'<a href="https://arxiv.org/abs/{found[1]}">{escape(piece.name)}</a>')
-
+from bench.report.measured import measured_tables
+from bench.report.notes import caption
+from bench.report.panels import Panel, protocol_panels, thinned, tuning_panels
+from bench.report.quoted import quoted_tables
+from bench.report.text import LONGEST_NOTE, Line, Styled, Table, one_line
+from dimo.util.schema import encode
+from dimo.util.terminal import Progress, quiet
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_MOST_NUMBERS = 50  # of one line below its plot
-_LONG = 40  # rows from which a table scrolls by itself, under a heading that stays
+_MOST_NUMBERS = 50  # of one line in the table under its plot
+_LONG = 40  # rows from which a table scrolls under a heading that stays
 
 
 @dataclass(frozen=True)
 class _Figure:
-    """A panel with its picture and its numbers: line, x, y with its interval."""
+    """A panel with its picture and its numbers: (line, x, y with its interval)."""
 
     panel: Panel
     svg: Markup
@@ -124,7 +47,7 @@ class _Figure:
 
 @dataclass(frozen=True)
 class _Group:
-    """Figures that share a heading, a sentence and a legend."""
+    """Figures that share a heading, a sentence and a legend of (sample, label)."""
 
     title: str
     words: str
@@ -134,15 +57,21 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Part:
-    """One protocol's part of the page."""
+    """One protocol's part of the page.
+
+    Attributes:
+        key: Its anchor.
+        columns: Headings after the name, and whether sorting begins with the largest.
+        tables: What is shown below the sortable table, or in its place if there is none.
+    """
 
     key: str
     report: ProtocolReport
     caption: Line
-    columns: tuple[Column, ...]
+    columns: tuple[tuple[str, bool], ...]
     rows: tuple[RowView, ...]
     long: bool
-    blocks: tuple[Block, ...]
+    tables: tuple[Table, ...]
     groups: tuple[_Group, ...]
     pictures: tuple[Pictures, ...]
     verdicts: dict[str, Verdicts]
@@ -154,25 +83,21 @@ def render_page(report: Report, *, runs: Path | None = None, progress: Progress 
 
     Args:
         report: What to show.
-        runs: A run folder or a folder of them, whose training curves are shown.
-        progress: Told how many plots are drawn.
+        runs: A run folder or a folder of run folders, whose training curves are shown too.
+        progress: Called with the number of plots drawn.
 
     Raises:
-        DimoError: `runs` holds no run, or a damaged one.
+        DimoError: `runs` contains no run, or a damaged one.
     """
     training = _groups(run_panels(runs), "t", "plots of runs", progress)
-    parts = tuple(_part(part, f"p{i}", report, progress) for i, part in enumerate(report.protocols))
-    quoted = [row for part in report.protocols for row in part.quoted]
-    style, script = _asset("page.css"), _asset("page.js")
-    quoted_tables = [] if report.ablation else quoted_blocks(quoted)
-    titles = [part.report.protocol.title for part in parts]
-    links = [
-        (part.key, "Measured results" if title == report.title else title)
-        for part, title in zip(parts, titles, strict=True)
-    ]
-    links += [("training", "Runs")] * bool(training) + [("quoted", "Quoted results")] * bool(
-        quoted_tables
-    )
+    parts = [_part(part, f"p{i}", report, progress) for i, part in enumerate(report.protocols)]
+    rows = [row for part in report.protocols for row in part.quoted]
+    quoted = [] if report.ablation else quoted_tables(rows)
+    links = []
+    for part in parts:
+        title = part.report.protocol.title
+        links.append((part.key, "Measured results" if title == report.title else title))
+    links += [("training", "Runs")] * bool(training) + [("quoted", "Quoted results")] * bool(quoted)
     return (
         _environment()
         .get_template("page.html")
@@ -182,35 +107,43 @@ def render_page(report: Report, *, runs: Path | None = None, progress: Progress 
             count=sum(len(part.rows) for part in parts),
             links=links,
             training=training,
-            quoted=quoted_tables,
-            style=style,
-            script=script,
-            policy=f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
-            f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'",
+            quoted=quoted,
+            style=_asset("page.css"),
+            script=_asset("page.js"),
         )
     )
 
 
 def _part(part: ProtocolReport, key: str, report: Report, progress: Progress) -> _Part:
-    blocks = ablation_blocks(part) if report.ablation else measured_blocks(part)
-    table = next((block for block in blocks if isinstance(block, Table)), None)
-    whole = table is not None and not report.ablation
-    panels = (*protocol_panels(part), *tuning_panels(part)) if whole else ()
+    tables = ablation_tables(part) if report.ablation else measured_tables(part)
+    results = tables[0] if tables[0].header and not report.ablation else None
+    panels: tuple[Panel, ...] = ()
+    if results:
+        panels = (*protocol_panels(part), *tuning_panels(part))
+        tables = [Table(notes=results.notes)]  # the settings are in each row's provenance
+    header = results.header[1:] if results else ()
+    judged = results and part.protocol.detector
     return _Part(
         key=key,
         report=part,
         caption=caption(part.protocol),
-        columns=columns_of(part),
-        rows=row_views(part, table) if whole and table else (),
+        columns=tuple((heading, heading.endswith(("(↑)", "images/s"))) for heading in header),
+        rows=row_views(part, results) if results else (),
         long=len(part.frame) > _LONG,
-        blocks=tuple(block for block in blocks if isinstance(block, Bullets) or not whole),
+        tables=tuple(tables),
         groups=_groups(panels, key, f"plots of {part.protocol.name}", progress),
-        pictures=sample_pictures(part, report.folder) if whole else (),
-        verdicts=row_verdicts(part.records, report.folder)
-        if whole and part.protocol.detector
-        else {},
-        source=protocol_source(part.protocol),
+        pictures=sample_pictures(part, report.folder) if results else (),
+        verdicts=row_verdicts(part.records, report.folder) if judged else {},
+        source=_protocol_source(part.protocol),
     )
+
+
+def _protocol_source(protocol: Protocol) -> str:
+    """The file of a shipped protocol; the content of another one as JSON."""
+    for shipped in list_protocols():
+        if protocol_sha256(shipped) == protocol_sha256(protocol):
+            return protocol_text(shipped.name)
+    return json.dumps(encode(protocol), indent=2, ensure_ascii=False)
 
 
 _GROUPS = {
@@ -221,14 +154,14 @@ _GROUPS = {
     ),
     "steps": (
         "Each metric by step count",
-        "Vertical lines are intervals. Methods of one step count are drawn beside each other.",
+        "Vertical lines are intervals. Methods with the same step count are drawn side by side.",
     ),
     "tuning": (
         "Tuning",
         "Sampler settings tried on the selection seed, with fewer images; the best one was then "
         "measured on the reporting seed.",
     ),
-    "training": ("Training curves", "What the runs logged while they trained."),
+    "training": ("Training curves", "What the runs logged during training."),
 }
 
 
@@ -238,8 +171,8 @@ def _groups(
     drawn: dict[str, list[_Figure]] = {}
     for number, panel in enumerate(panels):
         progress(what, number, len(panels), "plots")
-        svg = inline(inline_svg(panel, PAGE_INK), prefix=f"{prefix}g{number}", label=panel.alt)
-        drawn.setdefault(panel.kind, []).append(_Figure(panel, Markup(svg), _numbers(panel)))
+        svg = inline_svg(plots.page_svg(panel), f"{prefix}g{number}", panel.alt)
+        drawn.setdefault(panel.kind, []).append(_Figure(panel, svg, _numbers(panel)))
     if panels:
         progress(what, len(panels), len(panels), "plots")
     return tuple(
@@ -251,8 +184,7 @@ def _groups(
 def _numbers(panel: Panel) -> tuple[tuple[str, str, str], ...]:
     shown = []
     for line in panel.lines:
-        every = -(-len(line.points) // _MOST_NUMBERS)
-        for point in line.points[::-1][::every][::-1]:
+        for point in thinned(line.points, _MOST_NUMBERS):
             interval = "" if point.low is None else f" [{point.low:.4g}, {point.high:.4g}]"
             name = line.label + (f", {point.note}" if point.note else "")
             shown.append((name, f"{point.x:,.6g}", f"{point.y:.5g}{interval}"))
@@ -263,22 +195,87 @@ def _legend(figures: Sequence[_Figure], prefix: str) -> tuple[tuple[Markup, str]
     labels = {line.style: line.label for figure in figures for line in figure.panel.lines}
     markers = figures[0].panel.markers
     return tuple(
-        (Markup(inline(_swatch(style, markers), prefix=f"{prefix}{style}")), label)
+        (inline_svg(_swatch(style, markers), f"{prefix}{style}"), label)
         for style, label in sorted(labels.items())
     )
 
 
 @functools.cache
-def _swatch(style: int, markers: bool) -> bytes:
-    return draw_swatch(style, PAGE_INK, markers=markers)
+def _swatch(style: int, markers: bool) -> str:
+    return plots.swatch_svg(style, markers=markers)
+
+
+_COLORS = {
+    plots.TEXT: "var(--ink)",
+    plots.GRID: "var(--faint)",
+    plots.MUTED: "var(--muted)",
+    plots.PAPER: "var(--sheet)",
+    **{color: f"var(--c{index})" for index, color in enumerate(plots.LINES)},
+}
+
+
+def inline_svg(svg: str, prefix: str, label: str = "") -> Markup:
+    """An SVG file as part of the page: the page's colours, and ids that no other picture has.
+
+    Args:
+        svg: What matplotlib wrote.
+        prefix: What its ids begin with.
+        label: The picture in words; empty: it is decoration.
+    """
+
+    def tag(match: re.Match[str]) -> str:
+        text = match[0].replace("xlink:href", "href")
+        text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
+        return re.sub("#[0-9a-f]{6}", lambda color: _COLORS.get(color[0], color[0]), text)
+
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r">\s+<", "><", re.sub("<[^>]+>", tag, svg)).strip()
+    words = Markup('role="img" aria-label="{}"').format(label) if label else 'aria-hidden="true"'
+    return Markup(f"<svg {words}{svg.removeprefix('<svg')}")
+
+
+def _line(line: Line) -> Markup:
+    return Markup("").join(_piece(piece) for piece in line)
+
+
+def _cell(line: Line) -> Markup:
+    """A line in a cell: the interval after a number is less prominent."""
+    if len(line) == 2 and isinstance(line[1], str) and line[1].startswith(" ±"):
+        return Markup("{} <s>{}</s>").format(_piece(line[0]), line[1].strip())
+    return _line(line)
+
+
+def _heading(heading: str) -> Markup:
+    """`FID (↓)`: the direction that is better, apart from the name."""
+    match = re.fullmatch(r"(.*) \(([↓↑])\)", heading)
+    if match is None:
+        return escape(heading)
+    return Markup(
+        '{}<span class="better" aria-hidden="true">{}</span>'
+        '<span class="unseen">, {} is better</span>'
+    ).format(match[1], match[2], "lower" if match[2] == "↓" else "higher")
+
+
+_TAGS = {"code": "code", "strong": "strong", "best": "b", "second": "u"}
+
+
+def _piece(piece: str | Styled) -> Markup:
+    if isinstance(piece, str):
+        return escape(piece)
+    if piece.style in _TAGS:
+        tag = _TAGS[piece.style]
+        return Markup(f"<{tag}>{escape(piece.text)}</{tag}>")
+    if arxiv := re.fullmatch(r"arXiv:(\d{4}\.\d{4,5})", piece.text):
+        return Markup(f'<a href="https://arxiv.org/abs/{arxiv[1]}">{piece.text}</a>')
+    return escape(piece.text)
+
+
+def _plain(value: object, longest: int = LONGEST_NOTE) -> str:
+    return one_line(str(value), longest)
 
 
 def _asset(name: str) -> Markup:
     return Markup((_TEMPLATES / name).read_text(encoding="utf-8").strip())
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 @functools.cache
@@ -290,11 +287,5 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "line": line_html,
-        "cell": cell_html,
-        "heading": heading_html,
-        "plain": one_line_html,
-        "kind": block_kind,
-    }
+    environment.filters |= {"line": _line, "cell": _cell, "heading": _heading, "plain": _plain}
     return environment

@@ -1,7 +1,7 @@
 """Sample pictures beside the records: `pictures/<run_id>.png`, as `bench.rows.grid` writes them.
 
-A picture is a grid of images made with fixed seeds and labels, which it names in a text chunk.
-Pictures of the same seeds and labels are shown together: image by image they compare.
+A picture is a grid of images made with fixed seeds and labels, which a text chunk names. Pictures
+with the same seeds and labels are shown together, so that they compare image by image.
 """
 
 import base64
@@ -13,10 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from bench.records.record import ResultRecord
 from bench.report import table as cells
-from bench.report.document import ProtocolReport
-from bench.report.text import one_line
+from bench.report.collect import ProtocolReport
+from bench.report.text import LONGEST_NAME, one_line
 
 _MOST_BYTES = 4 << 20  # of one picture
 _MOST = 24  # pictures of one protocol; the best rows come first in a table
@@ -24,14 +23,11 @@ _MOST = 24  # pictures of one protocol; the best rows come first in a table
 
 @dataclass(frozen=True)
 class Picture:
-    """One row's images.
+    """A PNG as a data URL, with its size in pixels.
 
     Attributes:
         name: The method's name and its steps.
         alt: The picture in words.
-        width: In pixels.
-        height: In pixels.
-        url: The PNG as data.
     """
 
     name: str
@@ -46,10 +42,10 @@ class Pictures:
     """Pictures of the same seeds and labels.
 
     Attributes:
-        words: What their images share.
-        small: Whether their images are so small that pixels should be seen as squares.
+        words: What their images have in common.
+        small: Whether the images are so small that their pixels should be visible as squares.
         pictures: In the order of the table.
-        left_out: How many more there are.
+        left_out: Number of further pictures.
     """
 
     words: str
@@ -60,97 +56,80 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Tiles:
-    """A sheet of small images.
+    """A sheet of small images as a data URL, with sizes in pixels.
 
     Attributes:
-        width: Of the sheet in pixels.
-        height: Of the sheet in pixels.
         side: Of a tile.
-        files: Whose images they are.
-        places: Left and top of each.
-        url: The PNG as data.
+        places: File name of each image -> left and top of its tile.
     """
 
     width: int
     height: int
     side: int
-    files: tuple[str, ...]
-    places: tuple[tuple[int, int], ...]
+    places: dict[str, tuple[int, int]]
     url: str
 
 
 def read_tiles(path: Path) -> Tiles | None:
-    """A sheet as `bench.suites.geneval.sheet` writes it; None if it is missing or damaged."""
+    """A sheet that `bench.suites.geneval.sheet` wrote; None if it is missing or damaged."""
     if not path.is_file() or path.stat().st_size > _MOST_BYTES:
         return None
     try:
-        data = path.read_bytes()
-        width, height, told = _told(data)
-        side, columns = int(told["side"]), int(told["columns"])
-        files = tuple(str(name) for name in told["files"])
-        places = tuple((i % columns * side, i // columns * side) for i in range(len(files)))
+        width, height, facts, url = _read(path)
+        side, columns = int(facts["side"]), int(facts["columns"])
+        places = {
+            str(name): (i % columns * side, i // columns * side)
+            for i, name in enumerate(facts["files"])
+        }
     except (OSError, ValueError, TypeError, KeyError, ArithmeticError):
         return None
-    fits = all(left + side <= width and top + side <= height for left, top in places)
-    return Tiles(width, height, side, files, places, _url(data)) if fits and side > 0 else None
+    fits = all(left + side <= width and top + side <= height for left, top in places.values())
+    return Tiles(width, height, side, places, url) if fits and side > 0 else None
 
 
 def sample_pictures(part: ProtocolReport, folder: Path) -> tuple[Pictures, ...]:
-    """The pictures of the rows of a table; those that are missing or damaged are not shown.
+    """The pictures of the rows of a table; missing and damaged ones are skipped.
 
     Args:
         part: The table.
-        folder: Of the results.
+        folder: The results folder.
     """
-    found: dict[tuple[str, bool], list[Picture]] = {}
+    groups: dict[tuple[str, bool], list[Picture]] = {}
     for row, record in zip(cells.rows(part.frame), part.records, strict=True):
         path = folder / "pictures" / f"{record.run_id}.png"
-        if path.is_file() and path.stat().st_size <= _MOST_BYTES:
-            read = _read(path, row, record)
-            if read is not None:
-                words, small, picture = read
-                found.setdefault((words, small), []).append(picture)
+        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+            continue
+        try:
+            width, height, facts, url = _read(path)
+            seed, columns = int(facts["seed"]), int(facts["columns"])
+            labels = [one_line(str(label), 32) for label in facts["labels"]]
+        except (ValueError, TypeError, KeyError):
+            continue
+        steps = cells.step_count(row["num_steps"])
+        name = one_line(row["method"], LONGEST_NAME) + (f", {steps}" if steps else "")
+        listed = ", ".join(dict.fromkeys(labels))
+        words = f"Images 0 to {len(labels) - 1} of seed {seed}, labels from left to right: {listed}"
+        picture = Picture(name, f"{len(labels)} images of {name}", width, height, url)
+        groups.setdefault((words, width // max(1, columns) < 64), []).append(picture)
     return tuple(
         Pictures(words, small, tuple(pictures[:_MOST]), max(0, len(pictures) - _MOST))
-        for (words, small), pictures in found.items()
+        for (words, small), pictures in groups.items()
     )
 
 
-def _read(
-    path: Path, row: dict[str, Any], record: ResultRecord
-) -> tuple[str, bool, Picture] | None:
-    data = path.read_bytes()
-    try:
-        width, height, told = _told(data)
-        seed, columns = int(told["seed"]), int(told["columns"])
-        labels = [one_line(str(label), 32) for label in told["labels"]]
-    except (ValueError, TypeError, KeyError):
-        return None
-    steps = row["num_steps"]
-    name = one_line(row["method"], 90)
-    if not cells.is_missing(steps):
-        name += f", {int(steps)} step{'s' if steps > 1 else ''}"
-    several = ", ".join(dict.fromkeys(labels))
-    words = f"Images 0 to {len(labels) - 1} of seed {seed}, labels from left to right: {several}"
-    alt = f"{len(labels)} images of {name}"
-    return words, width // max(1, columns) < 64, Picture(name, alt, width, height, _url(data))
-
-
-def _told(data: bytes) -> tuple[int, int, dict[str, Any]]:
-    """Width and height of a whole PNG, and what its text chunk `dimo` says.
+def _read(path: Path) -> tuple[int, int, dict[str, Any], str]:
+    """Width, height, text chunk `dimo` and data URL of a whole PNG.
 
     Raises:
-        ValueError: It is damaged or no PNG.
+        ValueError: It is damaged or not a PNG.
         KeyError: It has no such chunk.
     """
     try:
+        data = path.read_bytes()
         with Image.open(BytesIO(data), formats=["PNG"]) as image:
             image.load()
-            found: dict[str, Any] = json.loads(image.text["dimo"])  # type: ignore[attr-defined]
-            return *image.size, found
+            facts: dict[str, Any] = json.loads(image.text["dimo"])  # type: ignore[attr-defined]
+            url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+            return *image.size, facts, url
     except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(str(error)) from error
-
-
-def _url(data: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"

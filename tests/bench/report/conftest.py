@@ -49,8 +49,7 @@ imagenet256-c2i,Sampler,trapezoidal,maskgit,,fid,7.1,arXiv:2503.15457,plot,secon
 unquoted,Teacher,Other,,,fid,1.0,arXiv:2503.15457,table 9,read,
 """
 HOSTILE = [
-    "<script>alert(1)</script>",
-    "<img src=x onerror=alert(1)>",
+    "<script>alert(1)</script><img src=x onerror=alert(1)>",
     "a | b || c",
     "two\nlines\r\nthree\u2028four",
     "[click](javascript:alert(1)) ![x](http://x.test/y.png) [a][b] <http://x.test>",
@@ -60,7 +59,6 @@ HOSTILE = [
     "$x^2$ $$y$$ & &amp; &lt;",
     "\u202eright to left\u202c \u05e9\u05dc\u05d5\u05dd \x00\x1b[31m",
     "# heading",
-    "- item",
     "---",
     "x" * 10_000,
     "\u96ea" * 10_000,

@@ -116,29 +116,24 @@ def test_places_follow_what_is_shown() -> None:
     assert list(best_and_second(values, higher_is_better=True, decimals=3)) == [0, 0, 2, 0, 1]
 
 
-@pytest.mark.parametrize("ablation", [False, True])
-def test_hostile_text_is_shown_and_does_nothing(hostile: Report, ablation: bool) -> None:
-    report = report_markdown(dataclasses.replace(hostile, ablation=ablation))
-    assert len(report) < 25_000
-    assert not re.search("[\u2028\u202e\x00\x1b\r]", report)
+def test_hostile_text_is_shown_and_does_nothing(hostile: Report) -> None:
+    for ablation, expected_tables, expected_headings in ((False, 3, 5), (True, 1, 3)):
+        report = report_markdown(dataclasses.replace(hostile, ablation=ablation))
+        assert len(report) < 25_000
+        assert not re.search("[\u2028\u202e\x00\x1b\r]", report)
 
-    markdown = MarkdownIt("gfm-like", {"linkify": False, "html": True})
-    tokens = list(flattened(markdown.parse(report)))
-    raw = {token.content for token in tokens if token.type in ("html_inline", "html_block")}
-    assert raw <= {"<ins>", "</ins>", "<span>", "</span>"}
-    kinds = {token.type for token in tokens}
-    assert not kinds & {"link_open", "image", "s_open", "fence", "code_block", "hr"}
-    headings = [i for i, token in enumerate(tokens) if token.type == "heading_open"]
-    assert len(headings) == (3 if ablation else 5)
-    tables = [block for block in report.split("\n\n") if block.startswith("|")]
-    assert (
-        [token.type for token in tokens].count("table_open")
-        == len(tables)
-        == (1 if ablation else 3)
-    )
-    for table in tables:
-        bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
-        assert len(bars) == 1
+        markdown = MarkdownIt("gfm-like", {"linkify": False, "html": True})
+        tokens = list(flattened(markdown.parse(report)))
+        raw = {token.content for token in tokens if token.type in ("html_inline", "html_block")}
+        assert raw <= {"<ins>", "</ins>", "<span>", "</span>"}
+        kinds = [token.type for token in tokens]
+        assert not {*kinds} & {"link_open", "image", "s_open", "fence", "code_block", "hr"}
+        assert kinds.count("heading_open") == expected_headings
+        tables = [block for block in report.split("\n\n") if block.startswith("|")]
+        assert kinds.count("table_open") == len(tables) == expected_tables
+        for table in tables:
+            bars = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+            assert len(bars) == 1
 
 
 def test_rows_are_told_apart_by_schedule_and_counts(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -13,10 +14,10 @@ from bench.protocol import Protocol
 from bench.records.record import ResultRecord, seal
 from bench.records.selection import Trial, Tuning
 from bench.report import Report, collect_report
-from bench.report.html.runs import run_panels
-from bench.report.html.svg import PAGE_INK, inline
+from bench.report.curves import run_panels
+from bench.report.html import inline_svg
 from bench.report.panels import MOST_LINES, Panel, pareto_front, protocol_panels, tuning_panels
-from bench.report.plots import inline_svg, write_plots
+from bench.report.plots import page_svg, write_plots
 from dimo.errors import DimoError
 
 RecordMaker = Callable[..., ResultRecord]
@@ -30,8 +31,7 @@ def report_of(records: list[ResultRecord], protocol: Protocol) -> Report:
     return collect_report(records, [], [], protocols=[protocol], folder=Path())
 
 
-@pytest.mark.parametrize("higher_x", [False, True])
-@pytest.mark.parametrize("higher_y", [False, True])
+@pytest.mark.parametrize(("higher_x", "higher_y"), [(False, False), (True, False), (True, True)])
 def test_the_front_is_what_nothing_beats(higher_x: bool, higher_y: bool) -> None:
     rng = random.Random(0)
     points = [(float(rng.randrange(8)), float(rng.randrange(8))) for _ in range(40)]
@@ -65,11 +65,11 @@ def test_panels_hold_the_numbers_of_the_table(study: Report) -> None:
 def test_speeds_of_two_machines_are_never_in_one_plot(
     make_record: RecordMaker, protocol: Protocol
 ) -> None:
-    here = [make_record(number=i, num_steps=i, device="here") for i in (1, 2)]
-    there = make_record("Other", number=9, device="there", metrics={"fid": 0.1})
-    panel = panels_of(report_of([*here, there], protocol))["fid-against-speed"]
+    first = [make_record(number=i, num_steps=i, device="first") for i in (1, 2)]
+    second = make_record("Other", number=9, device="second", metrics={"fid": 0.1})
+    panel = panels_of(report_of([*first, second], protocol))["fid-against-speed"]
     assert [line.label for line in panel.lines] == ["MaskGIT"]
-    assert panel.note.startswith("On here, batch 64.")
+    assert panel.note.startswith("On first, batch 64.")
     assert "left out: Other" in panel.note
 
 
@@ -146,7 +146,7 @@ def test_runs_are_read_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "a" / "curve.jsonl").write_text('{"fid": 1}\n')
     with pytest.raises(DimoError, match=r"curve\.jsonl is damaged"):
         run_panels(tmp_path)
-    with pytest.raises(DimoError, match="holds no run"):
+    with pytest.raises(DimoError, match="contains no run"):
         run_panels(tmp_path / "nothing")
 
 
@@ -168,19 +168,21 @@ def test_files_are_the_same_bytes_each_time(
     assert b"<dc:date>" not in first[0].read_bytes()
 
 
-def test_a_picture_of_the_page_has_classes_and_no_styles(study: Report) -> None:
+def test_a_picture_of_the_page_has_its_colours_and_ids_of_its_own(study: Report) -> None:
     panel = panels_of(study)["fid-against-nfe"]
-    svg = inline(inline_svg(panel, PAGE_INK), prefix="x", label='a "label" <b>')
+    svg = inline_svg(page_svg(panel), prefix="x", label='a "label" <b>')
     root = ET.fromstring(svg)
     assert root.get("aria-label") == 'a "label" <b>'
-    assert "style" not in svg
-    assert "xmlns" not in svg
-    classes = {name for element in root.iter() for name in element.get("class", "").split()}
-    assert {"f-ink", "k-ink", "k-faint", "k-muted", "k-0", "f-0"} <= classes
+    assert "<style" not in svg
+    assert not re.search("#[0-9a-f]{6}", svg)
+    used = set(re.findall(r"var\((--\w+)\)", svg))
+    assert {"--ink", "--faint", "--muted", "--c0"} <= used
     ids = [element.get("id") for element in root.iter() if element.get("id")]
     assert ids
     assert all(name.startswith("x-") for name in ids)
-    assert all(use.get("href", "")[1:] in ids for use in root.iter("use"))
+    assert all(
+        use.get("href", "")[1:] in ids for use in root.iter("{http://www.w3.org/2000/svg}use")
+    )
 
 
 def test_hostile_names_are_drawn_as_they_are(

@@ -19,8 +19,8 @@ def test_only_what_is_between_the_marks_changes() -> None:
 
 def test_a_table_may_be_of_the_ablations() -> None:
     begin = BEGIN.replace(" -->", " --ablation -->")
-    told = renewed(f"{begin}\nold\n{END}", lambda name, ablation: f"{name} {ablation}\n")
-    assert told == f"{begin}\ndigits True\n{END}"
+    page = renewed(f"{begin}\nold\n{END}", lambda name, ablation: f"{name} {ablation}\n")
+    assert page == f"{begin}\ndigits True\n{END}"
 
 
 def test_a_table_may_hold_what_a_pattern_would_act_on() -> None:
@@ -29,8 +29,7 @@ def test_a_table_may_hold_what_a_pattern_would_act_on() -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}\n{BEGIN}\n{END}", f"{BEGIN}\n{END}\n{END}"]
-    + [f"in a line {BEGIN}\n{END}"],
+    ["", f"{END}\n{BEGIN}", f"{BEGIN}\n{BEGIN}\n{END}", f"in a line {BEGIN}\n{END}"],
 )
 def test_marks_that_do_not_pair_are_an_error(page: str) -> None:
     with pytest.raises(DimoError, match="whole tables between"):

@@ -1,4 +1,4 @@
-"""Run folders as panels: losses of `metrics.jsonl`, scores of `curve.jsonl`. Reads only."""
+"""Run folders -> panels: losses of `metrics.jsonl`, scores of `curve.jsonl`."""
 
 import json
 import math
@@ -7,30 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from bench.protocol.catalog import METRICS
-from bench.report.panels import MOST_LINES, Line, Panel, Point
+from bench.report.panels import LOG_FROM, MOST_LINES, Line, Panel, Point, axis_label, thinned
 from bench.report.text import one_line
 from dimo.errors import DimoError
 
-_MOST_POINTS = 400  # of one curve; a plot has no more room
+_MOST_POINTS = 400  # of one curve; a plot has no room for more
 _NOT_CURVES = ("step", "images", "seed", "seconds")
 
 
 def run_panels(folder: Path | None) -> tuple[Panel, ...]:
-    """Training curves of every run in a folder: one panel for each scalar that was logged.
+    """Training curves of every run in a folder: one panel per logged scalar.
 
     Args:
         folder: A run folder, or a folder of run folders; None: no panels.
 
     Raises:
-        DimoError: It holds no run, or a file of a run is damaged.
+        DimoError: There is no run, or a file of a run is damaged.
     """
     if folder is None:
         return ()
     runs = [path for path in (folder, *sorted(folder.glob("*"))) if _files(path)]
     if not runs:
         raise DimoError(
-            f"{folder} holds no run: no metrics.jsonl or curve.jsonl in it or one folder below; "
-            "give a folder that dimo distill wrote, or the one that holds several"
+            f"{folder} contains no run: no metrics.jsonl or curve.jsonl in it or its subfolders; "
+            "give a folder that dimo distill wrote, or the folder above several of them"
         )
     runs = sorted(runs, key=lambda path: max(f.stat().st_mtime for f in _files(path)))
     kept, left_out = runs[-MOST_LINES:], max(0, len(runs) - MOST_LINES)
@@ -39,7 +39,7 @@ def run_panels(folder: Path | None) -> tuple[Panel, ...]:
         for kind, name, points in _curves(run):
             line = Line(one_line(run.name, 48), style, points)
             curves.setdefault((kind, name), []).append(line)
-    note = f"The {MOST_LINES} newest runs; {left_out:,} older ones are left out." * bool(left_out)
+    note = f"The {MOST_LINES} newest runs; {left_out:,} older ones are not shown." * bool(left_out)
     return tuple(
         _panel(kind, name, lines, note)
         for (kind, name), lines in sorted(curves.items(), key=lambda item: item[0])
@@ -56,10 +56,10 @@ def _panel(kind: str, name: str, lines: Sequence[Line], note: str) -> Panel:
         kind="training",
         title=f"{label} on the selection seed" if metric else label[:1].upper() + label[1:],
         x_label="training step",
-        y_label=f"{label} ({'higher' if higher else 'lower'} is better)" if metric else label,
+        y_label=label if higher is None else axis_label(label, higher_is_better=higher),
         lines=tuple(lines),
         higher_is_better=higher,
-        log_y=higher is False and min(values) > 0 and max(values) / min(values) >= 4,
+        log_y=higher is False and min(values) > 0 and max(values) / min(values) >= LOG_FROM,
         note=note,
         markers=kind == "curve",
     )
@@ -73,16 +73,16 @@ def _files(folder: Path) -> list[Path]:
 
 def _curves(run: Path) -> Iterator[tuple[str, str, tuple[Point, ...]]]:
     for path in _files(run):
-        found: dict[str, list[Point]] = {}
+        curves: dict[str, list[Point]] = {}
         for line in _lines(path):
             for name, value in line.items():
                 number = isinstance(value, (int, float)) and not isinstance(value, bool)
                 if name not in _NOT_CURVES and number and math.isfinite(value):
-                    found.setdefault(name, []).append(Point(float(line["step"]), float(value)))
-        for name, points in found.items():
-            # not `skipped` of a run that skipped nothing; a score may stay at 0
+                    curves.setdefault(name, []).append(Point(float(line["step"]), float(value)))
+        for name, points in curves.items():
+            # a scalar that stays at 0, such as `skipped`, is no curve; a score may stay at 0
             if path.stem == "curve" or any(point.y != 0 for point in points):
-                yield path.stem, name, _thinned(points)
+                yield path.stem, name, thinned(points, _MOST_POINTS)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -95,9 +95,3 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         raise DimoError(
             f"{path} is damaged: {error}; continue the run to write it again, or move it away"
         ) from error
-
-
-def _thinned(points: list[Point]) -> tuple[Point, ...]:
-    """Evenly chosen points, the last one among them."""
-    every = -(-len(points) // _MOST_POINTS)
-    return tuple(points[::-1][::every][::-1])
