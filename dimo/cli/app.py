@@ -30,7 +30,7 @@ app.add_typer(weights_app, name="weights")
 def is_first_rank() -> bool:
     """Whether this process speaks for its job, before its ranks are connected or after they ended.
 
-    All ranks that `torchrun` started fail and are interrupted alike.
+    All ranks that `torchrun` started fail or are interrupted together.
     """
     return os.environ.get("RANK", "0") == "0"
 
