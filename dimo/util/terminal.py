@@ -32,7 +32,7 @@ def say(text: str, style: str = "cyan") -> None:
 class _Bars:
     """A line for each task, shown from the first one on, so that an early error stands alone.
 
-    If stderr is not a terminal, one line per minute is printed instead, for the log of a batch system.
+    If stderr is not a terminal, one line per minute is printed instead, for logs of batch systems.
     """
 
     def __init__(self, *columns: "ProgressColumn") -> None:
