@@ -1,6 +1,6 @@
 """The student's input x_init (sec. 3.3): its tokens, and the perturbation of their embeddings.
 
-The same law holds in training and sampling.
+Training and sampling use the same law.
 """
 
 import math
@@ -16,7 +16,7 @@ from dimo.masking import initialize_tokens
 from dimo.models import MaskedModel
 from dimo.rng import ImageNoise
 
-# "mixed" is the method's; the others take a part of it away, for ablations; see `initial_state`.
+# "mixed" is the paper's; the others are ablations, see `initial_state`.
 TOKEN_INITIALIZATIONS = ("mixed", "masked", "random", "fixed")
 
 # Share of the final sigma after x of the warm-up steps, x >= 0; see `embedding_noise_at`.
@@ -54,9 +54,9 @@ def initial_state(
 
     Args:
         model: The student.
-        noise: The images' random numbers.
-        purpose: First part of the streams' names.
-        init_mask_ratio: r; "masked" and "random" do without.
+        noise: Per-image random streams.
+        purpose: Prefix of the streams' names.
+        init_mask_ratio: r; unused by "masked" and "random".
         embedding_noise: sigma; 0 draws no noise.
         token_initialization: One of `TOKEN_INITIALIZATIONS`.
 
@@ -99,14 +99,14 @@ def embedding_noise_at(step: int, *, final: float, warmup: str, warmup_steps: in
     """sigma of one training step: `final`, or a ramp from 0 towards it over N warm-up steps.
 
     With x = step / N: "linear" is min(x, 1), "cos" is (1 - cos(pi min(x, 1))) / 2, "exp" is
-    1 - exp(-x), which has gone 63 percent of the way after N steps. The official ramps are those to
-    `final` = 1; being functions of the global step, these go on after a resume.
+    1 - exp(-x), which reaches 63 percent after N steps. The official ramps go to
+    `final` = 1. These depend on the global step, so they continue after a resume.
 
     Args:
         step: From 0.
         final: sigma.
         warmup: A key of `EMBEDDING_NOISE_WARMUPS`.
-        warmup_steps: N; "none" does without.
+        warmup_steps: N; unused by "none".
 
     Raises:
         DimoError: Unknown warm-up.

@@ -281,11 +281,13 @@ def demo(
     from bench.rows.grid import draw_samples
     from bench.rows.rows import load_jobs, reference_jobs
     from dimo.engine.distributed import choose_device
+    from dimo.engine.runs import find_recipe
     from dimo.util.files import write_atomic
 
     place, protocol, results = choose_device(device), load_protocol("digits"), out / "results"
     terminal.say("1/3 distil the shipped teacher into a one-step student")
-    student = run_distill("digits", recipe, [], out / "student", False, device, None)
+    student = out / "student"
+    run_distill(*find_recipe("digits", recipe=recipe), student, device=device)
     terminal.say("2/3 benchmark: real data, teacher at 1, 2, 4, 8, 16 steps, student at 1 step")
     jobs = load_jobs("digits", [str(student)], parse_steps(STEPS), device=place)
     rows = reference_jobs(jobs[0].loaded, protocol) + jobs

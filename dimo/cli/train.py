@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.monitor import Watching, watching
 from dimo.cli.app import app, is_first_rank
 from dimo.cli.options import (
     Data,
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch.nn import Module
 
+    from bench.monitor import Watching
     from dimo.engine.estimate import Estimate
     from dimo.engine.loop import Watcher
     from dimo.methods.base import DistillationRecipe
@@ -215,20 +215,22 @@ def distill(
         return
     if as_json:
         raise DimoError("--json is a format of --dry-run; add --dry-run, or leave --json out")
-    watched = Watching(
-        sample_every, score_every, score_protocol, reference, extractor_weights, wandb
-    )
-    folder = run_distill(
-        teacher,
-        recipe,
-        settings,
-        out,
-        resume,
-        device,
-        weights,
-        watched,
-        method=method,
+    from bench.monitor import Watching
+    from dimo.engine.runs import find_recipe
+
+    name, loaded = find_recipe(teacher, method, recipe, settings)
+    folder = out or Path("runs") / name
+    run_distill(
+        name,
+        loaded,
+        folder,
+        device=device,
+        weights=weights,
         data=data,
+        resume=resume,
+        watched=Watching(
+            sample_every, score_every, score_protocol, reference, extractor_weights, wandb
+        ),
         ablation=parse_names(ablation),
     )
     terminal.say(
@@ -237,39 +239,36 @@ def distill(
 
 
 def run_distill(
-    teacher: str,
-    recipe: str,
-    settings: Sequence[str],
-    out: Path | None,
-    resume: bool,
-    device: str,
-    weights: Path | None,
-    watched: Watching | None = None,
+    name: str,
+    recipe: "DistillationRecipe",
+    folder: Path,
     *,
-    method: str = "",
+    device: str,
+    weights: Path | None = None,
     data: Path | None = None,
+    resume: bool = False,
+    watched: "Watching | None" = None,
     ablation: Sequence[str] = (),
-) -> Path:
-    """Distils with a progress bar; returns the run folder. `watched` adds pictures and scores."""
+) -> None:
+    """`dimo.engine.runs.distill` with a progress bar; `watched` adds pictures and scores."""
     from dimo.engine.distributed import Runtime, choose_device, ranks
     from dimo.engine.runs import distill as run
-    from dimo.engine.runs import find_recipe
     from dimo.zoo.students import varied
 
-    name, loaded = find_recipe(teacher, method, recipe, settings)
-    noted = varied(loaded, ablation)
-    folder, place = out or Path("runs") / name, choose_device(device)
+    noted, place = varied(recipe, ablation), choose_device(device)
     with ExitStack() as stack:
         watchers: tuple[Watcher, ...] = ()
         if watched is not None:
+            from bench.monitor import watching
+
             first = is_first_rank()
             context = watching(
-                watched, loaded, folder, device=place, weights=weights, is_first=first
+                watched, recipe, folder, device=place, weights=weights, is_first=first
             )
             watchers = stack.enter_context(context)
-        on_step = stack.enter_context(_bar("distil", loaded, place))
+        on_step = stack.enter_context(_bar("distil", recipe, place))
         run(
-            loaded,
+            recipe,
             folder,
             recipe_name=name,
             runtime=Runtime(place, stack.enter_context(ranks())),
@@ -280,7 +279,6 @@ def run_distill(
             watchers=watchers,
             ablation=noted,
         )
-    return folder
 
 
 def _bar(

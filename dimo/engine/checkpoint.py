@@ -1,4 +1,4 @@
-"""Checkpoints of a training: directories written beside, hashed and renamed; whole or not there."""
+"""Atomic checkpoints: folders written under a temporary name, hashed and renamed."""
 
 import hashlib
 import json
@@ -33,23 +33,23 @@ def save_checkpoint(
     Raises:
         DimoError: The folder cannot be written; earlier checkpoints are untouched.
     """
-    final, beside = folder / f"step-{step:07d}", folder / f".step-{step:07d}.tmp"
+    final, temporary = folder / f"step-{step:07d}", folder / f".step-{step:07d}.tmp"
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        digest = _stream(state, beside / _STATE)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        digest = _stream(state, temporary / _STATE)
         meta = {"format": _FORMAT, "step": step, "sha256": digest}
-        write_atomic(beside / _META, json.dumps(meta))
-        shutil.rmtree(final, ignore_errors=True)  # one of that step is there only if it is damaged
-        beside.replace(final)
+        write_atomic(temporary / _META, json.dumps(meta))
+        shutil.rmtree(final, ignore_errors=True)  # exists only if it is damaged
+        temporary.replace(final)
         sync_folder(folder)
     except OSError as error:
         raise DimoError(
-            f"cannot write checkpoint {final}: {error.strerror}; earlier ones are whole: free "
-            "space, then run the same command again"
+            f"cannot write checkpoint {final}: {error.strerror}; earlier ones are intact; free "
+            "space, then repeat the command"
         ) from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     for old in _checkpoints(folder)[:-keep]:
         if not keep_every or _step(old) % keep_every:
             shutil.rmtree(old, ignore_errors=True)

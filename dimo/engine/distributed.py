@@ -143,7 +143,7 @@ def data_parallel(network: nn.Module, ranks: Ranks, device: torch.device) -> nn.
         device: A CPU, or this rank's own GPU.
 
     Raises:
-        DimoError: `accelerate launch` was told to shard the model.
+        DimoError: `accelerate launch` is configured to shard the model.
     """
     if ranks.count == 1:
         return network

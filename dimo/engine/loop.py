@@ -111,7 +111,7 @@ def fit(
 
 
 class _Run:
-    """What the loop knows beside the task: steps done, seconds, log lines, sums since the last."""
+    """State of the loop itself: steps done, seconds, log lines, sums since the last line."""
 
     def __init__(self, task: Task, folder: Path) -> None:
         self.task, self.ranks = task, task.ranks
@@ -150,7 +150,7 @@ class _Run:
             reason = " ".join(str(error).split())
             raise DimoError(
                 f"the checkpoint of step {self.done} in {self.checkpoints} does not fit: {reason}; "
-                "start the run again with another --out"
+                "start a new run with another --out"
             ) from error
         self.lines, self.start = list(state["log"]), self.start - float(state["seconds"])
         self.sums = {k: v.clone().to(self.task.device) for k, v in state["sums"].items()}

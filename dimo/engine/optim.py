@@ -95,7 +95,7 @@ _FIRST_SCALE, _DOUBLE_AFTER = 2.0**16, 2000  # of the loss in float16, as torch.
 
 
 class _Parallel:
-    """The network as others see it, whose calls share gradients with the other ranks."""
+    """The wrapped network for calls, the plain one for attributes."""
 
     def __init__(self, network: nn.Module, wrapped: nn.Module) -> None:
         self._network, self._wrapped = network, wrapped
@@ -110,18 +110,16 @@ class _Parallel:
 class Update:
     """AdamW on the weighted mean of losses: sum of weight * loss over the sum of the weights.
 
-    The sums run over the parts of a step and over the ranks, so how a batch is split changes
-    nothing but rounding. A gradient that is not finite, which a loss that is not finite makes,
-    changes neither weights nor the optimizer's state; it is counted on every rank alike.
+    The sums run over micro-batches and ranks, so splitting a batch changes rounding only. A step
+    with a non-finite loss or gradient is skipped and counted, on all ranks alike.
 
     Args:
-        network: Trained in place: its parameters with `requires_grad`.
-        device: Where it lies.
-        ranks: Who shares the batch.
+        network: Its parameters with `requires_grad` are trained in place.
+        device: Of the network.
+        ranks: Those that share the batch.
         grad_clip: Largest norm of the gradient.
-        scaled: Whether losses are scaled, as float16 needs it.
-        weight_decay: Of every optimizer.
-        matrices: Parameters that Muon updates in AdamW's place.
+        scaled: Scale the loss, as float16 needs.
+        matrices: Parameters that Muon updates instead of AdamW.
         **adam: `betas` and `eps`.
     """
 
@@ -165,17 +163,17 @@ class Update:
 
     @contextlib.contextmanager
     def part(self, *, is_last: bool) -> Iterator[None]:
-        """Around forward and backward of one part; ranks exchange gradients in the last alone."""
+        """Around one micro-batch; ranks exchange gradients in the last one only."""
         no_sync = getattr(self._wrapped, "no_sync", contextlib.nullcontext)
         with contextlib.nullcontext() if is_last else no_sync():
             yield
 
     def backward(self, loss: Tensor, weight: Tensor | None = None) -> None:
-        """Adds the gradient of one part.
+        """Adds the gradient of a micro-batch.
 
         Args:
-            loss: Scalar, a mean over this part.
-            weight: Scalar, how much of what the mean is over there was; None: as in every part.
+            loss: Scalar, a mean over the micro-batch.
+            weight: Scalar, weight of that mean; None: 1.
         """
         weight = self._one if weight is None else weight.detach().float()
         self._weight += weight
@@ -238,7 +236,6 @@ def update_ema(
 
     Args:
         ema: The average; it may be on the CPU while the model is not.
-        model: Same parameters.
         decay: Rate in the long run.
         step: Number of the step, from 0.
         is_finite: Bool scalar on the model's device; False leaves the average untouched.

@@ -1,6 +1,6 @@
-"""Watching a training without touching it: trackers, the curve of scores, and when to look.
+"""Observing a training without changing it: trackers, the curve of scores, intervals.
 
-The one door to TensorBoard and to Weights & Biases; both are imported when a run opens them.
+The only module that imports TensorBoard and Weights & Biases, when a run opens them.
 """
 
 import json
@@ -18,12 +18,12 @@ from dimo.engine.loop import Task
 from dimo.errors import DimoError
 from dimo.util.files import write_atomic
 
-_LOOKS = 10  # times a run is looked at by default
+_LOOKS = 10  # per run, by default
 _MULTIPLE = 50  # of steps: a default interval falls on log lines
 
 
 class Tracker(Protocol):
-    """Where numbers and pictures of a run go."""
+    """Receives numbers and pictures of a run."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers by name."""
@@ -32,25 +32,21 @@ class Tracker(Protocol):
         """A PNG file."""
 
     def close(self) -> None:
-        """Writes what is not written yet."""
+        """Flushes."""
 
 
 OpenTracker: TypeAlias = Callable[[int], Tracker]  # steps done when the session starts
 
 
 class Trackers:
-    """The trackers of one session; they open with its first step, when the run folder is there.
-
-    Args:
-        openers: One for each tracker.
-    """
+    """The trackers of one session; they open at its first step, when the run folder exists."""
 
     def __init__(self, openers: Sequence[OpenTracker]) -> None:
         self._openers = openers
         self._open: list[Tracker] | None = None
 
     def watch(self, step: int, scalars: Mapping[str, float], task: Task) -> None:
-        """A watcher of `dimo.engine.loop.fit`; it comes before those that use the trackers.
+        """A watcher of `dimo.engine.loop.fit`; call it before the watchers that use the trackers.
 
         Raises:
             DimoError: A tracker cannot be opened or written.
@@ -73,7 +69,7 @@ class Trackers:
             tracker.picture(step, name, path)
 
     def close(self) -> None:
-        """Writes what is not written yet; nothing is open then."""
+        """Flushes and closes all trackers."""
         for tracker in self._open or ():
             tracker.close()
         self._open = None
@@ -184,12 +180,12 @@ class _Wandb:
 
 
 def watch_interval(given: int | None, steps: int, option: str) -> int:
-    """Every how many steps to look; 0 = never. By default about ten times, at log lines.
+    """Steps between two looks; 0 = never. By default about ten looks a run, at log lines.
 
     Args:
-        given: What the user asks; None: the default.
+        given: By the user; None: the default.
         steps: Of the whole run.
-        option: Its name, for the error.
+        option: Name of the option, for the error.
 
     Raises:
         DimoError: It is negative.
@@ -208,8 +204,8 @@ def is_due(step: int, every: int, steps: int) -> bool:
 
 @contextmanager
 def undisturbed(*networks: nn.Module) -> Iterator[None]:
-    """Networks in eval mode; afterwards modes and random number generators are as they were."""
-    modes = [(part, part.training) for network in networks for part in network.modules()]
+    """Networks in eval mode; restores modes and random number generators afterwards."""
+    modes = [(m, m.training) for network in networks for m in network.modules()]
     devices = {p.device for network in networks for p in network.parameters()}
     with torch.random.fork_rng([d for d in devices if d.type == "cuda"]):
         try:
@@ -217,8 +213,8 @@ def undisturbed(*networks: nn.Module) -> Iterator[None]:
                 network.eval()
             yield
         finally:
-            for part, training in modes:
-                part.training = training
+            for module, training in modes:
+                module.training = training
 
 
 def read_curve(path: Path) -> dict[int, dict[str, Any]]:
@@ -229,8 +225,7 @@ def read_curve(path: Path) -> dict[int, dict[str, Any]]:
     """
     lines = path.read_text().splitlines() if path.is_file() else []
     try:
-        found = [json.loads(line) for line in lines]
-        return {int(line["step"]): line for line in found}
+        return {int(line["step"]): line for line in map(json.loads, lines)}
     except (ValueError, TypeError, KeyError) as error:
         raise DimoError(f"{path} is damaged: {error}; move it away and continue") from error
 

@@ -58,11 +58,11 @@ def required(data: "TokenData | None") -> "TokenData":
 
 @dataclass(frozen=True)
 class DataDraw:
-    """Images of the data set, as tokens."""
+    """Tokenized images of the data set."""
 
     tokens: Tensor  # x_0 [B, L] int64
     labels: Tensor  # [B] int64
-    drop: Tensor  # [B] bool, True = without its label
+    drop: Tensor  # [B] bool, True = label dropped
 
 
 def draw_data(
@@ -101,7 +101,7 @@ def reveal(
 ) -> Tensor:
     """One step of the confidence sampler (`dimo.samplers.confidence`), N times from one state.
 
-    Every masked token is drawn; those of the largest log p plus scaled Gumbel noise stay.
+    Draws every masked token and keeps those with the largest log p plus scaled Gumbel noise.
 
     Args:
         log_p: The teacher's [B, L, V].

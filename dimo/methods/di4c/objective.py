@@ -1,13 +1,14 @@
-"""The objective of di4c (Hayakawa et al., arXiv 2410.08709) on one screen.
+"""The objective of di4c (Hayakawa et al., arXiv 2410.08709).
 
 The student is a mixture of products: p_theta(x_0 | x_t) = E_lambda prod_d p_theta(x_0^d | x_t,
-lambda), lambda ~ U[0, 1], so that it can hold what a product cannot, the dependence between tokens
-that are revealed together. x_t is data with gamma(r) of its tokens masked (t = 1 - r):
+lambda), lambda ~ U[0, 1]. Unlike a product it can represent the dependence between tokens that are
+revealed together. x_t is data with gamma(r) of its tokens masked (t = 1 - r):
 
 - distillation, where r >= 1 - delta: E_lambda KL(teacher || student_lambda), weight 1 / delta: few
   tokens are masked there, and a product is nearly exact;
 - consistency, elsewhere: -log p_theta(x_0 | x_t) of x_0 ~ p_theta(. | x_u) held fixed, where x_u is
-  one step of delta of the teacher's own sampler from x_t: one leap shall do what two do;
+  one step of delta of the teacher's own sampler from x_t: one step of the student then learns to do
+  what two do;
 - data (di4c-d): alpha(r) times -log p_theta(x_0 | x_t) of the datum itself.
 
 E_lambda is a mean over N latents. Control variate: in the sampled terms, log p_theta minus the log
@@ -17,9 +18,9 @@ the data are the teacher's, and this marginal term has weight 1 at every r. Only
 correlation, has the weight alpha. alpha = 0 is this repository's "di4c": what the official code
 does with `--alpha_const 0`; the paper's own di4c has no published settings.
 
-Of the official code it differs so: sums run over masked tokens (revealed ones are known), and not
-over the mask class; each step of the teacher reveals a token at least; its confidence noise falls
-to zero along its own 1 / delta steps.
+Differences from the official code: sums run over masked tokens only (revealed ones are known) and
+leave out the mask class; each step of the teacher reveals at least one token; its confidence noise
+falls to zero over its own 1 / delta steps.
 """
 
 import math
@@ -63,7 +64,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Target:
-    """What the student is held against; nothing here has a gradient."""
+    """The targets of the losses, without gradients."""
 
     tokens: Tensor  # x_t [B, L]
     teacher: Tensor  # log p [B, L, V] at x_t
@@ -73,7 +74,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Losses:
-    """Of each image, [B], with their weights."""
+    """Per image [B], weighted."""
 
     distillation: Tensor
     consistency: Tensor
@@ -86,10 +87,10 @@ class Losses:
 
 
 class LatentMixture(nn.Module):
-    """The student under N latents at once, in chunks that are recomputed in the backward pass.
+    """The student under N latents, in chunks that are recomputed in the backward pass.
 
-    One call of this module is all that an update differentiates. Beside a chunk's activations, what
-    grows with N is [B, S, N], and [B, L, V] for each chunk.
+    An update differentiates one call of this module. Besides the activations of a chunk, memory
+    grows with N by [B, S, N], and by [B, L, V] per chunk.
 
     Args:
         student: Trained through this module; its parameters are this module's.
@@ -129,12 +130,12 @@ class LatentMixture(nn.Module):
         parts = torch.split(latents, self.chunk or count, dim=1)
         state = (tokens, mask, labels, drop, samples, teacher)
         if len(parts) == 1:
-            found = [self._of_chunk(parts[0], *state)]
+            results = [self._of_chunk(parts[0], *state)]
         else:
-            found = [
+            results = [
                 checkpoint(self._of_chunk, part, *state, use_reentrant=False) for part in parts
             ]
-        joint, marginal, cross_entropy = zip(*found, strict=True)
+        joint, marginal, cross_entropy = zip(*results, strict=True)
         log_marginal = torch.stack(marginal).logsumexp(0) - math.log(count)
         entropy = -(_masked_sum(teacher.exp() * teacher, mask))
         divergence = torch.stack(cross_entropy).sum(0) / count - entropy  # what is left is small
@@ -150,7 +151,7 @@ class LatentMixture(nn.Module):
         samples: Tensor,
         teacher: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of some latents [B, n], as sums over them."""
+        """`forward` for some latents [B, n], as sums over them."""
         log_p = under_latents(self.student, tokens[:, None], labels, drop, latents)  # [B, n, L, V]
         index = samples.mT[:, None].expand(-1, log_p.shape[1], -1, -1)  # [B, n, L, S]
         joint = (log_p.gather(-1, index) * mask[:, None, :, None]).sum(2)  # [B, n, S]
@@ -171,7 +172,7 @@ def under_latents(
 
 @dataclass(frozen=True)
 class Di4CObjective:
-    """What is fixed during one distillation; keys of `Di4CRecipe`."""
+    """The settings of one distillation; the fields are keys of `Di4CRecipe`."""
 
     num_latents: int = 32
     latent_chunk: int = 0
@@ -247,8 +248,8 @@ class Di4CObjective:
             target.samples,
             target.teacher,
         )
-        found = mixture_losses(joint, log_marginal, target.samples, mask)
-        correlation = found.correlation if self.control_variate else found.joint  # [B, 1 + N]
+        mixed = mixture_losses(joint, log_marginal, target.samples, mask)
+        correlation = mixed.correlation if self.control_variate else mixed.joint  # [B, 1 + N]
         consistency, of_data = correlation[:, 1:].mean(1), self._alpha(draws.r) * correlation[:, 0]
         if self.control_variate:
             consistency = consistency - _masked_sum(target.marginal * log_marginal, mask).float()
@@ -267,7 +268,7 @@ class Di4CObjective:
 
 @dataclass(frozen=True)
 class MixtureLosses:
-    """-log p_theta of samples, and what of it the marginals do not explain."""
+    """-log p_theta of samples, and its part that the marginals do not explain."""
 
     joint: Tensor  # -log p_theta(x_0) [B, S]
     correlation: Tensor  # -log(p_theta(x_0) / prod_d p_theta^d(x_0^d)) [B, S]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dimo.errors import unknown_name
@@ -43,7 +44,7 @@ def _js_integrand(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)) / 2
 
 
-# A further divergence is one row here; tests hold every row's slope against its integrand.
+# To add a divergence, add a row; tests check every row's slope against its integrand.
 F_DIVERGENCES: dict[str, FDivergence] = {
     # f(t) = (t log t - (1 + t) log((1 + t) / 2)) / 2; the gradient is bounded
     "js": FDivergence(
@@ -64,7 +65,7 @@ F_DIVERGENCES: dict[str, FDivergence] = {
 
 DIVERGENCES = (*_KULLBACK_LEIBLER, *F_DIVERGENCES)
 
-# Of a loss over classes, and over tokens where it says so.
+# Of a loss over classes (and tokens).
 REDUCTIONS = ("sum", "mean")
 
 # How the gradients of several images are weighted; see `gradient_divisor`.
@@ -92,7 +93,7 @@ def divergence(
     Args:
         name: One of `DIVERGENCES`.
         teacher_logits: [..., L, V], the teacher at the intermediate state.
-        auxiliary_logits: [..., L, V], the auxiliary model there.
+        auxiliary_logits: [..., L, V], the auxiliary model at the same state.
         beta: Used by jeffreys only.
 
     Raises:
@@ -136,14 +137,13 @@ def logit_gradient(
 def gradient_divisor(
     weighting: str, *, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor
 ) -> Tensor:
-    """What each image's gradient is divided by, float32 or better [B, 1, 1].
+    """The divisor of each image's gradient, float32 or better [B, 1, 1].
 
     "constant" is 1, the paper's choice. "dmd" is the normalization of distribution matching
     distillation (arXiv 2311.18828) carried over to probabilities: the mean of
     |p_theta - p_phi| over an image's re-masked tokens and over the classes, and at least 1e-5,
     where p_theta is the student's distribution of its one step and p_phi the teacher's at the
-    intermediate state. An image far from its teacher then pulls no harder than a near one. The
-    mean leaves out the tokens that are not re-masked, because they get no gradient.
+    intermediate state. An image far from its teacher then weighs no more than a near one.
 
     Args:
         weighting: One of `WEIGHTINGS`.
@@ -162,6 +162,25 @@ def gradient_divisor(
     by_token = distance.mean(-1).masked_fill(~mask, 0.0)  # [B, K]
     by_image = by_token.sum(1) / mask.sum(1).clamp_min(1)
     return by_image.clamp_min(_SMALLEST_DIVISOR)[:, None, None]
+
+
+def soft_target_loss(
+    *, student_logits: Tensor, auxiliary_logits: Tensor, temperature: float, reduction: str
+) -> Tensor:
+    """T^2 KL(student || auxiliary) of [N, V] at temperature T: mean over tokens, scalar.
+
+    `reduction`, one of `REDUCTIONS`, is over the classes.
+    """
+    log_p, log_q = (
+        tempered(z, temperature).log_softmax(-1) for z in (student_logits, auxiliary_logits)
+    )
+    by_class = F.kl_div(log_q, log_p, reduction="none", log_target=True)
+    by_token = by_class.sum(-1) if reduction == "sum" else by_class.mean(-1)
+    return by_token.mean() * temperature**2
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1 else logits / temperature
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The random numbers of one Di[M]O update: the student's input x_init, its sample, the re-mask."""
+"""One Di[M]O update's random numbers (x_init, the sample, the re-mask) and intermediate state."""
 
 from dataclasses import dataclass
 
@@ -14,6 +14,8 @@ from dimo.initialization import (
 )
 from dimo.masking import mask_count, mask_ratio, random_mask
 from dimo.models import MaskedModel
+from dimo.models.layers import gather_positions
+from dimo.samplers.base import masked_positions
 
 
 @dataclass(frozen=True)
@@ -103,3 +105,25 @@ def draw(
         mask_ratio=ratio,
         mask=random_mask(ranks, mask_count(ratio, length)),
     )
+
+
+def intermediate_state(
+    model: MaskedModel, tokens: Tensor, mask: Tensor, labels: Tensor
+) -> tuple[tuple[Tensor, Tensor, Tensor | None], Tensor]:
+    """(x~_t [B, L], labels, positions) to ask a model for, and which positions are masked.
+
+    Positions [B, K] hold every masked one, None stands for all L; the second is [B, K] bool.
+    """
+    positions: Tensor | None = masked_positions(mask)
+    if positions is not None and positions.shape == mask.shape:
+        positions = None
+    state = (tokens.masked_fill(mask, model.mask_token_id), labels, positions)
+    return state, gather_positions(mask[..., None], positions)[..., 0]
+
+
+def scatter_positions(values: Tensor, positions: Tensor | None, like: Tensor) -> Tensor:
+    """The inverse of `gather_positions`: values [B, K, V] in a [B, L, V] that is zero elsewhere."""
+    if positions is None:
+        return values
+    whole = values.new_zeros(like.shape)
+    return whole.scatter_(1, positions[..., None].expand_as(values), values)

@@ -40,39 +40,39 @@ class DiMORecipe(DistillationRecipe):
     """One Di[M]O distillation; `kind = "distill"` in its TOML files.
 
     Attributes:
-        auxiliary_learning_rate: That of the auxiliary model; `learning_rate` is the student's.
-        auxiliary_steps: Auxiliary updates after each student update. The official `fake_rounds` = k
-            makes the same sequence of updates, counting k steps where this counts one.
-        auxiliary_samples: What the first of them learns from: fresh (official), new images of the
-            updated student; or shared, those of the student's own update in the same intermediate
-            states, which saves a forward of either network.
+        auxiliary_learning_rate: Of the auxiliary model; `learning_rate` is the student's.
+        auxiliary_steps: Auxiliary updates per student update. The official `fake_rounds` = k makes
+            the same sequence of updates, and counts k steps where this counts one.
+        auxiliary_samples: Samples of the first auxiliary update: fresh (official), new ones of the
+            updated student; or shared, the student's own in the same intermediate states, which
+            saves a forward of either network.
         divergence: forward_kl, reverse_kl, jeffreys, js, hellinger or pearson.
-        beta: Share of the reverse KL in jeffreys; may be negative.
+        beta: Weight of the reverse KL in jeffreys; may be negative.
         weighting: constant (official weight factor 1), or dmd: each image's gradient divided by
             its mean |p_theta - p_phi|.
         loss_reduction: sum over an image's tokens and classes, or mean over them.
         token_initialization: mixed, or the ablations masked, random (tokens), fixed (token).
-        init_mask_ratio: r, the masked share of x_init.
+        init_mask_ratio: r, the masked fraction of x_init.
         init_mask_ratio_range: [low, high]: one r drawn for each step, the official random_low_high.
-        inference_mask_ratio: r the student is sampled with; the middle of the range unless given.
+        inference_mask_ratio: r in sampling; the middle of the range unless given.
         embedding_noise: sigma, at the end of its warm-up and in sampling.
         embedding_noise_warmup: none, linear, cos or exp, from 0 to sigma; the official ramps go to
             1, which embedding_noise = 1 restores.
-        embedding_noise_warmup_steps: Length of that, in steps since the start of the training.
-        mask_schedule: Law of the re-masked share: arccos, cosine, linear, square, mage.
-        auxiliary_mask_schedule: That of the auxiliary update, the same unless given.
-        mask_ratio_range: Bounds the re-masked share is clamped to, (0.02, 0.98) for Meissonic.
+        embedding_noise_warmup_steps: Length of the warm-up, from step 0.
+        mask_schedule: Law of the re-masked fraction: arccos, cosine, linear, square, mage.
+        auxiliary_mask_schedule: Of the auxiliary update; the same unless given.
+        mask_ratio_range: Bounds of the re-masked fraction, (0.02, 0.98) for Meissonic.
         teacher_guidance_scale: s of the teacher, 1 = off.
-        teacher_guidance: constant, or adaptive: 1 + (s - 1) times the re-masked share.
+        teacher_guidance: constant, or adaptive: 1 + (s - 1) times the re-masked fraction.
         student_temperature: Divides the logits the student's tokens are drawn from in training.
         teacher_temperature: Divides the teacher's logits.
-        auxiliary_temperature: Divides the auxiliary model's logits where it meets the teacher's.
-        soft_targets: alpha, share of the student's distribution in the auxiliary model's targets.
+        auxiliary_temperature: Divides the auxiliary model's logits in the divergence.
+        soft_targets: alpha, weight of the student's distribution in the auxiliary model's targets.
         soft_target_temperature: T of both distributions in that term.
         soft_target_reduction: Of its KL over the classes: sum, or the official mean, V times less.
-        label_smoothing: Of the auxiliary cross-entropy, that of the teacher's row unless given.
-        keep_mask_class: The student may emit the mask token, as the official one may; else that
-            token's logit is left out everywhere.
+        label_smoothing: Of the auxiliary cross-entropy; that of the teacher's row unless given.
+        keep_mask_class: Let the student emit the mask token, as the official one may; otherwise
+            that logit is left out everywhere.
         prompts: Text file with the prompts of a text-conditioned teacher, one a line.
     """
 
@@ -143,7 +143,7 @@ class DiMORecipe(DistillationRecipe):
         if self.is_shared and self.auxiliary_mask_schedule is not None:
             raise DimoError(
                 f"recipe key auxiliary_mask_schedule = {self.auxiliary_mask_schedule!r} needs "
-                'auxiliary_samples = "fresh": shared samples lie in the student update\'s '
+                'auxiliary_samples = "fresh": shared samples have the student update\'s '
                 "intermediate states; leave one of them out"
             )
 

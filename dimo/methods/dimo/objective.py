@@ -1,4 +1,4 @@
-"""The Di[M]O objective (Zhu et al., arXiv 2503.15457) on one screen. Read this page first.
+"""The Di[M]O objective (Zhu et al., arXiv 2503.15457). Read this file first.
 
 A student turns x_init into tokens x in one step. x is re-masked to the intermediate state x~_t,
 where the frozen teacher p and the auxiliary model q (trained to predict the student's own tokens)
@@ -7,6 +7,7 @@ student's logits (Eq. 3), so the student moves until no intermediate state tells
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +15,23 @@ from torch import Tensor
 
 from dimo.errors import unknown_name
 from dimo.guidance import guidance_scales, guided_logits
-from dimo.methods.dimo.divergence import REDUCTIONS, gradient_divisor, logit_gradient
-from dimo.methods.dimo.draws import Draws, Initialization, Masking, draw
+from dimo.methods.dimo.divergence import (
+    REDUCTIONS,
+    gradient_divisor,
+    logit_gradient,
+    soft_target_loss,
+    tempered,
+)
+from dimo.methods.dimo.draws import (
+    Draws,
+    Initialization,
+    Masking,
+    draw,
+    intermediate_state,
+    scatter_positions,
+)
 from dimo.models import MaskedModel
 from dimo.models.layers import gather_positions
-from dimo.samplers.base import masked_positions
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,7 @@ class DiMOObjective:
         initial, sigma = draws.initial, draws.embedding_noise
         z = student(initial.tokens, draws.labels, embedding_noise=sigma, noise=initial.noise)
         logits = self._visible(student, z)
-        sharpened = _tempered(logits.detach(), self.student_temperature)
+        sharpened = tempered(logits.detach(), self.student_temperature)
         return logits, (sharpened + draws.gumbel).argmax(-1)
 
     def student_loss(
@@ -108,35 +121,32 @@ class DiMOObjective:
     ) -> StudentLoss:
         """The surrogate whose gradient in the student's logits is Eq. 3.
 
-        Teacher and auxiliary model are asked for the re-masked positions only.
-
         Args:
             student_logits: z [B, L, V], with their graph.
             tokens: x [B, L], the student's sample.
-            mask: [B, L] bool, which of them the intermediate state hides.
+            mask: [B, L] bool, True = hidden in the intermediate state.
             labels: [B].
             teacher: Frozen, in eval mode.
-            auxiliary: The auxiliary model, or what `auxiliary_loss` found its logits to be here.
-            mask_ratio: [B], the share that was drawn for the mask; adaptive guidance needs it.
+            auxiliary: The auxiliary model, or `AuxiliaryLoss.logits` of the same state.
+            mask_ratio: [B], as drawn; adaptive guidance needs it.
         """
         assert not getattr(teacher, "training", False), "a teacher in train mode has dropout"
         with torch.no_grad():
-            positions = _masked_positions(mask)
-            kept = gather_positions(mask[..., None], positions)  # [B, K, 1]
-            state = (tokens.masked_fill(mask, teacher.mask_token_id), labels, positions)
+            state, kept = intermediate_state(teacher, tokens, mask, labels)  # x~_t
             rule, scale = self.guidance.teacher_guidance, self.guidance.teacher_guidance_scale
-            scales = guidance_scales(rule, scale, mask_ratio)
-            p = _tempered(self._logits_at(teacher, *state, scales), self.teacher_temperature)
-            q = auxiliary if isinstance(auxiliary, Tensor) else self._logits_at(auxiliary, *state)
-            q = _tempered(q, self.auxiliary_temperature)
-            gradient = logit_gradient(
+            p = self._logits(teacher, *state, scale=guidance_scales(rule, scale, mask_ratio))
+            q = auxiliary if isinstance(auxiliary, Tensor) else self._logits(auxiliary, *state)
+            p, q = tempered(p, self.teacher_temperature), tempered(q, self.auxiliary_temperature)
+            gradient = logit_gradient(  # Eq. 4
                 self.divergence, teacher_logits=p, auxiliary_logits=q, beta=self.beta
             )
             if self.weighting != "constant":
-                z = gather_positions(student_logits, positions)
-                gradient = gradient / self._divisor(z, p, kept[..., 0])
-            gradient = gradient.masked_fill(~kept, 0.0)
-            gradient = _to_positions(gradient, positions, student_logits)
+                z = tempered(gather_positions(student_logits, state[-1]), self.student_temperature)
+                gradient = gradient / gradient_divisor(
+                    self.weighting, student_logits=z, teacher_logits=p, mask=kept
+                )
+            gradient = gradient.masked_fill(~kept[..., None], 0.0)
+            gradient = scatter_positions(gradient, state[-1], student_logits)
         count = len(labels) if self.loss_reduction == "sum" else student_logits.numel()
         # d/dz of <z, g> with g held fixed is g itself; the value is that of |z - (z - g)|^2 / 2
         product = (student_logits * gradient).sum()
@@ -154,70 +164,27 @@ class DiMOObjective:
     ) -> AuxiliaryLoss:
         """Cross-entropy of the student's tokens at the masked positions (Eq. 5).
 
-        With soft targets, (1 - alpha) of it plus alpha T^2 KL(softmax(z / T) || softmax(q / T)).
-
-        Args:
-            auxiliary: The auxiliary model.
-            tokens: x [B, L], the student's sample.
-            mask: [B, L] bool, which of them the intermediate state hides.
-            labels: [B].
-            student_logits: z [B, L, V], what x was drawn from; soft targets need it.
+        With soft targets, (1 - alpha) of it plus alpha T^2 KL(softmax(z / T) || softmax(q / T)),
+        which needs `student_logits`. Arguments as for `student_loss`.
         """
-        positions = _masked_positions(mask)
-        state = (tokens.masked_fill(mask, auxiliary.mask_token_id), labels, positions)
-        kept = gather_positions(mask[..., None], positions)[..., 0]
-        asked = self._logits_at(auxiliary, *state)
-        logits = asked[kept]  # [N, V], in the order of the mask
+        state, kept = intermediate_state(auxiliary, tokens, mask, labels)
+        q = self._logits(auxiliary, *state)
+        logits = q[kept]  # [N, V], in the order of the mask
         loss = F.cross_entropy(logits, tokens[mask], label_smoothing=self.label_smoothing)
         if self.soft_targets:
             assert student_logits is not None, "soft targets are the student's distribution"
-            soft = self._soft_loss(logits, student_logits.detach()[mask])
+            soft = soft_target_loss(
+                student_logits=student_logits.detach()[mask],
+                auxiliary_logits=logits,
+                temperature=self.soft_target_temperature,
+                reduction=self.soft_target_reduction,
+            )
             loss = self.soft_targets * soft + (1 - self.soft_targets) * loss
-        return AuxiliaryLoss(loss, asked.detach())
+        return AuxiliaryLoss(loss, q.detach())
 
-    def _divisor(self, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor) -> Tensor:
-        return gradient_divisor(
-            self.weighting,
-            student_logits=_tempered(student_logits, self.student_temperature),
-            teacher_logits=teacher_logits,
-            mask=mask,
-        )
-
-    def _soft_loss(self, logits: Tensor, student_logits: Tensor) -> Tensor:
-        """T^2 KL(student || auxiliary), mean over the tokens of [N, V]."""
-        temperature = self.soft_target_temperature
-        log_p, log_q = (_tempered(z, temperature).log_softmax(-1) for z in (student_logits, logits))
-        by_class = F.kl_div(log_q, log_p, reduction="none", log_target=True)
-        by_token = by_class.sum(-1) if self.soft_target_reduction == "sum" else by_class.mean(-1)
-        return by_token.mean() * temperature**2
-
-    def _logits_at(
-        self,
-        model: MaskedModel,
-        tokens: Tensor,
-        labels: Tensor,
-        positions: Tensor | None,
-        scale: float | Tensor = 1.0,
-    ) -> Tensor:
+    def _logits(self, model: MaskedModel, *state: Any, scale: float | Tensor = 1.0) -> Tensor:
+        tokens, labels, positions = state
         return self._visible(model, guided_logits(model, tokens, labels, scale, positions))
 
     def _visible(self, model: MaskedModel, logits: Tensor) -> Tensor:
         return logits[..., : model.codebook_size + self.keep_mask_class].float()
-
-
-def _tempered(logits: Tensor, temperature: float) -> Tensor:
-    return logits if temperature == 1 else logits / temperature
-
-
-def _masked_positions(mask: Tensor) -> Tensor | None:
-    """Positions [B, K] that hold every masked one of mask [B, L], or None for all of them."""
-    positions = masked_positions(mask)
-    return None if positions.shape == mask.shape else positions
-
-
-def _to_positions(values: Tensor, positions: Tensor | None, like: Tensor) -> Tensor:
-    """The inverse of `gather_positions`: values [B, K, V] in a [B, L, V] that is zero elsewhere."""
-    if positions is None:
-        return values
-    whole = values.new_zeros(like.shape)
-    return whole.scatter_(1, positions[..., None].expand_as(values), values)

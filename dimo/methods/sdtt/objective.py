@@ -3,11 +3,11 @@
 From masked data, the teacher takes m sampling steps. The target of a token is the teacher's
 prediction at the step that reveals it, or at the last step if none does. The student learns all
 targets at once, KL(target || student), and so samples with m times fewer steps. After each round
-the student's average is teacher, student and average of the next (Algorithms 1 and 2).
+the student's EMA becomes teacher, student and EMA of the next (Algorithms 1 and 2).
 
-Here x_t is met at the sampler's own numbers of masked tokens and the teacher takes the steps of the
-confidence sampler, as MaskGIT does, where the paper has ancestral steps at any t. The moments of
-the optimizer go on from round to round.
+Two differences from the paper, which takes ancestral steps at any t: x_t has as many masked tokens
+as the sampler has at its steps, and the teacher takes the steps of MaskGIT's confidence sampler.
+The optimizer's moments are kept from round to round.
 """
 
 from dataclasses import dataclass
@@ -34,14 +34,14 @@ class Draws:
 
 @dataclass(frozen=True)
 class SDTTObjective:
-    """What is fixed during one round.
+    """The settings of one round.
 
     Attributes:
         num_steps: Sampling steps of this round's teacher.
         substeps: m.
         mask_schedule: gamma.
         choice_temperature: Of the teacher's confidence noise.
-        label_dropout: Share of images without their label.
+        label_dropout: Fraction of images without their label.
     """
 
     num_steps: int

@@ -248,7 +248,7 @@ def test_no_update_waits_for_the_gpu(scaled):
                 with update.part(is_last=is_last):
                     update.backward(network(x).square().mean(), x.square().mean())
             _, good = update.step(1e-3)
-            update_ema(ema, network, decay=0.9, step=0, good=good)
+            update_ema(ema, network, decay=0.9, step=0, is_finite=good)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -266,9 +266,9 @@ def test_the_average_on_the_cpu_is_that_on_the_gpu():
 def test_the_average_forgets_the_first_steps_and_leaves_out_bad_ones():
     ema, model = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     before = copy.deepcopy(ema)
-    update_ema(ema, model, decay=0.999, step=8, good=torch.tensor(False))
+    update_ema(ema, model, decay=0.999, step=8, is_finite=torch.tensor(False))
     assert torch.equal(ema.weight, before.weight)
-    update_ema(ema, model, decay=0.999, step=8, good=torch.tensor(True))
+    update_ema(ema, model, decay=0.999, step=8, is_finite=torch.tensor(True))
     torch.testing.assert_close(ema.weight, 0.5 * before.weight + 0.5 * model.weight)
 
 

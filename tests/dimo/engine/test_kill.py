@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 import torch
 from dimo.methods.dimo.method import DiMORecipe
+from dimo.engine.distributed import Runtime, ranks
 from dimo.engine.runs import distill
 
 def run(out):
@@ -22,7 +23,9 @@ def run(out):
         auxiliary_learning_rate=1e-3, dropout=0.1, checkpoint_every=4, keep_every=20,
         precision="float32", accumulate=2,
     )
-    distill(recipe, Path(out), recipe_name="test", runtime=Runtime(torch.device("cpu")))
+    with ranks() as group:
+        runtime = Runtime(torch.device("cpu"), group)
+        distill(recipe, Path(out), recipe_name="test", runtime=runtime)
 """
 # One process imports torch and never computes; its forks, one a rank, train and are killed.
 FORKS = """

@@ -1,4 +1,4 @@
-"""Muon is what PyTorch's is, in float32, without waiting, shared by ranks, and goes on exactly."""
+"""Muon equals PyTorch's in float32, never waits for the GPU, and resumes exactly on any ranks."""
 
 import copy
 import json
@@ -156,7 +156,7 @@ def run_task(task, first, last):
     return losses
 
 
-def test_a_training_goes_on_exactly(tiny_network):
+def test_a_resumed_training_is_exact(tiny_network):
     whole, part = make_task(tiny_network), make_task(tiny_network)
     losses = run_task(whole, 0, 20)
     assert losses[-1] < losses[0] - 0.3
@@ -184,7 +184,7 @@ with ranks() as group:
 
 
 @pytest.mark.slow
-def test_two_ranks_share_the_matrices_and_give_the_curve_of_one(tiny_network, run_ranks, request):
+def test_two_ranks_give_the_curve_of_one(tiny_network, run_ranks, request):
     out = run_ranks(RANKS.format(here=str(request.path.parent), shape=tiny_network))
     losses, totals = json.loads(out)
     assert losses == pytest.approx(run_task(make_task(tiny_network), 0, 20), rel=1e-4)

@@ -166,7 +166,7 @@ def test_a_folder_in_use_a_missing_run_and_another_run_are_refused(tmp_path):
         with pytest.raises(DimoError, match=r"finished run of this recipe \(5 steps\)"):
             _run(recipe, out, resume=resume)
         changed = dataclasses.replace(recipe, steps=6, beta=0.5)
-        words = r"another recipe \(steps = 5 there, 6 here, beta = 0.3 there, 0.5 here\)"
+        words = r"another recipe \(steps = 5, not 6, beta = 0.3, not 0.5\)"
         with pytest.raises(DimoError, match=words):
             _run(changed, out, resume=resume)
     with pytest.raises(DimoError, match="no run to resume"):
@@ -257,7 +257,7 @@ assert latest_checkpoint(folder)[0] == 1
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "step-0000002: File too large; earlier ones are whole" in done.stdout
+    assert "step-0000002: File too large; earlier ones are intact" in done.stdout
     assert done.stdout.count("\n") == 1
 
 
