@@ -5,14 +5,16 @@ __all__ = ["app", "main"]
 import sys
 
 from dimo.cli import bench, evaluate, report, sample, train, weights  # noqa: F401
-from dimo.cli.app import app, is_first_rank, keep_freed_memory
+from dimo.cli.app import Command, app, is_first_rank
 from dimo.errors import DimoError
 from dimo.util import terminal
+
+for _command in app.registered_commands:  # not those of the groups: protocols, results, weights
+    _command.cls = Command
 
 
 def main() -> None:
     """Entry point: one red line and exit code 2 for bad input, no traceback."""
-    keep_freed_memory()
     try:
         app()
     except DimoError as error:
@@ -20,6 +22,6 @@ def main() -> None:
             terminal.error(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        note = "interrupted; a training continues with --resume, a fetch when it is run again"
+        note = "interrupted; rerun with --resume to continue a run, rerun a fetch to continue it"
         terminal.say(note, style="yellow")
         sys.exit(130)

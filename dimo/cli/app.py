@@ -1,14 +1,12 @@
-"""The Typer application that every command registers with.
-
-What this process does with memory that it frees.
-"""
+"""The Typer application that every command registers with."""
 
 import ctypes
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from dimo import __version__
 
@@ -32,7 +30,7 @@ app.add_typer(weights_app, name="weights")
 def is_first_rank() -> bool:
     """Whether this process speaks for its job, before its ranks are connected or after they ended.
 
-    All ranks that `torchrun` started fail and are interrupted alike.
+    All ranks that `torchrun` started fail or are interrupted together.
     """
     return os.environ.get("RANK", "0") == "0"
 
@@ -52,6 +50,14 @@ def _options(
     pass
 
 
+class Command(TyperCommand):
+    """A command that computes: it keeps the memory that it frees."""
+
+    def invoke(self, ctx: Any) -> Any:
+        keep_freed_memory()
+        return super().invoke(ctx)
+
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of <malloc.h>
 _LARGEST_KEPT, _KEPT = 32 << 20, 1 << 30  # bytes; glibc takes no larger first one
 
@@ -59,9 +65,8 @@ _LARGEST_KEPT, _KEPT = 32 << 20, 1 << 30  # bytes; glibc takes no larger first o
 def keep_freed_memory() -> None:
     """Lets the C library keep up to 1 GiB of freed memory, in blocks of up to 32 MiB.
 
-    glibc would return a tensor's memory to the system as soon as it is freed and get the next
-    one's page by page, which takes a tenth of a training step or a sampler's time on a CPU. With
-    another C library nothing happens.
+    By default glibc returns a freed tensor's memory to the system and requests the next one's page
+    by page, which costs a tenth of a training step on a CPU. Does nothing with another C library.
     """
     if not sys.platform.startswith("linux"):
         return

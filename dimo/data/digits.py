@@ -1,4 +1,4 @@
-"""The embedded data set `digits`: 1,797 real handwritten digits, 8 x 8 pixels, ten classes.
+"""The bundled data set `digits`: 1,797 real handwritten digits, 8 x 8 pixels, ten classes.
 
 Source: Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits" (UCI, 1998; CC BY 4.0), as
 shipped inside scikit-learn. The one door to that loader.

@@ -65,7 +65,7 @@ class CLIPText:
             tokenizer = transformers.CLIPTokenizer.from_pretrained(
                 tokenizer_folder, local_files_only=True
             )
-            model, found = transformers.CLIPTextModelWithProjection.from_pretrained(
+            model, info = transformers.CLIPTextModelWithProjection.from_pretrained(
                 folder,
                 local_files_only=True,
                 output_loading_info=True,
@@ -81,9 +81,9 @@ class CLIPText:
             transformers.logging.set_verbosity(verbosity)
         kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
         wrong = [
-            f"{len(found[kind])} {kind} ({min(map(str, found[kind]))})"
+            f"{len(info[kind])} {kind} ({min(map(str, info[kind]))})"
             for kind in kinds
-            if found[kind]
+            if info[kind]
         ]
         if wrong:
             raise DimoError(

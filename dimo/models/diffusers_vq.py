@@ -71,11 +71,11 @@ class DiffusersVQ(nn.Module):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> tokens int64 [B, L]."""
-        wanted = (3, self.image_size, self.image_size)
-        if images.dtype != torch.uint8 or images.shape[1:] != wanted:
+        shape = (3, self.image_size, self.image_size)
+        if images.dtype != torch.uint8 or images.shape[1:] != shape:
             raise DimoError(
                 f"images are {images.dtype} {list(images.shape)}; allowed: uint8 "
-                f"[B, {', '.join(map(str, wanted))}]; resize them first"
+                f"[B, {', '.join(map(str, shape))}]; resize them first"
             )
         tokens = []
         for image in images.to(self._device)[:, None]:

@@ -1,4 +1,4 @@
-"""The tokenizer of the embedded world `digits`: k-means vector quantization of 2 x 2 patches."""
+"""The tokenizer of the bundled data set `digits`: k-means vector quantization of 2 x 2 patches."""
 
 from os import PathLike
 from typing import Self

@@ -201,7 +201,7 @@ class HaltonMaskGIT(MaskedModel):
             drop: [B] bool, True = null condition; None = keep every label.
             embedding_noise: sigma of `dimo.models.layers.perturb`, applied to the visual tokens.
             noise: [B, L, hidden_dim] standard normal.
-            positions: [B, K] int64, where logits are wanted; the result is [B, K, V + 1] then.
+            positions: [B, K] int64, computes the logits only there: the result is [B, K, V + 1].
         """
         if drop is not None:
             labels = labels.masked_fill(drop, self.num_classes)

@@ -50,7 +50,7 @@ class LlamaGenVQ(ConvTokenizer):
             "z_channels": z_channels,
             "names": _NAMES,
         }
-        last = len(encoder_ch_mult) - 1, len(decoder_ch_mult) - 1  # attention there alone
+        last = len(encoder_ch_mult) - 1, len(decoder_ch_mult) - 1  # the only level with attention
         super().__init__(
             Encoder(in_channels=3, ch_mult=encoder_ch_mult, attention=[last[0]], **shared),
             Decoder(out_ch=3, ch_mult=decoder_ch_mult, attention=[last[1]], **shared),

@@ -228,7 +228,7 @@ class MaskGIT(MaskedModel):
             embedding_noise: sigma of e <- sigma * noise + sqrt(1 - sigma^2) * e (sec. 3.3 of the
                 paper), applied to the visual tokens before the positions are added.
             noise: [B, L, hidden_dim] standard normal.
-            positions: [B, K] int64, where logits are wanted; the result is [B, K, V + 1] then.
+            positions: [B, K] int64, computes the logits only there: the result is [B, K, V + 1].
         """
         return self._predict(self._embed(tokens, labels, drop, embedding_noise, noise), positions)
 

@@ -200,7 +200,7 @@ class Meissonic(TextNetwork, Blocks):
             text: Of each image.
             embedding_noise: sigma of `dimo.models.layers.perturb`, on the output of `embed`.
             noise: [B, L, hidden_dim] standard normal.
-            positions: [B, K] int64, where logits are wanted; the result is [B, K, V] then.
+            positions: [B, K] int64, computes the logits only there: the result is [B, K, V].
             timestep: [B]; None: 1000 times the share of masked tokens, as in the training.
             micro_conditions: [B, 5] width, height, two crop offsets, aesthetic score; None: the
                 whole of an image of this size, score 6, as the official pipeline asks.
@@ -267,9 +267,9 @@ def _official_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("_class_name") != "Transformer2DModel":
         raise origin.error("_class_name is not 'Transformer2DModel'")
     config = {key: value for key, value in content.items() if not key.startswith("_")}
-    for key, wanted in _FIXED.items():
-        if config.pop(key, wanted) != wanted:
-            raise origin.error(f"{key} is {content[key]!r}, supported is {wanted!r}")
+    for key, only in _FIXED.items():
+        if config.pop(key, only) != only:
+            raise origin.error(f"{key} is {content[key]!r}, supported is {only!r}")
     for key in _UNUSED:
         config.pop(key, None)
     known = set(Meissonic.__init__.__kwdefaults__ or ()) - {"input_size", "dropout", "depth"}
@@ -281,11 +281,11 @@ def _official_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _agreed(found: dict[str, Any], asked: dict[str, Any], path: Path) -> dict[str, Any]:
-    for key in found.keys() & asked.keys():
-        if found[key] != asked[key]:
+def _agreed(official: dict[str, Any], requested: dict[str, Any], path: Path) -> dict[str, Any]:
+    for key in official.keys() & requested.keys():
+        if official[key] != requested[key]:
             raise DimoError(
-                f"{path}: {key} is {found[key]!r}, but {asked[key]!r} is needed; "
+                f"{path}: {key} is {official[key]!r}, but {requested[key]!r} is needed; "
                 "give the weights of that network"
             )
-    return {**asked, **found}
+    return {**requested, **official}

@@ -1,4 +1,4 @@
-"""The embedded world `scenes`: its words, its tokenizer and its text-conditioned transformer."""
+"""The bundled data set `scenes`: its text encoder, tokenizer and text-conditioned transformer."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -37,7 +37,7 @@ class SceneWords:
     """The text encoder of `scenes`: one-hot words; the transformer embeds them and learns to.
 
     The grammar is closed: a word is one of the data set's, or an error. Articles and other words
-    that carry nothing there are left out; an empty prompt is all padding, the null condition.
+    without information are left out; an empty prompt is all padding, the null condition.
     """
 
     length = 8  # words that carry something; the longest caption has six
@@ -55,7 +55,7 @@ class SceneWords:
         return TextFeatures(states, states.mean(dim=1))
 
     def to(self, device: torch.device) -> Self:
-        """Has no weights; features are moved to where they are wanted."""
+        """Has no weights; features are moved to the device of the labels."""
         return self
 
     @classmethod
@@ -69,20 +69,20 @@ class SceneWords:
     @classmethod
     def _numbers(cls, text: str) -> list[int]:
         """Of the words that carry something."""
-        found = []
+        numbers = []
         for word in text.lower().replace(".", " ").replace(",", " ").split():
             if word in _SILENT:
                 continue
             if word not in _WORDS:
                 shown = word if len(word) <= 40 else word[:37] + "..."
                 raise unknown_name("word of a prompt of scenes", shown, (*_WORDS, *_SILENT))
-            found.append(1 + _WORDS.index(word))
-        if len(found) > cls.length:
+            numbers.append(1 + _WORDS.index(word))
+        if len(numbers) > cls.length:
             raise DimoError(
-                f"prompt {text[:60]!r} has {len(found)} words beside articles and the like; the "
+                f"prompt {text[:60]!r} has {len(numbers)} words beside articles and the like; the "
                 f"captions of scenes have at most {cls.length}; shorten it"
             )
-        return found
+        return numbers
 
 
 class SceneTransformer(TextNetwork):

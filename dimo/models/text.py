@@ -90,8 +90,8 @@ class Prompts:
         return self
 
     def __call__(self, labels: Tensor, drop: Tensor | None) -> TextFeatures:
-        wanted = labels if drop is None else labels.masked_fill(drop, -1)
-        numbers: list[int] = wanted.tolist()
+        rows = labels if drop is None else labels.masked_fill(drop, -1)
+        numbers: list[int] = rows.tolist()
         self._fill(list(dict.fromkeys(numbers)))
         states, pooled = zip(*(self._cache[number] for number in numbers), strict=True)
         features = TextFeatures(
@@ -115,9 +115,9 @@ class Prompts:
                 torch.autocast("cuda", enabled=False),
                 torch.autocast("cpu", enabled=False),
             ):
-                found = self.encoder([*texts, *texts[-1:] * (_ROWS - len(texts))])
+                encoded = self.encoder([*texts, *texts[-1:] * (_ROWS - len(texts))])
             for row, number in enumerate(part):
-                self._cache[number] = (found.states[row].clone(), found.pooled[row].clone())
+                self._cache[number] = (encoded.states[row].clone(), encoded.pooled[row].clone())
 
     def _text(self, number: int) -> str:
         return self.negative_prompt if number < 0 else self.prompts[number]

@@ -1,4 +1,4 @@
-"""What people see while they wait: progress bars, notes and errors, all on stderr."""
+"""Progress bars, notes and errors, all on stderr; stdout is for data."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,8 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
+    from rich.progress import ProgressColumn, TaskID
 
 _LOG_EVERY = 60.0  # seconds between the lines that a log gets in place of a bar
 
@@ -30,129 +29,99 @@ def say(text: str, style: str = "cyan") -> None:
     Console(stderr=True, soft_wrap=True).print(Text(text, style=style))
 
 
-@contextmanager
-def _bar() -> "Iterator[RichProgress]":
-    """A progress display that appears with its first task, so that an early error stands alone."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+class _Bars:
+    """A line for each task, shown from the first one on, so that an early error stands alone.
 
-    layout = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed}/{task.total} {task.fields[unit]}"),
-        TextColumn("{task.fields[state]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    progress = Progress(*layout, console=Console(stderr=True), speed_estimate_period=60)
-    try:
-        yield progress
-    finally:
-        if progress.live.is_started:
-            progress.stop()
+    If stderr is not a terminal, one line per minute is printed instead, for logs of batch systems.
+    """
 
+    def __init__(self, *columns: "ProgressColumn") -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-class _Log:
-    """Where stderr is no terminal, a line now and then, which a batch system's log keeps."""
+        layout = (TextColumn("{task.description}"), BarColumn(bar_width=24), *columns)
+        layout += (TextColumn("left"), TimeRemainingColumn())
+        console = Console(stderr=True)
+        self._progress = Progress(*layout, console=console, speed_estimate_period=60)
+        self._lines: dict[str, TaskID] = {}
+        self._last = time.monotonic()
 
-    def __init__(self, progress: "RichProgress") -> None:
-        self._progress, self._last = progress, time.monotonic()
+    def __enter__(self) -> "_Bars":
+        return self
 
-    def tell(self, number: "TaskID") -> None:
-        """Of one task, if it is time for a line."""
+    def __exit__(self, *_: object) -> None:
+        if self._progress.live.is_started:
+            self._progress.stop()
+
+    def update(self, what: str, done: int, total: int | None, unit: str, note: str = "") -> None:
+        """Shows that `done` of `total` are done, with their rate if they are images."""
+        if what not in self._lines:
+            self._progress.start()
+            self._lines[what] = self._progress.add_task(
+                what, total=total, completed=done, state="", unit=unit
+            )
+        self._progress.update(self._lines[what], completed=done, total=total, state=note)
+        self._log(what)
+
+    def speed(self, what: str) -> float:
+        """Steps per second."""
+        known = what in self._lines
+        return (self._progress.tasks[self._lines[what]].speed or 0.0) if known else 0.0
+
+    def _log(self, what: str) -> None:
         console, now = self._progress.console, time.monotonic()
         if console.is_terminal or now - self._last < _LOG_EVERY:
             return
         self._last = now
-        task = self._progress.tasks[number]
+        task = self._progress.tasks[self._lines[what]]
         left = "" if task.time_remaining is None else f", {task.time_remaining / 60:,.0f} min left"
-        done = f"{task.completed:,.0f}/{task.total:,.0f} {task.fields['unit']}"
-        console.print(f"{task.description}: {done} {task.fields['state']}{left}", soft_wrap=True)
+        total = "?" if task.total is None else f"{task.total:,.0f}"
+        done = f"{task.completed:,.0f}/{total} {task.fields['unit']}"
+        console.print(f"{what}: {done} {task.fields['state']}{left}", soft_wrap=True)
+
+
+def _counted() -> _Bars:
+    from rich.progress import TextColumn, TimeElapsedColumn
+
+    count = TextColumn("{task.completed}/{task.total} {task.fields[unit]}")
+    return _Bars(count, TextColumn("{task.fields[state]}"), TimeElapsedColumn())
 
 
 @contextmanager
 def training_bar(title: str, steps: int, batch_size: int) -> Iterator[Callable[..., None]]:
-    """Shows steps, losses, images/s and ETA; yields the `on_step` of a training."""
+    """Shows steps, losses, images/s and the time left; yields the `on_step` of a run."""
     values = ""
-    with _bar() as progress:
-        log = _Log(progress)
+    with _counted() as bars:
 
         def on_step(step: int, scalars: dict[str, float]) -> None:
             nonlocal values
-            if not progress.tasks:
-                progress.start()
-                progress.add_task(title, total=steps, completed=step, state="", unit="steps")
             if scalars:
                 values = " ".join(f"{key} {value:.3f}" for key, value in scalars.items())
-            speed = (progress.tasks[0].speed or 0.0) * batch_size
-            task = progress.tasks[0].id
-            progress.update(task, completed=step, state=f"{values} {speed:,.0f} images/s")
-            log.tell(task)
+            note = f"{values} {bars.speed(title) * batch_size:,.0f} images/s"
+            bars.update(title, step, steps, "steps", note)
 
         yield on_step
 
 
 @contextmanager
-def work_bar() -> Iterator[Callable[[str, int, int, str], None]]:
-    """A line for each thing under way, with rate and ETA; yields the `progress` of a workbench."""
-    with _bar() as progress:
-        lines: dict[str, TaskID] = {}
-        log = _Log(progress)
+def work_bar() -> Iterator[Progress]:
+    """Shows a line for each task, with rate and time left; yields a `Progress`."""
+    with _counted() as bars:
 
         def on_progress(what: str, done: int, total: int, unit: str) -> None:
-            if what not in lines:
-                progress.start()
-                lines[what] = progress.add_task(what, total=total, state="", unit=unit)
-            speed = progress.tasks[lines[what]].speed
-            state = f"{speed:,.0f} {unit}/s" if speed and unit == "images" else ""
-            progress.update(lines[what], completed=done, total=total, state=state)
-            log.tell(lines[what])
+            speed = bars.speed(what) if unit == "images" else 0
+            bars.update(what, done, total, unit, f"{speed:,.0f} images/s" if speed else "")
 
         yield on_progress
 
 
 @contextmanager
 def download_bar() -> Iterator[Callable[[str, int, int | None], None]]:
-    """A line for each file under way, with bytes, rate and ETA; yields `progress` of a fetch."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    """Shows bytes, rate and time left of each file; yields the `progress` of a fetch."""
+    from rich.progress import DownloadColumn, TransferSpeedColumn
 
-    layout = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    progress = Progress(*layout, console=Console(stderr=True))
-    lines: dict[str, TaskID] = {}
-
-    def on_progress(name: str, done: int, total: int | None) -> None:
-        if name not in lines:  # the display appears with the first byte
-            progress.start()
-            lines[name] = progress.add_task(name, total=total, completed=done)
-        progress.update(lines[name], completed=done, total=total)
-
-    try:
-        yield on_progress
-    finally:
-        if progress.live.is_started:
-            progress.stop()
+    with _Bars(DownloadColumn(), TransferSpeedColumn()) as bars:
+        yield lambda name, done, total: bars.update(name, done, total, "bytes")
 
 
 def error(text: str) -> None:

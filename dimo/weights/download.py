@@ -1,17 +1,12 @@
-"""Fetching official weight files: resumed where it stopped, checked, and put in place whole.
+"""Downloading official weight files: resumed after interruptions, checked, and put in place whole.
 
-The one door to the network. Hugging Face is asked for a file's address and SHA-256 by
-huggingface_hub, Zenodo for its MD5; the bytes themselves come over one path, because a download
-by huggingface_hub 2 begins anew after an interruption.
+The one door to the network. huggingface_hub provides a file's address and SHA-256; the bytes are
+downloaded here, because huggingface_hub 2 starts over after an interruption.
 """
 
-import fcntl
-import hashlib
 import http.client
-import json
 import os
 import re
-import shutil
 import time
 import urllib.error
 import urllib.request
@@ -19,11 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from dimo import __version__
 from dimo.errors import DimoError
-from dimo.util.files import sha256_file, write_atomic
+from dimo.util.files import sha256_file, try_lock, write_atomic
 from dimo.weights.catalog import OfficialFile, destination, find, get_official
 
 Progress = Callable[[str, int, int | None], None]  # name, bytes done, bytes in all if known
@@ -33,35 +28,33 @@ _TIMEOUT = 30.0  # seconds without a byte
 _TRIES = 4  # in a row without a byte
 _PAUSE = 1.0  # seconds before another try
 _BUSY = (http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.TOO_MANY_REQUESTS)
-_ZENODO = re.compile(r"(https?://[^/]+)/records/(\d+)/files")
 _LOST = (OSError, http.client.HTTPException)  # an interruption: the rest may come later
 
 
 @dataclass(frozen=True)
 class _Remote:
-    """A file on a server, and what the server states of it."""
+    """A file on a server, and what the server states about it."""
 
     url: str
     size: int | None = None
-    algorithm: str = ""  # of `digest`
-    digest: str = ""
+    sha256: str = ""
     version: str = ""  # changes with the content; names the unfinished file
     token: str = ""
 
 
 def fetch(name: str, folder: Path, progress: Progress) -> list[Path]:
-    """Brings an official file, and its companion, into a folder.
+    """Downloads an official file and its companion into a folder.
 
-    A file that is there already, also converted, is left as it is. Beside a fetched file its
-    SHA-256 is kept in a `.sha256` file; an unfinished one ends in `.part`.
+    A present file, also a converted one, is left as it is. The SHA-256 of a downloaded file is kept
+    beside it in a `.sha256` file; an unfinished one ends in `.part`.
 
     Args:
         name: A key of `OFFICIAL`.
-        folder: Where to put it; see `dimo.weights.catalog.destination`.
+        folder: See `dimo.weights.catalog.destination`.
         progress: Called with the name, the bytes so far and the bytes in all.
 
     Returns:
-        Where the files lie, the companion's first.
+        The files, the companion's first.
 
     Raises:
         DimoError: Unknown name, no connection, no such file, a full disk, or a file of another
@@ -96,20 +89,16 @@ def _record(path: Path) -> Path:
 def _remote(official: OfficialFile, by_hand: str) -> _Remote:
     if official.on_hugging_face:
         remote = _on_hugging_face(official, by_hand)
-    elif found := _ZENODO.fullmatch(official.source):
-        remote = _on_zenodo(official, f"{found[1]}/api/records/{found[2]}", by_hand)
     else:
         remote = _Remote(official.url)
-    if official.sha256:
-        if remote.algorithm == "sha256" and remote.digest != official.sha256:
-            raise DimoError(
-                f"{official.url} now has sha256 {remote.digest}, but {official.sha256} was "
-                "published: its owner changed it, and results with it would be others; update dimo"
-            )
-        remote = replace(
-            remote, algorithm="sha256", digest=official.sha256, version=official.sha256
+    if not official.sha256:
+        return remote
+    if remote.sha256 not in ("", official.sha256):
+        raise DimoError(
+            f"{official.url} now has sha256 {remote.sha256}, but {official.sha256} was published: "
+            "its owner changed it, and results with it would differ; update dimo"
         )
-    return remote
+    return replace(remote, sha256=official.sha256, version=official.sha256)
 
 
 def _on_hugging_face(official: OfficialFile, by_hand: str) -> _Remote:
@@ -130,31 +119,8 @@ def _on_hugging_face(official: OfficialFile, by_hand: str) -> _Remote:
             f"{reason.rstrip('.')}; check the connection and try again, {by_hand}"
         ) from error
     etag = known.etag or ""
-    is_sha256 = re.fullmatch("[0-9a-f]{64}", etag) is not None  # else a hash of git's own
-    token = hub.get_token() or ""
-    if not is_sha256:
-        return _Remote(url, known.size, version=etag, token=token)
-    return _Remote(url, known.size, "sha256", etag, version=etag, token=token)
-
-
-def _on_zenodo(official: OfficialFile, record: str, by_hand: str) -> _Remote:
-    try:
-        with _open(_Remote(record)) as answer:
-            files: list[dict[str, Any]] = json.load(answer)["files"]
-        known = next(file for file in files if file["key"] == official.path)
-        algorithm, _, digest = str(known["checksum"]).partition(":")
-        size = int(known["size"])
-        hashlib.new(algorithm)
-    except _LOST as error:
-        raise DimoError(
-            f"cannot reach {record}: {_reason(error)}; check the connection and try again, "
-            f"{by_hand}"
-        ) from error
-    except (ValueError, KeyError, TypeError, StopIteration) as error:
-        raise DimoError(
-            f"{record} lists no {official.path} with size and checksum; {by_hand}"
-        ) from error
-    return _Remote(official.url, size, algorithm, digest, version=digest)
+    sha256 = etag if re.fullmatch("[0-9a-f]{64}", etag) else ""  # small files have git's own hash
+    return _Remote(url, known.size, sha256, version=etag, token=hub.get_token() or "")
 
 
 def _download(
@@ -171,24 +137,24 @@ def _download(
 
 @contextmanager
 def _sole_writer(part: Path) -> Iterator[None]:
-    """Makes sure that the file can be written, and that no other process is writing it."""
+    """Creates the file and locks it against other processes."""
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            try:
-                yield
-            finally:
-                if part.exists() and not part.stat().st_size:
-                    part.unlink()
-    except BlockingIOError as error:
-        raise DimoError(
-            f"{part} is being written by another dimo weights fetch; wait until it is done"
-        ) from error
+        file = part.open("ab")
     except OSError as error:
         raise DimoError(
             f"cannot write {part}: {error.strerror}; choose another folder with --folder"
         ) from error
+    with file:
+        if not try_lock(file.fileno()):
+            raise DimoError(
+                f"{part} is being written by another dimo weights fetch; wait until it ends"
+            )
+        try:
+            yield
+        finally:
+            if part.exists() and not part.stat().st_size:
+                part.unlink()
 
 
 def _fill(
@@ -216,7 +182,7 @@ def _fill(
         now = part.stat().st_size
         failures = 0 if now > have else failures + 1
         if failures == _TRIES:
-            kept = f"{now:,} bytes are kept and the same command continues there" if now else ""
+            kept = f"{now:,} bytes are kept, repeat the command to continue" if now else ""
             raise DimoError(
                 f"cannot fetch {remote.url}: {problem}; "
                 f"{kept or 'check the connection and try again'}, {by_hand}"
@@ -235,7 +201,6 @@ def _append(
         total = have + int(length) if length else remote.size
         if remote.size is not None and total != remote.size:
             raise http.client.HTTPException(f"{total:,} bytes instead of {remote.size:,}")
-        _require_space(part.parent, (total or 0) - have)
         with part.open("r+b") as file:
             file.truncate(have)
             file.seek(have)
@@ -268,31 +233,19 @@ def _write(file: BinaryIO, block: bytes) -> None:
         file.flush()
     except OSError as error:
         raise DimoError(
-            f"cannot write {file.name}: {error.strerror}; free space, and the same command "
-            "continues there"
+            f"cannot write {file.name}: {error.strerror}; free space, then repeat "
+            "the command to continue"
         ) from error
 
 
-def _require_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise DimoError(
-            f"{needed / 1e6:,.0f} MB are still to come, but {folder} has {free / 1e6:,.0f} MB "
-            "free; free space or choose another folder with --folder"
-        )
-
-
 def _checked(part: Path, remote: _Remote, by_hand: str) -> str:
-    """The SHA-256 of a whole file that has the stated checksum; another one is removed."""
-    sha256 = found = sha256_file(part)
-    if remote.digest and remote.algorithm != "sha256":
-        with part.open("rb") as file:
-            found = hashlib.file_digest(file, remote.algorithm).hexdigest()
-    if remote.digest and found != remote.digest:
+    """The SHA-256 of a complete file; one that differs from what is stated is removed."""
+    sha256 = sha256_file(part)
+    if remote.sha256 not in ("", sha256):
         part.unlink()
         raise DimoError(
-            f"{remote.url} came with {remote.algorithm} {found} instead of {remote.digest}, and "
-            f"was removed; try again, {by_hand}"
+            f"{remote.url} came with sha256 {sha256} instead of {remote.sha256}, and was removed; "
+            f"try again, {by_hand}"
         )
     return sha256
 

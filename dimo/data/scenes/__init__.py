@@ -1,4 +1,4 @@
-"""The embedded data set `scenes`: rendered pictures of shapes, with captions and exact answers.
+"""The bundled data set `scenes`: rendered pictures of shapes, with captions and exact answers.
 
 A picture is 32 x 32, anti-aliased, of one to four shapes on a shaded background. Places, sizes,
 shades and whatever the prompt leaves open are drawn for each picture; all of it is a function of
@@ -116,17 +116,17 @@ def render(prompt: Prompt, seed: int, index: int) -> Scene:
         seed: Of the draws.
         index: Of the picture; other indices give other places, sizes, shades and free colours.
     """
-    found = _draw(
+    drawn = _draw(
         _Table.of((prompt,)), torch.zeros(1, dtype=torch.int64), seed, torch.tensor([index])
     )
     count = len(prompt.shapes)
-    masks = found.coverage[0, :count] >= 0.5
+    masks = drawn.coverage[0, :count] >= 0.5
     return Scene(
-        image=found.images[0],
+        image=drawn.images[0],
         boxes=boxes_of(masks),
         masks=masks,
-        classes=tuple(SHAPES[i] for i in found.shapes[0, :count].tolist()),
-        colors=tuple(COLORS[i] for i in found.colors[0, :count].tolist()),
+        classes=tuple(SHAPES[i] for i in drawn.shapes[0, :count].tolist()),
+        colors=tuple(COLORS[i] for i in drawn.colors[0, :count].tolist()),
     )
 
 
@@ -142,8 +142,8 @@ def batch(seed: int, indices: Tensor, split: Split, *, free: bool = False) -> tu
         split: "train" or "held-out", see `prompts`.
         free: Any place, size and shade.
     """
-    found = draw(seed, indices, split, free=free)
-    return found.images, found.prompt
+    drawn = draw(seed, indices, split, free=free)
+    return drawn.images, drawn.prompt
 
 
 def draw(seed: int, indices: Tensor, split: Split, *, free: bool = False) -> SceneBatch:
@@ -294,8 +294,8 @@ def _colors(
 def _pick(allowed: Tensor, u: Tensor) -> Tensor:
     """One of the allowed columns of each row, bool [B, N], all equally likely: int64 [B]."""
     place = allowed.cumsum(dim=1)
-    wanted = (u * place[:, -1]).long() + 1
-    return ((place == wanted[:, None]) & allowed).to(torch.uint8).argmax(dim=1)
+    rank = (u * place[:, -1]).long() + 1
+    return ((place == rank[:, None]) & allowed).to(torch.uint8).argmax(dim=1)
 
 
 def _radii(count: Tensor, size: Tensor, u: Tensor) -> Tensor:
@@ -351,7 +351,7 @@ def _background(background: Tensor, u: Tensor) -> Tensor:
 
 def _coverage(shapes: Tensor, centers: Tensor, radii: Tensor) -> Tensor:
     """Share of each pixel that each object covers, float32 [B, 4, 32, 32]."""
-    found = torch.zeros(*shapes.shape, SIDE, SIDE)
+    drawn = torch.zeros(*shapes.shape, SIDE, SIDE)
     grid = torch.arange(SIDE) + 0.5
     for number, name in enumerate(SHAPES):
         rows, slots = (shapes == number).nonzero(as_tuple=True)
@@ -359,8 +359,8 @@ def _coverage(shapes: Tensor, centers: Tensor, radii: Tensor) -> Tensor:
         center = centers[rows, slots]
         x = (grid - center[:, 0, None, None]) / radius  # [M, 1, W]
         y = (grid[:, None] - center[:, 1, None, None]) / radius  # [M, H, 1]
-        found[rows, slots] = (0.5 - _DISTANCES[name](x, y) * radius).clamp(0, 1)
-    return found
+        drawn[rows, slots] = (0.5 - _DISTANCES[name](x, y) * radius).clamp(0, 1)
+    return drawn
 
 
 # Signed distances to the outline of a shape of radius 1, negative inside; y points down.

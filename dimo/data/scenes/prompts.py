@@ -1,4 +1,4 @@
-"""Prompts of the embedded data set `scenes`: GenEval's grammar over shapes that can be drawn.
+"""Prompts of the bundled data set `scenes`: GenEval's grammar over shapes that can be drawn.
 
 The six tags and the metadata are those of GenEval (Ghosh et al., arXiv:2310.11513); the classes
 are seven shapes. So that there are many prompts of each tag, most may end in a background ("on a
@@ -85,12 +85,12 @@ def prompts(split: Split) -> tuple[Prompt, ...]:
     """
     if split not in ("train", "held-out"):
         raise unknown_name("split of scenes", split, ("train", "held-out"))
-    found: list[Prompt] = []
+    prompts: list[Prompt] = []
     for tag in TAGS:
         bases = _bases(tag)
         chosen = _held_out(bases)
         if split == "held-out":
-            found += chosen
+            prompts += chosen
             continue
         texts = {prompt.text for prompt in chosen}
         whole = len(bases) >= 3 * _HELD_OUT
@@ -98,8 +98,8 @@ def prompts(split: Split) -> tuple[Prompt, ...]:
         every = itertools.chain(bases, _colored_positions() if tag == "position" else ())
         for base in every:
             if _key(base) not in unseen:
-                found += [p for p in _on_backgrounds(base) if p.text not in texts]
-    return tuple(found)
+                prompts += [p for p in _on_backgrounds(base) if p.text not in texts]
+    return tuple(prompts)
 
 
 def _bases(tag: str) -> list[Prompt]:
@@ -149,14 +149,14 @@ def _key(prompt: Prompt) -> tuple[Any, ...]:
 def _on_backgrounds(base: Prompt) -> list[Prompt]:
     """The base itself, and on each background on which its colours can be seen."""
     named = [COLORS[color] for color in base.colors if color >= 0]
-    found = [base]
+    prompts = [base]
     for number, background in enumerate(BACKGROUNDS):
         if not any((color, background) in _INVISIBLE for color in named):
             text = f"{base.text} on a {background} background"
-            found.append(
+            prompts.append(
                 Prompt(text, base.tag, base.shapes, base.colors, base.relation, number, base.size)
             )
-    return found
+    return prompts
 
 
 def _prompt(

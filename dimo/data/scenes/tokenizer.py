@@ -1,4 +1,4 @@
-"""The embedded world `scenes` as training data: its tokenizer is trained, pictures are encoded."""
+"""The bundled data set `scenes` as training data: trains its tokenizer, encodes its pictures."""
 
 import math
 from collections.abc import Callable
@@ -53,14 +53,14 @@ def fit_tokenizer(
         z = tokenizer.latents(images)  # [B, D, 8, 8]
         vectors, commitment = z, z.new_zeros(())
         if step >= first:
-            tokens, found = _nearest(z, codebook)
-            vectors = _disturbed(z + (found - z).detach(), seed, step)
-            commitment = F.mse_loss(z, found)
+            tokens, nearest = _nearest(z, codebook)
+            vectors = _disturbed(z + (nearest - z).detach(), seed, step)
+            commitment = F.mse_loss(z, nearest)
             _follow(codebook, counts, sums, z.detach(), tokens)
             if step < _REVIVED_UNTIL * steps and step % _REVIVED_EVERY == 0:
                 _revive(codebook, counts, sums, z.detach(), seed, step)
-        again = tokenizer.decoder(tokenizer.post_quant_conv(vectors))
-        missed = again - images
+        decoded = tokenizer.decoder(tokenizer.post_quant_conv(vectors))
+        missed = decoded - images
         missed = weight * (missed.abs() + missed.square())
         loss = missed.mean() + _COMMITMENT * commitment
         for group in optimizer.param_groups:
@@ -98,10 +98,10 @@ def _pictures(seed: int, number: int) -> tuple[Tensor, Tensor]:
     Most of a picture is background; without weights most codebook vectors go to its shades.
     """
     index = torch.arange(number * _BATCH, (number + 1) * _BATCH)
-    found = scenes.draw(seed, index, "train")
-    covered = found.coverage.amax(dim=1, keepdim=True)
+    drawn = scenes.draw(seed, index, "train")
+    covered = drawn.coverage.amax(dim=1, keepdim=True)
     weight = 1 + _OBJECTS * F.max_pool2d(covered, 3, stride=1, padding=1)
-    return found.images / 127.5 - 1, weight / weight.mean()
+    return drawn.images / 127.5 - 1, weight / weight.mean()
 
 
 @torch.no_grad()
@@ -136,8 +136,8 @@ def _rows(z: Tensor) -> Tensor:
 def _nearest(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens [B * h * w] and their vectors [B, D, h, w]."""
     tokens = _distances(_rows(z.detach()), codebook).argmin(1)
-    found = codebook[tokens].view(len(z), *z.shape[2:], -1).permute(0, 3, 1, 2)
-    return tokens, found
+    nearest = codebook[tokens].view(len(z), *z.shape[2:], -1).permute(0, 3, 1, 2)
+    return tokens, nearest
 
 
 def _disturbed(vectors: Tensor, seed: int, step: int) -> Tensor:

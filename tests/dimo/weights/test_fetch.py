@@ -1,8 +1,9 @@
 """Fetching from real servers on this machine: resumed, checked, whole or not at all."""
 
 import hashlib
-import json
 import re
+import resource
+import signal
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -254,12 +255,18 @@ def test_an_unknown_name_and_a_folder_that_cannot_be_written_are_named(publish, 
     refused("net", tmp_path / "file", "cannot write", "--folder")
 
 
-def test_a_disk_too_small_is_named_before_the_download(publish, world, tmp_path, monkeypatch):
+def test_a_full_disk_is_named_and_what_came_is_kept(publish, world, tmp_path, monkeypatch):
     publish()
-    usage = fetching.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
-    refused("net", tmp_path, "5 MB are still to come", "1 MB free", "--folder")
-    assert not names(tmp_path)
+    monkeypatch.setattr(fetching, "_BLOCK", 1 << 16)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limit[1]))
+    try:
+        refused("net", tmp_path, "cannot write", "free space")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert names(tmp_path) == ["net.pth.part"]
 
 
 def test_two_fetches_do_not_write_one_file(publish, tmp_path):
@@ -301,46 +308,6 @@ def test_hugging_face_without_the_file_or_out_of_reach(hub, publish, monkeypatch
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     refused("net", tmp_path, "cannot reach sub/gone.ckpt", "check the connection")
     assert not names(tmp_path)
-
-
-def zenodo(world, **file):
-    known = {
-        "key": "net.pth",
-        "size": len(DATA),
-        "checksum": "md5:" + hashlib.md5(DATA).hexdigest(),
-    }
-    record = {"files": [{"key": "other", "size": 1, "checksum": "md5:0"}, {**known, **file}]}
-    world.content = {
-        "/api/records/15": json.dumps(record).encode(),
-        "/records/15/files/net.pth": DATA,
-    }
-    return f"{world.url}/records/15/files"
-
-
-def test_zenodo_is_asked_for_the_checksum(publish, world, tmp_path):
-    publish(source=zenodo(world))
-    assert fetch("net", tmp_path, quiet)[0].read_bytes() == DATA
-    assert recorded_sha256(tmp_path / "net.pth") == SHA256
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"checksum": "md5:" + "0" * 32}, "md5"),
-        ({"size": 7}, "bytes instead of 7"),
-        ({"key": "renamed.pth"}, "lists no net.pth"),
-        ({"checksum": "crc:1"}, "lists no net.pth with size and checksum"),
-    ],
-)
-def test_what_zenodo_states_must_fit(publish, world, tmp_path, change, words):
-    publish(source=zenodo(world, **change))
-    refused("net", tmp_path, words, "by hand")
-    assert not names(tmp_path)
-
-
-def test_zenodo_without_the_record(publish, world, tmp_path):
-    publish(source=f"{world.url}/records/404/files")
-    refused("net", tmp_path, f"cannot reach {world.url}/api/records/404: 404", "by hand")
 
 
 def test_the_default_folder_can_be_chosen(monkeypatch, tmp_path):
