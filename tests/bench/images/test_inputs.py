@@ -162,8 +162,10 @@ MANIFESTS = {
 }
 
 
-@pytest.mark.parametrize("manifest", MANIFESTS)
-@pytest.mark.parametrize("kind", ["folder", "zip", "beside"])
+@pytest.mark.parametrize(
+    ("manifest", "kind"),
+    [("labels.csv", "folder"), ("labels.json", "zip"), ("labels.csv", "beside")],
+)
 def test_a_manifest_is_found(manifest, kind, tmp_path):
     files = _pngs() | ({} if kind == "beside" else {manifest: MANIFESTS[manifest]})
     if kind == "beside":

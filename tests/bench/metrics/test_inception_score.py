@@ -43,9 +43,17 @@ def test_two_class_closed_form():
     assert inception_score(np.log(p) + 5, splits=1, seed=0).mean == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("splits", [1, 2, 7, 10, 1003])
-@pytest.mark.parametrize("seed", [2020, 0])
-@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize(
+    ("splits", "seed", "dtype"),
+    [
+        (1, 2020, "f4"),
+        (2, 0, "f8"),
+        (7, 2020, "f8"),
+        (10, 2020, "f4"),
+        (10, 0, "f8"),
+        (1003, 0, "f4"),
+    ],
+)
 def test_equals_torch_fidelity(splits, seed, dtype):
     logits = draw().astype(dtype)
     peer = isc_features_to_metric(torch.from_numpy(logits), splits, True, seed)
