@@ -74,7 +74,7 @@ def test_classes_have_names():
 
 def test_digits_need_no_torchvision():
     code = (
-        "import sys, torch; from dimo.zoo.teachers import load_teacher\n"
+        "import sys, torch; from dimo.zoo.loading import load_teacher\n"
         "load_teacher('digits', device=torch.device('cpu')).teacher.class_names\n"
         "assert 'torchvision' not in sys.modules"
     )
