@@ -254,7 +254,7 @@ MISTAKES = {
     "no data": (["distill", "--data", "file"], "method 'dimo' takes no data; leave out --data"),
     "another network": (
         ["distill", "--recipe", "digits-di4c", "--teacher", "halton-tiny", "--dry-run"],
-        "needs a teacher with the MaskGIT network",
+        "method 'di4c' has no student network for teacher 'halton-tiny'",
     ),
     "json alone": (["distill", "--json"], "add --dry-run"),
     "unknown key": (["distill", "--dry-run", "--set", "step=1"], "did you mean 'steps'"),

@@ -62,7 +62,9 @@ def world(tmp_path_factory, write_prompts):
     (folder / "tiny.toml").write_text(text)
     settings = ["steps=2", "batch_size=4", "tokenizer_steps=8"]
     train_teacher(
-        load_recipe(TrainRecipe, "scenes-teacher", settings), folder / "teacher", device=CPU
+        load_recipe(TrainRecipe, "scenes-teacher", settings),
+        folder / "teacher",
+        runtime=Runtime(CPU),
     )
     distil(folder / "student", folder / "teacher")
     write_prompts(folder / "images", bundled_prompts())

@@ -126,8 +126,7 @@ class Di4C(DataDistillation):
     ) -> Task:
         return Di4CTask(recipe, teacher, student, required(data), runtime)
 
-    def student_settings(self, recipe: DataRecipe) -> dict[str, Any]:
-        assert isinstance(recipe, Di4CRecipe)
+    def student_settings(self, recipe: Any) -> dict[str, Any]:
         unconditional = recipe.teacher_unconditional
         return {**super().student_settings(recipe), "teacher_unconditional": unconditional}
 

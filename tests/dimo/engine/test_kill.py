@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 import torch
 from dimo.methods.dimo.method import DiMORecipe
-from dimo.engine.distributed import Runtime, ranks
+from dimo.engine.distributed import Runtime, ranks as connected
 from dimo.engine.runs import distill
 
 def run(out):
@@ -23,7 +23,7 @@ def run(out):
         auxiliary_learning_rate=1e-3, dropout=0.1, checkpoint_every=4, keep_every=20,
         precision="float32", accumulate=2,
     )
-    with ranks() as group:
+    with connected() as group:
         runtime = Runtime(torch.device("cpu"), group)
         distill(recipe, Path(out), recipe_name="test", runtime=runtime)
 """
