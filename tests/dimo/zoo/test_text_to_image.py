@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from bench.monitor import Watching, watching
 from bench.rows.settings import settings_of
 from dimo.config import load_recipe
+from dimo.engine.distributed import Runtime
 from dimo.engine.runs import distill
 from dimo.errors import DimoError
 from dimo.methods.dimo.method import DiMORecipe
@@ -203,12 +204,12 @@ def test_a_tiny_meissonic_distils_and_samples(snapshot, row, tmp_path):
     assert recipe.gradient_checkpointing
     steps = []
     run = tmp_path / "run"
-    with watching(Watching(10), recipe, run, device=CPU, weights=snapshot) as watchers:
+    with watching(Watching(10), recipe, run, runtime=Runtime(CPU), weights=snapshot) as watchers:
         config = distill(
             recipe,
             run,
             recipe_name="meissonic",
-            device=CPU,
+            runtime=Runtime(CPU),
             weights=snapshot,
             on_step=lambda step, values: steps.append(step),
             watchers=watchers,
