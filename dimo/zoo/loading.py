@@ -1,8 +1,7 @@
 """Loading teachers and distilled students, and drawing images with them."""
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,7 @@ from dimo.models import MaskedModel, MaskedNetwork, TextNetwork, Tokenizer
 from dimo.models.cpu import prepare_for_inference
 from dimo.models.text import Conditions, Prompts, TextConditioned, ZeroText
 from dimo.rng import ImageNoise
-from dimo.samplers import SAMPLERS
-from dimo.samplers.base import Samples
-from dimo.samplers.student import sample_few_step, sample_one_step
+from dimo.samplers import Sampler, get_sampler
 from dimo.util.files import sha256_file
 from dimo.weights.catalog import ASSETS, OFFICIAL, locate
 from dimo.zoo.bundled import EncodedImages
@@ -29,10 +26,7 @@ from dimo.zoo.teachers import TEACHERS, Teacher, TextConditioning, get_teacher
 
 _TEACHER_STEPS = 16
 # what a sampler takes from the settings of a one-step student
-_OF_STUDENT = ("init_mask_ratio", "embedding_noise", "token_initialization", "temperature")
-# parameters of samplers that are not settings
-_NO_SETTINGS = {"model", "student", "condition", "noise", "num_steps", "unconditional", "callback"}
-_NO_SETTINGS |= {*_OF_STUDENT[:3]}
+_X_INIT = ("init_mask_ratio", "embedding_noise", "token_initialization")
 
 
 def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Path:
@@ -242,37 +236,41 @@ class Generator:
 
     def _sampler(
         self, name: str | None, steps: int | None, settings: dict[str, Any]
-    ) -> tuple[Callable[..., Samples], dict[str, Any]]:
+    ) -> tuple[Sampler, dict[str, Any]]:
         """The sampler and its keyword arguments."""
         student, own = self.student, self.teacher.defaults
         if student is not None and name is not None:
             raise DimoError(f"sampler {name!r} is for teachers; leave it out for {self.name}")
         steps = steps or (METHODS[student.method].default_steps if student else _TEACHER_STEPS)
-        chosen: dict[str, Any] = {"num_steps": steps}
+        fixed: dict[str, Any] = {"num_steps": steps}
+        given: dict[str, Any] = {}
         if student is not None and METHODS[student.method].is_one_step:
-            run: Callable[..., Samples] = sample_one_step if steps == 1 else sample_few_step
-            chosen |= {key: getattr(student, key) for key in _OF_STUDENT}
+            name = "one_step" if steps == 1 else "few_step"
+            fixed = {"num_steps": steps} if steps > 1 else {}
+            fixed |= {key: getattr(student, key) for key in _X_INIT}
         else:
             name = name or (METHODS[student.method].sampler if student else own.sampler)
-            if name not in SAMPLERS:
-                raise unknown_name("sampler", name, SAMPLERS)
-            run = SAMPLERS[name]
-            chosen |= {key: value for key, value in vars(own).items() if value is not None}
+            given = {k: v for k, v in vars(own).items() if v is not None}
             if name != own.sampler:
-                del chosen["mask_schedule"]
-            if student is not None:
-                chosen["temperature"] = student.temperature
-                chosen["guidance_scale"] = student.guidance_scale or own.guidance_scale
+                del given["mask_schedule"]
+            if student is not None and student.guidance_scale is not None:
+                given["guidance_scale"] = student.guidance_scale
+        if student is not None:
+            given["temperature"] = student.temperature
         if self.unconditional is not None:
-            chosen["unconditional"] = self.unconditional
-        takes = inspect.signature(run).parameters
-        for key in settings:
-            if key not in takes:
-                allowed = ", ".join(key for key in takes if key not in _NO_SETTINGS)
-                raise DimoError(f"this sampler has no setting {key!r}; allowed: {allowed}")
+            fixed["unconditional"] = self.unconditional
+        sampler = get_sampler(name)
+        knobs = {knob.name: knob for knob in sampler.knobs}
+        for key, value in settings.items():
+            if key not in knobs:
+                raise DimoError(
+                    f"sampler {name!r} has no setting {key!r}; allowed: {', '.join(knobs)}"
+                )
+            knobs[key].check(value)
         if "temperature" in settings:
-            chosen["final_temperature"] = None  # a given temperature holds at every step
-        return run, {k: v for k, v in {**chosen, **settings}.items() if k in takes}
+            given["final_temperature"] = None  # a given temperature holds at every step
+        chosen = {**sampler.defaults, **given, **settings}
+        return sampler, fixed | {k: v for k, v in chosen.items() if k in knobs and v is not None}
 
 
 def student_architecture(teacher: Teacher, method: str) -> type[MaskedNetwork]:
