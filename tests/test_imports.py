@@ -24,7 +24,7 @@ LAYERS = [
     ["bench.features"],
     ["bench.metrics", "bench.records", "bench.rows"],
     ["bench.suites"],
-    ["bench.tuning", "bench.monitor", "bench.runner"],
+    ["bench.tuning", "bench.monitor", "bench.runner", "bench.records.reproduce"],
     ["bench.report"],
     ["dimo.cli", "dimo.__main__"],
 ]
@@ -81,7 +81,13 @@ def _module(path):
 
 def _imported_modules(path, modules):
     """Our modules that a file imports, also inside functions and for type checking."""
-    names = set(_imports(path)) & modules.keys()
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= inner & modules.keys()
+            if not inner <= modules.keys():  # a name of the module itself
+                names |= {node.module} & modules.keys()
     return names - PUBLIC - {_module(path)}
 
 

@@ -204,7 +204,7 @@ def test_a_tiny_meissonic_distils_and_samples(snapshot, row, tmp_path):
     assert recipe.gradient_checkpointing
     steps = []
     run = tmp_path / "run"
-    with watching(Watching(10), recipe, run, runtime=Runtime(CPU), weights=snapshot) as watchers:
+    with watching(Watching(10), recipe, run, device=CPU, weights=snapshot) as watchers:
         config = distill(
             recipe,
             run,
