@@ -65,7 +65,7 @@ def test_strict_exits_with_1_and_still_reports(run, world):
     broken = {
         "half.json": text[: len(text) // 2],
         "edited.json": text.replace('"seed": 1000', '"seed": 1001'),
-        "newer.json": text.replace('"format": 1', '"format": 2'),
+        "newer.json": text.replace('"format": 1', '"format": 3'),
         "foreign.json": '{"name": "package", "version": "1.0"}',
         "binary.json": "\udcff\udcfe",
     }
@@ -76,7 +76,7 @@ def test_strict_exits_with_1_and_still_reports(run, world):
     reasons = {
         "half.json": "not valid JSON",
         "edited.json": "was edited or damaged",
-        "newer.json": "'format' is 2, and this dimo reads 1",
+        "newer.json": "'format' is 3, and this dimo reads 1",
         "foreign.json": "unknown key 'name'",
         "binary.json": "not a text file",
         "copy.json": f"the same run as {copied.name}",

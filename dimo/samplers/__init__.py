@@ -191,7 +191,7 @@ _TOP_K = Knob(
     "at least 1; all tokens without this option",
     lambda x: x >= 1,
     kind=int,
-    show=str,
+    show="{:.0f}".format,
     option="--top-k",
 )
 _TOP_P = Knob(

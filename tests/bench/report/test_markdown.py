@@ -174,7 +174,7 @@ def test_settings_that_no_row_has_get_no_column(
     assert all(f" {column} " in report for column in columns)
     line = next(line for line in report.splitlines() if "00000001" in line)
     values = [part.strip() for part in line.split(" | ")]
-    assert values[8:14] == ["0.8", "0.4", "yes", "7", "0.9", "bfloat16"]
+    assert values[8:14] == ["0.8", "yes", "0.4", "7", "0.9", "bfloat16"]
 
 
 def test_a_record_from_before_theta_was_named_is_replaced_by_one_that_names_it(

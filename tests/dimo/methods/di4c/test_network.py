@@ -40,12 +40,6 @@ def test_latent_features_equal_the_official_ones(golden_arrays, assert_relative)
     assert_relative(latent_features(data["z"]), data["z_embedding"])
 
 
-def test_the_official_flag_builds_the_student(golden_file, golden_constructor, model):
-    same = MaskGIT.from_official(golden_file(FILE), **golden_constructor[CASE])
-    assert isinstance(same, Di4CStudent)
-    assert all(torch.equal(v, model.state_dict()[k]) for k, v in same.state_dict().items())
-
-
 def test_full_size_is_the_teacher_and_the_latent_projection():
     with torch.device("meta"):
         teacher, student = MaskGIT().state_dict(), Di4CStudent().state_dict()
