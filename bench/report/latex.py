@@ -38,7 +38,7 @@ _GREEK = (  # the letters that TeX has a command for; the others look like Latin
     *("omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi"),
     *("Psi", "Omega"),
 )
-_SHOWN_OF_A_RUN = 3  # characters that TeX may have no glyph for
+_MOST_CODES = 3  # in a row, of characters that TeX may have no glyph for
 
 
 def report_latex(report: Report) -> str:
@@ -47,7 +47,7 @@ def report_latex(report: Report) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Any line as ASCII LaTeX that prints it; no command or special character takes effect.
+    """Escapes any line as ASCII LaTeX.
 
     Letters with common accents and Greek letters are typeset; other characters become `U+05D0`, and
     a long run of them is cut.
@@ -59,8 +59,8 @@ def latex_text(text: str) -> str:
             pieces += [_set(c) or "" for c in run]
             continue
         codes = [f"U+{ord(c):04X}" for c in run]
-        more = [r"\ldots{}"] * (len(codes) > _SHOWN_OF_A_RUN)
-        pieces.append(rf"\texttt{{{' '.join([*codes[:_SHOWN_OF_A_RUN], *more])}}}")
+        more = [r"\ldots{}"] * (len(codes) > _MOST_CODES)
+        pieces.append(rf"\texttt{{{' '.join([*codes[:_MOST_CODES], *more])}}}")
     return "".join(pieces)
 
 

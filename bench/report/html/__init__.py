@@ -1,4 +1,4 @@
-"""The report as one HTML file without anything from elsewhere.
+"""The report as one HTML file that loads nothing from elsewhere.
 
 Jinja escapes every text; `_line` makes the markup of styled pieces.
 """
@@ -17,22 +17,19 @@ from markupsafe import Markup, escape
 
 from bench.protocol import Protocol, list_protocols, protocol_sha256, protocol_text
 from bench.report import plots
-from bench.report.ablation import ablation_tables
 from bench.report.collect import ProtocolReport, Report
-from bench.report.curves import run_panels
-from bench.report.html.pictures import Pictures, sample_pictures
+from bench.report.html.pictures import Pictures, Verdicts, row_verdicts, sample_pictures
 from bench.report.html.rows import RowView, row_views
-from bench.report.html.verdicts import Verdicts, row_verdicts
-from bench.report.measured import measured_tables
+from bench.report.measured import ablation_tables, measured_tables
 from bench.report.notes import caption
-from bench.report.panels import Panel, protocol_panels, thinned, tuning_panels
+from bench.report.panels import Panel, protocol_panels, run_panels, thinned, tuning_panels
 from bench.report.quoted import quoted_tables
 from bench.report.text import LONGEST_NOTE, Line, Styled, Table, one_line
 from dimo.util.schema import encode
 from dimo.util.terminal import Progress, quiet
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_MOST_NUMBERS = 50  # of one line in the table under its plot
+_MOST_NUMBERS = 50  # points of a line in the table under its plot
 _LONG = 40  # rows from which a table scrolls under a heading that stays
 
 
@@ -60,7 +57,7 @@ class _Part:
     """One protocol's part of the page.
 
     Attributes:
-        key: Its anchor.
+        key: Anchor of the part.
         columns: Headings after the name, and whether sorting begins with the largest.
         tables: What is shown below the sortable table, or in its place if there is none.
     """
@@ -79,12 +76,9 @@ class _Part:
 
 
 def render_page(report: Report, *, runs: Path | None = None, progress: Progress = quiet) -> str:
-    """The page.
+    """The page, with the training curves of `runs`, a run folder or a folder of run folders.
 
-    Args:
-        report: What to show.
-        runs: A run folder or a folder of run folders, whose training curves are shown too.
-        progress: Called with the number of plots drawn.
+    `progress` is called with the number of plots drawn.
 
     Raises:
         DimoError: `runs` contains no run, or a damaged one.
@@ -93,24 +87,22 @@ def render_page(report: Report, *, runs: Path | None = None, progress: Progress 
     parts = [_part(part, f"p{i}", report, progress) for i, part in enumerate(report.protocols)]
     rows = [row for part in report.protocols for row in part.quoted]
     quoted = [] if report.ablation else quoted_tables(rows)
-    links = []
-    for part in parts:
-        title = part.report.protocol.title
-        links.append((part.key, "Measured results" if title == report.title else title))
+    titles = {part.key: part.report.protocol.title for part in parts}
+    links = [
+        (key, "Measured results" if title == report.title else title)
+        for key, title in titles.items()
+    ]
     links += [("training", "Runs")] * bool(training) + [("quoted", "Quoted results")] * bool(quoted)
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            report=report,
-            parts=parts,
-            count=sum(len(part.rows) for part in parts),
-            links=links,
-            training=training,
-            quoted=quoted,
-            style=_asset("page.css"),
-            script=_asset("page.js"),
-        )
+    template = _environment().get_template("page.html")
+    return template.render(
+        report=report,
+        parts=parts,
+        count=sum(len(part.rows) for part in parts),
+        links=links,
+        training=training,
+        quoted=quoted,
+        style=_asset("page.css"),
+        script=_asset("page.js"),
     )
 
 
@@ -139,7 +131,7 @@ def _part(part: ProtocolReport, key: str, report: Report, progress: Progress) ->
 
 
 def _protocol_source(protocol: Protocol) -> str:
-    """The file of a shipped protocol; the content of another one as JSON."""
+    """The file of a bundled protocol; the content of another one as JSON."""
     for shipped in list_protocols():
         if protocol_sha256(shipped) == protocol_sha256(protocol):
             return protocol_text(shipped.name)
@@ -215,12 +207,9 @@ _COLORS = {
 
 
 def inline_svg(svg: str, prefix: str, label: str = "") -> Markup:
-    """An SVG file as part of the page: the page's colours, and ids that no other picture has.
+    """An SVG of matplotlib as part of the page, in the page's colours.
 
-    Args:
-        svg: What matplotlib wrote.
-        prefix: What its ids begin with.
-        label: The picture in words; empty: it is decoration.
+    `prefix` makes its ids unique; `label` is the picture in words, empty if it is decoration.
     """
 
     def tag(match: re.Match[str]) -> str:
@@ -239,14 +228,14 @@ def _line(line: Line) -> Markup:
 
 
 def _cell(line: Line) -> Markup:
-    """A line in a cell: the interval after a number is less prominent."""
+    """A line in a cell, with a less prominent interval after a number."""
     if len(line) == 2 and isinstance(line[1], str) and line[1].startswith(" ±"):
         return Markup("{} <s>{}</s>").format(_piece(line[0]), line[1].strip())
     return _line(line)
 
 
 def _heading(heading: str) -> Markup:
-    """`FID (↓)`: the direction that is better, apart from the name."""
+    """`FID (↓)` with the direction apart from the name."""
     match = re.fullmatch(r"(.*) \(([↓↑])\)", heading)
     if match is None:
         return escape(heading)

@@ -12,23 +12,13 @@ from bench.report.collect import ProtocolReport
 from bench.report.table import metric_label, settings
 from bench.report.text import LONGEST_NAME, Line, Table, one_line
 
-_LONGEST = 10_000  # of a text that is shown whole, in a box that scrolls
+_LONGEST = 10_000  # characters of a text in a box that scrolls
 _LISTED_APART = ("teacher", "seed", "weights_sha256")
 
 
 @dataclass(frozen=True)
 class RowView:
-    """A row of the page.
-
-    Attributes:
-        section: Section of the table.
-        name: The method's name.
-        label: The name with the number of steps.
-        cells: All cells but the first.
-        facts: Its provenance, term -> text.
-        command: The command that made it.
-        run_id: Of its record.
-    """
+    """A row of the page: all cells but the first, and its provenance as term -> text."""
 
     section: str
     name: str
@@ -44,8 +34,7 @@ def row_views(part: ProtocolReport, table: Table) -> tuple[RowView, ...]:
     views = []
     rows = zip(cells.rows(part.frame), part.records, table.rows, strict=True)
     for row, record, body in rows:
-        name, steps = one_line(row["method"], LONGEST_NAME), row["num_steps"]
-        counted = "" if cells.is_missing(steps) else f", {int(steps)} steps"
+        name, label = one_line(row["method"], LONGEST_NAME), cells.row_label(row)
         facts = {
             term: one_line(" \u00b7 ".join(pieces), _LONGEST)
             for term, pieces in _facts(record, part.protocol)
@@ -53,20 +42,14 @@ def row_views(part: ProtocolReport, table: Table) -> tuple[RowView, ...]:
         }
         command = record.command[:_LONGEST]
         command = command if command.isprintable() else one_line(command, _LONGEST)
-        views.append(
-            RowView(row["section"], name, name + counted, body[1:], facts, command, record.run_id)
-        )
+        views.append(RowView(row["section"], name, label, body[1:], facts, command, record.run_id))
     return tuple(views)
 
 
 def _facts(record: ResultRecord, protocol: Protocol) -> Iterator[tuple[str, list[str]]]:
-    """What is known of a row; what the protocol fixes is in the protocol's file instead."""
-    method, evidence, revision, speed = (
-        record.method,
-        record.evidence,
-        record.revision,
-        record.speed,
-    )
+    """What is known of a row beyond what its protocol fixes."""
+    method, evidence = record.method, record.evidence
+    revision, speed = record.revision, record.speed
     yield "Values", [_metric(name, value) for name, value in record.metrics.items()]
     values = {
         setting.label: method.setting(name)
