@@ -1,7 +1,7 @@
 """Records -> a `Report`: which records each table shows, and why the others are left out."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -145,11 +145,13 @@ def collect_report(
             used = record.protocol
             reason = f"measured under {used.name}, version {used.version}, {used.sha256[:12]}"
             left_out.append(Excluded(record, "other protocol", reason))
-        tables = list((groups or {(): []}).items())
-        for position, (measured_with, group) in enumerate(tables):
-            rest = left_out if position == len(tables) - 1 else []
-            beside = new if position == 0 else ()
-            parts.append(_table(protocol, sha256, measured_with, group, rest, beside))
+        tables = [
+            _table(protocol, sha256, measured_with, group)
+            for measured_with, group in (groups or {(): []}).items()
+        ]
+        tables[0] = replace(tables[0], quoted=new)
+        tables[-1] = replace(tables[-1], excluded=(*tables[-1].excluded, *left_out))
+        parts += tables
     generated = (now or datetime.now(UTC)).astimezone(UTC)
     return Report(
         title=protocols[0].title if len(protocols) == 1 else "Results",
@@ -172,8 +174,6 @@ def _table(
     sha256: str,
     measured_with: tuple[str, ...],
     group: Sequence[ResultRecord],
-    left_out: Sequence[Excluded],
-    quoted: tuple[PublishedRow, ...],
 ) -> ProtocolReport:
     ablated = [record for record in group if is_ablation(record)]
     rows = ordered(record for record in group if not is_ablation(record))
@@ -185,10 +185,9 @@ def _table(
         measured_with=measured_with,
         frame=results_frame(rows, [metric.name for metric in protocol.metrics]),
         records=tuple(rows),
-        quoted=quoted,
+        quoted=(),
         excluded=(
             *(Excluded(r, "replaced", newer) for r in group if id(r) not in shown),
             *(Excluded(record, "ablation", "part of an ablation") for record in ablated),
-            *left_out,
         ),
     )

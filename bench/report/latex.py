@@ -25,13 +25,8 @@ _SPECIAL = {
     **{"↓": r"$\downarrow$", "↑": r"$\uparrow$", "†": r"$\dagger$", "ß": r"\ss{}"},
     **{"æ": r"\ae{}", "Æ": r"\AE{}", "ø": r"\o{}", "Ø": r"\O{}", "ł": r"\l{}", "Ł": r"\L{}"},
 }
-_ACCENTS = dict(
-    zip(
-        "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327",
-        "`'^~=u.\"rHvc",
-        strict=True,
-    )
-)
+_MARKS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327"
+_ACCENTS = dict(zip(_MARKS, "`'^~=u.\"rHvc", strict=True))
 _GREEK = (  # the letters that TeX has a command for; the others look like Latin ones
     *("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"),
     *("lambda", "mu", "nu", "xi", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi"),
@@ -54,9 +49,9 @@ def latex_text(text: str) -> str:
     """
     pieces: list[str] = []
     text = re.sub(r"-(?=-)", "-\u200b", text)  # two would become a dash
-    for known, run in groupby(text, key=lambda c: _set(c) is not None):
+    for known, run in groupby(text, key=lambda c: _typeset(c) is not None):
         if known:
-            pieces += [_set(c) or "" for c in run]
+            pieces += [_typeset(c) or "" for c in run]
             continue
         codes = [f"U+{ord(c):04X}" for c in run]
         more = [r"\ldots{}"] * (len(codes) > _MOST_CODES)
@@ -65,7 +60,7 @@ def latex_text(text: str) -> str:
 
 
 @functools.cache
-def _set(character: str) -> str | None:
+def _typeset(character: str) -> str | None:
     """LaTeX of one character; None: TeX may have no glyph for it."""
     if character in _SPECIAL:
         return _SPECIAL[character]
@@ -130,17 +125,11 @@ def _line(line: Line) -> str:
     return "".join(_piece(piece) for piece in line)
 
 
-_STYLES = {
-    "code": r"\texttt",
-    "strong": r"\textbf",
-    "best": r"\textbf",
-    "second": r"\underline",
-    "source": "",
-}
+_COMMANDS = {"code": "texttt", "strong": "textbf", "best": "textbf", "second": "underline"}
 
 
 def _piece(piece: str | Styled) -> str:
     if isinstance(piece, str):
         return latex_text(piece)
-    shown, command = latex_text(piece.text), _STYLES[piece.style]
-    return f"{command}{{{shown}}}" if command else shown
+    shown, command = latex_text(piece.text), _COMMANDS.get(piece.style)
+    return rf"\{command}{{{shown}}}" if command else shown

@@ -143,21 +143,25 @@ def _settings_table(part: ProtocolReport, rows: list[dict[str, Any]]) -> Table:
     if all(row["seed"] == part.protocol.seeds.report for row in rows):
         present["seed"] = []
     kept = [name for name in columns if present[name]]
-    body = []
-    for row in rows:
-        line: list[Line] = [(one_line(row["method"], LONGEST_NAME),)]
-        line.append((cells.integer(row["num_steps"]),))
-        for name in kept:
-            longest = _LONGEST_TRAINING if name == "training" else 60
-            shown = columns[name].show(row[name]) if _has(row[name]) else cells.MISSING
-            line.append((one_line(shown, longest),))
-        body.append(tuple(line))
+
+    def cell(row: dict[str, Any], name: str) -> Line:
+        shown = columns[name].show(row[name]) if _has(row[name]) else cells.MISSING
+        return (one_line(shown, _LONGEST_TRAINING if name == "training" else 60),)
+
+    body = tuple(
+        (
+            (one_line(row["method"], LONGEST_NAME),),
+            (cells.integer(row["num_steps"]),),
+            *(cell(row, name) for name in kept),
+        )
+        for row in rows
+    )
     texts = [index for index, name in enumerate(kept, 2) if not is_number(present[name][0])]
     return Table(
         ("Settings of each row",),
         level=2,
         header=("Method", "Steps", *(columns[name].heading for name in kept)),
-        rows=tuple(body),
+        rows=body,
         left=(0, *texts),
         sections=tuple(row["section"] for row in rows),
         folded=True,
@@ -215,16 +219,10 @@ def ablation_tables(part: ProtocolReport) -> list[Table]:
     tables = ablations(part.ablated, part.metrics)
     if tables:
         return [_ablation_table(table, part.protocol, part.metrics) for table in tables]
-    nothing: Line = (
-        "No results of an ablation under protocol ",
-        *protocol_name(part.protocol),
-        " yet; make its students with ",
-        code("dimo distill --ablation KEY"),
-        " and score them with ",
-        code("dimo bench"),
-        ".",
-    )
-    return [Table(caption=nothing)]
+    distill, bench = code("dimo distill --ablation KEY"), code("dimo bench")
+    nothing = ("No results of an ablation under protocol ", *protocol_name(part.protocol), " yet; ")
+    how = ("make its students with ", distill, " and score them with ", bench, ".")
+    return [Table(caption=(*nothing, *how))]
 
 
 def _subject(record: ResultRecord) -> tuple[str, ...]:
@@ -300,11 +298,11 @@ def _ablation_table(table: AblationTable, protocol: Protocol, metrics: Sequence[
     labels = {name: known.label for name, known in settings().items()}
     headings = [one_line(key, 40) for key in table.keys]
     headings += [labels.get(name, "steps of sampling") for name in table.settings]
-    spread: Line = (
+    spread = (
         "A value is the mean over trainings with different seeds, ± half of their range (for two "
-        "seeds that is both values); a value without ± is of one training.",
+        "seeds that is both values); a value without ± is of one training."
     )
-    means: Line = ("Training steps, images and seconds are means over the seeds.",)
+    means = "Training steps, images and seconds are means over the seeds."
     subject = one_line(", ".join(filter(None, table.subject)) or "unnamed", 200)
     titles = [_FACTS[fact] for fact in facts]
     return Table(
@@ -314,7 +312,7 @@ def _ablation_table(table: AblationTable, protocol: Protocol, metrics: Sequence[
         rows=body,
         left=tuple(range(len(headings))),
         caption=caption(protocol),
-        notes=(spread, (*rank_legend(), ", as shown."), *[means] * bool(facts)),
+        notes=((spread,), (*rank_legend(), ", as shown."), *[(means,)] * bool(facts)),
     )
 
 

@@ -36,11 +36,7 @@ def metric_table(record: ResultRecord, *, level: float | None) -> str:
 
 
 def difference_table(
-    first: ResultRecord,
-    second: ResultRecord,
-    differences: "Iterable[Difference]",
-    *,
-    level: float,
+    first: ResultRecord, second: ResultRecord, differences: "Iterable[Difference]", *, level: float
 ) -> str:
     """Paired differences, `first` minus `second`, of `bench.records.compare.compare`."""
     names = {"first": _row_name(first), "second": _row_name(second), "neither": cells.MISSING}
@@ -80,9 +76,7 @@ def records_table(records: Iterable[ResultRecord]) -> str:
     """A line per record, in the order given, with its first metric."""
     body = []
     for record in records:
-        shown = cells.MISSING
-        for name, metric in [*record.metrics.items()][:1]:
-            shown = f"{_heading(name)} {number(metric.value)}"
+        shown = [f"{_heading(name)} {number(m.value)}" for name, m in record.metrics.items()]
         commit = (record.revision.commit or cells.MISSING)[:8]
         body.append(
             [
@@ -91,7 +85,7 @@ def records_table(records: Iterable[ResultRecord]) -> str:
                 text(record.protocol.name),
                 text(record.method.name),
                 cells.integer(record.method.num_steps),
-                shown,
+                shown[0] if shown else cells.MISSING,
                 commit + " dirty" * bool(record.revision.commit and record.revision.dirty),
             ]
         )

@@ -8,7 +8,7 @@ __all__ = ["inline_svg", "render_page"]
 import functools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,11 +87,10 @@ def render_page(report: Report, *, runs: Path | None = None, progress: Progress 
     parts = [_part(part, f"p{i}", report, progress) for i, part in enumerate(report.protocols)]
     rows = [row for part in report.protocols for row in part.quoted]
     quoted = [] if report.ablation else quoted_tables(rows)
-    titles = {part.key: part.report.protocol.title for part in parts}
-    links = [
-        (key, "Measured results" if title == report.title else title)
-        for key, title in titles.items()
-    ]
+    links = []
+    for part in parts:
+        title = part.report.protocol.title
+        links.append((part.key, "Measured results" if title == report.title else title))
     links += [("training", "Runs")] * bool(training) + [("quoted", "Quoted results")] * bool(quoted)
     template = _environment().get_template("page.html")
     return template.render(
@@ -101,8 +100,8 @@ def render_page(report: Report, *, runs: Path | None = None, progress: Progress 
         links=links,
         training=training,
         quoted=quoted,
-        style=_asset("page.css"),
-        script=_asset("page.js"),
+        style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8").strip()),
+        script=Markup((_TEMPLATES / "page.js").read_text(encoding="utf-8").strip()),
     )
 
 
@@ -164,7 +163,7 @@ def _groups(
     for number, panel in enumerate(panels):
         progress(what, number, len(panels), "plots")
         svg = inline_svg(plots.page_svg(panel), f"{prefix}g{number}", panel.alt)
-        drawn.setdefault(panel.kind, []).append(_Figure(panel, svg, _numbers(panel)))
+        drawn.setdefault(panel.kind, []).append(_Figure(panel, svg, tuple(_numbers(panel))))
     if panels:
         progress(what, len(panels), len(panels), "plots")
     return tuple(
@@ -173,14 +172,12 @@ def _groups(
     )
 
 
-def _numbers(panel: Panel) -> tuple[tuple[str, str, str], ...]:
-    shown = []
+def _numbers(panel: Panel) -> Iterator[tuple[str, str, str]]:
     for line in panel.lines:
         for point in thinned(line.points, _MOST_NUMBERS):
             interval = "" if point.low is None else f" [{point.low:.4g}, {point.high:.4g}]"
             name = line.label + (f", {point.note}" if point.note else "")
-            shown.append((name, f"{point.x:,.6g}", f"{point.y:.5g}{interval}"))
-    return tuple(shown)
+            yield name, f"{point.x:,.6g}", f"{point.y:.5g}{interval}"
 
 
 def _legend(figures: Sequence[_Figure], prefix: str) -> tuple[tuple[Markup, str], ...]:
@@ -261,10 +258,6 @@ def _piece(piece: str | Styled) -> Markup:
 
 def _plain(value: object, longest: int = LONGEST_NOTE) -> str:
     return one_line(str(value), longest)
-
-
-def _asset(name: str) -> Markup:
-    return Markup((_TEMPLATES / name).read_text(encoding="utf-8").strip())
 
 
 @functools.cache

@@ -64,13 +64,11 @@ def _facts(record: ResultRecord, protocol: Protocol) -> Iterator[tuple[str, list
     yield "Teacher", [method.teacher or ""]
     yield "Weights", [method.weights_sha256 or ""]
     yield "Seed", [] if record.seed is None else [str(record.seed)]
+    batch, seconds, memory = speed.batch_size, speed.seconds_per_batch, speed.peak_memory_bytes
     machine = [speed.device]
-    if speed.batch_size is not None:
-        machine.append(f"batch {speed.batch_size}")
-    if speed.seconds_per_batch is not None:
-        machine.append(f"{speed.seconds_per_batch:.4g} s a batch")
-    if speed.peak_memory_bytes is not None:
-        machine.append(f"peak memory {speed.peak_memory_bytes / 2**20:,.0f} MiB")
+    machine += [] if batch is None else [f"batch {batch}"]
+    machine += [] if seconds is None else [f"{seconds:.4g} s a batch"]
+    machine += [] if memory is None else [f"peak memory {memory / 2**20:,.0f} MiB"]
     yield "Machine", machine
     changed = {None: "", True: ", with changes (dirty)", False: ", clean"}[revision.dirty]
     commit = "unknown commit" if revision.commit is None else f"commit {revision.commit}{changed}"
