@@ -193,19 +193,15 @@ def latest(records: Iterable[ResultRecord]) -> list[ResultRecord]:
 
 
 def ordered(records: Iterable[ResultRecord]) -> list[ResultRecord]:
-    """The records behind the rows of `results_frame`, in its order."""
+    """The records behind the rows of `results_frame`."""
     return sorted(latest(records), key=_table_order)
 
 
 def results_frame(records: Iterable[ResultRecord], metrics: Sequence[str]) -> pd.DataFrame:
-    """One row per method: its newest record, in the order of the paper's table.
+    """One row per method: the newest of its records under one protocol.
 
     Sections are in the order of `SECTIONS`, rows of a section by teacher, name and decreasing
     number of steps, reference rows by time.
-
-    Args:
-        records: Records of one protocol.
-        metrics: Names of the metrics to show.
     """
     chosen = ordered(records)
     integers = ["num_steps", "nfe", "seed", "batch_size", *(f"{name}_n" for name in metrics)]
