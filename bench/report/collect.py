@@ -135,19 +135,19 @@ def collect_report(
         beside = quoted_beside(published_rows, protocol)
         new = tuple(row for row in beside if row.benchmark not in quoted)
         quoted |= {row.benchmark for row in new}
-        groups, off_protocol = comparable(ours[sha256], protocol)
-        left_out = [
-            Excluded(record, "nonconforming", "; ".join(record.evidence.nonconforming))
-            for record in off_protocol
-            if record.evidence
-        ]
+        conforming, left_out = [], []
+        for record in ours[sha256]:
+            if record.evidence and (faults := record.evidence.nonconforming):
+                left_out.append(Excluded(record, "nonconforming", "; ".join(faults)))
+            else:
+                conforming.append(record)
         for record in others[protocol.name]:
             used = record.protocol
             reason = f"measured under {used.name}, version {used.version}, {used.sha256[:12]}"
             left_out.append(Excluded(record, "other protocol", reason))
         tables = [
             _table(protocol, sha256, measured_with, group)
-            for measured_with, group in (groups or {(): []}).items()
+            for measured_with, group in (comparable(conforming, protocol) or {(): []}).items()
         ]
         tables[0] = replace(tables[0], quoted=new)
         tables[-1] = replace(tables[-1], excluded=(*tables[-1].excluded, *left_out))

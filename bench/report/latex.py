@@ -95,8 +95,7 @@ def _block(table: Table) -> str:
 def _table(table: Table) -> str:
     columns = "".join("l" if i in table.left else "r" for i in range(len(table.header)))
     lines = [r"\begin{table*}[htbp]", r"  \centering"]
-    if table.caption:
-        lines.append(rf"  \caption{{{_line(table.caption)}}}")
+    lines += [rf"  \caption{{{_line(table.caption)}}}"] if table.caption else []
     lines += [f"  {_SHRUNK}", rf"  \begin{{tabular}}{{{columns}}}", r"    \toprule"]
     lines.append(_row([latex_text(heading) for heading in table.header]))
     for index, cells in enumerate(table.rows):

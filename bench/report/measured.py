@@ -209,8 +209,14 @@ def ablations(records: Iterable[ResultRecord], metrics: Sequence[str]) -> list[A
     Of several records of one configuration and training seed, the newest counts. Records with
     different sampler settings are never averaged: each setting has its own row.
     """
+
+    def subject_and_keys(record: ResultRecord) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        method, training = record.method, record.method.training
+        subject = (method.teacher or "", *(_words(training.get(k)) for k in ("method", "recipe")))
+        return subject, tuple(varied_keys(record))
+
     chosen = cells.latest(record for record in records if varied_keys(record))
-    groups = cells.grouped(chosen, lambda record: (_subject(record), tuple(varied_keys(record))))
+    groups = cells.grouped(chosen, subject_and_keys)
     return [_ablation(*key, groups[key], metrics) for key in sorted(groups)]
 
 
@@ -223,11 +229,6 @@ def ablation_tables(part: ProtocolReport) -> list[Table]:
     nothing = ("No results of an ablation under protocol ", *protocol_name(part.protocol), " yet; ")
     how = ("make its students with ", distill, " and score them with ", bench, ".")
     return [Table(caption=(*nothing, *how))]
-
-
-def _subject(record: ResultRecord) -> tuple[str, ...]:
-    training = record.method.training
-    return (record.method.teacher or "", *(_words(training.get(k)) for k in ("method", "recipe")))
 
 
 def _ablation(

@@ -153,22 +153,20 @@ def _uncertainty_note(protocol: Protocol) -> Line:
 
 
 def _count_notes(rows: list[_Row], protocol: Protocol) -> list[Line]:
+    def expected(metric: str) -> int:
+        tag, prompts = METRICS[metric].tag, protocol.prompts
+        if tag and prompts is not None:
+            return prompts.tags[tag] * prompts.images_per_prompt
+        return protocol.images.num_images
+
     groups: dict[str, list[_Row]] = {}
     for row in rows:
         counts = {metric.name: row[f"{metric.name}_n"] for metric in protocol.metrics}
         known = {name: int(n) for name, n in counts.items() if not cells.is_missing(n)}
-        if any(n != _expected_count(name, protocol) for name, n in known.items()):
+        if any(n != expected(name) for name, n in known.items()):
             shown = " and ".join(f"{count:,}" for count in sorted(set(known.values())))
             groups.setdefault(shown, []).append(row)
     return [(f"N = {shown} for ", *who(group), ".") for shown, group in groups.items()]
-
-
-def _expected_count(metric: str, protocol: Protocol) -> int:
-    """Number of images from which a protocol computes a metric."""
-    tag, prompts = METRICS[metric].tag, protocol.prompts
-    if tag and prompts is not None:
-        return prompts.tags[tag] * prompts.images_per_prompt
-    return protocol.images.num_images
 
 
 def _ceiling_notes(rows: list[_Row]) -> list[Line]:

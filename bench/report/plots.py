@@ -157,9 +157,9 @@ def _axes(axes: "Axes", panel: Panel) -> None:
     ys += [value for _, value in panel.levels]
     if panel.log_x and min(xs) > 0:
         doubling = max(xs) <= 1024 and all(float(x).is_integer() for x in xs)
-        axes.set_xscale("log", base=2 if doubling else 10)
-        subs = (1.0,) if doubling else (1.0, 2.0, 5.0)
-        axes.xaxis.set_major_locator(LogLocator(base=2 if doubling else 10, subs=subs, numticks=9))
+        base, subs = (2, (1.0,)) if doubling else (10, (1.0, 2.0, 5.0))
+        axes.set_xscale("log", base=base)
+        axes.xaxis.set_major_locator(LogLocator(base=base, subs=subs, numticks=9))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(min(xs) / 1.3, max(xs) * 1.3)
     if panel.log_y and all(y is None or y > 0 for y in ys):
@@ -168,8 +168,8 @@ def _axes(axes: "Axes", panel: Panel) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 
 def _line(axes: "Axes", line: Line, panel: Panel) -> None:

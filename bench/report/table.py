@@ -160,29 +160,22 @@ def is_ablation(record: ResultRecord) -> bool:
 
 def comparable(
     records: Iterable[ResultRecord], protocol: Protocol
-) -> tuple[dict[tuple[str, ...], list[ResultRecord]], list[ResultRecord]]:
+) -> dict[tuple[str, ...], list[ResultRecord]]:
     """Groups records of one protocol into those that may share a table.
 
     Where a protocol takes any reference or any weights of its networks, only rows with the same
-    ones compare: groups are keyed by the hashes that it leaves open. Records of off-protocol image
-    sets are returned apart; no table shows them.
+    ones compare: groups are keyed by the hashes that it leaves open.
     """
-    parts = {
-        name: getattr(protocol, name)
-        for name in ("extractor", "reference", "scorer", "prompts", "detector")
-    }
     open_parts = [
-        n for n, part in parts.items() if part and part.sha256 == ANY and part.name != NONE
+        name
+        for name in ("extractor", "reference", "scorer", "prompts", "detector")
+        if (part := getattr(protocol, name)) and part.sha256 == ANY and part.name != NONE
     ]
 
     def hashes(record: ResultRecord) -> tuple[str, ...]:
         return tuple(getattr(record.evidence, f"{name}_sha256", None) or "" for name in open_parts)
 
-    kept, off_protocol = [], []
-    for record in records:
-        off = record.evidence is not None and record.evidence.nonconforming
-        (off_protocol if off else kept).append(record)
-    return grouped(kept, hashes), off_protocol
+    return grouped(records, hashes)
 
 
 def latest(records: Iterable[ResultRecord]) -> list[ResultRecord]:
