@@ -117,7 +117,7 @@ def measured_table(records: "list[ResultRecord]", protocol: "Protocol") -> str:
 
 def _warn(problems: list[str]) -> None:
     for problem in problems:
-        terminal.say(problem, style="yellow")
+        warn(problem)
 
 
 @protocols_app.command("list", epilog="Example: `dimo protocols list`")

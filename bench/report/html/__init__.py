@@ -177,9 +177,9 @@ def _value(value: Any) -> str:
 
 def _protocol_source(protocol: Protocol) -> str:
     """The file of a bundled protocol; the content of another one as JSON."""
-    for shipped in list_protocols():
-        if protocol_sha256(shipped) == protocol_sha256(protocol):
-            return protocol_text(shipped.name)
+    for bundled in list_protocols():
+        if protocol_sha256(bundled) == protocol_sha256(protocol):
+            return protocol_text(bundled.name)
     return json.dumps(encode(protocol), indent=2, ensure_ascii=False)
 
 
