@@ -28,13 +28,7 @@ __all__ = [
 from collections.abc import Callable
 from pathlib import Path
 
-from bench.report.collect import (
-    ProtocolReport,
-    Report,
-    collect_report,
-    read_report,
-    with_records,
-)
+from bench.report.collect import ProtocolReport, Report, collect_report, read_report, with_records
 from bench.report.data import report_csv, report_json
 from bench.report.latex import report_latex
 from bench.report.markdown import report_markdown, section_markdown, update_page
@@ -45,13 +39,7 @@ from dimo.util.terminal import Progress, quiet
 
 
 def report_html(report: Report, *, runs: Path | None = None, progress: Progress = quiet) -> str:
-    """The report as one HTML file that loads nothing from elsewhere.
-
-    Args:
-        report: What to show.
-        runs: A run folder or a folder of run folders, whose training curves are shown too.
-        progress: Called with the number of plots drawn.
-    """
+    """The report as one HTML file that loads nothing from elsewhere; see `html.render_page`."""
     from bench.report.html import render_page  # draws plots: matplotlib takes a second to import
 
     return render_page(report, runs=runs, progress=progress)

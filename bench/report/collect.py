@@ -1,7 +1,7 @@
 """Records -> a `Report`: which records each table shows, and why the others are left out."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -21,11 +21,10 @@ class Excluded:
     """A valid record that the table does not show.
 
     Attributes:
-        record: The record.
         kind: `replaced`: a newer one has the same method and settings; `nonconforming`: its images
             are not what the protocol asks for; `other protocol`: measured under another protocol or
             another version of this one; `ablation`: shown in the ablation tables instead.
-        reason: The kind in words, one sentence.
+        reason: The kind in one sentence.
     """
 
     record: ResultRecord
@@ -38,15 +37,13 @@ class ProtocolReport:
     """One table of measured rows.
 
     Attributes:
-        protocol: The protocol of the rows.
-        sha256: Its hash.
+        sha256: Hash of the protocol.
         measured_with: Hashes that the protocol leaves open (of the reference, or of the weights of
-            its networks) and these rows share. Such a protocol has one table per combination, next
-            to each other in the report. Otherwise empty.
+            its networks) and these rows share; such a protocol has one table per combination.
         frame: One row per method, see `bench.report.table.results_frame`; may be empty.
         records: The record behind each row of `frame`, in the same order.
         quoted: Published rows that belong next to the table, never in it.
-        excluded: Records that are not in `frame`, each with the reason.
+        excluded: Records that are not in `frame`.
     """
 
     protocol: Protocol
@@ -64,7 +61,6 @@ class ProtocolReport:
 
     @property
     def ablated(self) -> list[ResultRecord]:
-        """The records of ablations."""
         return [one.record for one in self.excluded if one.kind == "ablation"]
 
 
@@ -73,12 +69,11 @@ class Report:
     """Everything a report shows; every format is rendered from it.
 
     Attributes:
-        title: One line.
-        generated: Time in UTC, `2026-01-31 23:59 UTC`.
+        generated: Time, `2026-01-31 23:59 UTC`.
         protocols: One entry per table, at least one; those of one protocol are neighbours.
         problems: One line per results file that could not be used.
-        folder: The results folder.
-        ablation: Whether to show the ablation tables instead; see `bench.report.ablation`.
+        folder: The results folder; pictures and verdicts are read from it.
+        ablation: Whether to show the ablation tables instead.
     """
 
     title: str
@@ -90,12 +85,9 @@ class Report:
 
 
 def read_report(results: Path, protocol: str = "", *, ablation: bool = False) -> Report:
-    """Reads a results folder and the shipped published numbers.
+    """Reads a results folder and the bundled published numbers.
 
-    Args:
-        results: Folder of record files.
-        protocol: Name or file; empty: every shipped protocol that has results.
-        ablation: Whether to show the ablation tables instead.
+    `protocol` is a name or a file; empty: every bundled protocol that has results.
     """
     records, problems = load_all(results)
     protocols = [load_protocol(protocol)] if protocol else with_records(list_protocols(), records)
@@ -122,13 +114,12 @@ def collect_report(
     """Selects what each table shows.
 
     Args:
-        records: All records, of any protocol.
+        records: Records of any protocol.
         problems: One line per file that could not be read.
         published_rows: Quoted numbers, see `load_published`; each benchmark is quoted once.
-        protocols: Protocols to show, at least one. A record of none of them is listed as left out
-            under the protocol of the same name, or under the last one.
-        folder: Where the records come from; pictures and verdicts are read from it.
-        ablation: Whether to show the ablation tables instead.
+        protocols: At least one. A record of none of them is listed as left out under the protocol
+            of the same name, or under the last one.
+        folder, ablation: As in `Report`.
         now: Time of the report; None: now.
     """
     published_rows = list(published_rows)
@@ -144,21 +135,23 @@ def collect_report(
         beside = quoted_beside(published_rows, protocol)
         new = tuple(row for row in beside if row.benchmark not in quoted)
         quoted |= {row.benchmark for row in new}
-        groups, nonconforming = comparable(ours[sha256], protocol)
-        left_out = [
-            Excluded(record, "nonconforming", "; ".join(record.evidence.nonconforming))
-            for record in nonconforming
-            if record.evidence
+        conforming, left_out = [], []
+        for record in ours[sha256]:
+            if record.evidence and (faults := record.evidence.nonconforming):
+                left_out.append(Excluded(record, "nonconforming", "; ".join(faults)))
+            else:
+                conforming.append(record)
+        for record in others[protocol.name]:
+            used = record.protocol
+            reason = f"measured under {used.name}, version {used.version}, {used.sha256[:12]}"
+            left_out.append(Excluded(record, "other protocol", reason))
+        tables = [
+            _table(protocol, sha256, measured_with, group)
+            for measured_with, group in (comparable(conforming, protocol) or {(): []}).items()
         ]
-        left_out += [
-            Excluded(record, "other protocol", _protocol_of(record))
-            for record in others[protocol.name]
-        ]
-        tables = list((groups or {(): []}).items())
-        for position, (measured_with, group) in enumerate(tables):
-            rest = left_out if position == len(tables) - 1 else []
-            beside = new if position == 0 else ()
-            parts.append(_table(protocol, sha256, measured_with, group, rest, beside))
+        tables[0] = replace(tables[0], quoted=new)
+        tables[-1] = replace(tables[-1], excluded=(*tables[-1].excluded, *left_out))
+        parts += tables
     generated = (now or datetime.now(UTC)).astimezone(UTC)
     return Report(
         title=protocols[0].title if len(protocols) == 1 else "Results",
@@ -181,8 +174,6 @@ def _table(
     sha256: str,
     measured_with: tuple[str, ...],
     group: Sequence[ResultRecord],
-    left_out: Sequence[Excluded],
-    quoted: tuple[PublishedRow, ...],
 ) -> ProtocolReport:
     ablated = [record for record in group if is_ablation(record)]
     rows = ordered(record for record in group if not is_ablation(record))
@@ -194,15 +185,9 @@ def _table(
         measured_with=measured_with,
         frame=results_frame(rows, [metric.name for metric in protocol.metrics]),
         records=tuple(rows),
-        quoted=quoted,
+        quoted=(),
         excluded=(
             *(Excluded(r, "replaced", newer) for r in group if id(r) not in shown),
             *(Excluded(record, "ablation", "part of an ablation") for record in ablated),
-            *left_out,
         ),
     )
-
-
-def _protocol_of(record: ResultRecord) -> str:
-    protocol = record.protocol
-    return f"measured under {protocol.name}, version {protocol.version}, {protocol.sha256[:12]}"

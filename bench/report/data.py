@@ -3,7 +3,7 @@
 The JSON is one object, ASCII, without NaN:
 
     format      1, the version of this layout
-    title, generated, folder, problems   as in `bench.report.collect.Report`
+    title, generated, folder, problems   as in `Report`
     protocols   a list, one entry per table:
         protocol        the content of the protocol file
         sha256, measured_with
@@ -13,7 +13,7 @@ The JSON is one object, ASCII, without NaN:
         records         the record behind each row, in the same order, as in its file
         quoted          published rows that belong next to the table: lines of published.csv
         ablations       a list of tables: subject, keys, settings and rows, see
-                        `bench.report.ablation.AblationTable`
+                        `bench.report.measured.AblationTable`
         excluded        run_id, method, kind and reason of each record that is in no row
 """
 
@@ -25,8 +25,8 @@ from typing import Any
 
 from bench.records.record import record_to_json
 from bench.report import table as cells
-from bench.report.ablation import ablations
 from bench.report.collect import ProtocolReport, Report
+from bench.report.measured import ablations
 from bench.report.text import one_line
 from dimo.util.schema import canonical_json, encode
 
@@ -39,9 +39,9 @@ def report_csv(report: Report) -> str:
     """One line per measured row, with numbers in full precision.
 
     Columns: `protocol`, `protocol_version`, `protocol_sha256`, `measured_with`, then those of
-    `bench.report.table.results_frame` (of an ablation: of `AblationTable`); a missing value is
-    empty. Items of a list are separated by spaces, tables are JSON. A text that a spreadsheet would
-    take for a formula begins with a `'`; a text is one line of at most 1,000 characters.
+    `results_frame` (of an ablation: of `AblationTable`); a missing value is empty. Items of a list
+    are separated by spaces, tables are JSON. A text has one line of at most 1,000 characters, and
+    begins with a `'` where a spreadsheet would take it for a formula.
     """
     lines: list[dict[str, Any]] = []
     columns: dict[str, None] = {}
@@ -52,10 +52,8 @@ def report_csv(report: Report) -> str:
             "protocol_sha256": part.sha256,
             "measured_with": part.measured_with,
         }
-        tables = [part.frame]
-        if report.ablation:
-            tables = [found.frame for found in ablations(part.ablated, part.metrics)]
-        for frame in tables:
+        tables = ablations(part.ablated, part.metrics)
+        for frame in [table.frame for table in tables] if report.ablation else [part.frame]:
             columns |= dict.fromkeys([*of_protocol, *map(str, frame.columns)])
             lines += [of_protocol | row for row in cells.rows(frame)]
     file = io.StringIO()
@@ -89,12 +87,12 @@ def _protocol(part: ProtocolReport) -> dict[str, Any]:
         "quoted": [dataclasses.asdict(row) for row in part.quoted],
         "ablations": [
             {
-                "subject": list(found.subject),
-                "keys": list(found.keys),
-                "settings": list(found.settings),
-                "rows": [_plain(row) for row in cells.rows(found.frame)],
+                "subject": list(table.subject),
+                "keys": list(table.keys),
+                "settings": list(table.settings),
+                "rows": [_plain(row) for row in cells.rows(table.frame)],
             }
-            for found in ablations(part.ablated, part.metrics)
+            for table in ablations(part.ablated, part.metrics)
         ],
         "excluded": [
             {
@@ -115,8 +113,10 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 def _csv_cell(value: Any) -> str:
     if cells.is_missing(value):
         return ""
-    if isinstance(value, (bool, int, float)):
-        return str(value).lower() if isinstance(value, bool) else repr(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
     if isinstance(value, (list, tuple)):
         return " ".join(_csv_cell(item) for item in value)
     return _csv_text(canonical_json(value) if isinstance(value, dict) else str(value))

@@ -25,20 +25,15 @@ _SPECIAL = {
     **{"↓": r"$\downarrow$", "↑": r"$\uparrow$", "†": r"$\dagger$", "ß": r"\ss{}"},
     **{"æ": r"\ae{}", "Æ": r"\AE{}", "ø": r"\o{}", "Ø": r"\O{}", "ł": r"\l{}", "Ł": r"\L{}"},
 }
-_ACCENTS = dict(
-    zip(
-        "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327",
-        "`'^~=u.\"rHvc",
-        strict=True,
-    )
-)
+_MARKS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327"
+_ACCENTS = dict(zip(_MARKS, "`'^~=u.\"rHvc", strict=True))
 _GREEK = (  # the letters that TeX has a command for; the others look like Latin ones
     *("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"),
     *("lambda", "mu", "nu", "xi", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi"),
     *("omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Upsilon", "Phi"),
     *("Psi", "Omega"),
 )
-_SHOWN_OF_A_RUN = 3  # characters that TeX may have no glyph for
+_MOST_CODES = 3  # in a row, of characters that TeX may have no glyph for
 
 
 def report_latex(report: Report) -> str:
@@ -47,25 +42,25 @@ def report_latex(report: Report) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Any line as ASCII LaTeX that prints it; no command or special character takes effect.
+    """Escapes any line as ASCII LaTeX.
 
     Letters with common accents and Greek letters are typeset; other characters become `U+05D0`, and
     a long run of them is cut.
     """
     pieces: list[str] = []
     text = re.sub(r"-(?=-)", "-\u200b", text)  # two would become a dash
-    for known, run in groupby(text, key=lambda c: _set(c) is not None):
+    for known, run in groupby(text, key=lambda c: _typeset(c) is not None):
         if known:
-            pieces += [_set(c) or "" for c in run]
+            pieces += [_typeset(c) or "" for c in run]
             continue
         codes = [f"U+{ord(c):04X}" for c in run]
-        more = [r"\ldots{}"] * (len(codes) > _SHOWN_OF_A_RUN)
-        pieces.append(rf"\texttt{{{' '.join([*codes[:_SHOWN_OF_A_RUN], *more])}}}")
+        more = [r"\ldots{}"] * (len(codes) > _MOST_CODES)
+        pieces.append(rf"\texttt{{{' '.join([*codes[:_MOST_CODES], *more])}}}")
     return "".join(pieces)
 
 
 @functools.cache
-def _set(character: str) -> str | None:
+def _typeset(character: str) -> str | None:
     """LaTeX of one character; None: TeX may have no glyph for it."""
     if character in _SPECIAL:
         return _SPECIAL[character]
@@ -100,8 +95,7 @@ def _block(table: Table) -> str:
 def _table(table: Table) -> str:
     columns = "".join("l" if i in table.left else "r" for i in range(len(table.header)))
     lines = [r"\begin{table*}[htbp]", r"  \centering"]
-    if table.caption:
-        lines.append(rf"  \caption{{{_line(table.caption)}}}")
+    lines += [rf"  \caption{{{_line(table.caption)}}}"] if table.caption else []
     lines += [f"  {_SHRUNK}", rf"  \begin{{tabular}}{{{columns}}}", r"    \toprule"]
     lines.append(_row([latex_text(heading) for heading in table.header]))
     for index, cells in enumerate(table.rows):
@@ -130,17 +124,11 @@ def _line(line: Line) -> str:
     return "".join(_piece(piece) for piece in line)
 
 
-_STYLES = {
-    "code": r"\texttt",
-    "strong": r"\textbf",
-    "best": r"\textbf",
-    "second": r"\underline",
-    "source": "",
-}
+_COMMANDS = {"code": "texttt", "strong": "textbf", "best": "textbf", "second": "underline"}
 
 
 def _piece(piece: str | Styled) -> str:
     if isinstance(piece, str):
         return latex_text(piece)
-    shown, command = latex_text(piece.text), _STYLES[piece.style]
-    return f"{command}{{{shown}}}" if command else shown
+    shown, command = latex_text(piece.text), _COMMANDS.get(piece.style)
+    return rf"\{command}{{{shown}}}" if command else shown

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.report.collect import Report, read_report
@@ -21,51 +21,32 @@ def report_markdown(report: Report) -> str:
 
 
 def section_markdown(report: Report) -> str:
-    """The measured part alone, for a page that has its own headings around it.
-
-    Tables that may be folded are in `<details>`, which GitHub shows closed.
-    """
+    """The measured part, for a page with its own headings; GitHub shows folded tables closed."""
     tables = protocol_tables(report.protocols, ablation=report.ablation)
     return "\n\n".join(_block(table, top=3, fold=True) for table in tables) + "\n"
 
 
 def text(value: object, longest: int = 60) -> str:
-    """Any text on one line, cut to `longest` characters, escaped for Markdown and HTML.
-
-    Brackets are left as they are (`Di[M]O`) unless they could make a link.
-    """
+    """`one_line`, escaped for Markdown and HTML; brackets only if they could make a link."""
     return _escaped(one_line(str(value), longest))
 
 
 def code(value: object, longest: int = 60) -> str:
-    """Any text as a code span of one line. Not for table cells: a bar would end the cell."""
+    """`one_line` as a code span. Not for table cells: a bar would end the cell."""
     line = one_line(str(value), longest)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     return f"{fence} {line} {fence}" if len(fence) > 1 else f"`{line}`"
 
 
 def pipe_table(
-    header: Sequence[str],
-    body: Iterable[Sequence[str]],
-    *,
-    left: Sequence[int] = (0,),
-    sections: Sequence[str] | None = None,
+    header: Sequence[str], body: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)
 ) -> str:
-    """A table whose columns also line up as plain text.
+    """A table of escaped cells whose columns also line up as plain text.
 
-    Args:
-        header: Column headings, escaped.
-        body: Cells, escaped.
-        left: Columns aligned to the left; the others are aligned to the right.
-        sections: Section of each row; a new section gets a line of its own above the row.
+    Columns of `left` are aligned to the left, the others to the right.
     """
-    lines: list[Sequence[str]] = []
-    for index, cells in enumerate(body):
-        if sections is not None and (index == 0 or sections[index] != sections[index - 1]):
-            lines.append([f"*{text(sections[index])}*", *[""] * (len(header) - 1)])
-        lines.append(cells)
     widths = [
-        max(3, *(_width(cells[column]) for cells in [header, *lines]))
+        max(3, *(_width(cells[column]) for cells in [header, *body]))
         for column in range(len(header))
     ]
     rule = [
@@ -77,7 +58,7 @@ def pipe_table(
             _padded(cell, width, column in left)
             for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
         )
-        for cells in [header, rule, *lines]
+        for cells in [header, rule, *body]
     ]
     return "\n".join(f"| {line} |" for line in padded)
 
@@ -92,8 +73,12 @@ def _block(table: Table, top: int, *, fold: bool = False) -> str:
         parts.append(f"{'#' * (table.level + top - 1)} {_line(table.title)}")
     if table.header:
         header = [_escaped(heading) for heading in table.header]
-        body = [[_line(cell) for cell in cells] for cells in table.rows]
-        parts.append(pipe_table(header, body, left=table.left, sections=table.sections))
+        body: list[list[str]] = []
+        for index, cells in enumerate(table.rows):
+            if (section := table.new_section(index)) is not None:
+                body.append([f"*{text(section)}*", *[""] * (len(header) - 1)])
+            body.append([_line(cell) for cell in cells])
+        parts.append(pipe_table(header, body, left=table.left))
     if table.caption:
         parts.append(_line(table.caption))
     if table.notes:
@@ -133,7 +118,7 @@ def _padded(cell: str, width: int, left: bool) -> str:
 
 
 def _width(cell: str) -> int:
-    """Number of terminal columns that a text takes."""
+    """Width of a text in terminal columns."""
     if cell.isascii():
         return len(cell)
     return sum(
@@ -151,12 +136,7 @@ _BLOCK = re.compile(
 def update_page(path: Path, results: Path) -> tuple[bool, list[str]]:
     """Renews the tables of a Markdown file; see `renewed`.
 
-    Args:
-        path: The file, with at least one table between marks.
-        results: The results folder.
-
-    Returns:
-        Whether the file changed, and one line per results file that was left out.
+    Returns whether the file changed, and one line per results file that was left out.
 
     Raises:
         DimoError: The file cannot be read or its marks do not pair.
@@ -182,10 +162,9 @@ def renewed(page: str, section: Callable[[str, bool], str]) -> str:
     """A page with every table between marks replaced; the rest is unchanged.
 
     Args:
-        page: Text with tables between the lines `<!-- dimo report --protocol NAME -->` and
+        page: Tables are between the lines `<!-- dimo report --protocol NAME -->` and
             `<!-- dimo report end -->`; ` --ablation` may follow the name.
-        section: Protocol name and whether to show its ablations -> Markdown that ends with a
-            newline.
+        section: Protocol name, whether to show its ablations -> Markdown that ends with a newline.
 
     Raises:
         DimoError: There is no such table, or a mark has no partner.

@@ -1,18 +1,24 @@
 """The tables of a report in order: each protocol, then quoted results, then files left out.
 
-Markdown and LaTeX write these tables; the HTML page has an order of its own.
+A protocol's tables are its results with their settings, or its ablations: students that differ in
+a few recipe keys, averaged over training seeds. Markdown and LaTeX write these tables; the HTML
+page has its own order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import pandas as pd
+
+from bench.protocol import Protocol
+from bench.records.record import ResultRecord
 from bench.report import table as cells
-from bench.report.ablation import ablation_tables
 from bench.report.collect import ProtocolReport, Report
 from bench.report.notes import caption, excluded_notes, protocol_name, table_notes
 from bench.report.quoted import quoted_tables
-from bench.report.table import Setting, best_and_second, decimals_of, higher_is_better, settings
+from bench.report.table import Setting, is_number, setting, settings, varied_keys
 from bench.report.text import (
     LONGEST_NAME,
     LONGEST_NOTE,
@@ -21,19 +27,23 @@ from bench.report.text import (
     code,
     joined,
     one_line,
+    rank_legend,
     ranked,
 )
+from dimo.util.schema import canonical_json
 
 _LONGEST_TRAINING = 120
+_NOT_VARIED = "weights_sha256"  # different in every run
+_FACTS = {"steps": "Training steps", "images_seen": "Images seen", "seconds": "Seconds"}
 
 
 def report_tables(report: Report) -> list[Table]:
     """Everything; headings of level 1 are protocols, quoted results and files left out."""
     tables: list[Table] = []
     for _, parts in groupby(report.protocols, key=lambda part: part.sha256):
-        alike = list(parts)
-        tables.append(Table((alike[0].protocol.title,)))
-        tables += protocol_tables(alike, ablation=report.ablation)
+        of_protocol = list(parts)
+        tables.append(Table((of_protocol[0].protocol.title,)))
+        tables += protocol_tables(of_protocol, ablation=report.ablation)
     if not report.ablation:
         tables += quoted_tables([row for part in report.protocols for row in part.quoted])
     if report.problems:
@@ -68,15 +78,15 @@ def measured_tables(part: ProtocolReport) -> list[Table]:
 def _results_table(
     part: ProtocolReport, rows: list[dict[str, Any]], notes: tuple[Line, ...]
 ) -> Table:
+    def half_interval(row: dict[str, Any], name: str) -> float | None:
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        return None if cells.is_missing(low) else (high - low) / 2
+
     competing = part.frame["section"] != "Reference"
-    columns = []
-    for name in part.metrics:
-        values = part.frame[name].where(competing)
-        decimals = decimals_of(name, values)
-        places = best_and_second(values, higher_is_better=higher_is_better(name), decimals=decimals)
-        columns.append(
-            [_value(row, name, decimals, place) for row, place in zip(rows, places, strict=True)]
-        )
+    columns = [
+        _metric_column(name, part.frame[name].where(competing), rows, half_interval)
+        for name in part.metrics
+    ]
     body = tuple(
         (
             (one_line(row["method"], LONGEST_NAME),),
@@ -97,22 +107,34 @@ def _results_table(
     )
 
 
-def _value(row: dict[str, Any], name: str, decimals: int, place: int) -> Line:
-    if cells.is_missing(row[name]):
-        return (cells.MISSING,)
-    shown = ranked(cells.number(row[name], decimals), place)
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    if cells.is_missing(low):
-        return (shown,)
-    return (shown, " ±" + cells.half_width((high - low) / 2, decimals))
+def _metric_column(
+    name: str,
+    ranked_values: "pd.Series[float]",
+    rows: list[dict[str, Any]],
+    half: Callable[[dict[str, Any], str], float | None],
+) -> list[Line]:
+    """Values with their ranks and, where `half` gives one, half of their interval."""
+    decimals = cells.decimals_of(name, ranked_values)
+    places = cells.best_and_second(
+        ranked_values, higher_is_better=cells.higher_is_better(name), decimals=decimals
+    )
+    column: list[Line] = []
+    for row, place in zip(rows, places, strict=True):
+        if cells.is_missing(row[name]):
+            column.append((cells.MISSING,))
+            continue
+        width = half(row, name)
+        spread = () if width is None else (" ±" + cells.half_width(width, decimals),)
+        column.append((ranked(cells.number(row[name], decimals), place), *spread))
+    return column
 
 
 def _settings_table(part: ProtocolReport, rows: list[dict[str, Any]]) -> Table:
     """The settings that at least one row has; the protocol's own seed gets no column."""
     columns: dict[str, Setting] = {}
-    for name, setting in settings().items():
-        if setting.heading:
-            columns[name] = setting
+    for name, column in settings().items():
+        if column.heading:
+            columns[name] = column
         if name == "mask_schedule":
             columns["token_counts"] = Setting("", "Tokens a step", cells.token_counts)
     columns["run_id"] = Setting("", "Run", lambda run_id: str(run_id)[:8])
@@ -121,22 +143,26 @@ def _settings_table(part: ProtocolReport, rows: list[dict[str, Any]]) -> Table:
     if all(row["seed"] == part.protocol.seeds.report for row in rows):
         present["seed"] = []
     kept = [name for name in columns if present[name]]
-    body = []
-    for row in rows:
-        line: list[Line] = [(one_line(row["method"], LONGEST_NAME),)]
-        line.append((cells.integer(row["num_steps"]),))
-        for name in kept:
-            longest = _LONGEST_TRAINING if name == "training" else 60
-            shown = columns[name].show(row[name]) if _has(row[name]) else cells.MISSING
-            line.append((one_line(shown, longest),))
-        body.append(tuple(line))
-    texts = [not _is_number(present[name][0]) for name in kept]
+
+    def cell(row: dict[str, Any], name: str) -> Line:
+        shown = columns[name].show(row[name]) if _has(row[name]) else cells.MISSING
+        return (one_line(shown, _LONGEST_TRAINING if name == "training" else 60),)
+
+    body = tuple(
+        (
+            (one_line(row["method"], LONGEST_NAME),),
+            (cells.integer(row["num_steps"]),),
+            *(cell(row, name) for name in kept),
+        )
+        for row in rows
+    )
+    texts = [index for index, name in enumerate(kept, 2) if not is_number(present[name][0])]
     return Table(
         ("Settings of each row",),
         level=2,
         header=("Method", "Steps", *(columns[name].heading for name in kept)),
-        rows=tuple(body),
-        left=(0, *(index for index, is_text in enumerate(texts, 2) if is_text)),
+        rows=body,
+        left=(0, *texts),
         sections=tuple(row["section"] for row in rows),
         folded=True,
     )
@@ -146,16 +172,160 @@ def _training(facts: dict[str, Any]) -> str:
     """`recipe digits, seconds 372.1, images_seen 76,800`: numbers, texts and what is unknown."""
     shown = []
     for name, value in facts.items():
-        if _is_number(value):
+        if is_number(value):
             shown.append(f"{name} {value:,.6g}" if abs(value) < 1e6 else f"{name} {value:,.0f}")
         elif value is None or isinstance(value, str):
             shown.append(f"{name} {'unknown' if value is None else value}")
     return ", ".join(shown)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _has(value: Any) -> bool:
     return not cells.is_missing(value) and value not in ((), {}, "")
+
+
+@dataclass(frozen=True)
+class AblationTable:
+    """Students of one teacher, recipe and method that differ in the same recipe keys.
+
+    Attributes:
+        subject: Teacher, method and recipe, as far as known.
+        settings: Sampler settings in which the rows differ, names of `MethodInfo`.
+        frame: One row per configuration: `recipe.<key>` for each of `keys`, the `settings`,
+            `seeds` (number of runs), `steps`, `images_seen`, `seconds` (means over the seeds, or
+            None), and per metric its mean `<metric>`, half of the range over the seeds
+            `<metric>_half` (None for one seed) and the value of each seed in order
+            `<metric>_values`.
+    """
+
+    subject: tuple[str, ...]
+    keys: tuple[str, ...]
+    settings: tuple[str, ...]
+    frame: pd.DataFrame
+
+
+def ablations(records: Iterable[ResultRecord], metrics: Sequence[str]) -> list[AblationTable]:
+    """Groups the records of ablations under one protocol by subject and varied keys.
+
+    Of several records of one configuration and training seed, the newest counts. Records with
+    different sampler settings are never averaged: each setting has its own row.
+    """
+
+    def subject_and_keys(record: ResultRecord) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        method, training = record.method, record.method.training
+        subject = (method.teacher or "", *(_words(training.get(k)) for k in ("method", "recipe")))
+        return subject, tuple(varied_keys(record))
+
+    chosen = cells.latest(record for record in records if varied_keys(record))
+    groups = cells.grouped(chosen, subject_and_keys)
+    return [_ablation(*key, groups[key], metrics) for key in sorted(groups)]
+
+
+def ablation_tables(part: ProtocolReport) -> list[Table]:
+    """A table per ablation of one protocol, or a line that says how to make one."""
+    tables = ablations(part.ablated, part.metrics)
+    if tables:
+        return [_ablation_table(table, part.protocol, part.metrics) for table in tables]
+    distill, bench = code("dimo distill --ablation KEY"), code("dimo bench")
+    nothing = ("No results of an ablation under protocol ", *protocol_name(part.protocol), " yet; ")
+    how = ("make its students with ", distill, " and score them with ", bench, ".")
+    return [Table(caption=(*nothing, *how))]
+
+
+def _ablation(
+    subject: tuple[str, ...],
+    keys: tuple[str, ...],
+    records: list[ResultRecord],
+    metrics: Sequence[str],
+) -> AblationTable:
+    names = [name for name in ("num_steps", *settings()) if name != _NOT_VARIED]
+    differing = [n for n in names if len({setting(record, n) for record in records}) > 1]
+    configurations: dict[str, dict[str, ResultRecord]] = {}
+    for record in records:  # oldest first: a newer one of the same seed replaces it
+        configuration = [varied_keys(record), [setting(record, name) for name in differing]]
+        seeds = configurations.setdefault(canonical_json(configuration), {})
+        seed = record.method.training.get("seed")
+        seeds[canonical_json(record.method.weights_sha256 if seed is None else seed)] = record
+    rows = [
+        _ablation_row([record for _, record in sorted(seeds.items())], keys, differing, metrics)
+        for seeds in configurations.values()
+    ]
+    varied = [*(f"recipe.{key}" for key in keys), *differing]
+    rows.sort(key=lambda row: [_sortable(row[name]) for name in varied])
+    columns = [*varied, "seeds", *_FACTS]
+    columns += [f"{name}{end}" for name in metrics for end in ("", "_half", "_values")]
+    frame = pd.DataFrame(rows, columns=columns, dtype=object)
+    return AblationTable(subject, keys, tuple(differing), frame.where(frame.notna(), None))
+
+
+def _ablation_row(
+    records: list[ResultRecord],
+    keys: Sequence[str],
+    settings: Sequence[str],
+    metrics: Sequence[str],
+) -> dict[str, Any]:
+    first = records[0]
+    row = {f"recipe.{key}": varied_keys(first)[key] for key in keys}
+    row |= {name: setting(first, name) for name in settings} | {"seeds": len(records)}
+    for fact in _FACTS:
+        known = [v for r in records if is_number(v := r.method.training.get(fact))]
+        row[fact] = sum(known) / len(known) if len(known) == len(records) else None
+    for name in metrics:
+        values = [record.metrics[name].value for record in records if name in record.metrics]
+        if len(values) == len(records):
+            row |= {name: sum(values) / len(values), f"{name}_values": values}
+            row[f"{name}_half"] = (max(values) - min(values)) / 2 if len(values) > 1 else None
+    return row
+
+
+def _ablation_table(table: AblationTable, protocol: Protocol, metrics: Sequence[str]) -> Table:
+    rows = cells.rows(table.frame)
+    varied = [*(f"recipe.{key}" for key in table.keys), *table.settings]
+    facts = [fact for fact in _FACTS if any(row[fact] is not None for row in rows)]
+    columns = [
+        _metric_column(
+            name, table.frame[name].astype(float), rows, lambda row, name: row[f"{name}_half"]
+        )
+        for name in metrics
+    ]
+    body = tuple(
+        (
+            *((one_line(_words(row[name]), 40),) for name in varied),
+            *values,
+            (cells.integer(row["seeds"]),),
+            *((cells.MISSING if row[fact] is None else f"{row[fact]:,.0f}",) for fact in facts),
+        )
+        for row, values in zip(rows, zip(*columns, strict=True), strict=True)
+    )
+    labels = {name: known.label for name, known in settings().items()}
+    headings = [one_line(key, 40) for key in table.keys]
+    headings += [labels.get(name, "steps of sampling") for name in table.settings]
+    spread = (
+        "A value is the mean over trainings with different seeds, ± half of their range (for two "
+        "seeds that is both values); a value without ± is of one training."
+    )
+    means = "Training steps, images and seconds are means over the seeds."
+    subject = one_line(", ".join(filter(None, table.subject)) or "unnamed", 200)
+    titles = [_FACTS[fact] for fact in facts]
+    return Table(
+        ("Ablation: ", subject),
+        level=2,
+        header=(*headings, *map(cells.metric_heading, metrics), "Seeds", *titles),
+        rows=body,
+        left=tuple(range(len(headings))),
+        caption=caption(protocol),
+        notes=((spread,), (*rank_legend(), ", as shown."), *[(means,)] * bool(facts)),
+    )
+
+
+def _words(value: Any) -> str:
+    """A value of a recipe in words: `0.5`, `mixed`, `[0.4, 0.8]`."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else canonical_json(value)
+
+
+def _sortable(value: Any) -> tuple[int, float, str]:
+    """Sorts numbers by size, before everything else by its text."""
+    return (0, value, "") if isinstance(value, (int, float)) else (1, 0.0, _words(value))

@@ -1,7 +1,7 @@
 """What is said next to a table of measured rows, in the same words in every format."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bench.protocol import Protocol, protocol_sha256
@@ -20,16 +20,10 @@ from bench.report.text import (
 )
 
 _Row = dict[str, Any]
-_Groups = dict[Line, list[_Row]]
 
 
 def table_notes(rows: list[_Row], protocol: Protocol) -> list[Line]:
-    """Uncertainty, ranks, N, ceiling, choice of settings, training, speed and code of the rows.
-
-    Args:
-        rows: Rows of `bench.report.table.results_frame` as dicts.
-        protocol: The protocol they were measured under.
-    """
+    """Notes on rows of `results_frame`: uncertainty, ranks, N, ceiling, settings, cost, code."""
     return [
         _uncertainty_note(protocol),
         (*rank_legend(), ", as shown; Reference rows do not compete."),
@@ -44,9 +38,7 @@ def table_notes(rows: list[_Row], protocol: Protocol) -> list[Line]:
 
 def excluded_notes(excluded: Iterable[Excluded]) -> list[Line]:
     """How many results the table does not show, and why."""
-    groups: dict[str, list[Excluded]] = {}
-    for one in excluded:
-        groups.setdefault(one.kind, []).append(one)
+    groups = cells.grouped(excluded, lambda one: one.kind)
     notes: list[Line] = []
     for kind in ("replaced", "ablation", "nonconforming", "other protocol"):
         records = [one.record for one in groups.get(kind, ())]
@@ -59,12 +51,9 @@ def excluded_notes(excluded: Iterable[Excluded]) -> list[Line]:
             command = code("dimo report --ablation")
             notes.append((f"{count} of ablations; see them with ", command))
         elif kind == "nonconforming":
-            names = ", ".join(
-                one_line(name) for name in dict.fromkeys(r.method.name for r in records)
-            )
-            notes.append(
-                (f"{count} of image sets that do not conform to the protocol: ", names, ".")
-            )
+            names = ", ".join(map(one_line, dict.fromkeys(r.method.name for r in records)))
+            reason = f"{count} of image sets that do not conform to the protocol: "
+            notes.append((reason, names, "."))
         else:
             infos = Counter(
                 (r.protocol.name, r.protocol.version, r.protocol.sha256) for r in records
@@ -86,17 +75,8 @@ def caption(protocol: Protocol) -> Line:
     if "k" in params:
         rules.append((f"k = {params['k']} nearest neighbours",))
     paper = one_line(protocol.paper, LONGEST_NOTE)
-    name = protocol_name(protocol)
-    return (
-        Styled("Protocol", "strong"),
-        " ",
-        *name,
-        ": ",
-        *joined(rules, "; "),
-        ". Source: ",
-        paper,
-        ".",
-    )
+    name: Line = (Styled("Protocol", "strong"), " ", *protocol_name(protocol), ": ")
+    return (*name, *joined(rules, "; "), ". Source: ", paper, ".")
 
 
 def _images_rule(protocol: Protocol) -> Line:
@@ -121,23 +101,16 @@ def _network_rules(protocol: Protocol) -> Iterator[Line]:
     if detector is not None:
         right = detector.accuracy.values()
         known = f", right on {sum(right) / len(right):.2%} of known images" if right else ""
-        yield (
-            "objects by ",
-            code(detector.name),
-            known,
-            ", colours by ",
-            one_line(detector.colors),
-        )
+        colors = f", colours by {one_line(detector.colors)}"
+        yield ("objects by ", code(detector.name), known, colors)
     if scorer is not None:
-        version = f" {scorer.version}" if scorer.version else ""
-        resized = scorer.preprocessing
-        prefix: Line = (", prefix ", code(scorer.prefix.strip())) if scorer.prefix else ()
+        resized, prefix = scorer.preprocessing, scorer.prefix
         yield (
             "scores of ",
-            code(f"{scorer.name}{version}"),
+            code(f"{scorer.name} {scorer.version}".strip()),
             *((", ", one_line(scorer.model)) if scorer.model else ()),
             *((", images resized by ", code(resized)) if resized else ()),
-            *prefix,
+            *((", prefix ", code(prefix.strip())) if prefix else ()),
         )
 
 
@@ -149,18 +122,16 @@ def protocol_name(protocol: Protocol) -> Line:
 
 def who(rows: list[_Row]) -> Line:
     """`MaskGIT (16, 8 steps), Di[M]O (1 step)`."""
-    steps: dict[str, list[str]] = {}
-    for row in rows:
-        listed = steps.setdefault(row["method"], [])
-        listed += [] if cells.is_missing(row["num_steps"]) else [cells.integer(row["num_steps"])]
-    return joined(
-        (one_line(name, LONGEST_NAME), *[f" ({_counted(numbers)})"] * bool(numbers))
-        for name, numbers in steps.items()
-    )
+    lines: list[Line] = []
+    for name, group in cells.grouped(rows, lambda row: row["method"]).items():
+        steps = [row["num_steps"] for row in group if not cells.is_missing(row["num_steps"])]
+        counted = [f" ({_counted([*map(cells.integer, steps)])})"] if steps else []
+        lines.append((one_line(name, LONGEST_NAME), *counted))
+    return joined(lines)
 
 
 def _counted(numbers: list[str]) -> str:
-    """Numbers of steps in words; of very many, only the first."""
+    """Numbers of steps in words; only the first of very many."""
     if numbers == ["1"]:
         return "1 step"
     if len(numbers) > 24:
@@ -182,22 +153,20 @@ def _uncertainty_note(protocol: Protocol) -> Line:
 
 
 def _count_notes(rows: list[_Row], protocol: Protocol) -> list[Line]:
-    groups: _Groups = {}
+    def expected(metric: str) -> int:
+        tag, prompts = METRICS[metric].tag, protocol.prompts
+        if tag and prompts is not None:
+            return prompts.tags[tag] * prompts.images_per_prompt
+        return protocol.images.num_images
+
+    groups: dict[str, list[_Row]] = {}
     for row in rows:
         counts = {metric.name: row[f"{metric.name}_n"] for metric in protocol.metrics}
         known = {name: int(n) for name, n in counts.items() if not cells.is_missing(n)}
-        if any(n != _count_of(name, protocol) for name, n in known.items()):
+        if any(n != expected(name) for name, n in known.items()):
             shown = " and ".join(f"{count:,}" for count in sorted(set(known.values())))
-            groups.setdefault((shown,), []).append(row)
-    return [("N = ", *shown, " for ", *who(group), ".") for shown, group in groups.items()]
-
-
-def _count_of(metric: str, protocol: Protocol) -> int:
-    """Number of images that a metric of a row is computed from."""
-    tag, prompts = METRICS[metric].tag, protocol.prompts
-    if tag and prompts is not None:
-        return prompts.tags[tag] * prompts.images_per_prompt
-    return protocol.images.num_images
+            groups.setdefault(shown, []).append(row)
+    return [(f"N = {shown} for ", *who(group), ".") for shown, group in groups.items()]
 
 
 def _ceiling_notes(rows: list[_Row]) -> list[Line]:
@@ -209,21 +178,17 @@ def _ceiling_notes(rows: list[_Row]) -> list[Line]:
     if not ceilings:
         return []
     shown = " to ".join(dict.fromkeys((ceilings[0], ceilings[-1])))
-    return [
-        (
-            f"Coverage has a ceiling of {shown}: what as many images drawn from the reference's "
-            "own distribution are expected to reach.",
-        )
-    ]
+    note = f"Coverage has a ceiling of {shown}: what as many images drawn from the reference's "
+    return [(f"{note}own distribution are expected to reach.",)]
 
 
 def _selection_notes(rows: list[_Row]) -> list[Line]:
     chosen = [row for row in rows if row["section"] != "Reference" and row["selected_by"].strip()]
-    groups = _grouped(
-        chosen, lambda row: (one_line(row["selected_by"].strip().rstrip("."), LONGEST_NOTE),)
+    groups = cells.grouped(
+        chosen, lambda row: one_line(row["selected_by"].strip().rstrip("."), LONGEST_NOTE)
     )
     return [
-        ("How the settings of ", *who(group), " were chosen: ", *words, ".")
+        ("How the settings of ", *who(group), " were chosen: ", words, ".")
         for words, group in groups.items()
     ]
 
@@ -235,7 +200,7 @@ def _speed_notes(rows: list[_Row]) -> list[Line]:
         return (device, *[f", batch {batch}"] * (batch != cells.MISSING))
 
     timed = [row for row in rows if not cells.is_missing(row["images_per_second"])]
-    return _by_group("images/s", "on", _grouped(timed, place))
+    return _by_group("images/s", "on", cells.grouped(timed, place))
 
 
 def _revision_notes(rows: list[_Row]) -> list[Line]:
@@ -245,26 +210,16 @@ def _revision_notes(rows: list[_Row]) -> list[Line]:
         changed = not cells.is_missing(row["dirty"]) and bool(row["dirty"])
         return ("commit ", code(row["commit"][:12]), *[" with changes"] * changed)
 
-    return _by_group("Code", "at", _grouped(rows, state))
+    return _by_group("Code", "at", cells.grouped(rows, state))
 
 
 def _training_notes(rows: list[_Row]) -> list[Line]:
-    def cost(row: _Row) -> Line:
-        return (cells.training_cost(row["training"]),)
-
-    trained = [row for row in rows if row["section"] == "Distill." and cost(row) != ("",)]
-    groups = _grouped(trained, cost)
-    return [("Training of ", *who(group), ": ", *took, ".") for took, group in groups.items()]
+    distilled = [row for row in rows if row["section"] == "Distill."]
+    groups = cells.grouped(distilled, lambda row: cells.training_cost(row["training"]))
+    return [("Training of ", *who(group), f": {cost}.") for cost, group in groups.items() if cost]
 
 
-def _grouped(rows: list[_Row], key: Callable[[_Row], Line]) -> _Groups:
-    groups: _Groups = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return groups
-
-
-def _by_group(what: str, preposition: str, groups: _Groups) -> list[Line]:
+def _by_group(what: str, preposition: str, groups: dict[Line, list[_Row]]) -> list[Line]:
     """A note per group, which names its rows if there are several groups."""
     if len(groups) == 1:
         return [(f"{what} {preposition} ", *shared, ".") for shared in groups]

@@ -1,19 +1,25 @@
-"""What a plot shows, as numbers: panels of lines from the frame of a report. Draws nothing."""
+"""What plots show, as numbers: panels of lines from a report and from run folders."""
 
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
+from bench.protocol.catalog import METRICS
 from bench.records.selection import Criterion, Tuning
 from bench.report import table as cells
 from bench.report.collect import ProtocolReport
-from bench.report.table import higher_is_better, is_missing, metric_label, step_count
+from bench.report.table import higher_is_better, is_missing, is_number, metric_label
 from bench.report.text import LONGEST_NOTE, one_line
+from dimo.errors import DimoError
 
 MOST_LINES = 12  # more methods cannot be distinguished in one plot
-LOG_FROM = 4.0  # ratio of the largest to the smallest value from which a distance has a log scale
+_LOG_FROM = 4.0  # ratio of the largest to the smallest value from which a distance has a log scale
 _LONGEST_LABEL = 48
+_MOST_POINTS = 400  # of one training curve; a plot has no room for more
+_NOT_CURVES = ("step", "images", "seed", "seconds")
 _Row = dict[str, Any]
 
 Kind = Literal["cost", "steps", "tuning", "training"]
@@ -21,11 +27,9 @@ Kind = Literal["cost", "steps", "tuning", "training"]
 
 @dataclass(frozen=True)
 class Point:
-    """One value of a line.
+    """One value of a line, with the interval of y if there is one.
 
     Attributes:
-        low: Lower end of the interval of y; None, with `high`: there is none.
-        high: Upper end.
         note: What a reader of the numbers needs to know, such as the number of steps.
         on_front: Whether the point is on the Pareto front, or was chosen by a sweep.
     """
@@ -52,12 +56,10 @@ class Panel:
     """One plot.
 
     Attributes:
-        slug: In file names.
-        lines: In the order of the table.
+        slug: Part of file names.
         higher_is_better: Direction of y; None: neither.
-        log_x: Whether x has a log scale.
-        log_y: Whether y has a log scale.
-        levels: Horizontal lines, (name, y): reference rows.
+        log_x, log_y: Whether the axis has a log scale.
+        levels: Horizontal lines, (name, y), of reference rows.
         note: What is left out and why; may be empty.
         markers: Whether each point has a marker.
     """
@@ -78,7 +80,8 @@ class Panel:
     @property
     def alt(self) -> str:
         """The plot in words."""
-        shown = f"{self.title}: {self.y_label} against {self.x_label}, {_count(self.lines)}."
+        count = f"{len(self.lines)} line{'' if len(self.lines) == 1 else 's'}"
+        shown = f"{self.title}: {self.y_label} against {self.x_label}, {count}."
         points = [(line, point) for line in self.lines for point in line.points]
         if points and self.higher_is_better is not None:
             choose = max if self.higher_is_better else min
@@ -103,24 +106,22 @@ def protocol_panels(part: ProtocolReport) -> tuple[Panel, ...]:
         note = f"The {MOST_LINES} methods of best {metric_label(main)}; {left_out:,} others are "
         note += "only in the table."
     panels = [_panel(kept, reference, main, "nfe", shown, note)]
-    device, others = _main_device(kept)
-    if device is not None:
-        same = [row for row in kept if _place(row) == device]
-        speeds = f"On {one_line(device, LONGEST_NOTE)}."
+    timed = [row for row in kept if not is_missing(row["images_per_second"])]
+    machines = [_machine(row) for row in timed]
+    if machines:
+        machine = max(dict.fromkeys(machines), key=machines.count)
+        same = [row for row in timed if _machine(row) == machine]
+        speeds = f"On {one_line(machine, LONGEST_NOTE)}."
+        others = dict.fromkeys(
+            one_line(row["method"], 40) for row in timed if _machine(row) != machine
+        )
         if others:
-            methods = ", ".join(dict.fromkeys(one_line(row["method"], 40) for row in others))
-            speeds += f" Speeds of other machines are left out: {methods}."
+            speeds += f" Speeds of other machines are left out: {', '.join(others)}."
         panels.append(
             _panel(same, reference, main, "images_per_second", shown, f"{speeds} {note}".strip())
         )
     panels += [_panel(kept, reference, name, "num_steps", shown, note) for name in part.metrics]
     return tuple(panel for panel in panels if panel.lines)
-
-
-def row_label(row: _Row) -> str:
-    """Name and steps of a row: `MaskGIT, 8 steps`."""
-    steps = step_count(row["num_steps"])
-    return one_line(row["method"], _LONGEST_LABEL) + (f", {steps}" if steps else "")
 
 
 def axis_label(label: str, *, higher_is_better: bool) -> str:
@@ -148,14 +149,14 @@ def pareto_front(
 
 
 def _chosen_methods(rows: Sequence[_Row], metric: str) -> tuple[dict[str, int], int]:
-    """Methods that are drawn, with their styles, and the number of the others."""
+    """The methods of best values with their styles, and the number of the others."""
     sign = -1.0 if higher_is_better(metric) else 1.0
     best: dict[str, float] = {}
     for row in rows:
         loss = math.inf if is_missing(row[metric]) else sign * row[metric]
         best[row["method"]] = min(loss, best.get(row["method"], math.inf))
-    kept = set(sorted(best, key=best.__getitem__)[:MOST_LINES])
-    names = [name for name in best if name in kept]
+    kept = sorted(best, key=best.__getitem__)[:MOST_LINES]
+    names = (name for name in best if name in kept)
     return {name: style for style, name in enumerate(names)}, len(best) - len(kept)
 
 
@@ -179,7 +180,7 @@ def _panel(
     higher = higher_is_better(metric)
     known = [row for row in rows if not is_missing(row[metric]) and not is_missing(row[cost])]
     pairs = [(float(row[cost]), float(row[metric])) for row in known]
-    front: set[tuple[float, float]] = set()
+    front = set()
     if kind == "cost":
         front = pareto_front(pairs, higher_x=cost == "images_per_second", higher_y=higher)
     values = [y for _, y in pairs]
@@ -208,24 +209,20 @@ def _lines(
     shown: dict[str, int],
     front: set[tuple[float, float]],
 ) -> tuple[Line, ...]:
-    points: dict[str, list[Point]] = {}
-    for row in rows:
+    def point(row: _Row) -> Point:
         x, y = float(row[cost]), float(row[metric])
-        low, high = row[f"{metric}_low"], row[f"{metric}_high"]
-        known = not is_missing(low)
-        points.setdefault(row["method"], []).append(
-            Point(
-                x,
-                y,
-                float(low) if known else None,
-                float(high) if known else None,
-                note=step_count(row["num_steps"]),
-                on_front=(x, y) in front,
-            )
-        )
+        ends = (row[f"{metric}_low"], row[f"{metric}_high"])
+        low, high = (None if is_missing(end) else float(end) for end in ends)
+        return Point(x, y, low, high, cells.step_count(row["num_steps"]), (x, y) in front)
+
+    methods = cells.grouped(rows, lambda row: row["method"])
     return tuple(
-        Line(one_line(name, _LONGEST_LABEL), shown[name], tuple(sorted(found, key=lambda p: p.x)))
-        for name, found in sorted(points.items(), key=lambda item: shown[item[0]])
+        Line(
+            one_line(name, _LONGEST_LABEL),
+            shown[name],
+            tuple(sorted(map(point, methods[name]), key=lambda p: p.x)),
+        )
+        for name in sorted(methods, key=shown.__getitem__)
     )
 
 
@@ -239,44 +236,28 @@ def _levels(
     margin = 0.5 * (high - low) or abs(high)
     if _is_log(values, higher=higher_is_better(metric)):
         low, high, margin = low / 3, high * 3, 0.0
-    found: dict[float, list[str]] = {}
+    levels: dict[float, list[str]] = {}
     for row in reference:
         if not is_missing(row[metric]) and low - margin <= row[metric] <= high + margin:
             value = float(row[metric])
-            near = [known for known in found if abs(known - value) < 0.04 * (high - low)]
-            found.setdefault(near[0] if near else value, []).append(one_line(row["method"], 32))
-    return tuple((", ".join(names), value) for value, names in found.items())
+            near = (level for level in levels if abs(level - value) < 0.04 * (high - low))
+            levels.setdefault(next(near, value), []).append(one_line(row["method"], 32))
+    return tuple((", ".join(names), value) for value, names in levels.items())
 
 
 def _is_log(values: Sequence[float], *, higher: bool) -> bool:
     if higher or not values or min(values) <= 0:
         return False
-    return max(values) / min(values) >= LOG_FROM
+    return max(values) / min(values) >= _LOG_FROM
 
 
-def _main_device(
-    rows: Sequence[_Row],
-) -> tuple[str | None, list[_Row]]:
-    """The machine on which most rows were timed, and the rows timed on others."""
-    timed = [row for row in rows if not is_missing(row["images_per_second"])]
-    places = [_place(row) for row in timed]
-    if not places:
-        return None, []
-    main = max(dict.fromkeys(places), key=places.count)
-    return main, [row for row in timed if _place(row) != main]
-
-
-def _place(row: _Row) -> str:
+def _machine(row: _Row) -> str:
     batch = row["batch_size"]
     return str(row["device"]) + ("" if is_missing(batch) else f", batch {int(batch)}")
 
 
 def _in_brackets(text: str) -> str:
     return f" ({text})" if text else ""
-
-
-def _count(lines: Sequence[Line]) -> str:
-    return f"{len(lines)} line{'' if len(lines) == 1 else 's'}"
 
 
 def _slug(name: str) -> str:
@@ -290,11 +271,11 @@ def tuning_panels(part: ProtocolReport) -> tuple[Panel, ...]:
     is marked.
     """
     swept = [
-        (row_label(row), record.method.tuning)
+        (cells.row_label(row, _LONGEST_LABEL), record.method.tuning)
         for row, record in zip(cells.rows(part.frame), part.records, strict=True)
         if record.method.tuning is not None
     ]
-    kept, left_out = swept[:MOST_LINES], max(0, len(swept) - MOST_LINES)
+    kept, left_out = swept[:MOST_LINES], len(swept[MOST_LINES:])
     panels = dict.fromkeys(
         (tuning.criterion, name) for _, tuning in kept for name in tuning.trials[0].settings
     )
@@ -337,12 +318,83 @@ def _envelope(tuning: Tuning, name: str) -> tuple[Point, ...]:
     for trial, score in zip(tuning.trials, tuning.values, strict=True):
         tried.setdefault(trial.settings[name], []).append(score)
     chosen = tuning.trials[tuning.chosen].settings[name]
-    return tuple(
-        Point(
-            value,
-            scores[tuning.criterion.best(scores)],
-            note="chosen" * (value == chosen),
-            on_front=value == chosen,
+    points = []
+    for value, scores in sorted(tried.items()):
+        best, is_chosen = scores[tuning.criterion.best(scores)], value == chosen
+        points.append(Point(value, best, note="chosen" * is_chosen, on_front=is_chosen))
+    return tuple(points)
+
+
+def run_panels(folder: Path | None) -> tuple[Panel, ...]:
+    """Training curves of a run folder or a folder of them: one panel per logged scalar.
+
+    They show the losses of `metrics.jsonl` and the scores of `curve.jsonl`; None: no panels.
+
+    Raises:
+        DimoError: There is no run, or a file of a run is damaged.
+    """
+    if folder is None:
+        return ()
+    runs = [path for path in (folder, *sorted(folder.glob("*"))) if _logs(path)]
+    if not runs:
+        raise DimoError(
+            f"{folder} contains no run: no metrics.jsonl or curve.jsonl in it or its subfolders; "
+            "give a folder that dimo distill wrote, or the folder above several of them"
         )
-        for value, scores in sorted(tried.items())
+    runs = sorted(runs, key=lambda path: max(f.stat().st_mtime for f in _logs(path)))
+    kept, left_out = runs[-MOST_LINES:], len(runs[:-MOST_LINES])
+    curves: dict[tuple[str, str], list[Line]] = {}
+    for style, run in enumerate(sorted(kept)):
+        for kind, name, points in _curves(run):
+            line = Line(one_line(run.name, _LONGEST_LABEL), style, points)
+            curves.setdefault((kind, name), []).append(line)
+    note = f"The {MOST_LINES} newest runs; {left_out:,} older ones are not shown." * bool(left_out)
+    return tuple(_run_panel(kind, name, curves[kind, name], note) for kind, name in sorted(curves))
+
+
+def _run_panel(kind: str, name: str, lines: Sequence[Line], note: str) -> Panel:
+    metric = METRICS.get(name) if kind == "curve" else None
+    label = metric.label if metric else one_line(name, 40).replace("_", " ")
+    higher = metric.higher_is_better if metric else None
+    values = [point.y for line in lines for point in line.points]
+    return Panel(
+        slug=f"training-{kind}-{_slug(one_line(name, 40))}",
+        kind="training",
+        title=f"{label} on the selection seed" if metric else label[:1].upper() + label[1:],
+        x_label="training step",
+        y_label=label if higher is None else axis_label(label, higher_is_better=higher),
+        lines=tuple(lines),
+        higher_is_better=higher,
+        log_y=higher is not None and _is_log(values, higher=higher),
+        note=note,
+        markers=kind == "curve",
     )
+
+
+def _logs(run: Path) -> list[Path]:
+    return [path for name in ("curve", "metrics") if (path := run / f"{name}.jsonl").is_file()]
+
+
+def _curves(run: Path) -> Iterator[tuple[str, str, tuple[Point, ...]]]:
+    for path in _logs(run):
+        curves: dict[str, list[Point]] = {}
+        for line in _read_log(path):
+            for name, value in line.items():
+                if name not in _NOT_CURVES and is_number(value) and math.isfinite(value):
+                    curves.setdefault(name, []).append(Point(float(line["step"]), float(value)))
+        for name, points in curves.items():
+            # a scalar that stays at 0, such as `skipped`, is no curve; a score may stay at 0
+            if path.stem == "curve" or any(point.y != 0 for point in points):
+                yield path.stem, name, thinned(points, _MOST_POINTS)
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if all(isinstance(line["step"], int) for line in lines):
+            return lines
+        raise ValueError("a step is not a whole number")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DimoError(
+            f"{path} is damaged: {error}; continue the run to write it again, or move it away"
+        ) from error

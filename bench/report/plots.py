@@ -1,7 +1,7 @@
-"""Panels as pictures, the one place that uses matplotlib. Equal panels make equal bytes.
+"""Panels as pictures; equal panels make equal bytes.
 
-Lines differ in colour (after Okabe and Ito's palette for every kind of colour vision, darkened to
-stand out on white), in marker and in dashes, so that they stay distinguishable in grey print.
+Lines differ in colour (Okabe and Ito's palette, darkened to stand out on white), marker and dashes,
+so that they stay distinguishable in grey print and for every kind of colour vision.
 """
 
 import io
@@ -10,15 +10,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from bench.report.collect import Report
-from bench.report.curves import run_panels
-from bench.report.panels import Line, Panel, Point, protocol_panels, tuning_panels
+from bench.report.panels import Line, Panel, protocol_panels, run_panels, tuning_panels
 from dimo.util.files import write_atomic
 from dimo.util.terminal import Progress, quiet
 
@@ -61,17 +60,10 @@ def write_plots(
 ) -> list[Path]:
     """Writes every plot of a report as SVG and PNG, named after its protocol and content.
 
-    Args:
-        report: What to show.
-        folder: Created if missing.
-        runs: A run folder or a folder of run folders, whose training curves are added.
-        progress: Called with the number of plots written.
-
-    Returns:
-        The files, in the order of the report.
+    `runs` is as in `run_panels`. Returns the files, in the order of the report.
 
     Raises:
-        DimoError: A file cannot be written.
+        DimoError: A file cannot be written, or `runs` contains no run or a damaged one.
     """
     named: list[tuple[str, Panel]] = []
     names = [part.protocol.name for part in report.protocols]
@@ -86,28 +78,27 @@ def write_plots(
     paths: list[Path] = []
     for done, (name, panel) in enumerate(named, 1):
         stem = _distinct(name, {path.stem for path in paths})
-        svg, png = folder / f"{stem}.svg", folder / f"{stem}.png"
-        write_atomic(svg, figure_bytes(panel, "svg"))
-        write_atomic(png, figure_bytes(panel, "png"))
-        paths += [svg, png]
+        for kind in ("svg", "png"):
+            paths.append(folder / f"{stem}.{kind}")
+            write_atomic(paths[-1], figure_bytes(panel, kind))
         progress("plots", done, len(named), "plots")
     return paths
 
 
-def figure_bytes(panel: Panel, kind: Literal["svg", "png"]) -> bytes:
-    """A panel with title and legend on white, for print; the same bytes each time."""
+def figure_bytes(panel: Panel, kind: str) -> bytes:
+    """A panel as `svg` or `png` with title and legend on white, for print."""
     with _settings():
         return _saved(_draw(panel, alone=True), kind, facecolor=PAPER)
 
 
 def page_svg(panel: Panel) -> str:
-    """A panel as SVG without title, legend and background, for a page that has its own."""
+    """A panel as SVG without title, legend and background, which the page has itself."""
     with _settings():
         return _saved(_draw(panel), "svg", transparent=True).decode()
 
 
 def swatch_svg(style: int, *, markers: bool = True) -> str:
-    """The legend's sample of one style, as SVG."""
+    """One style's sample for a legend, as SVG."""
     with _settings():
         figure = Figure(figsize=(0.44, 0.19))
         axes = figure.add_axes((0, 0, 1, 1))
@@ -121,7 +112,7 @@ def swatch_svg(style: int, *, markers: bool = True) -> str:
 
 
 def _draw(panel: Panel, *, alone: bool = False) -> Figure:
-    """Draws one panel; `alone`, with title and legend."""
+    """Draws one panel, with title and legend if it stands alone."""
     if alone:
         height = _HEIGHT + 0.6 + 0.17 * len(panel.lines)
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
@@ -145,7 +136,8 @@ def _draw(panel: Panel, *, alone: bool = False) -> Figure:
         )
     for line in panel.lines:
         _line(axes, line, panel)
-    _front(axes, panel)
+    if panel.kind == "cost":
+        _pareto_front(axes, panel)
     if alone:
         axes.set_title(panel.title, color=TEXT, loc="left")
         figure.legend(loc="outside lower left", ncols=1, handlelength=3, labelcolor=TEXT)
@@ -161,42 +153,41 @@ def _axes(axes: "Axes", panel: Panel) -> None:
     for spine in axes.spines.values():
         spine.set_color(TEXT)
     xs = [point.x for line in panel.lines for point in line.points]
-    ys = [y for line in panel.lines for point in line.points for y in _extent(point)]
+    ys = [y for line in panel.lines for p in line.points for y in (p.y, p.low, p.high)]
     ys += [value for _, value in panel.levels]
     if panel.log_x and min(xs) > 0:
         doubling = max(xs) <= 1024 and all(float(x).is_integer() for x in xs)
-        axes.set_xscale("log", base=2 if doubling else 10)
-        subs = (1.0,) if doubling else (1.0, 2.0, 5.0)
-        axes.xaxis.set_major_locator(LogLocator(base=2 if doubling else 10, subs=subs, numticks=9))
+        base, subs = (2, (1.0,)) if doubling else (10, (1.0, 2.0, 5.0))
+        axes.set_xscale("log", base=base)
+        axes.xaxis.set_major_locator(LogLocator(base=base, subs=subs, numticks=9))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(min(xs) / 1.3, max(xs) * 1.3)
-    if panel.log_y and min(ys) > 0:
+    if panel.log_y and all(y is None or y > 0 for y in ys):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=9))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 
 def _line(axes: "Axes", line: Line, panel: Panel) -> None:
-    """Points, their intervals and what joins them; side by side where x is a number of steps."""
+    """A line with its points and intervals; lines are side by side where x is a step count."""
     middle = sum(other.style for other in panel.lines) / len(panel.lines)
     look = _look(line.style)
     shift = 1.018 ** (line.style - middle) if panel.kind == "steps" else 1.0
     xs, ys = [shift * point.x for point in line.points], [point.y for point in line.points]
     axes.plot(xs, ys, color=look["color"], linestyle=look["linestyle"], zorder=2)
-    for point in line.points:
+    for x, point in zip(xs, line.points, strict=True):
         if point.low is not None and point.high is not None:
-            x = shift * point.x
             axes.plot([x, x], [point.low, point.high], color=look["color"], linewidth=1, zorder=2)
     if panel.markers:
         hollow = panel.kind in ("cost", "tuning")
-        for point in line.points:
+        for x, point in zip(xs, line.points, strict=True):
             filled = point.on_front or not hollow
             axes.plot(
-                [shift * point.x],
+                [x],
                 [point.y],
                 color=look["color"],
                 marker=look["marker"],
@@ -207,21 +198,17 @@ def _line(axes: "Axes", line: Line, panel: Panel) -> None:
     axes.plot([], [], label=line.label, **(look if panel.markers else look | {"marker": None}))
 
 
-def _front(axes: "Axes", panel: Panel) -> None:
+def _pareto_front(axes: "Axes", panel: Panel) -> None:
     """The Pareto front as a staircase."""
-    if panel.kind != "cost":
-        return
     front = sorted({(p.x, p.y) for line in panel.lines for p in line.points if p.on_front})
     if len(front) < 2:
         return
-    rising = "steps-post" if panel.slug.endswith("nfe") else "steps-pre"
     axes.plot(
-        [x for x, _ in front],
-        [y for _, y in front],
+        *zip(*front, strict=True),
         color=MUTED,
         linewidth=5,
         alpha=0.28,
-        drawstyle=rising,
+        drawstyle="steps-post" if panel.slug.endswith("nfe") else "steps-pre",
         solid_capstyle="round",
         zorder=1,
         label="Pareto front (filled)",
@@ -234,10 +221,6 @@ def _look(style: int) -> dict[str, Any]:
         "marker": _MARKERS[style % len(_MARKERS)],
         "linestyle": _DASHES[style % len(_DASHES)],
     }
-
-
-def _extent(point: Point) -> tuple[float, ...]:
-    return tuple(y for y in (point.y, point.low, point.high) if y is not None)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Numbers that others published: read from `results/published.csv`, never mixed with measured ones.
 
-The file has one number per line. Lines of one benchmark were measured alike and share a table;
-lines of two benchmarks never do. Each row of a table names its source.
+The file has one number per line. Lines of one benchmark share a table, lines of two never do.
 """
 
 import csv
@@ -39,7 +38,7 @@ QUOTED_TITLES = {
     "hpsv2-v2.0": "HPS v2.0",
     "coco30k": "COCO, 30,000 captions",
 }
-# Labels of the quoted metrics that are not registered; higher is better for all of them.
+# Labels of quoted metrics that are not registered; higher is better for all of them.
 QUOTED_METRICS = {
     "overall": "Overall",
     "single_object": "Single obj.",
@@ -66,13 +65,10 @@ class PublishedRow:
     Attributes:
         benchmark: What was measured and how; only rows of one benchmark are comparable.
         section: Teacher, Sampler, Distill. or Other.
-        teacher: Teacher of the method, or empty.
         steps: Sampling steps; None: not stated.
         value: The number as printed, with its digits.
-        source: Publication, such as `arXiv:2503.15457`.
-        location: Place in the source, such as a table.
+        source, location: Publication, such as `arXiv:2503.15457`, and place in it, such as a table.
         certainty: `read` if it was read in the source, otherwise how it is known.
-        note: What a reader must know to use it, or empty.
     """
 
     benchmark: str
@@ -97,8 +93,7 @@ def load_published(path: str | os.PathLike[str]) -> list[PublishedRow]:
     """Reads `published.csv`, in the order of its lines.
 
     Raises:
-        DimoError: It cannot be read, or a line is not as described in `results/README.md`. The
-            message names the line.
+        DimoError: It cannot be read, or a line is not as described in `results/README.md`.
     """
     origin = Origin(str(path), "the columns are explained in results/README.md")
     try:
@@ -122,10 +117,9 @@ def load_published(path: str | os.PathLike[str]) -> list[PublishedRow]:
 def published_frame(rows: Iterable[PublishedRow], benchmark: str) -> pd.DataFrame:
     """One benchmark in wide form: a row per method and number of steps.
 
-    Returns:
-        Columns section, method, teacher, steps, source, location, certainty (`read` if all numbers
-        of the row were), note, then one column of text per metric, None where nothing was
-        published. Sections in the order of the paper, rows of a section in the order of the file.
+    Columns are section, method, teacher, steps, source, location, certainty (`read` if all numbers
+    of the row were) and note, then one column of text per metric, None where nothing was published.
+    Sections are in the order of the paper, rows of a section in the order of the file.
     """
     chosen = [row for row in rows if row.benchmark == benchmark]
     metrics = list(dict.fromkeys(row.metric for row in chosen))
@@ -166,24 +160,20 @@ def _parse(line: list[str], number: int, origin: Origin) -> PublishedRow:
     return PublishedRow(**cells | {"steps": steps})
 
 
-_PAPER = "imagenet256"  # quoted next to data of which nobody published numbers
-
-
-def quoted_beside(rows: Iterable[PublishedRow], protocol: Protocol) -> tuple[PublishedRow, ...]:
-    """The published rows on the data of a protocol; if there are none, the paper's.
+def quoted_beside(rows: Sequence[PublishedRow], protocol: Protocol) -> tuple[PublishedRow, ...]:
+    """The published rows on the data of a protocol; if there are none, the paper's on ImageNet.
 
     A benchmark belongs to a protocol if its name begins with a word of the protocol's name; one
     with a scorer's version belongs to the protocol of exactly its name. A protocol of prompts
     without published rows gets none.
     """
-    rows = tuple(rows)
     if protocol.scorer is not None and protocol.scorer.version:
         return tuple(row for row in rows if row.benchmark == protocol.name)
     words = tuple(protocol.name.split("-"))
     same_data = tuple(row for row in rows if row.benchmark.startswith(words))
     if same_data or protocol.prompts is not None:
         return same_data
-    return tuple(row for row in rows if row.benchmark.startswith(_PAPER))
+    return tuple(row for row in rows if row.benchmark.startswith("imagenet256"))
 
 
 def quoted_tables(published_rows: Sequence[PublishedRow]) -> list[Table]:
@@ -192,11 +182,8 @@ def quoted_tables(published_rows: Sequence[PublishedRow]) -> list[Table]:
     tables = [_table(title, frame) for title, frame in frames.items() if not frame.empty]
     if not tables:
         return []
-    opening: Line = (
-        "Published by others, ",
-        Styled("not measured here", "strong"),
-        ": not to be compared with the table above, nor one of these tables with another.",
-    )
+    warning = ": not to be compared with the table above, nor one of these tables with another."
+    opening = ("Published by others, ", Styled("not measured here", "strong"), warning)
     return [Table(("Quoted results",), caption=opening), *tables]
 
 
@@ -208,8 +195,11 @@ def _table(title: str, frame: pd.DataFrame) -> Table:
     columns = [_column(frame[name], name, is_ranked=len(papers) == 1) for name in metrics]
     letters, common_note = _notes(rows)
     with_teacher = len(teachers) > 1
-    header = ["Method", *["Teacher"] * with_teacher, "Steps (↓)"]
-    header += [*map(_heading, metrics), "Source"]
+    headings = [
+        f"{QUOTED_METRICS[name]} (↑)" if name in QUOTED_METRICS else cells.metric_heading(name)
+        for name in metrics
+    ]
+    header = ["Method", *["Teacher"] * with_teacher, "Steps (↓)", *headings, "Source"]
     body = tuple(
         (
             (one_line(row["method"]),),
@@ -244,12 +234,8 @@ def _table(title: str, frame: pd.DataFrame) -> Table:
     )
 
 
-def _heading(name: str) -> str:
-    return f"{QUOTED_METRICS[name]} (↑)" if name in QUOTED_METRICS else cells.metric_heading(name)
-
-
 def _column(values: "pd.Series[Any]", name: str, *, is_ranked: bool) -> list[Line]:
-    """Numbers with the digits they were published with; only those of one source are ranked."""
+    """Numbers with their published digits."""
     decimals = max(len(value.partition(".")[2]) for value in values if value is not None)
     places = best_and_second(
         pd.to_numeric(values), higher_is_better=higher_is_better(name), decimals=decimals
@@ -261,7 +247,7 @@ def _column(values: "pd.Series[Any]", name: str, *, is_ranked: bool) -> list[Lin
 
 
 def _notes(rows: list[dict[str, Any]]) -> tuple[dict[str, str], str]:
-    """A letter per note; if every row has the same note, no letters and that note."""
+    """A letter per note; if all rows share one note, no letters and that note."""
     notes = list(dict.fromkeys(row["note"] for row in rows))
     if len(notes) == 1:
         return {}, notes[0]

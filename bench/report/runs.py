@@ -1,9 +1,9 @@
-"""Records one by one: listed, shown whole, compared, or against a reproduction.
+"""Single records: listed, shown in full, compared, or checked against a reproduction.
 
-Tables read well in a terminal and are Markdown; a `..._summary` is the same for `--json`.
+Tables are Markdown that reads well in a terminal; a `..._summary` is the same for `--json`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.records.differences import differences, flat
@@ -22,65 +22,36 @@ _LONGEST = 200  # characters of a value; `--json` has it whole
 
 
 def metric_table(record: ResultRecord, *, level: float | None) -> str:
-    """Every metric of one record: value, interval, N and further numbers.
+    """Value, interval, N and further numbers of every metric.
 
-    Args:
-        record: A record.
-        level: Level of its intervals, for the heading; None: not known.
+    `level` is that of the intervals, such as 0.95; None: not known.
     """
     body = []
     for name, metric in record.metrics.items():
         extra = ", ".join(f"{key} {number(value)}" for key, value in metric.extra.items())
-        body.append(
-            [
-                text(cells.metric_heading(name)),
-                number(metric.value),
-                _interval(metric.low, metric.high),
-                f"{metric.n:,}",
-                extra,
-            ]
-        )
-    interval = "Interval" if level is None else f"{level:.0%} interval"
-    header = ["Metric", "Value", interval, "N", ""]
-    return pipe_table(header, body, left=[0, 4]) + "\n"
+        interval = _interval(metric.low, metric.high)
+        body.append([_heading(name), number(metric.value), interval, f"{metric.n:,}", extra])
+    title = "Interval" if level is None else f"{level:.0%} interval"
+    return _table(["Metric", "Value", title, "N", ""], body, left=[0, 4])
 
 
 def difference_table(
-    first: ResultRecord,
-    second: ResultRecord,
-    differences: "Iterable[Difference]",
-    *,
-    level: float,
+    first: ResultRecord, second: ResultRecord, differences: "Iterable[Difference]", *, level: float
 ) -> str:
-    """Paired differences, `first` minus `second`, of `bench.records.compare.compare`.
-
-    Args:
-        first: A record.
-        second: Another one of the same protocol.
-        differences: One per metric.
-        level: Level of the intervals.
-    """
+    """Paired differences, `first` minus `second`, of `bench.records.compare.compare`."""
     names = {"first": _row_name(first), "second": _row_name(second), "neither": cells.MISSING}
     body = [
         [
-            cells.metric_heading(found.metric),
-            number(found.first),
-            number(found.second),
-            number(found.first - found.second),
-            _interval(found.low, found.high),
-            names[found.better],
+            _heading(it.metric),
+            *map(number, (it.first, it.second, it.first - it.second)),
+            _interval(it.low, it.high),
+            names[it.better],
         ]
-        for found in differences
+        for it in differences
     ]
-    header = [
-        "Metric",
-        names["first"],
-        names["second"],
-        "Difference",
-        f"{level:.0%} interval, paired",
-        "Better",
-    ]
-    return pipe_table(header, body, left=[0, 5]) + "\n"
+    interval = f"{level:.0%} interval, paired"
+    header = ["Metric", names["first"], names["second"], "Difference", interval, "Better"]
+    return _table(header, body, left=[0, 5])
 
 
 def _row_name(record: ResultRecord) -> str:
@@ -89,7 +60,7 @@ def _row_name(record: ResultRecord) -> str:
 
 
 def number(value: float) -> str:
-    """`0.28571`, `6.7309`, `12,345`: five significant digits, zero without a sign."""
+    """Five significant digits, zero without a sign: `0.28571`, `6.7309`, `12,345`."""
     rounded = float(f"{value:.{_DIGITS}g}") + 0.0
     exponent = int(f"{rounded:e}".partition("e")[2])
     return f"{rounded:,.{min(max(0, _DIGITS - 1 - exponent), 7)}f}"
@@ -105,9 +76,7 @@ def records_table(records: Iterable[ResultRecord]) -> str:
     """A line per record, in the order given, with its first metric."""
     body = []
     for record in records:
-        shown = cells.MISSING
-        for name, metric in [*record.metrics.items()][:1]:
-            shown = f"{text(cells.metric_heading(name))} {number(metric.value)}"
+        shown = [f"{_heading(name)} {number(m.value)}" for name, m in record.metrics.items()]
         commit = (record.revision.commit or cells.MISSING)[:8]
         body.append(
             [
@@ -116,12 +85,12 @@ def records_table(records: Iterable[ResultRecord]) -> str:
                 text(record.protocol.name),
                 text(record.method.name),
                 cells.integer(record.method.num_steps),
-                shown,
+                shown[0] if shown else cells.MISSING,
                 commit + " dirty" * bool(record.revision.commit and record.revision.dirty),
             ]
         )
     header = ["Run", "Made (UTC)", "Protocol", "Method", "Steps", "First metric", "Commit"]
-    return pipe_table(header, body, left=[0, 1, 2, 3, 6]) + "\n"
+    return _table(header, body, left=[0, 1, 2, 3, 6])
 
 
 def record_summary(record: ResultRecord) -> dict[str, Any]:
@@ -143,19 +112,17 @@ def record_summary(record: ResultRecord) -> dict[str, Any]:
 
 
 def record_page(record: ResultRecord, *, level: float | None) -> str:
-    """Everything in one record.
-
-    Args:
-        record: A record.
-        level: Level of its intervals; None: its protocol is not known.
-    """
-    rows = {"run_id": record.run_id, "created": record.created, **flat(record)}
-    rows |= {"seconds": record.seconds, "content_sha256": record.content_sha256}
+    """Everything in one record; `level` as in `metric_table`."""
+    facts = {"run_id": record.run_id, "created": record.created, **flat(record)}
+    facts |= {"seconds": record.seconds, "content_sha256": record.content_sha256}
+    body = [
+        [text(key), _shown(value)]
+        for key, value in facts.items()
+        if value is not None and not key.startswith("method.tuning.")
+    ]
     tuning = record.method.tuning
-    rows = {key: value for key, value in rows.items() if not key.startswith("method.tuning.")}
-    parts = [metric_table(record, level=level), _tuning_table(tuning) if tuning else ""]
-    body = [[text(key), _shown(value)] for key, value in rows.items() if value is not None]
-    return "\n".join(part for part in [*parts, _table(["Key", "Value"], body)] if part)
+    tables = [metric_table(record, level=level), *([_tuning_table(tuning)] if tuning else [])]
+    return "\n".join([*tables, _table(["Key", "Value"], body)])
 
 
 def difference_page(first: ResultRecord, second: ResultRecord) -> str:
@@ -166,8 +133,8 @@ def difference_page(first: ResultRecord, second: ResultRecord) -> str:
         a, b = first.metrics.get(name), second.metrics.get(name)
         shown = [number(value.value) if value else cells.MISSING for value in (a, b)]
         difference = number(a.value - b.value) if a and b else cells.MISSING
-        metrics.append([text(cells.metric_heading(name)), *shown, difference])
-    table = pipe_table(["Metric", *names, "Difference"], metrics) + "\n"
+        metrics.append([_heading(name), *shown, difference])
+    table = _table(["Metric", *names, "Difference"], metrics, left=[0])
     return table + "\n" + _differing(differences(first, second), names)
 
 
@@ -184,63 +151,67 @@ def difference_summary(first: ResultRecord, second: ResultRecord) -> dict[str, A
     }
 
 
-def verification_page(record: ResultRecord, found: "Verification", *, level: float) -> str:
+def verification_page(record: ResultRecord, verified: "Verification", *, level: float) -> str:
     """Recorded and reproduced value of each metric, and what else is different."""
-    body = []
-    for check in found.checks:
-        body.append(
-            [
-                text(cells.metric_heading(check.metric)),
-                number(check.recorded.value),
-                _interval(check.recorded.low, check.recorded.high),
-                number(check.found),
-                "yes" if check.within else "**no**",
-                "equal" if check.equal else f"{check.found - check.recorded.value:+.1e}",
-            ]
-        )
+    body = [
+        [
+            _heading(check.metric),
+            number(check.recorded.value),
+            _interval(check.recorded.low, check.recorded.high),
+            number(check.found),
+            "yes" if check.within else "**no**",
+            "equal" if check.equal else f"{check.found - check.recorded.value:+.1e}",
+        ]
+        for check in verified.checks
+    ]
     header = ["Metric", "Recorded", f"{level:.0%} interval", "Now", "Within", "Bits"]
-    lines = [pipe_table(header, body, left=[0, 4, 5]) + "\n"]
-    if found.same_images is not None:
-        same = "the same, to the bit" if found.same_images else "not the same to the bit"
+    lines = [_table(header, body, left=[0, 4, 5])]
+    if verified.same_images is not None:
+        same = "the same, to the bit" if verified.same_images else "not the same to the bit"
         lines.append(f"Images: {same}.\n")
-    if found.circumstances:
-        lines.append(_differing(found.circumstances, ["Recorded", "Now"]))
+    if verified.circumstances:
+        lines.append(_differing(verified.circumstances, ["Recorded", "Now"]))
     else:
         lines.append("Device, packages and commit are those of the record.\n")
-    lines.append(f"{_verdict(found)}: {text(record.method.name)}, run {record.run_id[:8]}\n")
+    lines.append(f"{_verdict(verified)}: {text(record.method.name)}, run {record.run_id[:8]}\n")
     return "\n".join(lines)
 
 
-def verification_summary(record: ResultRecord, found: "Verification") -> dict[str, Any]:
+def verification_summary(record: ResultRecord, verified: "Verification") -> dict[str, Any]:
     """The content of `verification_page`."""
     return {
         "run_id": record.run_id,
-        "within": found.holds,
-        "equal": found.equal,
-        "same_images": found.same_images,
-        "metrics": {check.metric: encode(check) for check in found.checks},
-        "different": encode(found.circumstances),
+        "within": verified.holds,
+        "equal": verified.equal,
+        "same_images": verified.same_images,
+        "metrics": {check.metric: encode(check) for check in verified.checks},
+        "different": encode(verified.circumstances),
     }
 
 
-def _verdict(found: "Verification") -> str:
-    if found.equal:
+def _verdict(verified: "Verification") -> str:
+    if verified.equal:
         return "Verified, every value equal to the bit"
-    if found.holds:
+    if verified.holds:
         return "Verified, every value within its interval"
-    outside = ", ".join(check.metric for check in found.checks if not check.within)
+    outside = ", ".join(check.metric for check in verified.checks if not check.within)
     return f"NOT verified, outside the interval: {outside}"
 
 
-def _differing(found: Mapping[str, tuple[Any, Any]], names: list[str]) -> str:
-    if not found:
+def _differing(pairs: Mapping[str, tuple[Any, Any]], names: list[str]) -> str:
+    if not pairs:
         return "Nothing else is different.\n"
-    body = [[text(key), *(_shown(value) for value in values)] for key, values in found.items()]
+    body = [[text(key), *map(_shown, values)] for key, values in pairs.items()]
     return _table(["Different", *names], body)
 
 
-def _table(header: list[str], body: list[list[str]]) -> str:
-    return pipe_table(header, body, left=range(len(header))) + "\n"
+def _table(header: list[str], body: list[list[str]], *, left: Sequence[int] | None = None) -> str:
+    """A table; `left` as in `pipe_table`, None: every column."""
+    return pipe_table(header, body, left=range(len(header)) if left is None else left) + "\n"
+
+
+def _heading(metric: str) -> str:
+    return text(cells.metric_heading(metric))
 
 
 def _tuning_table(tuning: Tuning) -> str:
@@ -254,7 +225,7 @@ def _tuning_table(tuning: Tuning) -> str:
     ]
     label = tuning.criterion.label
     header = [*names, f"{label} on seed {tuning.seed}, {tuning.num_images:,} images"]
-    return pipe_table(header, body, left=()) + "\n"
+    return _table(header, body, left=())
 
 
 def _shown(value: Any) -> str:

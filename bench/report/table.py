@@ -1,61 +1,40 @@
 """Records -> the data frame behind every format, and how its cells are written.
 
-A frame has one row per method, in the order in which tables show them, with the columns of
-`ROW_COLUMNS`, then `<metric>`, `<metric>_low`, `<metric>_high` and `<metric>_n` for each metric.
-
-The rest of the report asks this module for what the registries know of metrics and settings.
+A frame has one row per method, in table order, with the columns of `ROW_COLUMNS`, the knobs of
+samplers, then `<metric>`, `<metric>_low`, `<metric>_high` and `<metric>_n` for each metric.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import pandas as pd
 
 from bench.protocol import Protocol
 from bench.protocol.catalog import ANY, METRICS, NONE
 from bench.records.record import MethodInfo, ResultRecord, Section
+from bench.report.text import LONGEST_NAME, one_line
 from dimo.samplers import all_knobs
 
-SECTIONS: tuple[str, ...] = get_args(Section)
-ROW_COLUMNS = (
-    "section",
-    "method",  # the name, with whatever tells it from another row of the same name and steps
-    "teacher",
-    "sampler",
-    "num_steps",
-    "nfe",
-    "mask_schedule",
-    "token_counts",
-    "guidance_scale",
-    "temperature",
-    "choice_temperature",
-    "final_temperature",
-    "theta",
-    "random_start",
-    "top_k",
-    "top_p",
-    "network_precision",
-    "selected_by",
-    "weights_sha256",
-    "training",
-    "seed",
-    "images_per_second",
-    "batch_size",
-    "device",
-    "commit",
-    "dirty",
-    "run_id",
-    "coverage_ceiling",
-)
+_T = TypeVar("_T")
+_K = TypeVar("_K")
 
+SECTIONS: tuple[str, ...] = get_args(Section)
+# `method` is the name, plus the settings that distinguish rows of the same name and steps.
+ROW_COLUMNS = (
+    *("section", "method", "teacher", "sampler", "num_steps", "nfe", "mask_schedule"),
+    *("token_counts", "guidance_scale", "temperature", "choice_temperature", "final_temperature"),
+    *("theta", "random_start", "top_k", "top_p", "network_precision", "selected_by"),
+    *("weights_sha256", "training", "seed", "images_per_second", "batch_size", "device", "commit"),
+    *("dirty", "run_id", "coverage_ceiling"),
+)
 MISSING = "\u2013"
 
 
 def metric_label(name: str) -> str:
-    """Name of a metric in tables and plots; a metric that is not registered keeps its own."""
+    """Name of a metric in tables and plots; an unregistered metric keeps its own."""
     return METRICS[name].label if name in METRICS else name
 
 
@@ -67,12 +46,12 @@ def metric_heading(name: str) -> str:
 
 
 def higher_is_better(name: str) -> bool:
-    """Direction of a metric; of the published ones that are not registered, higher is better."""
+    """Direction of a metric; true for published metrics that are not registered."""
     return name not in METRICS or METRICS[name].higher_is_better
 
 
 def number(value: float, decimals: int) -> str:
-    """A number with this many decimals, without a minus sign before zero."""
+    """Fixed-point text, without a minus sign before zero."""
     return f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
@@ -82,7 +61,6 @@ def half_width(value: float, decimals: int) -> str:
 
 
 def integer(value: Any) -> str:
-    """An integer, or the sign for a missing value."""
     return MISSING if is_missing(value) else f"{int(value)}"
 
 
@@ -105,24 +83,20 @@ def step_count(steps: Any) -> str:
 
 
 def training_cost(training: Mapping[str, Any]) -> str:
-    """What a training run took, `15.9 min, 768,000 images seen`; empty if unknown.
-
-    Args:
-        training: `training` of a record's method, with numbers under `seconds` and `images_seen`.
-    """
-    parts = []
-    for key, factor, form in (
-        ("seconds", 60, "{:,.1f} min"),
-        ("images_seen", 1, "{:,.0f} images seen"),
-    ):
-        value = training.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            parts.append(form.format(value / factor))
+    """What a run took, from a record's `training`: `15.9 min, 768,000 images seen`, or empty."""
+    seconds, images = training.get("seconds"), training.get("images_seen")
+    parts = [f"{seconds / 60:,.1f} min"] if is_number(seconds) else []
+    parts += [f"{images:,.0f} images seen"] if is_number(images) else []
     return ", ".join(parts)
 
 
+def row_label(row: Mapping[str, Any], longest: int = LONGEST_NAME) -> str:
+    """Name and steps of a row: `MaskGIT, 8 steps`."""
+    return ", ".join(filter(None, (one_line(row["method"], longest), step_count(row["num_steps"]))))
+
+
 def rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a data frame as dicts of plain Python values."""
+    """The rows of a data frame, with plain Python values."""
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
@@ -131,15 +105,22 @@ def is_missing(value: Any) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file is a number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def grouped(items: Iterable[_T], key: Callable[[_T], _K]) -> dict[_K, list[_T]]:
+    """The items by key, keys in order of their first item."""
+    groups: dict[_K, list[_T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
 @dataclass(frozen=True)
 class Setting:
-    """How a setting of a row is written.
-
-    Attributes:
-        label: In the name of a row.
-        heading: Of its column; empty: it has none.
-        show: Value -> text in that column.
-    """
+    """How a setting is written: label in a row's name, heading (empty: no column) and value."""
 
     label: str
     heading: str
@@ -147,10 +128,7 @@ class Setting:
 
 
 def settings() -> dict[str, Setting]:
-    """Every setting that distinguishes rows, in the order of columns.
-
-    A newer record with equal settings replaces an older one.
-    """
+    """Every setting that distinguishes rows, in the order of columns."""
     return {
         "teacher": Setting("teacher", ""),
         "sampler": Setting("sampler", "Sampler"),
@@ -161,101 +139,71 @@ def settings() -> dict[str, Setting]:
     }
 
 
-def _own_knobs() -> list[str]:
+def _other_knobs() -> list[str]:
     """Knobs of samplers without a field in `MethodInfo`."""
     return [name for name in all_knobs() if name not in MethodInfo.__dataclass_fields__]
 
 
-# What older records of a sampler used where they do not say: the only value there was at the time.
+# Settings that older records do not state, because a sampler had only this value at the time.
 _IMPLIED = {("theta_trapezoidal", "theta"): 0.5}
 
 
 def varied_keys(record: ResultRecord) -> dict[str, Any]:
-    """The recipe keys that an ablation varied, with their values; empty: it is no ablation.
-
-    `dimo distill --ablation KEY` notes them under `ablation` in the student's `training`.
-    """
+    """Recipe keys varied by `dimo distill --ablation KEY`, with values; empty: no ablation."""
     varied = record.method.training.get("ablation")
     return {key: varied[key] for key in sorted(varied)} if isinstance(varied, dict) else {}
 
 
 def is_ablation(record: ResultRecord) -> bool:
-    """Whether a record belongs to an ablation."""
     return bool(varied_keys(record))
 
 
 def comparable(
     records: Iterable[ResultRecord], protocol: Protocol
-) -> tuple[dict[tuple[str, ...], list[ResultRecord]], list[ResultRecord]]:
+) -> dict[tuple[str, ...], list[ResultRecord]]:
     """Groups records of one protocol into those that may share a table.
 
     Where a protocol takes any reference or any weights of its networks, only rows with the same
-    ones compare.
-
-    Returns:
-        Records by the hashes that the protocol leaves open (none: one group, key `()`), and those
-        of image sets that do not conform to it, which no table shows.
+    ones compare: groups are keyed by the hashes that it leaves open.
     """
-    groups: dict[tuple[str, ...], list[ResultRecord]] = {}
-    nonconforming = []
-    parts = (
-        ("extractor", protocol.extractor),
-        ("reference", protocol.reference),
-        ("scorer", protocol.scorer),
-        ("prompts", protocol.prompts),
-        ("detector", protocol.detector),
-    )
     open_parts = [
         name
-        for name, part in parts
-        if part is not None and part.sha256 == ANY and part.name != NONE
+        for name in ("extractor", "reference", "scorer", "prompts", "detector")
+        if (part := getattr(protocol, name)) and part.sha256 == ANY and part.name != NONE
     ]
-    for record in records:
-        if record.evidence is not None and record.evidence.nonconforming:
-            nonconforming.append(record)
-            continue
-        key = tuple(getattr(record.evidence, f"{name}_sha256", None) or "" for name in open_parts)
-        groups.setdefault(key, []).append(record)
-    return groups, nonconforming
+
+    def hashes(record: ResultRecord) -> tuple[str, ...]:
+        return tuple(getattr(record.evidence, f"{name}_sha256", None) or "" for name in open_parts)
+
+    return grouped(records, hashes)
 
 
 def latest(records: Iterable[ResultRecord]) -> list[ResultRecord]:
     """The newest record of each method and settings, oldest first."""
-    newest: dict[Any, ResultRecord] = {}
-    for record in sorted(records, key=lambda record: (record.created, record.run_id)):
-        newest[_identity(record)] = record
-    return sorted(newest.values(), key=lambda record: (record.created, record.run_id))
+    by_time = sorted(records, key=_time)
+    newest = {(*_name_and_steps(r), *(setting(r, name) for name in settings())): r for r in by_time}
+    return sorted(newest.values(), key=_time)
 
 
 def ordered(records: Iterable[ResultRecord]) -> list[ResultRecord]:
-    """The records behind the rows of `results_frame`, in its order."""
+    """The records behind the rows of `results_frame`."""
     return sorted(latest(records), key=_table_order)
 
 
 def results_frame(records: Iterable[ResultRecord], metrics: Sequence[str]) -> pd.DataFrame:
-    """One row per method: its newest record, in the order of the paper's table.
+    """One row per method: the newest of its records under one protocol.
 
     Sections are in the order of `SECTIONS`, rows of a section by teacher, name and decreasing
     number of steps, reference rows by time.
-
-    Args:
-        records: Records of one protocol.
-        metrics: Names of the metrics to show.
     """
     chosen = ordered(records)
-    columns = [*ROW_COLUMNS, *_own_knobs()]
-    for name in metrics:
-        columns += [name, f"{name}_low", f"{name}_high", f"{name}_n"]
-    rows = [_row(record, metrics) for record in chosen]
-    frame = pd.DataFrame(rows, columns=columns).astype(
-        {"num_steps": "Int64", "nfe": "Int64", "seed": "Int64", "batch_size": "Int64"}
-    )
-    for column in (
-        "images_per_second",
-        "coverage_ceiling",
-        *columns[len(ROW_COLUMNS) + len(_own_knobs()) :],
-    ):
-        frame[column] = frame[column].astype("Int64" if column.endswith("_n") else float)
+    integers = ["num_steps", "nfe", "seed", "batch_size", *(f"{name}_n" for name in metrics)]
+    floats = ["images_per_second", "coverage_ceiling"]
+    floats += [f"{name}{end}" for name in metrics for end in ("", "_low", "_high")]
+    columns = [*ROW_COLUMNS, *_other_knobs()]
+    columns += [f"{name}{end}" for name in metrics for end in ("", "_low", "_high", "_n")]
+    frame = pd.DataFrame([_row(record, metrics) for record in chosen], columns=columns)
+    frame = frame.astype(dict.fromkeys(integers, "Int64") | dict.fromkeys(floats, "float64"))
     frame["method"] = _distinct_names(chosen)
     return frame
 
@@ -263,17 +211,13 @@ def results_frame(records: Iterable[ResultRecord], metrics: Sequence[str]) -> pd
 def best_and_second(
     values: "pd.Series[float]", *, higher_is_better: bool, decimals: int
 ) -> "pd.Series[int]":
-    """Place of each value: 1 for the best, 2 for the second, 0 for the others and for NaN.
-
-    Values are compared as they are shown, so equal numbers in a table get equal marks.
-    """
-    shown = values.round(decimals)
-    ranks = shown.rank(method="dense", ascending=not higher_is_better)
+    """Place of each value as it is shown: 1 (best), 2 (second), or 0 for the others and NaN."""
+    ranks = values.round(decimals).rank(method="dense", ascending=not higher_is_better)
     return ranks.where(ranks <= 2, 0).fillna(0).astype(int)
 
 
 def decimals_of(name: str, values: "pd.Series[float]") -> int:
-    """Digits after the point, as the metric's row says; 3 for metrics of other versions."""
+    """Digits after the point of a column; 3 for an unregistered metric."""
     kind = METRICS.get(name)
     if kind is None:
         return 3
@@ -286,7 +230,7 @@ def _row(record: ResultRecord, metrics: Sequence[str]) -> dict[str, Any]:
         name: getattr(method, name) for name in MethodInfo.__dataclass_fields__ if name != "name"
     }
     row |= {
-        **{name: method.setting(name) for name in _own_knobs()},
+        **{name: method.setting(name) for name in _other_knobs()},
         "method": method.name,
         "seed": record.seed,
         "images_per_second": speed.images_per_second,
@@ -299,15 +243,14 @@ def _row(record: ResultRecord, metrics: Sequence[str]) -> dict[str, Any]:
     if "coverage" in record.metrics:
         row["coverage_ceiling"] = record.metrics["coverage"].extra.get("ceiling")
     for name in metrics:
-        metric = record.metrics.get(name)
-        if metric is not None:
+        if (metric := record.metrics.get(name)) is not None:
             row |= {name: metric.value, f"{name}_low": metric.low, f"{name}_high": metric.high}
             row[f"{name}_n"] = metric.n
     return row
 
 
 def setting(record: ResultRecord, name: str) -> Any:
-    """What a record was made with, for a name of `settings()` or a field of its method."""
+    """A record's value for a name of `settings()` or a field of its method."""
     if name == "seed":
         return record.seed
     value = record.method.setting(name)
@@ -318,27 +261,23 @@ def _name_and_steps(record: ResultRecord) -> tuple[Any, ...]:
     return (record.method.section, record.method.name, record.method.num_steps)
 
 
-def _identity(record: ResultRecord) -> tuple[Any, ...]:
-    return (*_name_and_steps(record), *(setting(record, name) for name in settings()))
+def _time(record: ResultRecord) -> tuple[str, str]:
+    return record.created, record.run_id
 
 
 def _table_order(record: ResultRecord) -> tuple[Any, ...]:
-    method, time = record.method, (record.created, record.run_id)
-    section = SECTIONS.index(method.section)
+    method, section = record.method, SECTIONS.index(record.method.section)
     if method.section == "Reference":
-        return (section, time)
+        return (section, _time(record))
     steps, guidance = method.num_steps or 0, method.guidance_scale or 0.0
-    return (section, method.teacher or "", method.name, -steps, guidance, time)
+    return (section, method.teacher or "", method.name, -steps, guidance, _time(record))
 
 
 def _distinct_names(records: Sequence[ResultRecord]) -> list[str]:
     """Names, with the settings that differ among rows of the same name and steps."""
-    groups: dict[Any, list[ResultRecord]] = {}
-    for record in records:
-        groups.setdefault(_name_and_steps(record), []).append(record)
     varying = {
         key: [s for s in settings() if len({setting(record, s) for record in group}) > 1]
-        for key, group in groups.items()
+        for key, group in grouped(records, _name_and_steps).items()
     }
     names = []
     for record in records:
@@ -348,7 +287,7 @@ def _distinct_names(records: Sequence[ResultRecord]) -> list[str]:
 
 
 def _detail(record: ResultRecord, name: str) -> str:
-    """A setting in words; a schedule with the tokens of each step, of many steps the outer ones."""
+    """`temperature 0.9`; a schedule includes its tokens per step, shortened to the outer steps."""
     words = f"{settings()[name].label} {_short(setting(record, name))}"
     counts = [str(count) for count in record.method.token_counts or ()]
     if name != "mask_schedule" or not counts:

@@ -15,13 +15,7 @@ LONGEST_NOTE = 400
 
 @dataclass(frozen=True)
 class Styled:
-    """A piece with a style.
-
-    Attributes:
-        text: One line; see `one_line`.
-        style: `best` and `second` mark values of a column; a `source` that is an arXiv number
-            becomes a link.
-    """
+    """One line of text with a style; a `source` that is an arXiv number becomes a link."""
 
     text: str
     style: Literal["code", "strong", "best", "second", "source"]
@@ -35,13 +29,10 @@ class Table:
     """A heading, a table with its caption, and notes below it; every part is optional.
 
     Attributes:
-        title: The heading.
-        level: Of the heading; 1 is the highest in a report.
+        level: Level of the heading; 1 is the highest in a report.
         header: Column headings; empty: no table, and the caption is a paragraph.
-        rows: One line per cell.
         left: Columns aligned to the left; the others are aligned to the right.
         sections: Section of each row; a new section gets a line of its own above the row.
-        caption: What is written next to the table.
         notes: A bullet list.
         folded: Whether a page may hide the table until it is opened.
     """
@@ -57,32 +48,29 @@ class Table:
     folded: bool = False
 
     def new_section(self, index: int) -> str | None:
-        """The section that begins with a row; None: the row continues one."""
-        if self.sections is None:
-            return None
-        begins = index == 0 or self.sections[index] != self.sections[index - 1]
-        return self.sections[index] if begins else None
+        """The section that begins with a row, or None."""
+        if self.sections and (index == 0 or self.sections[index] != self.sections[index - 1]):
+            return self.sections[index]
+        return None
 
 
 def code(value: object, longest: int = 60) -> Styled:
-    """A name, a hash or a command as one types it."""
+    """A name, a hash or a command."""
     return Styled(one_line(str(value), longest), "code")
 
 
 def ranked(shown: str, place: int) -> str | Styled:
-    """A value of a column with its place: 1 is the best, 2 the second, 0 any other."""
+    """A value styled by its place in the column: 1 is the best, 2 the second."""
     if place == 1:
         return Styled(shown, "best")
     return Styled(shown, "second") if place == 2 else shown
 
 
 def rank_legend() -> Line:
-    """What the marks of the best two values mean."""
     return ("Best in ", Styled("bold", "best"), ", second ", Styled("underlined", "second"))
 
 
 def joined(lines: Iterable[Line], separator: str = ", ") -> Line:
-    """Several lines as one, with a separator between them."""
     pieces: list[str | Styled] = []
     for index, line in enumerate(lines):
         pieces += [separator] * (index > 0) + [*line]
@@ -90,11 +78,7 @@ def joined(lines: Iterable[Line], separator: str = ", ") -> Line:
 
 
 def one_line(value: str, longest: int = 60) -> str:
-    """Text cut to `longest` characters, with line ends as spaces.
-
-    Control characters and others that cannot be printed become U+FFFD: a terminal, an XML file or
-    a table would break on them.
-    """
+    """Text cut to `longest` characters; line ends become spaces, control characters U+FFFD."""
     value = value if len(value) <= longest else value[: longest - 1] + "…"
     value = " ".join(value.split())
     if value.isprintable():

@@ -24,7 +24,6 @@ from dimo.util import terminal
 if TYPE_CHECKING:
     from bench.protocol import Protocol
     from bench.records.record import ResultRecord
-    from bench.report import Report
 
 
 @app.command(
@@ -65,7 +64,7 @@ def report(
     ] = None,
 ) -> None:
     """Print the paper's tables: measured rows, and published numbers apart from them."""
-    from bench.report import FORMATS, read_report, update_page
+    from bench.report import FORMATS, read_report, report_html, update_page
     from dimo.util.files import write_atomic
 
     if format_ not in FORMATS:
@@ -80,7 +79,11 @@ def report(
         content = read_report(results, protocol, ablation=ablation)
         problems = list(content.problems)
         _warn(problems)
-        text = _rendered(content, format_, runs)
+        if format_ == "html":
+            with terminal.work_bar() as progress:
+                text = report_html(content, runs=runs, progress=progress)
+        else:
+            text = FORMATS[format_](content)
         if out is None:
             print(text, end="")
         else:
@@ -112,18 +115,9 @@ def measured_table(records: "list[ResultRecord]", protocol: "Protocol") -> str:
     return report_markdown(collect_report(records, protocols=[protocol]))
 
 
-def _rendered(content: "Report", format_: str, runs: Path | None) -> str:
-    from bench.report import FORMATS, report_html
-
-    if format_ != "html":
-        return FORMATS[format_](content)
-    with terminal.work_bar() as progress:
-        return report_html(content, runs=runs, progress=progress)
-
-
 def _warn(problems: list[str]) -> None:
     for problem in problems:
-        terminal.say(problem, style="yellow")
+        warn(problem)
 
 
 @protocols_app.command("list", epilog="Example: `dimo protocols list`")
@@ -272,15 +266,15 @@ def verify(
     from bench.records.store import find_record
     from bench.report.runs import verification_page, verification_summary
 
-    found, _ = find_record(record, results)
-    fixed = protocol_of(found, protocol)
+    recorded, _ = find_record(record, results)
+    fixed = protocol_of(recorded, protocol)
     from bench.records.reproduce import compare_runs, repeat
     from bench.suites.base import Assets
     from dimo.engine.distributed import Runtime, choose_device
 
     with terminal.work_bar() as progress:
-        again = repeat(
-            found,
+        repeated = repeat(
+            recorded,
             fixed,
             Runtime(choose_device(device), progress=progress, warn=warn),
             Assets(
@@ -296,10 +290,10 @@ def verify(
             labels=labels,
             recursive=recursive,
         )
-    verdict = compare_runs(found, again)
+    verified = compare_runs(recorded, repeated)
     if as_json:
-        print(json.dumps(verification_summary(found, verdict), indent=2))
+        print(json.dumps(verification_summary(recorded, verified), indent=2))
     else:
-        print(verification_page(found, verdict, level=fixed.uncertainty.level), end="")
-    if not verdict.holds:
+        print(verification_page(recorded, verified, level=fixed.uncertainty.level), end="")
+    if not verified.holds:
         raise typer.Exit(1)

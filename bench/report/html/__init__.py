@@ -1,4 +1,4 @@
-"""The report as one HTML file without anything from elsewhere.
+"""The report as one HTML file that loads nothing from elsewhere.
 
 Jinja escapes every text; `_line` makes the markup of styled pieces.
 """
@@ -8,83 +8,40 @@ __all__ = ["inline_svg", "render_page"]
 import functools
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
 
 from bench.protocol import Protocol, list_protocols, protocol_sha256, protocol_text
+from bench.protocol.catalog import ANY
+from bench.records.record import MetricValue, ResultRecord
 from bench.report import plots
-from bench.report.ablation import ablation_tables
+from bench.report import table as cells
 from bench.report.collect import ProtocolReport, Report
-from bench.report.curves import run_panels
-from bench.report.html.pictures import Pictures, sample_pictures
-from bench.report.html.rows import RowView, row_views
-from bench.report.html.verdicts import Verdicts, row_verdicts
-from bench.report.measured import measured_tables
+from bench.report.html.pictures import row_verdicts, sample_pictures
+from bench.report.measured import ablation_tables, measured_tables
 from bench.report.notes import caption
-from bench.report.panels import Panel, protocol_panels, thinned, tuning_panels
+from bench.report.panels import Panel, protocol_panels, run_panels, thinned, tuning_panels
 from bench.report.quoted import quoted_tables
-from bench.report.text import LONGEST_NOTE, Line, Styled, Table, one_line
+from bench.report.table import metric_label, settings
+from bench.report.text import LONGEST_NAME, LONGEST_NOTE, Line, Styled, Table, one_line
 from dimo.util.schema import encode
 from dimo.util.terminal import Progress, quiet
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_MOST_NUMBERS = 50  # of one line in the table under its plot
+_MOST_NUMBERS = 50  # points of a line in the table under its plot
+_LONGEST_TEXT = 10_000  # characters of a text in a box that scrolls
+_LISTED_APART = ("teacher", "seed", "weights_sha256")
 _LONG = 40  # rows from which a table scrolls under a heading that stays
 
 
-@dataclass(frozen=True)
-class _Figure:
-    """A panel with its picture and its numbers: (line, x, y with its interval)."""
-
-    panel: Panel
-    svg: Markup
-    numbers: tuple[tuple[str, str, str], ...]
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Figures that share a heading, a sentence and a legend of (sample, label)."""
-
-    title: str
-    words: str
-    legend: tuple[tuple[Markup, str], ...]
-    figures: tuple[_Figure, ...]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One protocol's part of the page.
-
-    Attributes:
-        key: Its anchor.
-        columns: Headings after the name, and whether sorting begins with the largest.
-        tables: What is shown below the sortable table, or in its place if there is none.
-    """
-
-    key: str
-    report: ProtocolReport
-    caption: Line
-    columns: tuple[tuple[str, bool], ...]
-    rows: tuple[RowView, ...]
-    long: bool
-    tables: tuple[Table, ...]
-    groups: tuple[_Group, ...]
-    pictures: tuple[Pictures, ...]
-    verdicts: dict[str, Verdicts]
-    source: str
-
-
 def render_page(report: Report, *, runs: Path | None = None, progress: Progress = quiet) -> str:
-    """The page.
+    """The page, with the training curves of `runs`, a run folder or a folder of run folders.
 
-    Args:
-        report: What to show.
-        runs: A run folder or a folder of run folders, whose training curves are shown too.
-        progress: Called with the number of plots drawn.
+    `progress` is called with the number of plots drawn.
 
     Raises:
         DimoError: `runs` contains no run, or a damaged one.
@@ -95,26 +52,28 @@ def render_page(report: Report, *, runs: Path | None = None, progress: Progress 
     quoted = [] if report.ablation else quoted_tables(rows)
     links = []
     for part in parts:
-        title = part.report.protocol.title
-        links.append((part.key, "Measured results" if title == report.title else title))
+        title = part["report"].protocol.title
+        links.append((part["key"], "Measured results" if title == report.title else title))
     links += [("training", "Runs")] * bool(training) + [("quoted", "Quoted results")] * bool(quoted)
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            report=report,
-            parts=parts,
-            count=sum(len(part.rows) for part in parts),
-            links=links,
-            training=training,
-            quoted=quoted,
-            style=_asset("page.css"),
-            script=_asset("page.js"),
-        )
+    template = _environment().get_template("page.html")
+    return template.render(
+        report=report,
+        parts=parts,
+        count=sum(len(part["rows"]) for part in parts),
+        links=links,
+        training=training,
+        quoted=quoted,
+        style=Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8").strip()),
+        script=Markup((_TEMPLATES / "page.js").read_text(encoding="utf-8").strip()),
     )
 
 
-def _part(part: ProtocolReport, key: str, report: Report, progress: Progress) -> _Part:
+def _part(part: ProtocolReport, key: str, report: Report, progress: Progress) -> dict[str, Any]:
+    """One protocol's part of the page; `key` is its anchor.
+
+    `columns` are the headings after the name and whether sorting begins with the largest, `tables`
+    is shown below the sortable table, or in its place if there is none.
+    """
     tables = ablation_tables(part) if report.ablation else measured_tables(part)
     results = tables[0] if tables[0].header and not report.ablation else None
     panels: tuple[Panel, ...] = ()
@@ -123,26 +82,104 @@ def _part(part: ProtocolReport, key: str, report: Report, progress: Progress) ->
         tables = [Table(notes=results.notes)]  # the settings are in each row's provenance
     header = results.header[1:] if results else ()
     judged = results and part.protocol.detector
-    return _Part(
-        key=key,
-        report=part,
-        caption=caption(part.protocol),
-        columns=tuple((heading, heading.endswith(("(↑)", "images/s"))) for heading in header),
-        rows=row_views(part, results) if results else (),
-        long=len(part.frame) > _LONG,
-        tables=tuple(tables),
-        groups=_groups(panels, key, f"plots of {part.protocol.name}", progress),
-        pictures=sample_pictures(part, report.folder) if results else (),
-        verdicts=row_verdicts(part.records, report.folder) if judged else {},
-        source=_protocol_source(part.protocol),
-    )
+    return {
+        "key": key,
+        "report": part,
+        "caption": caption(part.protocol),
+        "columns": [(heading, heading.endswith(("(↑)", "images/s"))) for heading in header],
+        "rows": _rows(part, results) if results else [],
+        "long": len(part.frame) > _LONG,
+        "tables": tables,
+        "groups": _groups(panels, key, f"plots of {part.protocol.name}", progress),
+        "pictures": sample_pictures(part, report.folder) if results else (),
+        "verdicts": row_verdicts(part.records, report.folder) if judged else {},
+        "source": _protocol_source(part.protocol),
+    }
+
+
+def _rows(part: ProtocolReport, table: Table) -> list[dict[str, Any]]:
+    """The rows of a table of `measured_tables`, each with its provenance as term -> text."""
+    views = []
+    rows = cells.rows(part.frame)
+    for row, record, body in zip(rows, part.records, table.rows, strict=True):
+        name, label = one_line(row["method"], LONGEST_NAME), cells.row_label(row)
+        facts = {
+            term: one_line(" \u00b7 ".join(pieces), _LONGEST_TEXT)
+            for term, pieces in _facts(record, part.protocol)
+            if any(pieces)
+        }
+        command = record.command[:_LONGEST_TEXT]
+        command = command if command.isprintable() else one_line(command, _LONGEST_TEXT)
+        view = {"section": row["section"], "name": name, "label": label, "cells": body[1:]}
+        views.append(view | {"facts": facts, "command": command, "run_id": record.run_id})
+    return views
+
+
+def _facts(record: ResultRecord, protocol: Protocol) -> Iterator[tuple[str, list[str]]]:
+    """What is known of a row beyond what its protocol fixes."""
+    method, evidence = record.method, record.evidence
+    revision, speed = record.revision, record.speed
+    yield "Values", [_metric(name, value) for name, value in record.metrics.items()]
+    values = {
+        setting.label: method.setting(name)
+        for name, setting in settings().items()
+        if name not in _LISTED_APART
+    }
+    yield "Settings", [f"{label} {_value(v)}" for label, v in values.items() if v is not None]
+    yield "Tokens a step", [cells.token_counts(method.token_counts or ())]
+    yield "How chosen", [method.selected_by.strip()]
+    yield "Training", [f"{key} {_value(value)}" for key, value in method.training.items()]
+    yield "Student", [method.student or ""]
+    yield "Teacher", [method.teacher or ""]
+    yield "Weights", [method.weights_sha256 or ""]
+    yield "Seed", [] if record.seed is None else [str(record.seed)]
+    batch, seconds, memory = speed.batch_size, speed.seconds_per_batch, speed.peak_memory_bytes
+    machine = [speed.device]
+    machine += [] if batch is None else [f"batch {batch}"]
+    machine += [] if seconds is None else [f"{seconds:.4g} s a batch"]
+    machine += [] if memory is None else [f"peak memory {memory / 2**20:,.0f} MiB"]
+    yield "Machine", machine
+    changed = {None: "", True: ", with changes (dirty)", False: ", clean"}[revision.dirty]
+    commit = "unknown commit" if revision.commit is None else f"commit {revision.commit}{changed}"
+    yield "Code", [commit]
+    yield "Packages", [f"{name} {version}" for name, version in record.packages.items()]
+    if evidence is not None:
+        hashes = {
+            "images": evidence.images_sha256,
+            "reference": evidence.reference_sha256 if protocol.reference.sha256 == ANY else "",
+            "extractor": evidence.extractor_sha256 if protocol.extractor.sha256 == ANY else "",
+            "scorer": evidence.scorer_sha256,
+            "detector": evidence.detector_sha256,
+            "prompts": evidence.prompts_sha256,
+        }
+        yield "Evidence", [f"{name} {sha256}" for name, sha256 in hashes.items() if sha256]
+        yield "Notes", list(evidence.notes)
+    yield "Record", [record.run_id, record.created, f"took {record.seconds:,.1f} s"]
+
+
+def _metric(name: str, metric: MetricValue) -> str:
+    shown = f"{metric_label(name)} {metric.value:.5g}"
+    if metric.low is not None:
+        shown += f" [{metric.low:.5g}, {metric.high:.5g}]"
+    extra = "".join(f", {key} {value:.5g}" for key, value in metric.extra.items())
+    return f"{shown}, N {metric.n:,}{extra}"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _protocol_source(protocol: Protocol) -> str:
-    """The file of a shipped protocol; the content of another one as JSON."""
-    for shipped in list_protocols():
-        if protocol_sha256(shipped) == protocol_sha256(protocol):
-            return protocol_text(shipped.name)
+    """The file of a bundled protocol; the content of another one as JSON."""
+    for bundled in list_protocols():
+        if protocol_sha256(bundled) == protocol_sha256(protocol):
+            return protocol_text(bundled.name)
     return json.dumps(encode(protocol), indent=2, ensure_ascii=False)
 
 
@@ -167,37 +204,39 @@ _GROUPS = {
 
 def _groups(
     panels: Sequence[Panel], prefix: str, what: str, progress: Progress
-) -> tuple[_Group, ...]:
-    drawn: dict[str, list[_Figure]] = {}
+) -> list[dict[str, Any]]:
+    """Figures by kind, each kind with a title, a sentence and a legend of (sample, label)."""
+    drawn: dict[str, list[dict[str, Any]]] = {}
     for number, panel in enumerate(panels):
         progress(what, number, len(panels), "plots")
         svg = inline_svg(plots.page_svg(panel), f"{prefix}g{number}", panel.alt)
-        drawn.setdefault(panel.kind, []).append(_Figure(panel, svg, _numbers(panel)))
+        figure = {"panel": panel, "svg": svg, "numbers": list(_numbers(panel))}
+        drawn.setdefault(panel.kind, []).append(figure)
     if panels:
         progress(what, len(panels), len(panels), "plots")
-    return tuple(
-        _Group(*_GROUPS[kind], _legend(figures, f"{prefix}{kind}"), tuple(figures))
-        for kind, figures in drawn.items()
-    )
+    groups = []
+    for kind, figures in drawn.items():
+        title, words = _GROUPS[kind]
+        legend = _legend([figure["panel"] for figure in figures], f"{prefix}{kind}")
+        groups.append({"title": title, "words": words, "legend": legend, "figures": figures})
+    return groups
 
 
-def _numbers(panel: Panel) -> tuple[tuple[str, str, str], ...]:
-    shown = []
+def _numbers(panel: Panel) -> Iterator[tuple[str, str, str]]:
+    """Line, x, and y with its interval, of the table under a plot."""
     for line in panel.lines:
         for point in thinned(line.points, _MOST_NUMBERS):
             interval = "" if point.low is None else f" [{point.low:.4g}, {point.high:.4g}]"
             name = line.label + (f", {point.note}" if point.note else "")
-            shown.append((name, f"{point.x:,.6g}", f"{point.y:.5g}{interval}"))
-    return tuple(shown)
+            yield name, f"{point.x:,.6g}", f"{point.y:.5g}{interval}"
 
 
-def _legend(figures: Sequence[_Figure], prefix: str) -> tuple[tuple[Markup, str], ...]:
-    labels = {line.style: line.label for figure in figures for line in figure.panel.lines}
-    markers = figures[0].panel.markers
-    return tuple(
-        (inline_svg(_swatch(style, markers), f"{prefix}{style}"), label)
+def _legend(panels: Sequence[Panel], prefix: str) -> list[tuple[Markup, str]]:
+    labels = {line.style: line.label for panel in panels for line in panel.lines}
+    return [
+        (inline_svg(_swatch(style, panels[0].markers), f"{prefix}{style}"), label)
         for style, label in sorted(labels.items())
-    )
+    ]
 
 
 @functools.cache
@@ -215,12 +254,9 @@ _COLORS = {
 
 
 def inline_svg(svg: str, prefix: str, label: str = "") -> Markup:
-    """An SVG file as part of the page: the page's colours, and ids that no other picture has.
+    """An SVG of matplotlib as part of the page, in the page's colours.
 
-    Args:
-        svg: What matplotlib wrote.
-        prefix: What its ids begin with.
-        label: The picture in words; empty: it is decoration.
+    `prefix` makes its ids unique; `label` is the picture in words, empty if it is decoration.
     """
 
     def tag(match: re.Match[str]) -> str:
@@ -239,14 +275,14 @@ def _line(line: Line) -> Markup:
 
 
 def _cell(line: Line) -> Markup:
-    """A line in a cell: the interval after a number is less prominent."""
+    """A line in a cell, with a less prominent interval after a number."""
     if len(line) == 2 and isinstance(line[1], str) and line[1].startswith(" ±"):
         return Markup("{} <s>{}</s>").format(_piece(line[0]), line[1].strip())
     return _line(line)
 
 
 def _heading(heading: str) -> Markup:
-    """`FID (↓)`: the direction that is better, apart from the name."""
+    """`FID (↓)` with the direction apart from the name."""
     match = re.fullmatch(r"(.*) \(([↓↑])\)", heading)
     if match is None:
         return escape(heading)
@@ -272,10 +308,6 @@ def _piece(piece: str | Styled) -> Markup:
 
 def _plain(value: object, longest: int = LONGEST_NOTE) -> str:
     return one_line(str(value), longest)
-
-
-def _asset(name: str) -> Markup:
-    return Markup((_TEMPLATES / name).read_text(encoding="utf-8").strip())
 
 
 @functools.cache

@@ -1,11 +1,14 @@
-"""Sample pictures beside the records: `pictures/<run_id>.png`, as `bench.rows.grid` writes them.
+"""What a results folder has beside its records: sample pictures and verdicts of GenEval.
 
-A picture is a grid of images made with fixed seeds and labels, which a text chunk names. Pictures
-with the same seeds and labels are shown together, so that they compare image by image.
+`pictures/<run_id>.png`, as `bench.rows.grid` writes it, is a grid of images with fixed seeds and
+labels, which a text chunk names; pictures of the same seeds and labels are shown together.
+`verdicts/<run_id>.jsonl` is as `dimo eval` writes it; some lines of each tag are shown, with the
+small images of `verdicts/<run_id>.png` if there are any. Missing and damaged files are skipped.
 """
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -13,22 +16,25 @@ from typing import Any
 
 from PIL import Image
 
+from bench.protocol.catalog import METRICS
+from bench.records.record import ResultRecord
 from bench.report import table as cells
 from bench.report.collect import ProtocolReport
-from bench.report.text import LONGEST_NAME, one_line
+from bench.report.text import one_line
+from bench.suites.geneval.sheet import chosen
 
 _MOST_BYTES = 4 << 20  # of one picture
-_MOST = 24  # pictures of one protocol; the best rows come first in a table
+_MOST_BYTES_OF_VERDICTS = 32 << 20
+_MOST = 24  # pictures or verdicts of one protocol; the best rows come first in a table
+_MOST_TAGS = 12
+_MOST_SHOWN = 120  # images of a row with verdicts
+_KEYS = {"filename": str, "tag": str, "prompt": str, "correct": bool, "reason": str}
+_LABELS = {kind.tag: kind.label for name, kind in METRICS.items() if name.startswith("geneval_")}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG as a data URL, with its size in pixels.
-
-    Attributes:
-        name: The method's name and its steps.
-        alt: The picture in words.
-    """
+    """A PNG as a data URL, with its size in pixels; `alt` is the picture in words."""
 
     name: str
     alt: str
@@ -39,12 +45,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of the same seeds and labels.
+    """Pictures of the same seeds and labels, in the order of the table.
 
     Attributes:
         words: What their images have in common.
         small: Whether the images are so small that their pixels should be visible as squares.
-        pictures: In the order of the table.
         left_out: Number of further pictures.
     """
 
@@ -59,7 +64,7 @@ class Tiles:
     """A sheet of small images as a data URL, with sizes in pixels.
 
     Attributes:
-        side: Of a tile.
+        side: Side of a tile.
         places: File name of each image -> left and top of its tile.
     """
 
@@ -70,61 +75,117 @@ class Tiles:
     url: str
 
 
-def read_tiles(path: Path) -> Tiles | None:
-    """A sheet that `bench.suites.geneval.sheet` wrote; None if it is missing or damaged."""
-    if not path.is_file() or path.stat().st_size > _MOST_BYTES:
-        return None
+@dataclass(frozen=True)
+class Verdicts:
+    """The verdicts of one row.
+
+    Attributes:
+        tags: Label of a tag, number of its correct images, and of all its images.
+        shown: Some lines of each tag, with `label` of the tag and `place` of the image's tile in
+            the sheet, or None.
+        sheet: The images, if they were kept.
+        key: Name of the sheet on the page.
+    """
+
+    tags: tuple[tuple[str, int, int], ...]
+    shown: tuple[dict[str, Any], ...]
+    sheet: Tiles | None
+    key: str
+
+
+def sample_pictures(part: ProtocolReport, folder: Path) -> tuple[Pictures, ...]:
+    """The pictures in a results folder of the rows of a table."""
+    groups: dict[tuple[str, bool], list[Picture]] = {}
+    for row, record in zip(cells.rows(part.frame), part.records, strict=True):
+        try:
+            width, height, facts, url = _read_png(folder / "pictures" / f"{record.run_id}.png")
+            seed, columns = int(facts["seed"]), int(facts["columns"])
+            labels = [one_line(str(label), 32) for label in facts["labels"]]
+        except (ValueError, TypeError, KeyError):
+            continue
+        name, listed = cells.row_label(row), ", ".join(dict.fromkeys(labels))
+        words = f"Images 0 to {len(labels) - 1} of seed {seed}, labels from left to right: {listed}"
+        picture = Picture(name, f"{len(labels)} images of {name}", width, height, url)
+        groups.setdefault((words, width // max(1, columns) < 64), []).append(picture)
+    return tuple(
+        Pictures(words, small, tuple(pictures[:_MOST]), len(pictures[_MOST:]))
+        for (words, small), pictures in groups.items()
+    )
+
+
+def row_verdicts(records: Sequence[ResultRecord], folder: Path) -> dict[str, Verdicts]:
+    """Run id -> verdicts in a results folder, for the first records that have any."""
+    verdicts: dict[str, Verdicts] = {}
+    for record in records:
+        path = folder / "verdicts" / f"{record.run_id}.jsonl"
+        if len(verdicts) < _MOST and (rows := _read_verdicts(path)):
+            verdicts[record.run_id] = _verdicts(rows, record.run_id, path.with_suffix(".png"))
+    return verdicts
+
+
+def _verdicts(rows: list[dict[str, Any]], run_id: str, sheet: Path) -> Verdicts:
+    tags = cells.grouped(rows, lambda row: row["tag"])
+    tiles = _read_tiles(sheet)
+    places = tiles.places if tiles else {}
+    shown = [rows[index] for index in chosen([row["tag"] for row in rows])[:_MOST_SHOWN]]
+    return Verdicts(
+        tuple(
+            (_label(tag), sum(row["correct"] for row in of_tag), len(of_tag))
+            for tag, of_tag in list(tags.items())[:_MOST_TAGS]
+        ),
+        tuple(
+            row | {"label": _label(row["tag"]), "place": places.get(row["filename"])}
+            for row in shown
+        ),
+        tiles,
+        f"v{run_id[:12]}",
+    )
+
+
+def _label(tag: str) -> str:
+    return _LABELS.get(tag, one_line(tag, 40))
+
+
+def _read_verdicts(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file; none if it is missing or one of them is no verdict."""
     try:
-        width, height, facts, url = _read(path)
+        if path.stat().st_size > _MOST_BYTES_OF_VERDICTS:
+            return []
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, RecursionError):
+        return []
+    valid = all(
+        isinstance(row, dict) and all(isinstance(row.get(k), kind) for k, kind in _KEYS.items())
+        for row in rows
+    )
+    return rows if valid else []
+
+
+def _read_tiles(path: Path) -> Tiles | None:
+    """A sheet that `bench.suites.geneval.sheet` wrote; None if it is missing or damaged."""
+    try:
+        width, height, facts, url = _read_png(path)
         side, columns = int(facts["side"]), int(facts["columns"])
         places = {
             str(name): (i % columns * side, i // columns * side)
             for i, name in enumerate(facts["files"])
         }
-    except (OSError, ValueError, TypeError, KeyError, ArithmeticError):
+    except (ValueError, TypeError, KeyError, ArithmeticError):
         return None
     fits = all(left + side <= width and top + side <= height for left, top in places.values())
     return Tiles(width, height, side, places, url) if fits and side > 0 else None
 
 
-def sample_pictures(part: ProtocolReport, folder: Path) -> tuple[Pictures, ...]:
-    """The pictures of the rows of a table; missing and damaged ones are skipped.
-
-    Args:
-        part: The table.
-        folder: The results folder.
-    """
-    groups: dict[tuple[str, bool], list[Picture]] = {}
-    for row, record in zip(cells.rows(part.frame), part.records, strict=True):
-        path = folder / "pictures" / f"{record.run_id}.png"
-        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
-            continue
-        try:
-            width, height, facts, url = _read(path)
-            seed, columns = int(facts["seed"]), int(facts["columns"])
-            labels = [one_line(str(label), 32) for label in facts["labels"]]
-        except (ValueError, TypeError, KeyError):
-            continue
-        steps = cells.step_count(row["num_steps"])
-        name = one_line(row["method"], LONGEST_NAME) + (f", {steps}" if steps else "")
-        listed = ", ".join(dict.fromkeys(labels))
-        words = f"Images 0 to {len(labels) - 1} of seed {seed}, labels from left to right: {listed}"
-        picture = Picture(name, f"{len(labels)} images of {name}", width, height, url)
-        groups.setdefault((words, width // max(1, columns) < 64), []).append(picture)
-    return tuple(
-        Pictures(words, small, tuple(pictures[:_MOST]), max(0, len(pictures) - _MOST))
-        for (words, small), pictures in groups.items()
-    )
-
-
-def _read(path: Path) -> tuple[int, int, dict[str, Any], str]:
+def _read_png(path: Path) -> tuple[int, int, dict[str, Any], str]:
     """Width, height, text chunk `dimo` and data URL of a whole PNG.
 
     Raises:
-        ValueError: It is damaged or not a PNG.
+        ValueError: It is missing, too large, damaged or not a PNG.
         KeyError: It has no such chunk.
     """
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"{path} is too large")
         data = path.read_bytes()
         with Image.open(BytesIO(data), formats=["PNG"]) as image:
             image.load()

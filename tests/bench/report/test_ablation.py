@@ -9,7 +9,7 @@ import pytest
 
 from bench.records.record import ResultRecord
 from bench.report import Report, report_csv, report_json, report_latex, report_markdown
-from bench.report.ablation import ablations
+from bench.report.measured import ablations
 from bench.report.table import is_ablation
 
 RecordMaker = Callable[..., ResultRecord]

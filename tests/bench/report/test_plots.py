@@ -14,9 +14,15 @@ from bench.protocol import Protocol
 from bench.records.record import ResultRecord, seal
 from bench.records.selection import Trial, Tuning
 from bench.report import Report, collect_report
-from bench.report.curves import run_panels
 from bench.report.html import inline_svg
-from bench.report.panels import MOST_LINES, Panel, pareto_front, protocol_panels, tuning_panels
+from bench.report.panels import (
+    MOST_LINES,
+    Panel,
+    pareto_front,
+    protocol_panels,
+    run_panels,
+    tuning_panels,
+)
 from bench.report.plots import page_svg, write_plots
 from dimo.errors import DimoError
 

@@ -15,7 +15,7 @@ from bench.records.record import ProtocolInfo, ResultRecord, seal
 from bench.records.store import append, load_all
 from bench.report import Report, collect_report, report_latex, report_markdown
 from bench.report.html import render_page
-from bench.report.html.verdicts import row_verdicts
+from bench.report.html.pictures import row_verdicts
 from bench.report.notes import _network_rules
 from bench.suites.geneval.sheet import chosen, draw_sheet, thumbnail
 
