@@ -116,7 +116,7 @@ class FeaturesSuite(Suite):
         return reference_images(self.protocol) if self.assets.reference is None else None
 
     def _other_scores(self, paths: Sequence[Path], origin: ImageOrigin) -> dict[str, Score]:
-        """Scores of image files that other networks give."""
+        """Scores of image files by other networks."""
         return {}
 
     def _scored(

@@ -1,6 +1,6 @@
-"""GenEval's folder layout: `00000/metadata.jsonl` and `00000/samples/0000.png` for each prompt.
+"""GenEval's files: the folder of images, and the verdicts of `results.jsonl`, one JSON per image.
 
-GenEval's file of verdicts, `results.jsonl`: one line of JSON per image.
+The folder has `00000/metadata.jsonl` and `00000/samples/0000.png` for each prompt.
 """
 
 import json
@@ -14,7 +14,13 @@ import numpy as np
 
 from bench.metrics.geneval import Detected, judge
 from bench.protocol import Prompts
-from bench.suites.geneval.prompts import Metadata, check_metadata, parse_metadata, same_list
+from bench.suites.geneval.prompts import (
+    Metadata,
+    check_metadata,
+    parse_metadata,
+    read_lines,
+    same_list,
+)
 from dimo.util.schema import Origin
 
 _LAYOUT = "make it as GenEval does: 00000/metadata.jsonl and 00000/samples/0000.png for each prompt"
@@ -23,25 +29,15 @@ _NAMED = 8  # as many are listed by name
 
 @dataclass(frozen=True)
 class PromptFolder:
-    """One prompt and its images.
+    """One prompt and its images."""
 
-    Attributes:
-        number: Number of the prompt in its list.
-        metadata: The prompt in the official format.
-        images: Files, in the order of their numbers.
-    """
-
-    number: int
-    metadata: Metadata
-    images: tuple[Path, ...]
+    number: int  # of the prompt in its list
+    metadata: Metadata  # in the official format
+    images: tuple[Path, ...]  # in the order of their numbers
 
 
 def read_folder(path: Path, prompts: Prompts) -> tuple[list[PromptFolder], list[str]]:
     """Reads the layout, without the images themselves.
-
-    Args:
-        path: The outer folder.
-        prompts: The prompts of the protocol.
 
     Returns:
         The prompts that have images, in order, and why the set is off-protocol, if it is.
@@ -108,28 +104,19 @@ _NEXT_STEP = "give the results.jsonl that GenEval's evaluate_images.py or dimo e
 
 @dataclass(frozen=True)
 class ImageResult:
-    """The verdict on one image.
-
-    Attributes:
-        filename: File name of the image.
-        correct: Whether it shows what its prompt asks for.
-        reason: Why it does not; empty if it does.
-        metadata: Its prompt in the official format.
-        details: Detected boxes by class: x1, y1, x2, y2, score.
-    """
+    """The verdict on one image."""
 
     filename: str
-    correct: bool
-    reason: str
-    metadata: Metadata
-    details: dict[str, list[list[float]]]
+    correct: bool  # whether it shows what its prompt asks for
+    reason: str  # why it does not; empty if it does
+    metadata: Metadata  # its prompt in the official format
+    details: dict[str, list[list[float]]]  # boxes by class: x1, y1, x2, y2, score
 
 
 def results_text(results: Sequence[ImageResult]) -> str:
-    """The text of the file."""
-    lines = []
-    for result in results:
-        row = {
+    """The text of a `results.jsonl`."""
+    rows = (
+        {
             "filename": result.filename,
             "tag": result.metadata["tag"],
             "prompt": result.metadata["prompt"],
@@ -138,25 +125,19 @@ def results_text(results: Sequence[ImageResult]) -> str:
             "metadata": json.dumps(result.metadata),
             "details": json.dumps(result.details),
         }
-        lines.append(json.dumps(row) + "\n")
-    return "".join(lines)
+        for result in results
+    )
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def read_results(path: Path) -> list[ImageResult]:
-    """Reads the official file.
+    """Reads a `results.jsonl`.
 
     Raises:
         DimoError: It cannot be read, is empty, or a line is not a verdict.
     """
     origin = Origin(str(path), _NEXT_STEP)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise origin.error(f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise origin.error("not a text file") from error
-    if not lines:
-        raise origin.error("no verdicts: the file is empty")
+    lines = read_lines(path, origin, "verdicts")
     return [_result(line, origin, f"line {number}") for number, line in enumerate(lines, start=1)]
 
 
@@ -192,11 +173,9 @@ def _result(line: str, origin: Origin, where: str) -> ImageResult:
     if not isinstance(row, dict) or set(row) != set(_KEYS):
         raise origin.error(f"{where} must have the keys {', '.join(_KEYS)}")
     for key in _KEYS:
-        kind = bool if key == "correct" else str
+        kind, words = (bool, "true or false") if key == "correct" else (str, "a text")
         if not isinstance(row[key], kind):
-            raise origin.error(
-                f"{where}: {key!r} must be {_KIND[kind]}, not {ascii(row[key])[:80]}"
-            )
+            raise origin.error(f"{where}: {key!r} must be {words}, not {ascii(row[key])[:80]}")
     metadata = check_metadata(parse_metadata(row["metadata"], origin, where), origin, where)
     if (metadata["tag"], metadata["prompt"]) != (row["tag"], row["prompt"]):
         raise origin.error(f"{where}: 'tag' and 'prompt' are not those of 'metadata'")
@@ -204,9 +183,6 @@ def _result(line: str, origin: Origin, where: str) -> ImageResult:
     if not _are_boxes(details):
         raise origin.error(f"{where}: 'details' must have lists of 5 numbers for each class")
     return ImageResult(row["filename"], row["correct"], row["reason"], metadata, details)
-
-
-_KIND = {bool: "true or false", str: "a text"}
 
 
 def _are_boxes(details: Any) -> bool:

@@ -123,7 +123,7 @@ def test_a_checkpoint_of_the_published_layout(small_h14, state, config, tmp_path
         load_hps(path, version="v2.1", **declared)
 
     renamed = path.rename(tmp_path / "hps.pt")
-    with pytest.raises(DimoError, match="may be of any version of HPS"):
+    with pytest.raises(DimoError, match="may be any version of HPS"):
         load_hps(renamed, version="v2.0", **arguments)
     named = {**arguments, "sha256": scorer.sha256}
     assert load_hps(renamed, version="v2.1", **named).version == "v2.1"
