@@ -128,16 +128,12 @@ class Suite(ABC):
         """Scores one row with the protocol's reporting seed and number of images.
 
         Raises:
-            DimoError: The suite scores files only.
+            DimoError: The suite scores files only, as for `quality`.
         """
         raise self._files_only()
 
     def quality(self, row: Job, *, seed: int, num_images: int) -> float:
-        """The metric that settings are chosen by, see `bench.records.selection.criterion_of`.
-
-        Raises:
-            DimoError: The suite scores files only.
-        """
+        """The metric that settings are chosen by, see `bench.records.selection.criterion_of`."""
         raise self._files_only()
 
     def reference_rows(self, loaded: Generator) -> list[Job]:
@@ -149,8 +145,9 @@ class Suite(ABC):
         if real is None:
             return []
         images, labels = real
+        tokenizer = loaded.tokenizer
         with torch.inference_mode():
-            decoded = loaded.tokenizer.decode(loaded.tokenizer.encode(images))
+            decoded = tokenizer.decode(tokenizer.encode(images))
         decoded = to_uint8(decoded, self.protocol.images.uint8).cpu()
         return [
             Job("Real data", "Reference", loaded, images=images, labels=labels),

@@ -71,11 +71,7 @@ def read_texts(path: Path, count: int, next_step: str) -> tuple[str, ...]:
 
 
 def check_prompts(texts: Iterable[str], named: Prompts, path: Path) -> str:
-    """The hash of the prompts.
-
-    Raises:
-        DimoError: It is not that of the protocol.
-    """
+    """The hash of the prompts; a DimoError if it is not that of the protocol."""
     digest = texts_sha256(texts)
     if named.sha256 not in (ANY, digest):
         raise Origin(str(path), f"give the prompts {named.name}").error(
@@ -84,10 +80,8 @@ def check_prompts(texts: Iterable[str], named: Prompts, path: Path) -> str:
     return digest
 
 
-_SCALES: Mapping[str, Callable[..., npt.NDArray[np.float64]]] = {
-    "cosine": cosines,
-    "scaled": scaled_cosines,
-}
+_Scores = npt.NDArray[np.float64]
+_SCALES: Mapping[str, Callable[..., _Scores]] = {"cosine": cosines, "scaled": scaled_cosines}
 
 
 class Towers(typing.Protocol):
@@ -100,11 +94,7 @@ class Towers(typing.Protocol):
 
 @dataclass(frozen=True, eq=False)
 class CLIPScorer:
-    """Scores how well images match their prompts.
-
-    Raises:
-        DimoError: Unknown scale.
-    """
+    """Scores how well images match their prompts; raises a DimoError for an unknown scale."""
 
     clip: Towers
     prefix: str  # put before each prompt unchanged, including a trailing space
@@ -115,9 +105,7 @@ class CLIPScorer:
         if self.scale not in _SCALES:
             raise unknown_name("CLIP score scale", self.scale, _SCALES)
 
-    def score(
-        self, images: Iterable[npt.NDArray[np.uint8]], prompts: Sequence[str]
-    ) -> npt.NDArray[np.float64]:
+    def score(self, images: Iterable[npt.NDArray[np.uint8]], prompts: Sequence[str]) -> _Scores:
         """One score per image, float64 [N]; the CLIP score is their mean.
 
         Args:
@@ -165,10 +153,7 @@ def load_clip_scorer(named: Scorer, weights: Path | None, device: torch.device) 
 
 
 def clip_scores(
-    protocol: Protocol,
-    values: npt.NDArray[np.float64],
-    prompts: Sequence[int],
-    tags: Sequence[str] | None = None,
+    protocol: Protocol, values: _Scores, prompts: Sequence[int], tags: Sequence[str] | None = None
 ) -> dict[str, Score]:
     """The CLIP score, if the protocol names it, of `values`: float64 [N], one per image.
 
@@ -240,11 +225,7 @@ class CaptionsSuite(FeaturesSuite):
 
 
 def prompts_path(protocol: Protocol, path: Path | None) -> Path:
-    """The path.
-
-    Raises:
-        DimoError: No path of the prompts is given.
-    """
+    """The path; a DimoError if it is None."""
     if path is None:
         assert protocol.prompts is not None
         raise DimoError(

@@ -32,6 +32,7 @@ from dimo.weights.catalog import locate
 
 PROMPTS_PER_STYLE = 800
 _SUFFIXES = (".png", ".jpg")
+_Floats = npt.NDArray[np.float64]
 
 
 def hps_prompts(
@@ -66,8 +67,7 @@ def hps_images(
             f"{folder} has no folder {', '.join(absent)}; HPS needs {', '.join(STYLES)}, each with "
             f"{prompts_per_style} images"
         )
-    files: dict[str, tuple[Path, ...]] = {}
-    missing: list[str] = []
+    files, missing = dict[str, tuple[Path, ...]](), list[str]()
     for style in STYLES:
         present = {path.name for path in (folder / style).iterdir()}
         images: list[Path] = []
@@ -107,9 +107,7 @@ class HPSScorer:
     version: str  # a key of `HPS_VERSIONS`
     sha256: str  # hash of the weights file
 
-    def score(
-        self, images: Iterable[npt.NDArray[np.uint8]], prompts: Sequence[str]
-    ) -> npt.NDArray[np.float64]:
+    def score(self, images: Iterable[npt.NDArray[np.uint8]], prompts: Sequence[str]) -> _Floats:
         """Cosine of each image with its own prompt, times 100: float64 [N].
 
         Args:
@@ -169,9 +167,6 @@ def _check_version(weights: Path, version: str, digest: str, sha256: str) -> Non
             f"{weights} has sha256 {digest[:12]}..., but {sha256[:12]}... is declared for HPS "
             f"{version}; give the weights that belong to the protocol's version"
         )
-
-
-_Floats = npt.NDArray[np.float64]
 
 
 class HPSSuite(Suite):

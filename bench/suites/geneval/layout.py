@@ -5,6 +5,7 @@ The folder has `00000/metadata.jsonl` and `00000/samples/0000.png` for each prom
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,27 +49,23 @@ def read_folder(path: Path, prompts: Prompts) -> tuple[list[PromptFolder], list[
     origin = Origin(str(path), _LAYOUT)
     if not path.is_dir():
         raise origin.error("no such folder" if not path.exists() else "not a folder")
-    names = sorted((p for p in path.iterdir() if p.is_dir() and p.name.isdigit()), key=_number)
-    if not names:
+    paths = sorted((p for p in path.iterdir() if p.is_dir() and p.name.isdigit()), key=_number)
+    if not paths:
         raise origin.error("no folder of a prompt in it")
-    count = sum(prompts.tags.values())
-    numbers = [int(folder.name) for folder in names]
-    twice = sorted({number for number in numbers if numbers.count(number) > 1})
+    count, numbers = sum(prompts.tags.values()), Counter(int(folder.name) for folder in paths)
+    twice = [f"{number:05d}" for number, folders in numbers.items() if folders > 1]
     if twice:
-        raise origin.error(f"two folders of one prompt: {_listed([f'{n:05d}' for n in twice])}")
+        raise origin.error(f"two folders of one prompt: {_listed(twice)}")
     problems = []
-    missing = [f"{number:05d}" for number in sorted(set(range(count)) - set(numbers))]
+    missing = [f"{number:05d}" for number in range(count) if number not in numbers]
     if missing:
         problems.append(f"{len(missing)} of {count} prompt folders are missing: {_listed(missing)}")
-    more = [folder.name for folder in names if int(folder.name) >= count]
+    more = [folder.name for folder in paths if int(folder.name) >= count]
     if more:
         problems.append(f"{len(more)} folders in excess of the {count} prompts: {_listed(more)}")
-    folders = [_read_prompt(folder, origin) for folder in names]
-    wrong = [
-        f"{name.name} has {len(folder.images)}"
-        for name, folder in zip(names, folders, strict=True)
-        if len(folder.images) != prompts.images_per_prompt
-    ]
+    folders = [_read_prompt(folder, origin) for folder in paths]
+    counts = {path.name: len(folder.images) for path, folder in zip(paths, folders, strict=True)}
+    wrong = [f"{name} has {n}" for name, n in counts.items() if n != prompts.images_per_prompt]
     if wrong:
         problems.append(f"not {prompts.images_per_prompt} images: {_listed(wrong)}")
     if not problems and not same_list([folder.metadata for folder in folders], prompts.sha256):
@@ -77,16 +74,14 @@ def read_folder(path: Path, prompts: Prompts) -> tuple[list[PromptFolder], list[
 
 
 def _read_prompt(folder: Path, origin: Origin) -> PromptFolder:
-    file = folder / "metadata.jsonl"
     where = f"{folder.name}/metadata.jsonl"
     try:
-        data: Any = parse_metadata(file.read_text(encoding="utf-8"), origin, where)
+        text = (folder / "metadata.jsonl").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise origin.error(f"{where} cannot be read: {error}") from error
+    metadata = check_metadata(parse_metadata(text, origin, where), origin, where)
     images = [p for p in (folder / "samples").glob("*.png") if re.fullmatch(r"\d+\.png", p.name)]
-    return PromptFolder(
-        int(folder.name), check_metadata(data, origin, where), tuple(sorted(images, key=_number))
-    )
+    return PromptFolder(int(folder.name), metadata, tuple(sorted(images, key=_number)))
 
 
 def _number(path: Path) -> tuple[int, str]:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from bench.features import is_torchscript, load_torchscript
 from bench.features.resize import pil_central_square
 from bench.metrics.geneval import COLORS, Detected
+from dimo.data.scenes import boxes_of
 from dimo.errors import DimoError
 from dimo.util.files import sha256_file
 from dimo.weights.files import load_state_dict, read_state_dict
@@ -140,7 +141,8 @@ def object_crop(
 
 
 def _normalized(rows: _Floats) -> _Floats:
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    scaled: _Floats = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    return scaled
 
 
 _SHORT, _LONG = 800, 1333  # pixels: as large as fits, sides kept in proportion
@@ -213,20 +215,12 @@ def instances(
     scores = class_logits.softmax(dim=1)[:, :-1]
     classes = scores.shape[1]
     best, place = scores.flatten().topk(min(most, scores.numel()))
-    query = place // classes
-    chosen = logits[query]
+    chosen = logits[place // classes]
     masks = chosen > 0
     inside = (chosen.sigmoid() * masks).flatten(1).sum(dim=1)
     mean = inside / (masks.flatten(1).sum(dim=1) + 1e-6)
-    ends = []
-    for along in (1, 2):
-        present = masks.any(dim=along).to(torch.uint8)
-        some = present.any(dim=1)
-        last = present.shape[1] - present.flip(1).argmax(dim=1)
-        ends.append((present.argmax(dim=1) * some, last * some))
-    (x1, x2), (y1, y2) = ends
-    boxes = torch.stack([x1, y1, x2, y2], dim=1).float()
-    return place % classes, torch.cat([boxes, (best * mean)[:, None]], dim=1), masks
+    boxes = torch.cat([boxes_of(masks), (best * mean)[:, None]], dim=1)
+    return place % classes, boxes, masks
 
 
 def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
