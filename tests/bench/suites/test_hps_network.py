@@ -148,7 +148,7 @@ def test_images_that_cannot_be_scored_are_refused(pairs, pictures):
     scorer = HPSScorer(pairs, "v2.0", "")
     with pytest.raises(DimoError, match="3 image embeddings do not fit 2"):
         scorer.score(pictures, ["a", "b"])
-    with pytest.raises(DimoError, match="there is no prompt"):
+    with pytest.raises(DimoError, match="no prompts to score images with"):
         scorer.score([], [])
     with pytest.raises(DimoError, match=r"uint8 \[64, 64, 4\]; allowed"):
         scorer.score([np.zeros((64, 64, 4), np.uint8)], ["a"])
@@ -180,10 +180,10 @@ def test_images_by_style(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda f: (f / "anime" / "00001.png").unlink(), r"misses anime/00001\.png \(or \.jpg\)"),
+        (lambda f: (f / "anime" / "00001.png").unlink(), r"lacks anime/00001\.png \(or \.jpg\)"),
         (lambda f: [p.unlink() for p in f.rglob("*.png")], "photo|anime/00000.* and 5 more"),
         (lambda f: (f / "anime").rename(f / "other"), "has no folder anime"),
-        (lambda f: (f / "anime" / "00002.png").touch(), "1 images more than its 2 prompts"),
+        (lambda f: (f / "anime" / "00002.png").touch(), "1 images in excess of its 2 prompts"),
         (lambda f: (f / "anime" / "00000.jpg").touch(), r"00000\.png and 00000\.jpg; remove one"),
     ],
 )
