@@ -38,10 +38,8 @@ def append(
 
 
 def load_all(folder: str | os.PathLike[str]) -> tuple[list[ResultRecord], list[str]]:
-    """Every record of a folder, oldest first, and one line for each `.json` file that is left out.
-
-    Left out are files that are unreadable, foreign, of a newer format, edited by hand, or
-    duplicates.
+    """Every record of a folder, oldest first, and one line for each `.json` file that is left out:
+    unreadable, foreign, of a newer format, edited by hand, or a duplicate.
 
     Raises:
         DimoError: There is no such folder.

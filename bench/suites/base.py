@@ -125,11 +125,7 @@ class Suite(ABC):
         """
 
     def measure(self, row: Job) -> Measured:
-        """Scores one row with the protocol's reporting seed and number of images.
-
-        Raises:
-            DimoError: The suite scores files only, as for `quality`.
-        """
+        """Scores one row, with the protocol's reporting seed and number of images."""
         raise self._files_only()
 
     def quality(self, row: Job, *, seed: int, num_images: int) -> float:
@@ -137,7 +133,7 @@ class Suite(ABC):
         raise self._files_only()
 
     def reference_rows(self, loaded: Generator) -> list[Job]:
-        """Real data, and real data through the tokenizer: the best any model on its tokens can do.
+        """Real data, also through the tokenizer: the best any model on its tokens can do.
 
         Empty if the real data are not bundled.
         """
@@ -310,11 +306,7 @@ def check_inputs(
 
 
 def store(measured: Measured, results: Path) -> Path:
-    """Adds a record to a folder of results, with all that belongs to it; returns its path.
-
-    Raises:
-        DimoError: As `bench.records.store.append`.
-    """
+    """Adds a record to a folder of results, with all that belongs to it; returns its path."""
     record = measured.record
     for ending, data in measured.files.items():
         write_atomic(results / "verdicts" / f"{record.run_id}{ending}", data)

@@ -49,11 +49,7 @@ def read_captions(path: Path, named: Prompts) -> tuple[str, ...]:
 
 
 def read_texts(path: Path, count: int, next_step: str) -> tuple[str, ...]:
-    """The texts of a JSON list; `next_step` ends each error.
-
-    Raises:
-        DimoError: It cannot be read, or is not a list of `count` texts.
-    """
+    """The texts of a JSON list of `count`, or a DimoError that ends with `next_step`."""
     origin = Origin(str(path), next_step)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

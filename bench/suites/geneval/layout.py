@@ -175,19 +175,12 @@ def _result(line: str, origin: Origin, where: str) -> ImageResult:
     if (metadata["tag"], metadata["prompt"]) != (row["tag"], row["prompt"]):
         raise origin.error(f"{where}: 'tag' and 'prompt' are not those of 'metadata'")
     details = parse_metadata(row["details"], origin, where)
-    if not _are_boxes(details):
+    if not isinstance(details, dict) or not all(
+        isinstance(rows, list) and all(map(_is_box, rows)) for rows in details.values()
+    ):
         raise origin.error(f"{where}: 'details' must have lists of 5 numbers for each class")
     return ImageResult(row["filename"], row["correct"], row["reason"], metadata, details)
 
 
-def _are_boxes(details: Any) -> bool:
-    return isinstance(details, dict) and all(
-        isinstance(rows, list)
-        and all(
-            isinstance(row, list)
-            and len(row) == 5
-            and all(isinstance(x, (int, float)) for x in row)
-            for row in rows
-        )
-        for rows in details.values()
-    )
+def _is_box(row: Any) -> bool:
+    return isinstance(row, list) and len(row) == 5 and all(isinstance(x, int | float) for x in row)

@@ -69,8 +69,7 @@ def load_clip_encoder(
 ) -> ClipEncoder:
     """The network of OpenAI's `ViT-L-14.pt`, or of a checkpoint with open_clip's keys.
 
-    Args:
-        config: As `open_clip.get_model_config` gives it; None: of ViT-L/14 with QuickGELU.
+    `config` is as `open_clip.get_model_config` gives it; None: of ViT-L/14 with QuickGELU.
 
     Raises:
         DimoError: Unreadable file, or weights of another network.
@@ -295,11 +294,7 @@ def load_hf_detector(weights: Path, device: torch.device) -> HFMask2Former:
 
 
 def load_mask2former(folder: Path) -> Any:
-    """The network of a folder of `transformers`.
-
-    Raises:
-        DimoError: The package is not installed, or the folder holds another network.
-    """
+    """The network of a folder of `transformers`; a DimoError if package or weights are missing."""
     try:
         from transformers import Mask2FormerForUniversalSegmentation
     except ImportError as error:

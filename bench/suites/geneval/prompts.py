@@ -52,7 +52,7 @@ def prompts_of(named: Prompts, path: Path | None) -> tuple[Metadata, ...]:
 
 
 def read_prompts(path: str | PathLike[str], *, sha256: str = ANY) -> tuple[Metadata, ...]:
-    """Reads a list that must have a hash, or "any".
+    """Reads a list that must have this hash; "any" accepts all.
 
     Raises:
         DimoError: It cannot be read, is empty, a line is not metadata, or it is another list.
@@ -71,11 +71,7 @@ def read_prompts(path: str | PathLike[str], *, sha256: str = ANY) -> tuple[Metad
 
 
 def read_lines(path: Path, origin: Origin, what: str) -> list[str]:
-    """The lines of a text file.
-
-    Raises:
-        DimoError: It cannot be read, or is empty.
-    """
+    """The lines of a text file; a DimoError if it cannot be read or is empty."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:

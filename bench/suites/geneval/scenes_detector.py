@@ -172,11 +172,7 @@ class SceneDetector:
 
     @torch.inference_mode()
     def detect(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[dict[str, Detected]]:
-        """uint8 images [32, 32, 3] -> for each, detections by class name.
-
-        Raises:
-            DimoError: An image of another size.
-        """
+        """uint8 images [32, 32, 3] -> for each, detections by class name."""
         sizes = {image.shape[:2] for image in images} - {(SIDE, SIDE)}
         if sizes:
             height, width = min(sizes)
@@ -200,11 +196,7 @@ class SceneDetector:
 
 
 def load_scene_detector(weights: Path | None, device: torch.device) -> SceneDetector:
-    """The detector with the weights of a file; None: those that come with dimo.
-
-    Raises:
-        DimoError: Unreadable file, or weights of another network.
-    """
+    """The detector with the weights of a file; None: those that come with dimo."""
     path, network = weights or ASSETS / "scenes-detector.safetensors", SceneNetwork()
     load_state_dict(network, path)
     return SceneDetector(network, device, sha256_file(path))

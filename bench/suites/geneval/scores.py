@@ -90,11 +90,7 @@ class Secondary:
         }
 
     def look(self, images: Sequence[npt.NDArray[np.uint8]], prompts: Sequence[str]) -> Seen:
-        """Features and CLIP scores of B images, uint8 [H, W, 3] each, with B prompts.
-
-        Raises:
-            DimoError: A network does not take the images, or does not know a word.
-        """
+        """Features and CLIP scores of B images, uint8 [H, W, 3] each, with B prompts."""
         features = fits = None
         if self.extractor is not None:
             batches = ((torch.tensor(i).permute(2, 0, 1)[None], None) for i in images)
@@ -109,9 +105,6 @@ class Secondary:
         """Each metric of the protocol that these networks decide, from `seen`, one item per batch.
 
         `prompts` (numbers) and `tags` are given per image.
-
-        Raises:
-            DimoError: Too few images for a metric.
         """
         scores: dict[str, Score] = {}
         if self.extractor is not None and self.reference is not None:
@@ -124,11 +117,7 @@ class Secondary:
 
 
 def load_secondary(protocol: Protocol, device: torch.device) -> Secondary:
-    """Loads what the protocol names, and extracts the features of its reference.
-
-    Raises:
-        DimoError: Weights or reference are not those of the protocol.
-    """
+    """Loads what the protocol names, and extracts the features of its reference."""
     extractor = reference = scorer = None
     if protocol.extractor.name != NONE:
         extractor = load_extractor(

@@ -180,14 +180,13 @@ class GenEvalSuite(Suite):
         files: Mapping[str, bytes] | None = None,
         **made: Any,
     ) -> Measured:
-        scores = geneval_scores(self.protocol, judged.tags, judged.numbers, judged.correct)
+        tags, numbers = judged.tags, judged.numbers
+        scores = geneval_scores(self.protocol, tags, numbers, judged.correct)
         if not self._reads_results:
-            scores |= self._secondary.scores(
-                self.protocol, judged.seen, judged.numbers, judged.tags
-            )
+            scores |= self._secondary.scores(self.protocol, judged.seen, numbers, tags)
         return self._measured(
             scores,
-            image_counts(list(scores), judged.tags),
+            image_counts(list(scores), tags),
             content,
             method,
             start,
@@ -246,7 +245,8 @@ class GenEvalSuite(Suite):
 
     def _read(self, path: Path) -> tuple[_Judged, Content]:
         """The official evaluator's results, and why they are off-protocol, if they are."""
-        named, file = self._prompts, path / "results.jsonl" if path.is_dir() else path
+        named = self._prompts
+        file = path / "results.jsonl" if path.is_dir() else path
         if not file.is_file():
             raise DimoError(
                 f"no results at {file}: detector {self._named.name!r} is not run by dimo; give "
@@ -260,8 +260,7 @@ class GenEvalSuite(Suite):
             if not prompts or prompts[-1] != result.metadata:
                 prompts.append(result.metadata)
             numbers.append(len(prompts) - 1)
-        problems = []
-        counts = tag_counts(prompts)
+        problems, counts = [], tag_counts(prompts)
         few = [f"{counts[tag]} of {n} {tag}" for tag, n in named.tags.items() if counts[tag] != n]
         if few:
             total = sum(named.tags.values())
