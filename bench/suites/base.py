@@ -276,9 +276,6 @@ def suite_class(protocol: Protocol) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-_OPTIONS = {"clip": "--clip-weights"}  # where an option has another name than the field
-
-
 def check_inputs(
     protocol: Protocol,
     assets: Assets,
@@ -297,7 +294,8 @@ def check_inputs(
         given |= {"labels": origin.labels, "recursive": origin.recursive}
     for name, value in given.items():
         if value and name not in takes:
-            option = _OPTIONS.get(name, f"--{name}") + ("" if value is True else f" {value}")
+            option = "--clip-weights" if name == "clip" else f"--{name}"
+            option += "" if value is True else f" {value}"
             raise DimoError(f"{option} is not used under {protocol.name!r}; leave it out")
     if suite.one_folder and len(paths) > 1:
         raise DimoError(

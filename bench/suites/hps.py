@@ -95,7 +95,6 @@ def hps_images(
     return files
 
 
-_ARCHITECTURE = SCORERS["hps"].model
 HPS_VERSIONS: Mapping[str, str] = SCORERS["hps"].versions  # version -> its published file
 
 
@@ -110,11 +109,7 @@ class HPSScorer:
     def score(self, images: Iterable[npt.NDArray[np.uint8]], prompts: Sequence[str]) -> _Floats:
         """Cosine of each image with its own prompt, times 100: float64 [N].
 
-        Args:
-            images: uint8 [H, W, 3] each, one per prompt; read batch by batch.
-
-        Raises:
-            DimoError: No prompts, or not one image per prompt.
+        Images are read batch by batch; a DimoError if there is not one per prompt.
         """
         if not prompts:
             raise DimoError("no prompts to score images with; give one per image")
@@ -124,11 +119,9 @@ class HPSScorer:
 def load_hps(
     weights: Path, *, version: str, preprocessing: str, sha256: str, device: torch.device
 ) -> HPSScorer:
-    """The scorer of a protocol.
+    """The scorer of a protocol, from the published checkpoint or another file with its keys.
 
     Args:
-        weights: The published checkpoint, or another file with its keys.
-        version: A key of `HPS_VERSIONS`.
         preprocessing: As for `bench.features.clip.CLIPPairs`.
         sha256: Hash of the weights file; "any" accepts the published file by its name.
 
@@ -145,7 +138,7 @@ def load_hps(
         )
     digest = sha256_file(weights)
     _check_version(weights, version, digest, sha256)
-    clip = load_pairs(weights, _ARCHITECTURE, preprocessing).to(device)
+    clip = load_pairs(weights, SCORERS["hps"].model, preprocessing).to(device)
     return HPSScorer(clip, version, digest)
 
 
