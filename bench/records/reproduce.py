@@ -125,27 +125,16 @@ def repeat(
             "of dimo bench and cannot be repeated"
         )
     # missing or changed weights of the row show before anything is loaded
-    make_row = row_of(record, runtime.device, student=student, weights=assets.weights)
+    make_row = _row_of(record, runtime.device, student=student, weights=assets.weights)
     suite = load()
     _check_networks(recorded, suite.evidence)
     return suite.measure(make_row(suite)).record
 
 
-def row_of(
-    record: ResultRecord,
-    device: torch.device,
-    *,
-    student: str | None = None,
-    weights: Path | None = None,
+def _row_of(
+    record: ResultRecord, device: torch.device, *, student: str | None, weights: Path | None
 ) -> Callable[[Suite], Job]:
-    """How a row of `dimo bench` is made; names and hashes are checked now, networks loaded later.
-
-    `student` and `weights` as for `repeat`.
-
-    Raises:
-        DimoError: Weights are missing or have another hash than recorded, or the record does not
-            say how it was made.
-    """
+    """Makes the row later; names and hashes are checked now, before networks are loaded."""
     method = record.method
     if method.teacher is None:
         raise DimoError(f"{method.name!r} names no teacher: the record does not say how it is made")
@@ -157,7 +146,7 @@ def row_of(
         )
     precision = method.network_precision or "float32"
     settings = _settings_of(method, precision)
-    if is_of_student(method):
+    if _is_of_student(method):
         name = student or method.student or _student_of(method, weights)
         run = find_student(name, weights=weights)
         _check_weights(method, run.path)
@@ -171,7 +160,7 @@ def row_of(
     )
 
 
-def is_of_student(method: MethodInfo) -> bool:
+def _is_of_student(method: MethodInfo) -> bool:
     """Whether the row is a distilled model's; some are sampled as their teacher is."""
     sampler = SAMPLERS.get(method.sampler or "")
     return method.student is not None or (sampler is not None and sampler.of_student)
@@ -209,7 +198,7 @@ def _check_options(
         )
     if images and not is_image_set:
         raise DimoError(f"{name!r} is not a set of images; leave --images out")
-    if student is not None and not is_of_student(record.method):
+    if student is not None and not _is_of_student(record.method):
         raise DimoError(f"{name!r} is not a row of a student; leave --student out")
 
 
