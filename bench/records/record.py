@@ -135,7 +135,7 @@ class Evidence:
 class ResultRecord:
     """One result. Made by `new_record`."""
 
-    format: int  # of the file; a record is written again in its own
+    format: int  # of the file; a record of an older one is saved in that
     run_id: str  # random hex digits
     created: str  # UTC time, ISO 8601 with microseconds and `Z`; sorts as text
     protocol: ProtocolInfo

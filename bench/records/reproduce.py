@@ -166,15 +166,15 @@ def _is_of_student(method: MethodInfo) -> bool:
     return method.student is not None or (sampler is not None and sampler.of_student)
 
 
-def compare_runs(record: ResultRecord, again: ResultRecord) -> Verification:
+def compare_runs(record: ResultRecord, rerun: ResultRecord) -> Verification:
     """Compares a rerun with its record, metric by metric."""
     checks = tuple(
-        _check(name, value, again.metrics[name].value) for name, value in record.metrics.items()
+        _check(name, value, rerun.metrics[name].value) for name, value in record.metrics.items()
     )
     same_images = None
-    if record.evidence is not None and again.evidence is not None:
-        same_images = record.evidence.images_sha256 == again.evidence.images_sha256
-    return Verification(checks, same_images, circumstances(differences(record, again)))
+    if record.evidence is not None and rerun.evidence is not None:
+        same_images = record.evidence.images_sha256 == rerun.evidence.images_sha256
+    return Verification(checks, same_images, circumstances(differences(record, rerun)))
 
 
 def _check(name: str, recorded: MetricValue, value: float) -> Check:
