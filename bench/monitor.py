@@ -8,26 +8,41 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import torch
+from torch import nn
+
+from bench.features.cache import cache_folder
+from bench.protocol import Protocol, load_protocol
+from bench.protocol.catalog import BUNDLED_PROMPTS
+from bench.records.selection import CRITERIA, Criterion, criterion_of
+from bench.rows.grid import Row, draw_samples, sample_rows
+from bench.rows.rows import Job, jobs_of
+from bench.rows.settings import check_protocol, fitting_protocols
+from bench.suites.base import Assets, Suite, load_suite
+from dimo.engine.distributed import Runtime
+from dimo.engine.loop import Task, Watcher
+from dimo.engine.tracking import (
+    Trackers,
+    check_wandb,
+    is_due,
+    open_tensorboard,
+    open_wandb,
+    put_on_curve,
+    read_curve,
+    undisturbed,
+    watch_interval,
+)
 from dimo.errors import DimoError
+from dimo.methods import METHODS
+from dimo.methods.base import DistillationRecipe
+from dimo.models import MaskedModel, Tokenizer
+from dimo.models.text import Conditions, TextConditioned
 from dimo.util import terminal
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-    from bench.protocol import Protocol
-    from bench.rows.grid import Row
-    from bench.rows.rows import Job
-    from bench.suites.base import Suite
-    from dimo.engine.loop import Task, Watcher
-    from dimo.engine.tracking import Trackers
-    from dimo.methods.base import DistillationRecipe
-    from dimo.models import MaskedModel, Tokenizer
-    from dimo.models.text import Conditions
-    from dimo.zoo.students import StudentConfig
-    from dimo.zoo.teachers import Teacher
+from dimo.zoo.loading import Generator, load_prompts, weights_file
+from dimo.zoo.students import StudentConfig
+from dimo.zoo.teachers import Teacher, get_teacher
 
 _PICTURE_SEED = 0  # not used by any protocol
 _TEACHER_STEPS = (1, 16)
@@ -36,63 +51,37 @@ _SCORE_BATCH = 100  # images at a time; changes speed and memory, never a score
 
 @dataclass(frozen=True)
 class Watching:
-    """Options for monitoring a distillation run.
-
-    Attributes:
-        sample_every: Steps between pictures; 0 = none, None = about ten per run.
-        score_every: Steps between scores; 0 = none, None = about ten per run, if there
-            is a protocol.
-        score_protocol: Name or file; "": the one that fits a bundled teacher, else none.
-        reference: File or folder of the protocol's reference; None: the bundled one.
-        extractor_weights: Weights of its extractor or detector; None: the bundled ones.
-        wandb: Project of Weights & Biases; "": not used.
-    """
+    """Options for monitoring a distillation run; intervals in steps, 0: never, None: about ten."""
 
     sample_every: int | None = None
-    score_every: int | None = None
-    score_protocol: str = ""
-    reference: Path | None = None
-    extractor_weights: Path | None = None
-    wandb: str = ""
+    score_every: int | None = None  # None: only if there is a protocol
+    score_protocol: str = ""  # name or file; "": the one that fits a bundled teacher, else none
+    reference: Path | None = None  # of the protocol; None: the bundled one
+    extractor_weights: Path | None = None  # or of the detector; None: the bundled ones
+    wandb: str = ""  # project of Weights & Biases; "": not used
 
 
 @contextmanager
 def watching(
     options: Watching,
-    recipe: "DistillationRecipe",
+    recipe: DistillationRecipe,
     folder: Path,
     *,
-    device: "torch.device",
+    device: torch.device,
     weights: Path | None,
     is_first: bool = True,
-) -> "Iterator[tuple[Watcher, ...]]":
+) -> Iterator[tuple[Watcher, ...]]:
     """The watchers of one run; trackers are closed at the end, however it ends.
 
-    Everything is checked here, before the run folder is created.
-
-    Args:
-        options: What to monitor, and how often.
-        recipe: Recipe of the run.
-        folder: The run folder; gets `tensorboard/`, `samples/`, `curve.jsonl`.
-        device: Where the networks run.
-        weights: Folder of the teacher's weights; None: those bundled or downloaded.
-        is_first: Whether this is the first rank; others have no watchers.
+    Everything is checked here, before the run folder is created; it gets `tensorboard/`,
+    `samples/`, `curve.jsonl`. `weights`: folder of the teacher's weights; None: those bundled or
+    downloaded. Ranks other than the first have no watchers.
 
     Raises:
         DimoError: A negative interval; an unknown protocol, one that does not fit the teacher, has
             nothing to score by or prompts that do not come with dimo, or whose reference, extractor
             or detector is missing; missing weights; wandb is not installed.
     """
-    from dimo.engine.tracking import (
-        Trackers,
-        check_wandb,
-        open_tensorboard,
-        open_wandb,
-        watch_interval,
-    )
-    from dimo.zoo.loading import weights_file
-    from dimo.zoo.teachers import get_teacher
-
     row = get_teacher(recipe.teacher)
     sample_every = watch_interval(options.sample_every, recipe.steps, "--sample-every")
     score_every = watch_interval(options.score_every, recipe.steps, "--score-every")
@@ -124,10 +113,7 @@ def watching(
         trackers.close()
 
 
-def _protocol(options: Watching, teacher: "Teacher") -> "Protocol | None":
-    from bench.protocol import load_protocol
-    from bench.rows.settings import check_protocol, fitting_protocols
-
+def _protocol(options: Watching, teacher: Teacher) -> Protocol | None:
     if options.score_protocol:
         protocol = load_protocol(options.score_protocol)
         check_protocol(teacher, protocol)
@@ -145,14 +131,8 @@ def _protocol(options: Watching, teacher: "Teacher") -> "Protocol | None":
     return None
 
 
-def _check_scorable(protocol: "Protocol") -> None:
-    """
-    Raises:
-        DimoError: The protocol cannot score a network during training.
-    """
-    from bench.protocol.catalog import BUNDLED_PROMPTS
-    from bench.records.selection import CRITERIA, Criterion, criterion_of
-
+def _check_scorable(protocol: Protocol) -> None:
+    """Raises a DimoError if the protocol cannot score a network during training."""
     if criterion_of(protocol) is None:
         labels = ", ".join(Criterion(name).label for name in CRITERIA)
         raise DimoError(
@@ -168,14 +148,9 @@ def _check_scorable(protocol: "Protocol") -> None:
 
 
 def _scoring(
-    view: "_View", protocol: "Protocol", options: Watching, weights: Path | None
-) -> "tuple[Suite, _View]":
+    view: "_View", protocol: Protocol, options: Watching, weights: Path | None
+) -> tuple[Suite, "_View"]:
     """The suite that scores the EMA, and the view it is sampled with: on the protocol's prompts."""
-    from bench.features.cache import cache_folder
-    from bench.suites.base import Assets, load_suite
-    from dimo.engine.distributed import Runtime
-    from dimo.zoo.loading import load_prompts
-
     runtime = Runtime(view.device, warn=_warn)
     assets = Assets(
         extractor=options.extractor_weights, reference=options.reference, cache=cache_folder()
@@ -193,11 +168,9 @@ def _warn(text: str) -> None:
 
 
 def _tokenizer(
-    teacher: "Teacher", weights: Path | None, device: "torch.device", needed: bool
-) -> "Tokenizer | None":
+    teacher: Teacher, weights: Path | None, device: torch.device, needed: bool
+) -> Tokenizer | None:
     """The teacher's tokenizer; None, with a warning, if it is missing and not needed."""
-    from dimo.zoo.loading import weights_file
-
     try:
         path = weights_file(teacher, "tokenizer", weights)
     except DimoError as error:
@@ -210,82 +183,58 @@ def _tokenizer(
 
 @dataclass(frozen=True)
 class _View:
-    """How the networks of a task are sampled; `conditions` replace those of training."""
+    """How the networks of a run are sampled; `conditions` replace those of training."""
 
-    teacher: "Teacher"
-    recipe: "DistillationRecipe"
-    tokenizer: "Tokenizer"
-    device: "torch.device"
-    conditions: "Conditions | None" = None
+    teacher: Teacher
+    recipe: DistillationRecipe
+    tokenizer: Tokenizer
+    device: torch.device
+    conditions: Conditions | None = None
 
-    def student_job(self, network: "nn.Module", name: str) -> "Job":
+    def student_job(self, network: nn.Module, name: str) -> Job:
         """At the method's default number of steps and the recipe's temperature."""
-        from dimo.zoo.students import StudentConfig
-
         return self._jobs(network, name, StudentConfig.of_recipe(self.recipe, ""))[0]
 
-    def teacher_jobs(self, network: "nn.Module") -> "list[Job]":
+    def teacher_jobs(self, network: nn.Module) -> list[Job]:
         """At 1 and 16 steps, by its own sampler."""
         return self._jobs(network, self.teacher.title, None)
 
-    def _jobs(
-        self, network: "nn.Module", name: str, student: "StudentConfig | None"
-    ) -> "list[Job]":
-        from bench.rows.rows import jobs_of
-        from dimo.methods import METHODS
-        from dimo.models.text import TextConditioned
-        from dimo.zoo.loading import Generator
-
-        network = _on(network, self.device)
+    def _jobs(self, network: nn.Module, name: str, student: StudentConfig | None) -> list[Job]:
+        if next(network.parameters()).device.type != self.device.type:
+            network = copy.deepcopy(network).to(self.device)
         if self.conditions is not None:
-            network = TextConditioned(cast("TextConditioned", network).network, self.conditions)
-        model = cast("MaskedModel", network)
+            network = TextConditioned(cast(TextConditioned, network).network, self.conditions)
+        model = cast(MaskedModel, network)
         loaded = Generator(self.teacher, model, self.tokenizer, "", name, student)
         steps = sorted({min(count, self.teacher.num_tokens) for count in _TEACHER_STEPS})
-        steps_of_student = METHODS[self.recipe.method].default_steps
-        return jobs_of(loaded, steps, student_steps=(steps_of_student,))
-
-
-def _on(network: "nn.Module", device: "torch.device") -> "nn.Module":
-    """The network, or a copy on `device` if it is on another one."""
-    if next(network.parameters()).device.type == device.type:
-        return network
-    return copy.deepcopy(network).to(device)
+        return jobs_of(loaded, steps, student_steps=(METHODS[self.recipe.method].default_steps,))
 
 
 class _Pictures:
     """`samples/step-N.png`: student and EMA, below the teacher if it is small; fixed seed."""
 
-    def __init__(self, view: _View, folder: Path, every: int, trackers: "Trackers") -> None:
+    def __init__(self, view: _View, folder: Path, every: int, trackers: Trackers) -> None:
         self.view, self.folder, self.every, self.trackers = view, folder, every, trackers
         self.above: list[Row] | None = None
 
-    def watch(self, step: int, scalars: Mapping[str, float], task: "Task") -> None:
+    def watch(self, step: int, scalars: Mapping[str, float], task: Task) -> None:
         """A watcher of `dimo.engine.loop.fit`."""
-        from bench.rows.grid import draw_samples, sample_rows
-        from dimo.engine.tracking import is_due, undisturbed
-
-        view, networks = self.view, task.networks
-        path = self.folder / f"step-{step:07d}.png"
+        view, path = self.view, self.folder / f"step-{step:07d}.png"
         is_start = self.above is None
         if self.above is None:
             self.above = []
             if view.teacher.is_bundled:
-                teacher = cast("Any", task).teacher
+                teacher = cast(Any, task).teacher
                 with undisturbed(teacher):
                     jobs = view.teacher_jobs(teacher)
                     self.above = sample_rows(jobs, [], seed=_PICTURE_SEED, device=view.device)
-        if not is_due(step, self.every, self.view.recipe.steps) or (is_start and path.is_file()):
+        if not is_due(step, self.every, view.recipe.steps) or (is_start and path.is_file()):
             return
-        student, ema = networks["student"], networks["ema"]
+        student, ema = task.networks["student"], task.networks["ema"]
         with undisturbed(student, ema):
+            jobs = [view.student_job(student, "student"), view.student_job(ema, "EMA")]
             draw_samples(
-                [view.student_job(student, "student"), view.student_job(ema, "EMA")],
-                [],
-                seed=_PICTURE_SEED,
-                out=path,
-                device=view.device,
-                above=self.above,
+                jobs, [], seed=_PICTURE_SEED, out=path, device=view.device, above=self.above
             )
         self.trackers.picture(step, "samples", path)
 
@@ -294,35 +243,33 @@ class _Scores:
     """`curve.jsonl`: score of the EMA on the protocol's selection seed, one line per step."""
 
     def __init__(
-        self, view: _View, suite: "Suite", path: Path, every: int, trackers: "Trackers"
+        self, view: _View, suite: Suite, path: Path, every: int, trackers: Trackers
     ) -> None:
         self.view, self.suite, self.path = view, suite, path
         self.every, self.trackers = every, trackers
         self.started = False
 
-    def watch(self, step: int, scalars: Mapping[str, float], task: "Task") -> None:
+    def watch(self, step: int, scalars: Mapping[str, float], task: Task) -> None:
         """A watcher of `dimo.engine.loop.fit`."""
-        from bench.records.selection import criterion_of
-        from dimo.engine.tracking import is_due, put_on_curve, read_curve, undisturbed
-
         is_start, self.started = not self.started, True
         if is_start and step in read_curve(self.path):
             return  # resumed at a step that has a score
         if not is_due(step, self.every, self.view.recipe.steps):
             return
-        protocol, ema = self.suite.protocol, task.networks["ema"]
-        seeds, criterion = protocol.seeds, criterion_of(protocol)
+        seeds, criterion = self.suite.protocol.seeds, criterion_of(self.suite.protocol)
         assert criterion is not None, "such a protocol was refused"
-        start = time.monotonic()
+        start, ema = time.monotonic(), task.networks["ema"]
         with undisturbed(ema):
             job = self.view.student_job(ema, "EMA")
             value = self.suite.quality(job, seed=seeds.select, num_images=seeds.n_select)
-        line = {
-            "step": step,
-            criterion.metric: value,
-            "images": seeds.n_select,
-            "seed": seeds.select,
-            "seconds": round(time.monotonic() - start, 3),
-        }
-        put_on_curve(self.path, line)
+        put_on_curve(
+            self.path,
+            {
+                "step": step,
+                criterion.metric: value,
+                "images": seeds.n_select,
+                "seed": seeds.select,
+                "seconds": round(time.monotonic() - start, 3),
+            },
+        )
         self.trackers.scalars(step, {f"eval/{criterion.metric}": value})

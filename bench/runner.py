@@ -24,23 +24,15 @@ from dimo.errors import DimoError
 from dimo.zoo.loading import weights_file
 
 AnyPath: TypeAlias = str | PathLike[str]
-_STEPS = (1, 2, 4, 8, 16)
-_PYTHON = "bench.{}"  # as command in a record
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A row that was scored.
+    """A row that was scored."""
 
-    Attributes:
-        row: The row with its tuned settings.
-        record: Its record.
-        path: File of the record.
-    """
-
-    row: Job
+    row: Job  # with its tuned settings
     record: ResultRecord
-    path: Path
+    path: Path  # file of the record
 
 
 def run_rows(
@@ -59,13 +51,7 @@ def run_rows(
 
     Args:
         planned: From `bench.rows.rows.plan_jobs` or `plan_models`.
-        protocol: The protocol.
-        runtime: Where networks run.
-        assets: Files that replace the bundled ones.
-        results: Folder of the records.
-        grid: Setting -> values to choose from on the selection seed, for every row.
-        reference_rows: Whether real data and the tokenizer are rows, too, where they are bundled.
-        batch_size: Images generated at a time; changes speed, never a result.
+        grid: As `tune` of `run`, for every row; the other options are those of `run`, too.
         command: Command that is noted in the records.
 
     Raises:
@@ -112,11 +98,6 @@ def score_images(
 
     Args:
         paths: Folders or archives: shards of one set, in order.
-        protocol: The protocol.
-        runtime: Where networks run, and the ranks that share the work.
-        assets: Files that replace the bundled ones.
-        origin: What is known about the images.
-        results: Folder of the records.
         nonconforming: Whether an off-protocol set is scored, too; no table shows it.
         command: Command that is noted in the record.
 
@@ -133,7 +114,7 @@ def run(
     models: Sequence[str],
     *,
     protocol: AnyPath = "digits",
-    steps: Sequence[int] = _STEPS,
+    steps: Sequence[int] = (1, 2, 4, 8, 16),
     tune: Mapping[str, Sequence[float]] | None = None,
     reference_rows: bool = True,
     results: AnyPath = "results",
@@ -162,7 +143,7 @@ def run(
     Raises:
         DimoError: Unknown models or protocol, models that do not fit it, missing files.
     """
-    files = assets or _default_assets()
+    files = assets or Assets(cache=cache_folder())
     scored = run_rows(
         plan_models(models, steps, weights=files.weights),
         load_protocol(str(protocol)),
@@ -172,7 +153,7 @@ def run(
         grid=tune,
         reference_rows=reference_rows,
         batch_size=batch_size,
-        command=_PYTHON.format(f"run({list(models)!r}, protocol={str(protocol)!r})"),
+        command=f"bench.run({list(models)!r}, protocol={str(protocol)!r})",
     )
     return records_frame([row.record for row in scored])
 
@@ -191,21 +172,18 @@ def evaluate(
 ) -> ResultRecord:
     """Scores a set of image files, as `dimo eval` does, and stores its record.
 
+    Options are those of `run` and `score_images`.
+
     Args:
         path: Folder, .zip, .tar or .npz of images.
-        protocol: Name or file of the protocol.
         reference: File or folder of the protocol's reference; None: the bundled one.
         name: Name of the row; "": that of the path.
         labels: Where labels come from, as for `dimo eval --labels`; "": found in the set.
-        nonconforming: Whether an off-protocol set is scored, too; no table shows it.
-        results: Folder that gets the record.
-        assets: Files that replace bundled or downloaded ones, such as weights of the extractor.
-        device: auto, cpu, cuda or cuda:N.
 
     Raises:
         DimoError: The set cannot be read or is off-protocol; missing files.
     """
-    files = assets or _default_assets()
+    files = assets or Assets(cache=cache_folder())
     if reference is not None:
         files = replace(files, reference=Path(reference))
     scored = score_images(
@@ -216,7 +194,7 @@ def evaluate(
         origin=ImageOrigin(name or Path(path).name, labels=labels),
         results=Path(results),
         nonconforming=nonconforming,
-        command=_PYTHON.format(f"evaluate({str(path)!r}, protocol={str(protocol)!r})"),
+        command=f"bench.evaluate({str(path)!r}, protocol={str(protocol)!r})",
     )
     assert scored is not None, "this process is the only rank"
     return scored[0]
@@ -231,11 +209,9 @@ def compare(
 ) -> list[pairs.Difference]:
     """Paired differences of two rows in each metric: first minus second, with intervals.
 
-    Args:
-        first: A record, its file, or the start of its run id.
-        second: The record to compare with, of the same protocol and the same seed or labels.
-        protocol: File of the records' protocol; None: a bundled one, found by its hash.
-        results: Folder with the records and their contributions.
+    Each row is a record, its file, or the start of its run id in `results`, which also holds their
+    contributions. Both are of one protocol, and of the same seed or labels. `protocol`: the file of
+    their protocol; None: a bundled one, found by its hash.
 
     Raises:
         DimoError: No such records, records that do not compare, or missing contributions.
@@ -281,7 +257,3 @@ def records_frame(records: Iterable[ResultRecord]) -> pd.DataFrame:
             for record in records
         ]
     )
-
-
-def _default_assets() -> Assets:
-    return Assets(cache=cache_folder())

@@ -20,14 +20,9 @@ def tune(suite: Suite, row: Job, grid: Mapping[str, Sequence[float]]) -> Job:
     The best are those of the highest GenEval score if the protocol has a detector, else those of
     the lowest Fréchet distance; at a tie, those tried first. The reporting seed is never used.
 
-    Settings that the row's sampler does not have are left out of its grid; a row that has none of
-    them is returned unchanged. A temperature that is tried holds at every step, unless the grid has
-    a final temperature, too.
-
-    Args:
-        suite: Scores the trials.
-        row: A network with its settings, or a fixed set of images.
-        grid: Setting -> values to try, all combinations.
+    Settings that the row's sampler does not have are left out of its `grid`, which maps settings to
+    values, all combinations of which are tried; a row that has none of them is returned unchanged.
+    A temperature that is tried holds at every step, unless the grid has a final temperature, too.
 
     Raises:
         DimoError: A setting that cannot be tuned, or a value out of range.
@@ -48,9 +43,12 @@ def tune(suite: Suite, row: Job, grid: Mapping[str, Sequence[float]]) -> Job:
         trials.append(Trial(tried, **{criterion.metric: value}))
     progress(f"tuning {row.caption}", len(combinations), len(combinations), "settings")
     chosen = criterion.best([trial.scores[criterion.metric] for trial in trials])
-    tried_text = " x ".join(f"{key} in {_numbers(values)}" for key, values in axes.items())
+    axes_text = " x ".join(
+        f"{key} in {{{', '.join(f'{value:g}' for value in values)}}}"
+        for key, values in axes.items()
+    )
     selected_by = (
-        f"{criterion.words} on seed {seeds.select}, {seeds.n_select} images, over {tried_text}"
+        f"{criterion.words} on seed {seeds.select}, {seeds.n_select} images, over {axes_text}"
     )
     return dataclasses.replace(
         row,
@@ -62,12 +60,7 @@ def tune(suite: Suite, row: Job, grid: Mapping[str, Sequence[float]]) -> Job:
 def check_grid(
     grid: Mapping[str, Sequence[float]], samplers: Iterable[str], protocol: Protocol
 ) -> None:
-    """Refuses a grid that tunes nothing, or that nothing can be chosen by.
-
-    Args:
-        grid: Setting -> values.
-        samplers: Names of the samplers of all rows.
-        protocol: The protocol.
+    """Refuses a grid that tunes nothing, or that nothing can be chosen by; `samplers` of all rows.
 
     Raises:
         DimoError: A setting that no sampler has, or a protocol that has none of the metrics that
@@ -118,7 +111,3 @@ def parse_grid(options: Iterable[str]) -> dict[str, list[float]]:
             raise DimoError(f"--tune {option!r} {what}; name each setting and value once")
         grid[key] = values
     return grid
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return "{" + ", ".join(f"{value:g}" for value in values) + "}"

@@ -143,7 +143,7 @@ def test_a_teacher_without_a_tokenizer_here_has_no_pictures(small_maskgit, tmp_p
     out = tmp_path / "run"
     with watching(Watching(), recipe, out, device=CPU, weights=small_maskgit) as watchers:
         assert len(watchers) == 1
-    assert "no pictures on the way: no last.ckpt" in capsys.readouterr().err
+    assert "no pictures during training: no last.ckpt" in capsys.readouterr().err
 
 
 def test_official_teachers_have_pictures_without_the_teacher(small_maskgit, tmp_path):

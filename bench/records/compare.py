@@ -21,23 +21,14 @@ _Arrays = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Difference:
-    """First minus second row in one metric, with the bootstrap interval of the difference.
-
-    Attributes:
-        metric: Name of the metric.
-        first: Its value in the first row.
-        second: Its value in the second row.
-        low: Lower end of the interval of `first - second`.
-        high: Upper end.
-        better: "first" or "second" if the interval leaves out 0, else "neither".
-    """
+    """First minus second row in one metric, with the bootstrap interval of the difference."""
 
     metric: str
     first: float
     second: float
-    low: float
+    low: float  # end of the interval of `first - second`
     high: float
-    better: str
+    better: str  # "first" or "second" if the interval leaves out 0, else "neither"
 
 
 def pack_contributions(scores: Mapping[str, Score]) -> bytes:
@@ -61,13 +52,8 @@ def compare(
     """Differences of two rows in every metric of their protocol.
 
     Image i of one row is paired with image i of the other: same seed or same labels. What both
-    have in common then drops out of the interval.
-
-    Args:
-        first: A record.
-        second: Another one of the same protocol.
-        contributions: Their files, as `pack_contributions` made them.
-        uncertainty: The bootstrap's settings.
+    have in common then drops out of the interval. `contributions`: their files, as
+    `pack_contributions` made them.
 
     Raises:
         DimoError: The rows are not of one protocol and reference, or not paired.

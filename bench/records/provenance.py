@@ -27,7 +27,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Revision:
-    """Git commit of the code; `dirty` if code or protocols differed. None: not from a checkout."""
+    """Git commit of the code; `dirty` if code or protocols differed; None: not a checkout."""
 
     commit: str | None
     dirty: bool | None
@@ -47,7 +47,7 @@ def package_versions() -> dict[str, str]:
 def code_revision(file: Path = Path(__file__)) -> Revision:
     """Commit and state of the checkout of `file`, in `bench/records/`, if git tracks it."""
     file = file.resolve()
-    root = file.parent.parent.parent
+    root = file.parents[2]
     tracked = _git(root, "ls-files", "--", str(file))
     commit = _git(root, "rev-parse", "--verify", "HEAD") if tracked else None
     if commit is None:

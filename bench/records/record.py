@@ -36,58 +36,33 @@ _IN_MEMORY = Origin("this result", "correct the code that makes the record")
 class MethodInfo:
     """What was scored, and the settings it was free to choose. None: it has no such setting.
 
-    Attributes:
-        name: Name in tables.
-        section: Block of the table.
-        teacher: Name of the teacher, also for its students.
-        sampler: Name of the sampler.
-        num_steps: Sampling steps.
-        nfe: Network forwards per image; a guided step counts 2.
-        mask_schedule: Name of the mask schedule.
-        token_counts: Tokens revealed at each step.
-        guidance_scale: u + s (c - u); 1 is off.
-        temperature: Divides the logits; 1 is as trained.
-        choice_temperature: Of the noise on confidences.
-        selected_by: How the settings were chosen, in words.
-        weights_sha256: Hash of the weights file.
-        training: What is known of the training (recipe, seconds, images_seen, ...); may be empty,
-            and None is what its authors did not publish.
-        final_temperature: Temperature of the last step, where it changes on the way.
-        theta: Where in a step of theta-trapezoidal the second prediction is.
-        random_start: True if each image started at a place of its own in the Halton order.
-        top_k: Tokens were drawn among the k likeliest.
-        top_p: Tokens were drawn among the likeliest that together reach this probability.
-        network_precision: What the network computed in, if not float32.
-        student: Run folder or name of the student, as it was given.
-        tuning: The sweep that chose the settings, where they were chosen by one.
-        settings: Knobs of the sampler that have no field of their own.
-
     The fields with a default are in a file only where they are not None.
     """
 
     name: str
-    section: Section
-    teacher: str | None
+    section: Section  # block of the table
+    teacher: str | None  # name of the teacher, also for its students
     sampler: str | None
-    num_steps: int | None
-    nfe: int | None
+    num_steps: int | None  # sampling steps
+    nfe: int | None  # network forwards per image; a guided step counts 2
     mask_schedule: str | None
-    token_counts: tuple[int, ...] | None
-    guidance_scale: float | None
-    temperature: float | None
-    choice_temperature: float | None
-    selected_by: str
+    token_counts: tuple[int, ...] | None  # tokens revealed at each step
+    guidance_scale: float | None  # u + s (c - u); 1 is off
+    temperature: float | None  # divides the logits; 1 is as trained
+    choice_temperature: float | None  # of the noise on confidences
+    selected_by: str  # how the settings were chosen, in words
     weights_sha256: str | None
+    # what is known of the training (recipe, seconds, images_seen, ...); None: not published
     training: dict[str, Any]
-    final_temperature: float | None = None
-    theta: float | None = None
-    random_start: bool | None = None
+    final_temperature: float | None = None  # of the last step, where it changes on the way
+    theta: float | None = None  # position of theta-trapezoidal's second prediction in a step
+    random_start: bool | None = None  # whether images start at random places of the Halton order
     top_k: int | None = None
     top_p: float | None = None
-    network_precision: str | None = None
-    student: str | None = None
-    tuning: Tuning | None = None
-    settings: dict[str, Any] | None = None
+    network_precision: str | None = None  # what the network computed in, if not float32
+    student: str | None = None  # run folder or name of the student, as given by the user
+    tuning: Tuning | None = None  # the sweep that chose the settings, if one did
+    settings: dict[str, Any] | None = None  # knobs of the sampler that have no field above
 
     def setting(self, name: str) -> Any:
         """The value of a field, or of a knob of the sampler; None if it has none."""
@@ -98,41 +73,26 @@ class MethodInfo:
 
 @dataclass(frozen=True)
 class MetricValue:
-    """One measured value.
+    """One measured value."""
 
-    Attributes:
-        value: The value over all images.
-        low: Lower end of its interval, None where there is none; then `high` is None too.
-        high: Upper end of its interval.
-        n: Number of generated images it stands on.
-        extra: Further numbers, such as `std` of the Inception Score over its splits, or `ceiling`,
-            the coverage expected of a perfect generator.
-    """
-
-    value: float
-    low: float | None
+    value: float  # over all images
+    low: float | None  # end of its interval; None, like `high`: no interval
     high: float | None
-    n: int
+    n: int  # number of generated images it is computed from
+    # e.g. `std` of the Inception Score over its splits, or `ceiling`, the coverage expected of a
+    # perfect generator
     extra: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast images were made, and on what. None: not measured.
+    """How fast images were made, and on what. None: not measured."""
 
-    Attributes:
-        images_per_second: Tokens and pixels included, warm.
-        seconds_per_batch: Median over the measured batches.
-        batch_size: Images in a batch.
-        peak_memory_bytes: Highest memory in use.
-        device: The device in words.
-    """
-
-    images_per_second: float | None
-    seconds_per_batch: float | None
+    images_per_second: float | None  # tokens and pixels included, warm
+    seconds_per_batch: float | None  # median over the measured batches
     batch_size: int | None
     peak_memory_bytes: int | None
-    device: str
+    device: str  # in words
 
 
 @dataclass(frozen=True)
@@ -148,79 +108,47 @@ class ProtocolInfo:
 class Evidence:
     """What the numbers were computed from, by hash.
 
-    Attributes:
-        images: Paths of the set as given; empty for generated images.
-        images_sha256: Over the hashes of all images and their labels, in order.
-        labels_sha256: Over the labels in order; empty where there are none.
-        extractor: Name of the feature extractor; "none" if the protocol has none.
-        extractor_sha256: Hash of its weights file; empty without one.
-        reference: Name of the reference; "none" if the protocol has none.
-        reference_sha256: Hash of the reference that was used; empty without one.
-        copies: Number of images that equal an earlier one.
-        notes: Findings of the checks, one line each.
-        nonconforming: Why the set is off-protocol; empty if it is not.
-        contributions_sha256: Hash of the file of per-sample contributions (`dimo compare`).
-        scorer_sha256: Hash of the scorer's weights; None if the protocol has no scorer.
-        prompts_sha256: Hash of the prompts; None if the protocol has none.
-        detector_sha256: Hash of the detector's weights; None if the protocol has no detector,
-            empty if it does not run in dimo.
-        prompts: Name of the prompts; None as for their hash, and in some records of format 1.
-        detector: Name of the detector; None as for its hash, and in some records of format 1.
+    Without an extractor or a reference its name is "none" and its hash empty. Without a scorer,
+    prompts or a detector theirs are None; so are the names of the latter two in some records of
+    format 1.
     """
 
-    images: tuple[str, ...]
-    images_sha256: str
-    labels_sha256: str
+    images: tuple[str, ...]  # paths of the set as given; empty for generated images
+    images_sha256: str  # over the hashes of all images and their labels, in order
+    labels_sha256: str  # over the labels in order; empty without labels
     extractor: str
-    extractor_sha256: str
+    extractor_sha256: str  # of its weights
     reference: str
     reference_sha256: str
-    copies: int
-    notes: tuple[str, ...]
-    nonconforming: tuple[str, ...]
-    contributions_sha256: str
-    scorer_sha256: str | None = None
+    copies: int  # number of images that equal an earlier one
+    notes: tuple[str, ...]  # findings of the checks, one line each
+    nonconforming: tuple[str, ...]  # why the set is off-protocol; empty if it is not
+    contributions_sha256: str  # of the file of per-sample contributions (`dimo compare`)
+    scorer_sha256: str | None = None  # of its weights
     prompts_sha256: str | None = None
-    detector_sha256: str | None = None
+    detector_sha256: str | None = None  # of its weights; empty if it does not run in dimo
     prompts: str | None = None
     detector: str | None = None
 
 
 @dataclass(frozen=True)
 class ResultRecord:
-    """One result. Made by `new_record`.
+    """One result. Made by `new_record`."""
 
-    Attributes:
-        format: Version of the file format, in which the record is written again.
-        run_id: Random hex digits.
-        created: UTC time, ISO 8601 with microseconds and `Z`; sorts as text.
-        protocol: What it was measured under.
-        method: What was measured.
-        metrics: Value by metric name.
-        speed: Speed of generation.
-        seed: Seed of the images, None where they were not made here.
-        revision: Version of the code.
-        packages: Version by package name, and that of `python`.
-        command: Command line that repeats it.
-        seconds: Wall-clock time of the whole measurement.
-        content_sha256: SHA-256 over the canonical JSON of all the other keys.
-        evidence: What was measured; None, and not in the file, in records before version 0.2.
-    """
-
-    format: int
-    run_id: str
-    created: str
+    format: int  # of the file; a record of an older one is saved in that
+    run_id: str  # random hex digits
+    created: str  # UTC time, ISO 8601 with microseconds and `Z`; sorts as text
     protocol: ProtocolInfo
     method: MethodInfo
     metrics: dict[str, MetricValue]
-    speed: Speed
-    seed: int | None
+    speed: Speed  # of generation
+    seed: int | None  # of the images, None where they were not made here
     revision: Revision
-    packages: dict[str, str]
-    command: str
-    seconds: float
-    content_sha256: str
-    evidence: Evidence | None = None
+    packages: dict[str, str]  # version by name, with `python`
+    command: str  # command line that repeats it
+    seconds: float  # wall-clock time of the whole measurement
+    content_sha256: str  # over the canonical JSON of all the other keys
+    evidence: Evidence | None = None  # None, and not in the file, before version 0.2
 
 
 def new_record(
@@ -261,11 +189,7 @@ def new_record(
 
 
 def seal(record: ResultRecord) -> ResultRecord:
-    """The same record, checked, with `content_sha256` filled in.
-
-    Raises:
-        DimoError: As `new_record`.
-    """
+    """The same record, checked, with `content_sha256` filled in; raises as `new_record`."""
     checked = _checked(plain_content(record), _IN_MEMORY)
     return dataclasses.replace(checked, content_sha256=_content_sha256(record_content(checked)))
 
@@ -338,11 +262,7 @@ def record_to_json(record: ResultRecord) -> str:
 
 
 def record_from_json(text: str, *, source: str) -> ResultRecord:
-    """Reads a record strictly.
-
-    Args:
-        text: What `record_to_json` returned.
-        source: Name of the file, for errors.
+    """Reads a record strictly; errors name the file by `source`.
 
     Raises:
         DimoError: No JSON object, a newer format, an unknown, missing or ill-typed key, or content
@@ -390,11 +310,7 @@ def load_record(path: str | os.PathLike[str]) -> ResultRecord:
 
 
 def protocol_of(record: ResultRecord, file: str | os.PathLike[str] | None = None) -> Protocol:
-    """The protocol a record was measured under, by its hash.
-
-    Args:
-        record: Names it.
-        file: Its name or file; None: one of the bundled ones.
+    """The protocol a record was measured under, by its hash; without `file`, a bundled one.
 
     Raises:
         DimoError: There is none of that hash, or the file is another protocol.
@@ -437,3 +353,46 @@ def _checked(data: Any, origin: Origin) -> ResultRecord:
 def _content_sha256(data: Mapping[str, Any]) -> str:
     rest = {key: value for key, value in data.items() if key != "content_sha256"}
     return sha256_bytes(canonical_json(rest).encode())
+
+
+# names of a run, not of its circumstances; metrics have tables of their own
+_NOT_COMPARED = ("format", "run_id", "created", "content_sha256", "seconds", "metrics")
+_MEASURED = ("images_per_second", "seconds_per_batch", "peak_memory_bytes")
+_CIRCUMSTANCES = (
+    "revision.",
+    "packages.",
+    "speed.device",
+    "speed.batch_size",
+    "method.nfe",
+    "method.token_counts",
+)
+
+
+def differences(first: ResultRecord, second: ResultRecord) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> its value in each record, None if missing; without metrics and speeds."""
+    left, right = flat(first), flat(second)
+    return {
+        key: (left.get(key), right.get(key))
+        for key in {**left, **right}
+        if left.get(key) != right.get(key) and key.partition(".")[2] not in _MEASURED
+    }
+
+
+def circumstances(differing: dict[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """The `differences` that may explain different values: code, packages, device, tokens."""
+    return {key: values for key, values in differing.items() if key.startswith(_CIRCUMSTANCES)}
+
+
+def flat(record: ResultRecord) -> dict[str, Any]:
+    """Dotted key -> value of all fields that are compared."""
+    return _flat(plain_content(record), "")
+
+
+def _flat(content: dict[str, Any], path: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        name = f"{path}{key}"
+        if name in _NOT_COMPARED:
+            continue
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
+    return flat

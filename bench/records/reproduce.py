@@ -7,6 +7,7 @@ recorded.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,14 @@ from typing import Any
 import torch
 
 from bench.protocol import Protocol
-from bench.records.differences import circumstances, differences
-from bench.records.record import Evidence, MethodInfo, MetricValue, ResultRecord
+from bench.records.record import (
+    Evidence,
+    MethodInfo,
+    MetricValue,
+    ResultRecord,
+    circumstances,
+    differences,
+)
 from bench.rows.rows import Job
 from bench.rows.settings import SamplerSettings, settings_of
 from bench.suites.base import Assets, ImageOrigin, Suite, check_inputs, load_suite
@@ -25,11 +32,11 @@ from dimo.errors import DimoError
 from dimo.samplers import SAMPLERS
 from dimo.util.files import sha256_file
 from dimo.zoo.loading import load_student, load_teacher, weights_file
-from dimo.zoo.students import PUBLISHED_STUDENTS, FoundStudent, find_student, shipped_students
+from dimo.zoo.students import PUBLISHED_STUDENTS, find_student, shipped_students
 from dimo.zoo.teachers import get_teacher
 
-_ROUNDING = 1e-9  # relative; an interval of no width, [1, 1], holds what differs by rounding
-_OPTIONS = {  # which option replaces what a record names by hash
+_ROUNDING = 1e-9  # relative; an interval of zero width, [1, 1], allows for rounding
+_OPTIONS = {  # what a record names by hash -> the option that gives it
     "extractor": "--extractor-weights",
     "reference": "--reference",
     "detector": "--extractor-weights",
@@ -40,36 +47,22 @@ _OPTIONS = {  # which option replaces what a record names by hash
 
 @dataclass(frozen=True)
 class Check:
-    """One metric, recorded and rerun.
-
-    Attributes:
-        metric: Name of the metric.
-        recorded: The record's value, with its interval.
-        found: The value of the rerun.
-        within: Whether `found` is in the interval or, without one, equals the recorded value.
-        equal: Whether both values are the same to the bit.
-    """
+    """One metric, recorded and rerun."""
 
     metric: str
     recorded: MetricValue
-    found: float
-    within: bool
-    equal: bool
+    found: float  # value of the rerun
+    within: bool  # whether it is in the recorded interval or, without one, equals the value
+    equal: bool  # whether both values are the same to the bit
 
 
 @dataclass(frozen=True)
 class Verification:
-    """A rerun against its record.
+    """A rerun against its record."""
 
-    Attributes:
-        checks: One for each metric of the record, in its order.
-        same_images: Whether the images are those of the record; None if it does not name them.
-        circumstances: What else differs, recorded and rerun: code, packages, device, batch size.
-    """
-
-    checks: tuple[Check, ...]
-    same_images: bool | None
-    circumstances: Mapping[str, tuple[Any, Any]]
+    checks: tuple[Check, ...]  # in the order of the record's metrics
+    same_images: bool | None  # None: the record does not name its images
+    circumstances: Mapping[str, tuple[Any, Any]]  # recorded and rerun, where they differ
 
     @property
     def holds(self) -> bool:
@@ -96,14 +89,9 @@ def repeat(
     """Measures a record's row again; the new record is not stored.
 
     Args:
-        record: The record.
-        protocol: Its protocol, see `bench.records.record.protocol_of`.
-        runtime: Where networks run.
-        assets: Files that replace the bundled ones.
+        protocol: The record's, see `bench.records.record.protocol_of`.
         student: Run folder or name of the student; None: as recorded.
-        images: The image set, for a record of one.
-        labels: Where its labels come from, as for `dimo eval`.
-        recursive: Whether its folders are read with their subfolders.
+        images: The image set, for a record of one; `labels` and `recursive` as for `dimo eval`.
 
     Raises:
         DimoError: Weights, reference, extractor, prompts or images are missing, or have another
@@ -137,31 +125,16 @@ def repeat(
             "of dimo bench and cannot be repeated"
         )
     # missing or changed weights of the row show before anything is loaded
-    make_row = row_of(record, runtime.device, student=student, weights=assets.weights)
+    make_row = _row_of(record, runtime.device, student=student, weights=assets.weights)
     suite = load()
     _check_networks(recorded, suite.evidence)
     return suite.measure(make_row(suite)).record
 
 
-def row_of(
-    record: ResultRecord,
-    device: torch.device,
-    *,
-    student: str | None = None,
-    weights: Path | None = None,
+def _row_of(
+    record: ResultRecord, device: torch.device, *, student: str | None, weights: Path | None
 ) -> Callable[[Suite], Job]:
-    """How the record's row is made; names and hashes are checked now, networks loaded later.
-
-    Args:
-        record: Of a row that was made by `dimo bench`.
-        device: Where networks run.
-        student: Run folder or name of the student; None: as recorded.
-        weights: Folder of the networks' weights; None: those bundled or downloaded.
-
-    Raises:
-        DimoError: Weights are missing or have another hash than recorded, or the record does not
-            say how it was made.
-    """
+    """Makes the row later; names and hashes are checked now, before networks are loaded."""
     method = record.method
     if method.teacher is None:
         raise DimoError(f"{method.name!r} names no teacher: the record does not say how it is made")
@@ -173,14 +146,13 @@ def row_of(
         )
     precision = method.network_precision or "float32"
     settings = _settings_of(method, precision)
-    if is_of_student(method):
-        run = student or method.student or _student_of(method, weights)
-        run_folder = find_student(run, weights=weights)
-        _check_weights(method, run_folder.path)
-        if run_folder.config.teacher != teacher.name:
-            other = run_folder.config.teacher
-            raise DimoError(f"{run} is a student of {other}, not of {teacher.name}")
-        load = partial(load_student, run, device=device, weights=weights)
+    if _is_of_student(method):
+        name = student or method.student or _student_of(method, weights)
+        run = find_student(name, weights=weights)
+        _check_weights(method, run.path)
+        if run.config.teacher != teacher.name:
+            raise DimoError(f"{name} is a student of {run.config.teacher}, not of {teacher.name}")
+        load = partial(load_student, name, device=device, weights=weights)
     else:
         _check_weights(method, weights_file(teacher, "transformer", weights))
     return lambda suite: Job(
@@ -188,21 +160,21 @@ def row_of(
     )
 
 
-def is_of_student(method: MethodInfo) -> bool:
+def _is_of_student(method: MethodInfo) -> bool:
     """Whether the row is a distilled model's; some are sampled as their teacher is."""
     sampler = SAMPLERS.get(method.sampler or "")
     return method.student is not None or (sampler is not None and sampler.of_student)
 
 
-def compare_runs(record: ResultRecord, again: ResultRecord) -> Verification:
+def compare_runs(record: ResultRecord, rerun: ResultRecord) -> Verification:
     """Compares a rerun with its record, metric by metric."""
     checks = tuple(
-        _check(name, value, again.metrics[name].value) for name, value in record.metrics.items()
+        _check(name, value, rerun.metrics[name].value) for name, value in record.metrics.items()
     )
     same_images = None
-    if record.evidence is not None and again.evidence is not None:
-        same_images = record.evidence.images_sha256 == again.evidence.images_sha256
-    return Verification(checks, same_images, circumstances(differences(record, again)))
+    if record.evidence is not None and rerun.evidence is not None:
+        same_images = record.evidence.images_sha256 == rerun.evidence.images_sha256
+    return Verification(checks, same_images, circumstances(differences(record, rerun)))
 
 
 def _check(name: str, recorded: MetricValue, value: float) -> Check:
@@ -226,7 +198,7 @@ def _check_options(
         )
     if images and not is_image_set:
         raise DimoError(f"{name!r} is not a set of images; leave --images out")
-    if student is not None and not is_of_student(record.method):
+    if student is not None and not _is_of_student(record.method):
         raise DimoError(f"{name!r} is not a row of a student; leave --student out")
 
 
@@ -251,23 +223,16 @@ def _reference_row(method: MethodInfo, rows: Sequence[Job]) -> Job:
 
 
 def _student_of(method: MethodInfo, weights: Path | None) -> str:
-    """The student with a name that a record from before `student` was recorded is of."""
+    """The named student with the record's weights; early records do not name it."""
     for name in (*shipped_students(), *PUBLISHED_STUDENTS):
-        candidate = _find(name, weights)
-        if candidate is not None and sha256_file(candidate.path) == method.weights_sha256:
-            return name
+        with suppress(DimoError):  # a published one that was not fetched
+            if sha256_file(find_student(name, weights=weights).path) == method.weights_sha256:
+                return name
     raise DimoError(
         f"the record does not say where student {method.name!r} is, and no bundled or published "
         f"student has its weights ({(method.weights_sha256 or 'not recorded')[:12]}...); give its "
         "run folder with --student"
     )
-
-
-def _find(name: str, weights: Path | None) -> FoundStudent | None:
-    try:
-        return find_student(name, weights=weights)
-    except DimoError:  # a published one that was not fetched
-        return None
 
 
 def _check_weights(method: MethodInfo, path: Path) -> None:
@@ -282,7 +247,6 @@ def _check_weights(method: MethodInfo, path: Path) -> None:
 
 
 def _check_networks(recorded: Evidence | None, evidence: Mapping[str, Any]) -> None:
-    """Networks, reference and prompts must have the recorded hashes."""
     for name, option in _OPTIONS.items():
         old = getattr(recorded, f"{name}_sha256", None)
         new = evidence.get(f"{name}_sha256") or ""

@@ -9,20 +9,15 @@ from dimo.util.schema import Origin
 
 # metrics that settings are chosen by: the first that a protocol has; a detector's come first
 CRITERIA = tuple(
-    sorted(
-        (name for name, kind in METRICS.items() if kind.tunable),
-        key=lambda name: METRICS[name].needs != "detections",
-    )
+    name
+    for name, kind in sorted(METRICS.items(), key=lambda item: item[1].needs != "detections")
+    if kind.tunable
 )
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A metric that settings are chosen by.
-
-    Attributes:
-        metric: One of `CRITERIA`.
-    """
+    """A metric that settings are chosen by, one of `CRITERIA`."""
 
     metric: str
 
@@ -54,17 +49,11 @@ def criterion_of(protocol: Protocol) -> Criterion | None:
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings that were tried, and their score by one of `CRITERIA`.
+    """Settings that were tried, and their score by one of `CRITERIA`; the others are None.
 
-    Attributes:
-        settings: Value by name of each setting that was varied, the same names in every trial of a
-            sweep; names are those of `bench.records.record.MethodInfo`. All others are as in the
-            record.
-        fid: FID on the selection seed; in early records any Fréchet distance.
-        fd_dinov2: FD-DINOv2 on the selection seed.
-        geneval: Overall GenEval score on the selection seed.
-
-    A score is in a file only where it is not None.
+    `settings` has a value for each setting that was varied, by the names of
+    `bench.records.record.MethodInfo`; all others are as in the record. Early records have any
+    Fréchet distance as `fid`.
     """
 
     settings: dict[str, float]
@@ -85,18 +74,12 @@ class Tuning:
 
     In a file: `{"seed": 2000, "num_images": 1000, "trials": [{"settings": {"temperature": 0.8},
     "fid": 1.5}, {"settings": {"temperature": 1.0}, "fid": 1.25}], "chosen": 1}`.
-
-    Attributes:
-        seed: The protocol's selection seed.
-        num_images: Images of each trial, the protocol's `n_select`.
-        trials: In the order in which they were tried: the last setting varies fastest.
-        chosen: Position in `trials` of the best score, the first of them at a tie.
     """
 
-    seed: int
-    num_images: int
-    trials: tuple[Trial, ...]
-    chosen: int
+    seed: int  # the protocol's selection seed
+    num_images: int  # of each trial, the protocol's `n_select`
+    trials: tuple[Trial, ...]  # in the order they were tried: the last setting varies fastest
+    chosen: int  # position in `trials` of the best score, the first of them at a tie
 
     @property
     def criterion(self) -> Criterion:
@@ -112,10 +95,7 @@ class Tuning:
 
 
 def check_tuning(tuning: Tuning, origin: Origin) -> None:
-    """
-    Raises:
-        DimoError: The sweep contradicts itself.
-    """
+    """Raises a DimoError if the sweep contradicts itself."""
     trials = tuning.trials
     if not trials:
         raise origin.error("'method.tuning.trials' must not be empty")

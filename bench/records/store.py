@@ -38,11 +38,8 @@ def append(
 
 
 def load_all(folder: str | os.PathLike[str]) -> tuple[list[ResultRecord], list[str]]:
-    """Reads every record of a folder.
-
-    Returns:
-        The records, oldest first, and one line for each `.json` file that is left out: unreadable,
-        foreign, of a newer format, edited by hand, or a copy of another one.
+    """Every record of a folder, oldest first, and one line for each `.json` file that is left out:
+    unreadable, foreign, of a newer format, edited by hand, or a duplicate.
 
     Raises:
         DimoError: There is no such folder.
@@ -50,29 +47,23 @@ def load_all(folder: str | os.PathLike[str]) -> tuple[list[ResultRecord], list[s
     folder = Path(folder)
     if not folder.is_dir():
         raise DimoError(f"no results folder {folder}; make a first result with: dimo bench")
-    records: dict[str, ResultRecord] = {}
-    files: dict[str, str] = {}
+    records: dict[str, tuple[ResultRecord, str]] = {}  # by run id, with the name of the file
     problems = []
-    for path in sorted(folder.glob("*.json")):
-        if path.name.startswith("."):
-            continue
+    for path in sorted(folder.glob("[!.]*.json")):
         try:
             record = load_record(path)
         except DimoError as error:
             problems.append(str(error))
             continue
-        if record.run_id in records:
-            problems.append(f"{path}: the same run as {files[record.run_id]}; remove one of them")
-            continue
-        records[record.run_id], files[record.run_id] = record, path.name
-    return sorted(records.values(), key=lambda record: (record.created, record.run_id)), problems
+        _, other = records.setdefault(record.run_id, (record, path.name))
+        if other != path.name:
+            problems.append(f"{path}: the same run as {other}; remove one of them")
+    loaded = [record for record, _ in records.values()]
+    return sorted(loaded, key=lambda record: (record.created, record.run_id)), problems
 
 
 def find_record(name: str, folder: str | os.PathLike[str]) -> tuple[ResultRecord, Path]:
-    """A record by the path of its file, or by the beginning of its run id in `folder`.
-
-    Returns:
-        The record and the folder it is in.
+    """A record, by the path of its file or the start of its run id, and the folder it is in.
 
     Raises:
         DimoError: There is no such record, or several.
@@ -119,17 +110,12 @@ def _file_name(record: ResultRecord) -> str:
 
 
 def _slug(text: str) -> str:
-    """Lower-case ASCII words joined by `-`, at most 48 characters."""
     words = re.findall(r"[a-z0-9]+", re.sub(r"[\[\]']", "", text.lower()))
     return "-".join(words)[:48].strip("-") or "unnamed"
 
 
 def _publish(temporary: Path, path: Path) -> None:
-    """Gives the finished file its name.
-
-    Raises:
-        DimoError: The name is taken.
-    """
+    """Gives the finished file its name; a DimoError if the name is taken."""
     try:
         try:
             path.hardlink_to(temporary)
@@ -143,7 +129,7 @@ def _publish(temporary: Path, path: Path) -> None:
 
 
 def _remove_stale(folder: Path) -> None:
-    """Removes temporary files that no writer is at any more; where it cannot, they are harmless."""
+    """Removes temporary files that no writer uses any more; those that remain are harmless."""
     for pattern in (".*.json.*.tmp", "contributions/.*.npz.*.tmp"):
         for path in folder.glob(pattern):
             with suppress(OSError):  # another writer was faster, or it is another user's

@@ -6,8 +6,7 @@ Tables are Markdown that reads well in a terminal; a `..._summary` is the same f
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bench.records.differences import differences, flat
-from bench.records.record import ResultRecord
+from bench.records.record import ResultRecord, differences, flat
 from bench.records.selection import Tuning
 from bench.report import table as cells
 from bench.report.markdown import pipe_table, text

@@ -46,69 +46,41 @@ SUITES: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Assets:
-    """Files that replace bundled or downloaded ones; None: those.
+    """Files that replace bundled or downloaded ones; None: those."""
 
-    Attributes:
-        weights: Folder with the weights of teachers and students.
-        extractor: Weights of the feature extractor, of the detector, or of HPS.
-        clip: Weights of the CLIP that scores captions beside an extractor.
-        reference: File or folder of the reference statistics.
-        prompts: File or folder of the protocol's prompts.
-        cache: Folder of cached features; None: no cache.
-        allow_code: Whether a protocol may import a custom extractor, which runs arbitrary code.
-    """
-
-    weights: Path | None = None
-    extractor: Path | None = None
-    clip: Path | None = None
-    reference: Path | None = None
+    weights: Path | None = None  # folder with the weights of teachers and students
+    extractor: Path | None = None  # weights of the feature extractor, the detector or HPS
+    clip: Path | None = None  # weights of the CLIP that scores captions beside an extractor
+    reference: Path | None = None  # file or folder of the reference statistics
     prompts: Path | None = None
-    cache: Path | None = None
-    allow_code: bool = False
+    cache: Path | None = None  # folder of cached features; None: no cache
+    allow_code: bool = False  # whether a protocol may import a custom extractor: arbitrary code
 
 
 @dataclass(frozen=True)
 class ImageOrigin:
-    """What the user says about a set of image files.
-
-    Attributes:
-        name: Name of the row.
-        section: Block of the table.
-        num_steps: Sampling steps the images were made with; None: unknown.
-        labels: Where labels come from, see `bench.images.open_images`; "": found beside the images.
-        recursive: Whether folders are read with their subfolders.
-    """
+    """What the user says about a set of image files."""
 
     name: str
     section: Section = "Image sets"
-    num_steps: int | None = None
-    labels: str = ""
-    recursive: bool = False
+    num_steps: int | None = None  # sampling steps the images were made with; None: unknown
+    labels: str = ""  # as in `bench.images.open_images`; "": those beside the images
+    recursive: bool = False  # whether folders are read with their subfolders
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The result of scoring one row.
-
-    Attributes:
-        record: The record.
-        contributions: What each sample contributes to its metrics, an npz
-            (`bench.records.compare`).
-        files: Further files by ending, stored as `verdicts/<run_id><ending>`.
-    """
+    """The result of scoring one row."""
 
     record: ResultRecord
-    contributions: bytes
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    contributions: bytes  # per sample and metric, see `bench.records.compare`
+    files: Mapping[str, bytes] = field(default_factory=dict)  # ending -> content, in verdicts/
 
 
 class Suite(ABC):
     """One way to score rows under a protocol; networks and reference are shared by all rows.
 
     Args:
-        protocol: The protocol.
-        runtime: Where networks run.
-        assets: Files that replace the bundled ones.
         batch_size: Images generated at a time; changes speed, never a result.
         nonconforming: Whether off-protocol sets and references are scored, too.
         command: Command that is noted in records.
@@ -136,50 +108,32 @@ class Suite(ABC):
 
     @property
     def prompts(self) -> Sequence[str] | None:
-        """What text-conditioned models draw: image i shows prompt i modulo their number.
-
-        None for class-conditional models.
-        """
+        """What text-conditioned models draw, image i prompt i modulo their number; else None."""
         return None
 
     @property
     @abstractmethod
     def evidence(self) -> Mapping[str, str]:
-        """Fields of `bench.records.record.Evidence` that hold for all rows.
-
-        They name networks, reference and prompts.
-        """
+        """Fields of `bench.records.record.Evidence` that hold for all rows."""
 
     @abstractmethod
     def measure_paths(self, paths: Sequence[Path], origin: ImageOrigin) -> Measured | None:
-        """Scores a set of image files; None on every rank but the first.
-
-        Args:
-            paths: Folders or archives: shards of one set, in order.
-            origin: What is known about the set.
+        """Scores folders or archives, the shards of one set; None on every rank but the first.
 
         Raises:
             DimoError: The set cannot be read, or is off-protocol.
         """
 
     def measure(self, row: Job) -> Measured:
-        """Scores one row with the protocol's reporting seed and number of images.
-
-        Raises:
-            DimoError: The suite scores files only.
-        """
+        """Scores one row, with the protocol's reporting seed and number of images."""
         raise self._files_only()
 
     def quality(self, row: Job, *, seed: int, num_images: int) -> float:
-        """The metric that settings are chosen by, see `bench.records.selection.criterion_of`.
-
-        Raises:
-            DimoError: The suite scores files only.
-        """
+        """The metric that settings are chosen by, see `bench.records.selection.criterion_of`."""
         raise self._files_only()
 
     def reference_rows(self, loaded: Generator) -> list[Job]:
-        """Real data, and real data through the tokenizer: the best any model on its tokens can do.
+        """Real data, also through the tokenizer: the best any model on its tokens can do.
 
         Empty if the real data are not bundled.
         """
@@ -187,8 +141,9 @@ class Suite(ABC):
         if real is None:
             return []
         images, labels = real
+        tokenizer = loaded.tokenizer
         with torch.inference_mode():
-            decoded = loaded.tokenizer.decode(loaded.tokenizer.encode(images))
+            decoded = tokenizer.decode(tokenizer.encode(images))
         decoded = to_uint8(decoded, self.protocol.images.uint8).cpu()
         return [
             Job("Real data", "Reference", loaded, images=images, labels=labels),
@@ -200,7 +155,6 @@ class Suite(ABC):
         return None
 
     def _maker(self, row: Job, seed: int, num_images: int) -> Maker:
-        """Generates the images of a row."""
         return Maker(
             row,
             seed=seed,
@@ -214,7 +168,6 @@ class Suite(ABC):
     def _batches_of(
         self, images: Tensor, labels: Tensor, tally: Tally
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of a fixed set, uint8 [N, 3, H, W] with labels int64 [N]."""
         for start in range(0, len(images), self.batch_size):
             part = slice(start, start + self.batch_size)
             yield tally.add(images[part], labels[part])
@@ -227,10 +180,7 @@ class Suite(ABC):
         )
 
     def _refuse(self, path: object, problems: Sequence[str]) -> None:
-        """
-        Raises:
-            DimoError: There are problems, and off-protocol sets are not scored.
-        """
+        """Raises a DimoError if there are problems and off-protocol sets are not scored."""
         if problems and not self.nonconforming:
             raise DimoError(
                 f"{path} does not conform to protocol {self.protocol.name!r}: "
@@ -251,16 +201,11 @@ class Suite(ABC):
         evidence: Mapping[str, str] | None = None,
         files: Mapping[str, bytes] | None = None,
     ) -> Measured:
-        """Makes the record of one row.
+        """Makes the record of one row, whose work began at `time.monotonic() == start`.
 
         Args:
-            scores: Score by metric.
-            counts: Number of images that each metric stands on.
-            content: The images.
-            method: What made them.
-            start: `time.monotonic()` when the work began.
-            speed: How fast images were made; None: they were not made here.
-            seed: Seed of the images; None: they were not made here.
+            counts: Number of images that each metric is computed from.
+            speed: None, like `seed`: the images were not made here.
             evidence: In place of that of the suite.
             files: As in `Measured`.
         """
@@ -269,7 +214,13 @@ class Suite(ABC):
         metrics: dict[str, MetricValue] = {}
         for name, score in ordered.items():
             metrics |= metric_values({name: score}, self.protocol, counts[name])
-        fields: dict[str, Any] = {**_NO_NETWORKS, **(evidence or self.evidence)}
+        fields: dict[str, Any] = {
+            "extractor": NONE,
+            "extractor_sha256": "",
+            "reference": NONE,
+            "reference_sha256": "",
+            **(evidence or self.evidence),
+        }
         record = new_record(
             protocol=self.protocol,
             method=method,
@@ -290,14 +241,6 @@ class Suite(ABC):
             ),
         )
         return Measured(record, contributions, files or {})
-
-
-_NO_NETWORKS = {
-    "extractor": NONE,
-    "extractor_sha256": "",
-    "reference": NONE,
-    "reference_sha256": "",
-}
 
 
 def load_suite(
@@ -333,9 +276,6 @@ def suite_class(protocol: Protocol) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-_OPTIONS = {"clip": "--clip-weights"}  # where an option has another name than the field
-
-
 def check_inputs(
     protocol: Protocol,
     assets: Assets,
@@ -343,12 +283,6 @@ def check_inputs(
     origin: ImageOrigin | None = None,
 ) -> None:
     """Refuses what the suite of a protocol does not use, before anything is loaded.
-
-    Args:
-        protocol: The protocol.
-        assets: What the user gives.
-        paths: A set of images, if one is scored.
-        origin: What the user says about it.
 
     Raises:
         DimoError: Files or options without a use, or more than one path where one is allowed.
@@ -360,7 +294,8 @@ def check_inputs(
         given |= {"labels": origin.labels, "recursive": origin.recursive}
     for name, value in given.items():
         if value and name not in takes:
-            option = _OPTIONS.get(name, f"--{name}") + ("" if value is True else f" {value}")
+            option = "--clip-weights" if name == "clip" else f"--{name}"
+            option += "" if value is True else f" {value}"
             raise DimoError(f"{option} is not used under {protocol.name!r}; leave it out")
     if suite.one_folder and len(paths) > 1:
         raise DimoError(
@@ -369,11 +304,7 @@ def check_inputs(
 
 
 def store(measured: Measured, results: Path) -> Path:
-    """Adds a record to a folder of results, with all that belongs to it; returns its path.
-
-    Raises:
-        DimoError: As `bench.records.store.append`.
-    """
+    """Adds a record to a folder of results, with all that belongs to it; returns its path."""
     record = measured.record
     for ending, data in measured.files.items():
         write_atomic(results / "verdicts" / f"{record.run_id}{ending}", data)

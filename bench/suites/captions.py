@@ -1,8 +1,7 @@
 """CLIP score of images and their captions, beside the metrics of a feature extractor.
 
-CLIP score (arXiv 2104.08718): cosine of an image and its prompt under a named CLIP.
-
-Published numbers come from different networks, prefixes and scales, and do not compare.
+CLIP score (arXiv 2104.08718): cosine of an image and its prompt under a named CLIP. Published
+numbers come from different networks, prefixes and scales, and do not compare.
 GigaGAN's script, which Di[M]O uses: ViT-g-14, prefix "A photo depicts ", the plain cosine.
 torchmetrics: OpenAI's ViT-L-14, no prefix, 100 max(cosine, 0).
 `scenes` has a small CLIP that only knows its words and pictures.
@@ -39,16 +38,19 @@ def texts_sha256(texts: Iterable[str]) -> str:
 
 
 def read_captions(path: Path, named: Prompts) -> tuple[str, ...]:
-    """Reads a list of texts.
-
-    Args:
-        path: JSON, `["a cat on a mat", ...]`.
-        named: The protocol's prompts: their number and hash.
+    """Reads a JSON list of texts, `["a cat on a mat", ...]`: the protocol's prompts.
 
     Raises:
         DimoError: It cannot be read, is not a list of that many texts, or is another list.
     """
-    origin = Origin(str(path), _NEXT_STEP)
+    texts = read_texts(path, sum(named.tags.values()), _NEXT_STEP)
+    check_prompts(texts, named, path)
+    return texts
+
+
+def read_texts(path: Path, count: int, next_step: str) -> tuple[str, ...]:
+    """The texts of a JSON list of `count`, or a DimoError that ends with `next_step`."""
+    origin = Origin(str(path), next_step)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -59,19 +61,13 @@ def read_captions(path: Path, named: Prompts) -> tuple[str, ...]:
         isinstance(text, str) and text.strip() for text in content
     ):
         raise origin.error("not a list of texts")
-    count = sum(named.tags.values())
     if len(content) != count:
         raise origin.error(f"{len(content):,} prompts instead of {count:,}")
-    check_prompts(content, named, path)
     return tuple(content)
 
 
 def check_prompts(texts: Iterable[str], named: Prompts, path: Path) -> str:
-    """The hash of the prompts.
-
-    Raises:
-        DimoError: It is not that of the protocol.
-    """
+    """The hash of the prompts; a DimoError if it is not that of the protocol."""
     digest = texts_sha256(texts)
     if named.sha256 not in (ANY, digest):
         raise Origin(str(path), f"give the prompts {named.name}").error(
@@ -80,55 +76,36 @@ def check_prompts(texts: Iterable[str], named: Prompts, path: Path) -> str:
     return digest
 
 
-_SCALES: Mapping[str, Callable[..., npt.NDArray[np.float64]]] = {
-    "cosine": cosines,
-    "scaled": scaled_cosines,
-}
+_Scores = npt.NDArray[np.float64]
+_SCALES: Mapping[str, Callable[..., _Scores]] = {"cosine": cosines, "scaled": scaled_cosines}
 
 
 class Towers(typing.Protocol):
-    """The CLIP of a CLIP score: unit embeddings, float32 [N, D]."""
+    """The CLIP of a CLIP score: images uint8 [H, W, 3] or texts -> unit rows float32 [N, D]."""
 
-    def images(self, images: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """Embeds images, uint8 [H, W, 3] each."""
-        ...
+    def images(self, images: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]: ...
 
-    def texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Embeds texts."""
-        ...
+    def texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True, eq=False)
 class CLIPScorer:
-    """Scores how well images match their prompts.
-
-    Attributes:
-        clip: Both towers.
-        prefix: Put before each prompt unchanged, including a trailing space.
-        scale: "cosine", or "scaled": 100 max(cosine, 0).
-        sha256: Hash of the weights.
-
-    Raises:
-        DimoError: Unknown scale.
-    """
+    """Scores how well images match their prompts; raises a DimoError for an unknown scale."""
 
     clip: Towers
-    prefix: str
-    scale: str
-    sha256: str = ""
+    prefix: str  # put before each prompt unchanged, including a trailing space
+    scale: str  # "cosine", or "scaled": 100 max(cosine, 0)
+    sha256: str = ""  # hash of the weights
 
     def __post_init__(self) -> None:
         if self.scale not in _SCALES:
             raise unknown_name("CLIP score scale", self.scale, _SCALES)
 
-    def score(
-        self, images: Iterable[npt.NDArray[np.uint8]], prompts: Sequence[str]
-    ) -> npt.NDArray[np.float64]:
+    def score(self, images: Iterable[npt.NDArray[np.uint8]], prompts: Sequence[str]) -> _Scores:
         """One score per image, float64 [N]; the CLIP score is their mean.
 
         Args:
             images: uint8 [H, W, 3] each, one per prompt; read batch by batch.
-            prompts: N texts.
 
         Raises:
             DimoError: No prompts, or not one image per prompt.
@@ -143,12 +120,7 @@ _READ_AHEAD = 64  # images decoded while the network works on as many
 
 
 def load_clip_scorer(named: Scorer, weights: Path | None, device: torch.device) -> CLIPScorer:
-    """The scorer of a protocol.
-
-    Args:
-        named: The scorer in the protocol.
-        weights: Weights file of its network; None: the bundled one.
-        device: Where the network runs.
+    """The scorer of a protocol; without `weights`, that of the bundled file.
 
     Raises:
         DimoError: The file is missing, not that of the protocol, or of another network.
@@ -177,19 +149,14 @@ def load_clip_scorer(named: Scorer, weights: Path | None, device: torch.device) 
 
 
 def clip_scores(
-    protocol: Protocol,
-    values: npt.NDArray[np.float64],
-    prompts: Sequence[int],
-    tags: Sequence[str] | None = None,
+    protocol: Protocol, values: _Scores, prompts: Sequence[int], tags: Sequence[str] | None = None
 ) -> dict[str, Score]:
-    """The CLIP score, if the protocol names it.
+    """The CLIP score, if the protocol names it, of `values`: float64 [N], one per image.
 
     Images of one prompt are not independent samples, so a contribution is that of a prompt: the
     mean score of its images if all prompts have the same number of images.
 
     Args:
-        protocol: Names the metrics.
-        values: Score of each image, float64 [N].
         prompts: Number of each image's prompt.
         tags: Tag of each image; prompts are resampled within tags, whose numbers are fixed. None:
             prompts have no tags.
@@ -230,11 +197,7 @@ class CaptionsSuite(FeaturesSuite):
         }
 
     def _other_scores(self, paths: Sequence[Path], origin: ImageOrigin) -> dict[str, Score]:
-        """The CLIP score.
-
-        Raises:
-            DimoError: There are more or fewer images than captions, or an image cannot be read.
-        """
+        """Raises a DimoError if images and captions do not match in number."""
         assert self.protocol.prompts is not None
         each, progress = self.protocol.prompts.images_per_prompt, self.runtime.progress
         images = open_images(paths, recursive=origin.recursive, labels=origin.labels)
@@ -258,10 +221,7 @@ class CaptionsSuite(FeaturesSuite):
 
 
 def prompts_path(protocol: Protocol, path: Path | None) -> Path:
-    """
-    Raises:
-        DimoError: No path of the prompts is given.
-    """
+    """The path; a DimoError if it is None."""
     if path is None:
         assert protocol.prompts is not None
         raise DimoError(

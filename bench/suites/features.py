@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,10 +34,11 @@ class FeaturesSuite(Suite):
         super().__init__(*args, **options)
         protocol, path = self.protocol, self.assets.reference
         self._cache = FeatureCache(self.assets.cache, self.runtime.warn)
+        named = protocol.extractor
         self.extractor = load_extractor(
-            protocol.extractor.name,
-            resize=protocol.extractor.resize,
-            sha256=protocol.extractor.sha256,
+            named.name,
+            resize=named.resize,
+            sha256=named.sha256,
             weights=self.assets.extractor,
             device=self.runtime.device,
             allow_code=self.assets.allow_code,
@@ -116,7 +117,7 @@ class FeaturesSuite(Suite):
         return reference_images(self.protocol) if self.assets.reference is None else None
 
     def _other_scores(self, paths: Sequence[Path], origin: ImageOrigin) -> dict[str, Score]:
-        """Scores of image files that other networks give."""
+        """Scores of image files by other networks."""
         return {}
 
     def _scored(
@@ -128,13 +129,9 @@ class FeaturesSuite(Suite):
         others: Mapping[str, Score] | None = None,
         **made: Any,
     ) -> Measured:
-        scores = score(
-            self.protocol,
-            features,
-            self.reference,
-            device=self.runtime.device,
-            progress=self.runtime.progress,
-        ) | dict(others or {})
+        device, progress = self.runtime.device, self.runtime.progress
+        scores = score(self.protocol, features, self.reference, device=device, progress=progress)
+        scores |= others or {}
         problems = (*content.nonconforming, *self._reference_problems)
         content = dataclasses.replace(content, nonconforming=problems)
         counts = dict.fromkeys(scores, len(features.features))
@@ -143,27 +140,11 @@ class FeaturesSuite(Suite):
     def _accept(self, findings: Findings) -> None:
         self._refuse("the set", findings.nonconforming)
 
-    def _features_of_paths(
-        self,
-        paths: Sequence[Path],
-        *,
-        count: int | None,
-        balanced: bool,
-        recursive: bool = False,
-        labels: str = "",
-        accept: Callable[[Findings], None] = lambda findings: None,
-    ) -> FeaturesOfSet:
+    def _features_of_paths(self, paths: Sequence[Path], **options: Any) -> FeaturesOfSet:
+        """As `features_of_paths`, with this suite's extractor and cache."""
+        images, cache, runtime = self.protocol.images, self._cache, self.runtime
         return features_of_paths(
-            paths,
-            self.protocol.images,
-            self.extractor,
-            cache=self._cache,
-            count=count,
-            balanced=balanced,
-            runtime=self.runtime,
-            recursive=recursive,
-            labels=labels,
-            accept=accept,
+            paths, images, self.extractor, cache=cache, runtime=runtime, **options
         )
 
     def _reference_features(self, paths: list[Path]) -> tuple[Features | None, str, int]:

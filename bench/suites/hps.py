@@ -6,7 +6,6 @@ Versions 2.0 and 2.1 are two sets of weights whose scores do not compare. The pu
 from a resize whose antialiasing changed with torchvision, so the preprocessing is named too.
 """
 
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,14 +25,14 @@ from bench.metrics.hps import STYLES, hps_summary
 from bench.protocol import Protocol
 from bench.protocol.catalog import ANY, METRICS, SCORERS
 from bench.suites.base import ImageOrigin, Measured, Suite, image_set_method
-from bench.suites.captions import check_prompts, prompts_path
+from bench.suites.captions import check_prompts, prompts_path, read_texts
 from dimo.errors import DimoError, unknown_name
 from dimo.util.files import sha256_file
-from dimo.util.schema import Origin
 from dimo.weights.catalog import locate
 
 PROMPTS_PER_STYLE = 800
 _SUFFIXES = (".png", ".jpg")
+_Floats = npt.NDArray[np.float64]
 
 
 def hps_prompts(
@@ -43,39 +42,21 @@ def hps_prompts(
 
     Args:
         folder: The folder `benchmark` of the data set zhwang/HPDv2.
-        prompts_per_style: Length of each list.
 
     Raises:
         DimoError: A missing file, or one that is not a list of that many texts.
     """
-    prompts: dict[str, tuple[str, ...]] = {}
-    for style in STYLES:
-        path = folder / f"{style}.json"
-        origin = Origin(str(path), "give the folder benchmark of the data set zhwang/HPDv2")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise origin.error(f"cannot read prompts: {error.strerror}") from None
-        except ValueError as error:
-            raise origin.error(f"not valid JSON: {error}") from error
-        if not isinstance(content, list) or not all(
-            isinstance(prompt, str) and prompt.strip() for prompt in content
-        ):
-            raise origin.error("not a list of texts")
-        if len(content) != prompts_per_style:
-            raise origin.error(f"{len(content)} prompts instead of {prompts_per_style}")
-        prompts[style] = tuple(content)
-    return prompts
+    next_step = "give the folder benchmark of the data set zhwang/HPDv2"
+    return {
+        style: read_texts(folder / f"{style}.json", prompts_per_style, next_step)
+        for style in STYLES
+    }
 
 
 def hps_images(
     folder: Path, *, prompts_per_style: int = PROMPTS_PER_STYLE
 ) -> Mapping[str, tuple[Path, ...]]:
     """Style -> its images in the order of the prompts: `STYLE/00000.png` (or `.jpg`) and so on.
-
-    Args:
-        folder: Holds a folder for each style.
-        prompts_per_style: Images in each.
 
     Raises:
         DimoError: Missing folders or images, one image in two formats, or extra images.
@@ -86,8 +67,7 @@ def hps_images(
             f"{folder} has no folder {', '.join(absent)}; HPS needs {', '.join(STYLES)}, each with "
             f"{prompts_per_style} images"
         )
-    files: dict[str, tuple[Path, ...]] = {}
-    missing: list[str] = []
+    files, missing = dict[str, tuple[Path, ...]](), list[str]()
     for style in STYLES:
         present = {path.name for path in (folder / style).iterdir()}
         images: list[Path] = []
@@ -98,15 +78,12 @@ def hps_images(
                 raise DimoError(f"{folder / style} has {names[0]} and {names[1]}; remove one")
             missing += [] if given else [f"{style}/{names[0]}"]
             images += [folder / style / name for name in given]
-        others = sorted(
-            name
-            for name in present - {path.name for path in images}
-            if Path(name).suffix in _SUFFIXES
-        )
+        others = present - {path.name for path in images}
+        others = {name for name in others if Path(name).suffix in _SUFFIXES}
         if others:
             raise DimoError(
                 f"{folder / style} has {len(others)} images in excess of its "
-                f"{prompts_per_style} prompts, the first is {others[0]}; remove them"
+                f"{prompts_per_style} prompts, the first is {min(others)}; remove them"
             )
         files[style] = tuple(images)
     if missing:
@@ -118,35 +95,21 @@ def hps_images(
     return files
 
 
-_ARCHITECTURE = SCORERS["hps"].model
 HPS_VERSIONS: Mapping[str, str] = SCORERS["hps"].versions  # version -> its published file
 
 
 @dataclass(frozen=True, eq=False)
 class HPSScorer:
-    """Predicts human preference for images, given their prompts.
-
-    Attributes:
-        clip: Both towers.
-        version: A key of `HPS_VERSIONS`.
-        sha256: Hash of the weights file.
-    """
+    """Predicts human preference for images, given their prompts."""
 
     clip: CLIPPairs
-    version: str
-    sha256: str
+    version: str  # a key of `HPS_VERSIONS`
+    sha256: str  # hash of the weights file
 
-    def score(
-        self, images: Iterable[npt.NDArray[np.uint8]], prompts: Sequence[str]
-    ) -> npt.NDArray[np.float64]:
+    def score(self, images: Iterable[npt.NDArray[np.uint8]], prompts: Sequence[str]) -> _Floats:
         """Cosine of each image with its own prompt, times 100: float64 [N].
 
-        Args:
-            images: uint8 [H, W, 3] each, one per prompt; read batch by batch.
-            prompts: N texts.
-
-        Raises:
-            DimoError: No prompts, or not one image per prompt.
+        Images are read batch by batch; a DimoError if there is not one per prompt.
         """
         if not prompts:
             raise DimoError("no prompts to score images with; give one per image")
@@ -156,14 +119,11 @@ class HPSScorer:
 def load_hps(
     weights: Path, *, version: str, preprocessing: str, sha256: str, device: torch.device
 ) -> HPSScorer:
-    """The scorer of a protocol.
+    """The scorer of a protocol, from the published checkpoint or another file with its keys.
 
     Args:
-        weights: The published checkpoint, or another file with its keys.
-        version: The protocol's, a key of `HPS_VERSIONS`.
         preprocessing: As for `bench.features.clip.CLIPPairs`.
         sha256: Hash of the weights file; "any" accepts the published file by its name.
-        device: Where the network runs.
 
     Raises:
         DimoError: Unknown version or preprocessing; a missing or foreign file; a file of the other
@@ -178,15 +138,11 @@ def load_hps(
         )
     digest = sha256_file(weights)
     _check_version(weights, version, digest, sha256)
-    clip = load_pairs(weights, _ARCHITECTURE, preprocessing).to(device)
+    clip = load_pairs(weights, SCORERS["hps"].model, preprocessing).to(device)
     return HPSScorer(clip, version, digest)
 
 
 def _check_version(weights: Path, version: str, digest: str, sha256: str) -> None:
-    """
-    Raises:
-        DimoError: The file is not, or is not known to be, that version.
-    """
     names = {name.removesuffix(".pt"): key for key, name in HPS_VERSIONS.items()}
     named = names.get(weights.name.partition(".pt")[0].removesuffix(".safetensors"))
     if named not in (None, version):
@@ -204,9 +160,6 @@ def _check_version(weights: Path, version: str, digest: str, sha256: str) -> Non
             f"{weights} has sha256 {digest[:12]}..., but {sha256[:12]}... is declared for HPS "
             f"{version}; give the weights that belong to the protocol's version"
         )
-
-
-_Floats = npt.NDArray[np.float64]
 
 
 class HPSSuite(Suite):
@@ -257,28 +210,22 @@ class HPSSuite(Suite):
 
 
 def hps_scores(by_style: Mapping[str, _Floats], protocol: Protocol) -> dict[str, Score]:
-    """Each metric of HPS that the protocol names.
+    """Each metric of HPS that the protocol names, from [N] scores per style in prompt order.
 
     A contribution is the score of an image, one per prompt; the average is resampled within styles,
     whose numbers of prompts are fixed.
-
-    Args:
-        by_style: Style -> [N] scores in the order of its prompts.
-        protocol: Names the metrics.
 
     Raises:
         DimoError: As `hps_summary`.
     """
     each = len(next(iter(by_style.values()), ()))
     summary = hps_summary(by_style, prompts_per_style=each)
-    scores: dict[str, Score] = {}
-    for metric in protocol.metrics:
-        style = METRICS[metric.name].tag
-        if style:
-            mean, std = summary.styles[style].mean, summary.styles[style].std
-            scores[metric.name] = Score(mean, by_style[style], extra={"std": std}, smallest=None)
-        else:
-            values = np.concatenate([by_style[style] for style in summary.styles])
-            styles = np.repeat(np.arange(len(summary.styles)), each)
-            scores[metric.name] = Score(summary.average, values, labels=styles, smallest=None)
-    return scores
+    values = np.concatenate([by_style[style] for style in summary.styles])
+    labels = np.repeat(np.arange(len(summary.styles)), each)
+    average = Score(summary.average, values, labels=labels, smallest=None)
+    styles = {
+        style: Score(one.mean, by_style[style], extra={"std": one.std}, smallest=None)
+        for style, one in summary.styles.items()
+    }
+    tags = {metric.name: METRICS[metric.name].tag for metric in protocol.metrics}
+    return {name: styles[tag] if tag else average for name, tag in tags.items()}

@@ -1,5 +1,6 @@
 """Detectors of objects behind one interface, each pinned by the hash of its weights."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,32 +18,20 @@ Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
 
 
 class ObjectDetector(Protocol):
-    """A detector as GenEval uses it.
+    """A detector as GenEval uses it."""
 
-    Attributes:
-        sha256: Hash of its weights.
-        colors_sha256: Hash of the weights that classify colours; empty where there are none.
-    """
-
-    sha256: str
-    colors_sha256: str
+    sha256: str  # hash of its weights
+    colors_sha256: str  # hash of the weights that classify colours; empty without such weights
 
     def detect(self, images: Sequence[Pixels]) -> list[dict[str, Detected]]:
         """What is on each image, by class name, in the order of the detector's classes."""
-        ...
 
     def colors(self, image: Pixels, name: str, objects: Detected) -> Sequence[str]:
         """The colour of each object of one class."""
-        ...
 
 
 def load_detector(named: Detector, *, weights: Path | None, device: torch.device) -> ObjectDetector:
-    """Loads the detector that a protocol names.
-
-    Args:
-        named: Its name, a key of `DETECTORS`, and the hashes of its weights.
-        weights: File or folder of the weights; None: those that come with dimo.
-        device: Where the networks run.
+    """Loads the detector that a protocol names; without `weights`, those that come with dimo.
 
     Raises:
         DimoError: Unknown detector, one that does not run in dimo, missing weights, weights of
@@ -75,22 +64,14 @@ def load_detector(named: Detector, *, weights: Path | None, device: torch.device
 
 
 def verdicts(
-    detector: ObjectDetector,
-    images: Sequence[Pixels],
-    metadata: Sequence[dict[str, Any]],
+    detector: ObjectDetector, images: Sequence[Pixels], metadata: Sequence[dict[str, Any]]
 ) -> list[Verdict]:
-    """Judges each image by the official rules.
+    """Judges images, uint8 [H, W, 3] each, by the official rules.
 
     Args:
-        detector: The detector.
-        images: uint8 [H, W, 3] each.
         metadata: What each image is asked to show, in the official form.
     """
-    judged = []
-    for image, detected, asked in zip(images, detector.detect(images), metadata, strict=True):
-
-        def colors(name: str, objects: Detected, image: Pixels = image) -> Sequence[str]:
-            return detector.colors(image, name, objects)
-
-        judged.append(judge(detected, asked, colors=colors))
-    return judged
+    return [
+        judge(detected, asked, colors=functools.partial(detector.colors, image))
+        for image, detected, asked in zip(images, detector.detect(images), metadata, strict=True)
+    ]

@@ -1,10 +1,11 @@
-"""GenEval's folder layout: `00000/metadata.jsonl` and `00000/samples/0000.png` for each prompt.
+"""GenEval's files: the folder of images, and the verdicts of `results.jsonl`, one JSON per image.
 
-GenEval's file of verdicts, `results.jsonl`: one line of JSON per image.
+The folder has `00000/metadata.jsonl` and `00000/samples/0000.png` for each prompt.
 """
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,13 @@ import numpy as np
 
 from bench.metrics.geneval import Detected, judge
 from bench.protocol import Prompts
-from bench.suites.geneval.prompts import Metadata, check_metadata, parse_metadata, same_list
+from bench.suites.geneval.prompts import (
+    Metadata,
+    check_metadata,
+    parse_metadata,
+    read_lines,
+    same_list,
+)
 from dimo.util.schema import Origin
 
 _LAYOUT = "make it as GenEval does: 00000/metadata.jsonl and 00000/samples/0000.png for each prompt"
@@ -23,25 +30,15 @@ _NAMED = 8  # as many are listed by name
 
 @dataclass(frozen=True)
 class PromptFolder:
-    """One prompt and its images.
+    """One prompt and its images."""
 
-    Attributes:
-        number: Number of the prompt in its list.
-        metadata: The prompt in the official format.
-        images: Files, in the order of their numbers.
-    """
-
-    number: int
-    metadata: Metadata
-    images: tuple[Path, ...]
+    number: int  # of the prompt in its list
+    metadata: Metadata  # in the official format
+    images: tuple[Path, ...]  # in the order of their numbers
 
 
 def read_folder(path: Path, prompts: Prompts) -> tuple[list[PromptFolder], list[str]]:
     """Reads the layout, without the images themselves.
-
-    Args:
-        path: The outer folder.
-        prompts: The prompts of the protocol.
 
     Returns:
         The prompts that have images, in order, and why the set is off-protocol, if it is.
@@ -52,27 +49,23 @@ def read_folder(path: Path, prompts: Prompts) -> tuple[list[PromptFolder], list[
     origin = Origin(str(path), _LAYOUT)
     if not path.is_dir():
         raise origin.error("no such folder" if not path.exists() else "not a folder")
-    names = sorted((p for p in path.iterdir() if p.is_dir() and p.name.isdigit()), key=_number)
-    if not names:
+    paths = sorted((p for p in path.iterdir() if p.is_dir() and p.name.isdigit()), key=_number)
+    if not paths:
         raise origin.error("no folder of a prompt in it")
-    count = sum(prompts.tags.values())
-    numbers = [int(folder.name) for folder in names]
-    twice = sorted({number for number in numbers if numbers.count(number) > 1})
+    count, numbers = sum(prompts.tags.values()), Counter(int(folder.name) for folder in paths)
+    twice = [f"{number:05d}" for number, folders in numbers.items() if folders > 1]
     if twice:
-        raise origin.error(f"two folders of one prompt: {_listed([f'{n:05d}' for n in twice])}")
+        raise origin.error(f"two folders of one prompt: {_listed(twice)}")
     problems = []
-    missing = [f"{number:05d}" for number in sorted(set(range(count)) - set(numbers))]
+    missing = [f"{number:05d}" for number in range(count) if number not in numbers]
     if missing:
         problems.append(f"{len(missing)} of {count} prompt folders are missing: {_listed(missing)}")
-    more = [folder.name for folder in names if int(folder.name) >= count]
+    more = [folder.name for folder in paths if int(folder.name) >= count]
     if more:
         problems.append(f"{len(more)} folders in excess of the {count} prompts: {_listed(more)}")
-    folders = [_read_prompt(folder, origin) for folder in names]
-    wrong = [
-        f"{name.name} has {len(folder.images)}"
-        for name, folder in zip(names, folders, strict=True)
-        if len(folder.images) != prompts.images_per_prompt
-    ]
+    folders = [_read_prompt(folder, origin) for folder in paths]
+    counts = {path.name: len(folder.images) for path, folder in zip(paths, folders, strict=True)}
+    wrong = [f"{name} has {n}" for name, n in counts.items() if n != prompts.images_per_prompt]
     if wrong:
         problems.append(f"not {prompts.images_per_prompt} images: {_listed(wrong)}")
     if not problems and not same_list([folder.metadata for folder in folders], prompts.sha256):
@@ -81,16 +74,14 @@ def read_folder(path: Path, prompts: Prompts) -> tuple[list[PromptFolder], list[
 
 
 def _read_prompt(folder: Path, origin: Origin) -> PromptFolder:
-    file = folder / "metadata.jsonl"
     where = f"{folder.name}/metadata.jsonl"
     try:
-        data: Any = parse_metadata(file.read_text(encoding="utf-8"), origin, where)
+        text = (folder / "metadata.jsonl").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise origin.error(f"{where} cannot be read: {error}") from error
+    metadata = check_metadata(parse_metadata(text, origin, where), origin, where)
     images = [p for p in (folder / "samples").glob("*.png") if re.fullmatch(r"\d+\.png", p.name)]
-    return PromptFolder(
-        int(folder.name), check_metadata(data, origin, where), tuple(sorted(images, key=_number))
-    )
+    return PromptFolder(int(folder.name), metadata, tuple(sorted(images, key=_number)))
 
 
 def _number(path: Path) -> tuple[int, str]:
@@ -108,28 +99,19 @@ _NEXT_STEP = "give the results.jsonl that GenEval's evaluate_images.py or dimo e
 
 @dataclass(frozen=True)
 class ImageResult:
-    """The verdict on one image.
-
-    Attributes:
-        filename: File name of the image.
-        correct: Whether it shows what its prompt asks for.
-        reason: Why it does not; empty if it does.
-        metadata: Its prompt in the official format.
-        details: Detected boxes by class: x1, y1, x2, y2, score.
-    """
+    """The verdict on one image."""
 
     filename: str
-    correct: bool
-    reason: str
-    metadata: Metadata
-    details: dict[str, list[list[float]]]
+    correct: bool  # whether it shows what its prompt asks for
+    reason: str  # why it does not; empty if it does
+    metadata: Metadata  # its prompt in the official format
+    details: dict[str, list[list[float]]]  # boxes by class: x1, y1, x2, y2, score
 
 
 def results_text(results: Sequence[ImageResult]) -> str:
-    """The text of the file."""
-    lines = []
-    for result in results:
-        row = {
+    """The text of a `results.jsonl`."""
+    rows = (
+        {
             "filename": result.filename,
             "tag": result.metadata["tag"],
             "prompt": result.metadata["prompt"],
@@ -138,25 +120,19 @@ def results_text(results: Sequence[ImageResult]) -> str:
             "metadata": json.dumps(result.metadata),
             "details": json.dumps(result.details),
         }
-        lines.append(json.dumps(row) + "\n")
-    return "".join(lines)
+        for result in results
+    )
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def read_results(path: Path) -> list[ImageResult]:
-    """Reads the official file.
+    """Reads a `results.jsonl`.
 
     Raises:
         DimoError: It cannot be read, is empty, or a line is not a verdict.
     """
     origin = Origin(str(path), _NEXT_STEP)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise origin.error(f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise origin.error("not a text file") from error
-    if not lines:
-        raise origin.error("no verdicts: the file is empty")
+    lines = read_lines(path, origin, "verdicts")
     return [_result(line, origin, f"line {number}") for number, line in enumerate(lines, start=1)]
 
 
@@ -192,31 +168,19 @@ def _result(line: str, origin: Origin, where: str) -> ImageResult:
     if not isinstance(row, dict) or set(row) != set(_KEYS):
         raise origin.error(f"{where} must have the keys {', '.join(_KEYS)}")
     for key in _KEYS:
-        kind = bool if key == "correct" else str
+        kind, words = (bool, "true or false") if key == "correct" else (str, "a text")
         if not isinstance(row[key], kind):
-            raise origin.error(
-                f"{where}: {key!r} must be {_KIND[kind]}, not {ascii(row[key])[:80]}"
-            )
+            raise origin.error(f"{where}: {key!r} must be {words}, not {ascii(row[key])[:80]}")
     metadata = check_metadata(parse_metadata(row["metadata"], origin, where), origin, where)
     if (metadata["tag"], metadata["prompt"]) != (row["tag"], row["prompt"]):
         raise origin.error(f"{where}: 'tag' and 'prompt' are not those of 'metadata'")
     details = parse_metadata(row["details"], origin, where)
-    if not _are_boxes(details):
+    if not isinstance(details, dict) or not all(
+        isinstance(rows, list) and all(map(_is_box, rows)) for rows in details.values()
+    ):
         raise origin.error(f"{where}: 'details' must have lists of 5 numbers for each class")
     return ImageResult(row["filename"], row["correct"], row["reason"], metadata, details)
 
 
-_KIND = {bool: "true or false", str: "a text"}
-
-
-def _are_boxes(details: Any) -> bool:
-    return isinstance(details, dict) and all(
-        isinstance(rows, list)
-        and all(
-            isinstance(row, list)
-            and len(row) == 5
-            and all(isinstance(x, (int, float)) for x in row)
-            for row in rows
-        )
-        for rows in details.values()
-    )
+def _is_box(row: Any) -> bool:
+    return isinstance(row, list) and len(row) == 5 and all(isinstance(x, int | float) for x in row)

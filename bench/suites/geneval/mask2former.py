@@ -4,12 +4,9 @@ Architecture and training recipe are those of the official detector, the weights
 training run, so scores differ slightly: a protocol with it never shares a table with mmdet's. What
 `transformers` makes of the network's output (384 x 384 masks, another threshold) is not used.
 
-CLIP ViT-L/14 as GenEval's colour classifier uses it, with open_clip's network.
-
+GenEval's colour classifier is CLIP ViT-L/14 on the object alone, before grey, against ten colours.
 open_clip 2.20, which GenEval pins, took QuickGELU for OpenAI's weights by itself; later versions
 do so only under the name that ends in `-quickgelu`.
-
-GenEval's colour classifier: CLIP on the object alone, before grey, against ten colours.
 """
 
 import math
@@ -27,6 +24,7 @@ from torch import Tensor, nn
 from bench.features import is_torchscript, load_torchscript
 from bench.features.resize import pil_central_square
 from bench.metrics.geneval import COLORS, Detected
+from dimo.data.scenes import boxes_of
 from dimo.errors import DimoError
 from dimo.util.files import sha256_file
 from dimo.weights.files import load_state_dict, read_state_dict
@@ -35,17 +33,12 @@ _ARCHITECTURE = "ViT-L-14-quickgelu"
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archive
 _BATCH = 32
 
-_Pixels = npt.NDArray[np.uint8]
+_Pixels: TypeAlias = npt.NDArray[np.uint8]
+_Floats: TypeAlias = npt.NDArray[np.floating]
 
 
 class ClipEncoder:
-    """Images and texts -> embeddings, not normalised.
-
-    Args:
-        network: open_clip's.
-        side: Height and width of its images.
-        device: Where it is.
-    """
+    """Images and texts -> embeddings, not normalised; `side` is that of the network's images."""
 
     def __init__(self, network: open_clip.CLIP, side: int, device: torch.device) -> None:
         self.network, self.side, self.device = network.to(device).eval(), side, device
@@ -61,15 +54,14 @@ class ClipEncoder:
             squares = [pil_central_square(i, self.side) for i in images[start : start + _BATCH]]
             levels = torch.from_numpy(np.stack(squares)).to(self.device).permute(0, 3, 1, 2)
             rows.append(self.network.encode_image((levels / 255 - self._mean) / self._std))
-        found: npt.NDArray[np.float32] = torch.cat(rows).float().cpu().numpy()
-        return found
+        return torch.cat(rows).float().cpu().numpy()
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Texts -> float32 [N, D]."""
         tokens = self._tokenize(list(texts)).to(self.device)
-        found: npt.NDArray[np.float32] = self.network.encode_text(tokens).float().cpu().numpy()
-        return found
+        embeddings: Tensor = self.network.encode_text(tokens)
+        return embeddings.float().cpu().numpy()
 
 
 def load_clip_encoder(
@@ -77,10 +69,7 @@ def load_clip_encoder(
 ) -> ClipEncoder:
     """The network of OpenAI's `ViT-L-14.pt`, or of a checkpoint with open_clip's keys.
 
-    Args:
-        weights: The file.
-        device: Where the network shall be.
-        config: As `open_clip.get_model_config` gives it; None: of ViT-L/14 with QuickGELU.
+    `config` is as `open_clip.get_model_config` gives it; None: of ViT-L/14 with QuickGELU.
 
     Raises:
         DimoError: Unreadable file, or weights of another network.
@@ -97,9 +86,6 @@ def load_clip_encoder(
     return ClipEncoder(network, int(config["vision_cfg"]["image_size"]), device)
 
 
-_ColorPixels: TypeAlias = npt.NDArray[np.uint8]
-_Floats: TypeAlias = npt.NDArray[np.floating]
-
 _GREY = 0x99  # of what is not the object, on all three channels
 _TEMPLATES = (
     "a photo of a {color} {name}",
@@ -111,8 +97,7 @@ _TEMPLATES = (
 class ClipColors:
     """The colour of an object: the nearest text in CLIP's space.
 
-    A colour is the mean of the normalised embeddings of three texts, normalised again. Official
-    weights: OpenAI's ViT-L/14, whose activation is QuickGELU.
+    A colour is the mean of the normalised embeddings of three texts, normalised again.
 
     Args:
         encode_images: uint8 images [h, w, 3] of any size -> embeddings [N, D].
@@ -121,34 +106,31 @@ class ClipColors:
 
     def __init__(
         self,
-        encode_images: Callable[[Sequence[_ColorPixels]], _Floats],
+        encode_images: Callable[[Sequence[_Pixels]], _Floats],
         encode_texts: Callable[[Sequence[str]], _Floats],
     ) -> None:
         self._encode_images, self._encode_texts = encode_images, encode_texts
         self._known: dict[str, _Floats] = {}
 
-    def __call__(self, image: _ColorPixels, name: str, objects: Detected) -> list[str]:
+    def __call__(self, image: _Pixels, name: str, objects: Detected) -> list[str]:
         """The colour of each object of class `name` on an image, uint8 [H, W, 3]."""
         masks = objects.masks if objects.masks is not None else [None] * len(objects.boxes)
-        crops = [
-            object_crop(image, box, mask) for box, mask in zip(objects.boxes, masks, strict=True)
-        ]
+        pairs = zip(objects.boxes, masks, strict=True)
+        crops = [object_crop(image, box, mask) for box, mask in pairs]
         cosines = _normalized(self._encode_images(crops)) @ self._texts(name).T  # [N, 10]
         return [COLORS[i] for i in cosines.argmax(axis=1)]
 
     def _texts(self, name: str) -> _Floats:
         if name not in self._known:
-            rows = []
-            for color in COLORS:
-                texts = [text.format(color=color, name=name) for text in _TEMPLATES]
-                rows.append(_normalized(self._encode_texts(texts)).mean(axis=0))
+            texts = [[text.format(color=c, name=name) for text in _TEMPLATES] for c in COLORS]
+            rows = [_normalized(self._encode_texts(each)).mean(axis=0) for each in texts]
             self._known[name] = _normalized(np.stack(rows))
         return self._known[name]
 
 
 def object_crop(
-    image: _ColorPixels, box: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_] | None
-) -> _ColorPixels:
+    image: _Pixels, box: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_] | None
+) -> _Pixels:
     """The part of an image in a box, uint8 [h, w, 3], grey where the mask is not; never empty."""
     alone = image if mask is None else np.where(mask[:, :, None], image, np.uint8(_GREY))
     height, width = image.shape[:2]
@@ -194,12 +176,8 @@ def coco_names() -> tuple[str, ...]:
     return tuple(name.replace("_", " ") for name in _COCO.split())
 
 
-def prepared(image: npt.NDArray[np.uint8]) -> tuple[Tensor, tuple[int, int]]:
-    """An image as the network takes it: float32 [1, 3, H, W], padded, and its size before that.
-
-    Args:
-        image: uint8 [H, W, 3].
-    """
+def prepared(image: _Pixels) -> tuple[Tensor, tuple[int, int]]:
+    """An image uint8 [H, W, 3] as float32 [1, 3, H', W'], padded, and its size before padding."""
     height, width = image.shape[:2]
     scale = min(_SHORT / min(height, width), _LONG / max(height, width))
     size = (int(height * scale + 0.5), int(width * scale + 0.5))
@@ -219,15 +197,13 @@ def instances(
     original: tuple[int, int],
     most: int = _INSTANCES,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The objects of one image, as mmdet's fusion head makes them.
+    """The objects of one image, as mmdet's fusion head makes them; sizes are (height, width).
 
     Args:
         class_logits: [Q, C + 1], the last for "nothing".
         mask_logits: [Q, h, w] of the padded image.
-        padded: Height and width of the network's input.
-        resized: Of the image in its upper left corner.
-        original: Of the image itself.
-        most: How many are returned at most; a query may be there under several classes.
+        resized: Size of the image in the upper left corner of the padded one.
+        most: Largest number of objects; a query may appear under several classes.
 
     Returns:
         Classes int64 [n], boxes float32 [n, 5] (x1, y1, x2, y2, score; zeros where the mask is
@@ -238,20 +214,12 @@ def instances(
     scores = class_logits.softmax(dim=1)[:, :-1]
     classes = scores.shape[1]
     best, place = scores.flatten().topk(min(most, scores.numel()))
-    query = place // classes
-    chosen = logits[query]
+    chosen = logits[place // classes]
     masks = chosen > 0
     inside = (chosen.sigmoid() * masks).flatten(1).sum(dim=1)
     mean = inside / (masks.flatten(1).sum(dim=1) + 1e-6)
-    ends = []
-    for along in (1, 2):
-        present = masks.any(dim=along).to(torch.uint8)
-        some = present.any(dim=1)
-        last = present.shape[1] - present.flip(1).argmax(dim=1)
-        ends.append((present.argmax(dim=1) * some, last * some))
-    (x1, x2), (y1, y2) = ends
-    boxes = torch.stack([x1, y1, x2, y2], dim=1).float()
-    return place % classes, torch.cat([boxes, (best * mean)[:, None]], dim=1), masks
+    boxes = torch.cat([boxes_of(masks), (best * mean)[:, None]], dim=1)
+    return place % classes, boxes, masks
 
 
 def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -259,16 +227,7 @@ def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class HFMask2Former:
-    """The detector with its colour classifier.
-
-    Args:
-        network: `Mask2FormerForUniversalSegmentation`.
-        names: Of the classes, in order.
-        colors: Tells colours apart.
-        device: Where the network is.
-        sha256: Of its weights.
-        colors_sha256: Of the weights of the colour classifier.
-    """
+    """A `Mask2FormerForUniversalSegmentation`, its classes in order, and a colour classifier."""
 
     def __init__(
         self,
@@ -281,42 +240,35 @@ class HFMask2Former:
         colors_sha256: str = "",
     ) -> None:
         self.network, self.names, self.device = network.to(device).eval(), tuple(names), device
-        self.sha256, self.colors_sha256, self._colors = sha256, colors_sha256, colors
+        self.sha256, self.colors_sha256, self.colors = sha256, colors_sha256, colors
 
     @torch.inference_mode()
-    def detect(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[dict[str, Detected]]:
+    def detect(self, images: Sequence[_Pixels]) -> list[dict[str, Detected]]:
         """What is on each image; one at a time, since sizes differ."""
         return [self._detect(image) for image in images]
 
-    def colors(self, image: npt.NDArray[np.uint8], name: str, objects: Detected) -> Sequence[str]:
-        """The colour of each object of one class."""
-        return self._colors(image, name, objects)
-
-    def _detect(self, image: npt.NDArray[np.uint8]) -> dict[str, Detected]:
+    def _detect(self, image: _Pixels) -> dict[str, Detected]:
         pixels, resized = prepared(image)
-        found = self.network(pixel_values=pixels.to(self.device))
+        output = self.network(pixel_values=pixels.to(self.device))
         classes, boxes, masks = instances(
-            found.class_queries_logits[0].float(),
-            found.masks_queries_logits[0].float(),
+            output.class_queries_logits[0].float(),
+            output.masks_queries_logits[0].float(),
             padded=(pixels.shape[2], pixels.shape[3]),
             resized=resized,
             original=(image.shape[0], image.shape[1]),
         )
-        by_name = {}
-        for number, name in enumerate(self.names):
-            rows = classes == number
-            if rows.any():
-                by_name[name] = Detected(boxes[rows].cpu().numpy(), masks[rows].cpu().numpy())
-        return by_name
+        by_class = {name: classes == number for number, name in enumerate(self.names)}
+        return {
+            name: Detected(boxes[rows].cpu().numpy(), masks[rows].cpu().numpy())
+            for name, rows in by_class.items()
+            if rows.any()
+        }
 
 
 def load_hf_detector(weights: Path, device: torch.device) -> HFMask2Former:
     """Loads both networks from a folder, without the internet.
 
-    Args:
-        weights: Folder of facebook/mask2former-swin-small-coco-instance with OpenAI's
-            `ViT-L-14.pt` in it.
-        device: Where the networks shall be.
+    The folder is facebook/mask2former-swin-small-coco-instance with OpenAI's `ViT-L-14.pt` in it.
 
     Raises:
         DimoError: A file or the package is missing, or the classes are not COCO's.
@@ -342,11 +294,7 @@ def load_hf_detector(weights: Path, device: torch.device) -> HFMask2Former:
 
 
 def load_mask2former(folder: Path) -> Any:
-    """The network of a folder of `transformers`.
-
-    Raises:
-        DimoError: The package is not installed, or the folder holds another network.
-    """
+    """The network of a folder of `transformers`; a DimoError if package or weights are missing."""
     try:
         from transformers import Mask2FormerForUniversalSegmentation
     except ImportError as error:
@@ -354,7 +302,7 @@ def load_mask2former(folder: Path) -> Any:
             "Mask2Former needs the package 'transformers'; install it with: pip install 'dimo[t2i]'"
         ) from error
     try:
-        loaded: Any = Mask2FormerForUniversalSegmentation.from_pretrained(
+        network, report = Mask2FormerForUniversalSegmentation.from_pretrained(
             folder, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # damaged files and foreign configurations raise many types
@@ -362,7 +310,6 @@ def load_mask2former(folder: Path) -> Any:
         raise DimoError(
             f"cannot load Mask2Former from {folder}: {reason}; fetch the folder again"
         ) from error
-    network, report = loaded
     lacking = sorted(report["missing_keys"])
     if lacking:
         raise DimoError(
@@ -373,18 +320,14 @@ def load_mask2former(folder: Path) -> Any:
 
 
 def check_names(id2label: Mapping[int, str], source: str) -> None:
-    """Refuses a network whose classes are not COCO's 80 in order.
-
-    Raises:
-        DimoError: They are others.
-    """
+    """Raises a DimoError for a network whose classes are not COCO's 80 in order."""
     names = coco_names()
-    found = [_OTHER_NAMES.get(label, label) for _, label in sorted(id2label.items())]
-    for number, (ours, theirs) in enumerate(zip(names, found, strict=False)):
+    given = [_OTHER_NAMES.get(label, label) for _, label in sorted(id2label.items())]
+    for number, (ours, theirs) in enumerate(zip(names, given, strict=False)):
         if ours != theirs:
             raise DimoError(
                 f"class {number} of the network in {source} is {theirs!r}; allowed: COCO's 80 "
                 f"classes in order, here {ours!r}; give the weights that were trained on COCO"
             )
-    if len(found) != len(names):
-        raise DimoError(f"the network in {source} has {len(found)} classes; allowed: COCO's 80")
+    if len(given) != len(names):
+        raise DimoError(f"the network in {source} has {len(given)} classes; allowed: COCO's 80")

@@ -31,11 +31,7 @@ def bundled_prompts() -> tuple[Metadata, ...]:
 
 
 def prompts_of(named: Prompts, path: Path | None) -> tuple[Metadata, ...]:
-    """The prompts of a protocol.
-
-    Args:
-        named: Name and hash in the protocol.
-        path: File of the official form; None: the bundled list.
+    """The prompts of a protocol, from a file of the official form; None: the bundled list.
 
     Raises:
         DimoError: They are not bundled and no file is given, or the file is another list.
@@ -56,27 +52,15 @@ def prompts_of(named: Prompts, path: Path | None) -> tuple[Metadata, ...]:
 
 
 def read_prompts(path: str | PathLike[str], *, sha256: str = ANY) -> tuple[Metadata, ...]:
-    """Reads a list from a file.
-
-    Args:
-        path: The file.
-        sha256: What the list must hash to, or "any".
+    """Reads a list that must have this hash; "any" accepts all.
 
     Raises:
         DimoError: It cannot be read, is empty, a line is not metadata, or it is another list.
     """
     origin = Origin(str(path), _NEXT_STEP)
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise origin.error(f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise origin.error("not a text file") from error
-    if not lines:
-        raise origin.error("no prompts: the file is empty")
     prompts = tuple(
         check_metadata(parse_metadata(line, origin, f"line {number}"), origin, f"line {number}")
-        for number, line in enumerate(lines, start=1)
+        for number, line in enumerate(read_lines(Path(path), origin, "prompts"), start=1)
     )
     if not same_list(prompts, sha256):
         raise origin.error(
@@ -84,6 +68,19 @@ def read_prompts(path: str | PathLike[str], *, sha256: str = ANY) -> tuple[Metad
             f"the protocol names {sha256[:12]}..."
         )
     return prompts
+
+
+def read_lines(path: Path, origin: Origin, what: str) -> list[str]:
+    """The lines of a text file; a DimoError if it cannot be read or is empty."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise origin.error(f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise origin.error("not a text file") from error
+    if not lines:
+        raise origin.error(f"no {what}: the file is empty")
+    return lines
 
 
 def list_sha256(prompts: Sequence[Metadata]) -> str:
@@ -97,17 +94,13 @@ def same_list(prompts: Sequence[Metadata], sha256: str) -> bool:
     return sha256 in (ANY, sha256_bytes(text), sha256_bytes(text[:-1]))
 
 
-def tag_counts(prompts: Sequence[Metadata]) -> dict[str, int]:
+def tag_counts(prompts: Sequence[Metadata]) -> Counter[str]:
     """Number of prompts of each tag, in order of first appearance."""
-    return dict(Counter(prompt["tag"] for prompt in prompts))
+    return Counter(prompt["tag"] for prompt in prompts)
 
 
 def parse_metadata(text: str, origin: Origin, where: str) -> Any:
-    """One line, or the file of one prompt, as JSON data.
-
-    Raises:
-        DimoError: Not JSON.
-    """
+    """One line, or the file of one prompt, as JSON data; a DimoError if it is not JSON."""
     try:
         return json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
@@ -115,12 +108,7 @@ def parse_metadata(text: str, origin: Origin, where: str) -> Any:
 
 
 def check_metadata(data: Any, origin: Origin, where: str) -> Metadata:
-    """Checks what one prompt asks for.
-
-    Args:
-        data: JSON data.
-        origin: The file, for errors.
-        where: The prompt, for errors.
+    """Checks what one prompt asks for; errors name the file by `origin` and the prompt by `where`.
 
     Raises:
         DimoError: Unknown tag, key, colour or relation, a missing key, a value of another type, or

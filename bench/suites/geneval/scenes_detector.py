@@ -1,6 +1,6 @@
 """The detector of the protocol `scenes-geneval`: a small network that finds shapes and masks.
 
-It looks at one picture at a time as Mask2Former does, and gives the same: boxes with scores, masks
+It takes one picture at a time as Mask2Former does, and returns the same: boxes with scores, masks
 and classes. Every second pixel says which shape is centred on it and where its box ends
 (CenterNet, arXiv:1904.07850, without its blurred targets); a mask is the foreground within a box.
 Colours are told apart by the colour of the mask's pixels, not by the network.
@@ -32,45 +32,38 @@ _STRIDE = SceneNetwork.stride
 _CELLS = SIDE // _STRIDE
 _NEAR = 0.9  # cells from a centre within which a cell must see the shape
 _UNSURE = 2.2  # cells from a centre beyond which it must not
-_WINDOW = 7  # cells: of several sightings of a shape so close together the surest stands
+_WINDOW = 7  # cells: only the highest score of a shape in such a window is a detection
 _LEAST = 0.05  # scores below are not reported
 _SHADES = (0.8, 0.9, 1.0, 1.07)  # of each colour
 _FEW = 4  # pixels
 _BATCH = 120  # pictures at a time
-_SPOILT = 6  # one of so many pictures in training shows nothing
-_PARTS = 8  # along each side, where parts of a picture change places
+_SPOILT = 6  # one in this many training pictures shows nothing
+_PARTS = 8  # along each side, where parts of a picture are shuffled
 
 
-def detection_loss(found: dict[str, Tensor], scenes: SceneBatch) -> Tensor:
+def detection_loss(maps: dict[str, Tensor], scenes: SceneBatch) -> Tensor:
     """Cross-entropy of shapes and foreground, and the distance of box ends in pixels."""
     middle = (torch.arange(_CELLS) + 0.5) * _STRIDE
+    x, y = middle[None, :].expand(_CELLS, -1), middle[:, None].expand(-1, _CELLS)  # [16, 16]
     present = scenes.shapes >= 0  # [B, 4]
-    offset_x = middle[None, None, None, :] - scenes.centers[..., 0, None, None]
-    offset_y = middle[None, None, :, None] - scenes.centers[..., 1, None, None]
-    distance = torch.hypot(offset_x, offset_y) / _STRIDE  # [B, 4, 16, 16]
+    center_x, center_y = scenes.centers[..., None, None].unbind(dim=2)  # [B, 4, 1, 1]
+    distance = torch.hypot(x - center_x, y - center_y) / _STRIDE  # [B, 4, 16, 16]
     near = (distance < _NEAR) & present[..., None, None]
     unsure = (distance < _UNSURE) & present[..., None, None]
     one_hot = F.one_hot(scenes.shapes.clamp(min=0), len(SHAPES)).bool()  # [B, 4, 7]
     target = (near[:, :, None] & one_hot[..., None, None]).any(dim=1)  # [B, 7, 16, 16]
     ignored = (unsure[:, :, None] & one_hot[..., None, None]).any(dim=1) & ~target
     shapes = F.binary_cross_entropy_with_logits(
-        found["shapes"], target.float(), reduction="none"
+        maps["shapes"], target.float(), reduction="none"
     ).masked_fill(ignored, 0.0)
 
     masks = scenes.coverage >= 0.5  # [B, 4, 32, 32]
-    ends = boxes_of(masks.flatten(0, 1)).view(*scenes.shapes.shape, 4)
-    wanted = torch.stack(
-        [
-            middle[None, None, None, :] - ends[..., 0, None, None].expand(-1, -1, _CELLS, _CELLS),
-            middle[None, None, :, None] - ends[..., 1, None, None].expand(-1, -1, _CELLS, _CELLS),
-            ends[..., 2, None, None].expand(-1, -1, _CELLS, _CELLS) - middle[None, None, None, :],
-            ends[..., 3, None, None].expand(-1, -1, _CELLS, _CELLS) - middle[None, None, :, None],
-        ],
-        dim=2,
-    )  # [B, 4, 4, 16, 16]
-    missed = (found["boxes"][:, None] - wanted).abs() * near[:, :, None]
+    ends = boxes_of(masks.flatten(0, 1)).view(*scenes.shapes.shape, 4)[..., None, None]
+    left, top, right, bottom = ends.unbind(dim=2)  # [B, 4, 1, 1] each
+    distances = torch.stack([x - left, y - top, right - x, bottom - y], dim=2)  # [B, 4, 4, 16, 16]
+    missed = (maps["boxes"][:, None] - distances).abs() * near[:, :, None]
     foreground = F.binary_cross_entropy_with_logits(
-        found["foreground"], scenes.coverage.sum(dim=1).clamp(max=1)
+        maps["foreground"], scenes.coverage.sum(dim=1).clamp(max=1)
     )
     objects = present.sum().clamp(min=1)
     return shapes.sum() / objects + 0.1 * missed.sum() / objects + 2 * foreground
@@ -92,7 +85,7 @@ def disturbed(images: Tensor, seed: int, index: Tensor) -> Tensor:
 
 
 def spoilt(images: Tensor, seed: int, index: Tensor) -> Tensor:
-    """Pictures that show no shape: parts of pictures in disorder, blotches, blocks, plain ones."""
+    """Pictures that show no shape: shuffled parts of pictures, blotches, blocks, plain ones."""
     count = len(images)
     u = uniform(seed, index, "spoilt", (2,)).float()[:, :, None, None, None]
     colors = uniform(seed, index, "spoilt/colors", (3, 8, 8)).float()
@@ -116,7 +109,7 @@ def spoilt(images: Tensor, seed: int, index: Tensor) -> Tensor:
 
 
 def _lesson(seed: int, index: Tensor, *, with_spoilt: bool) -> tuple[Tensor, SceneBatch]:
-    """Disturbed pictures of training prompts; one of a few may be spoilt and show nothing."""
+    """Disturbed pictures of training prompts; one in a few may be spoilt and show nothing."""
     scenes = draw(seed, index, "train", free=True)
     empty = (index % _SPOILT == 0) & with_spoilt
     images = scenes.images.clone()
@@ -141,12 +134,10 @@ def train_scene_network(
     """Trains on disturbed pictures of the training prompts; later, on some that show nothing too.
 
     Args:
-        steps: Optimizer steps.
-        batch_size: Pictures a step.
         learning_rate: Step -> learning rate.
         weight_decay: AdamW's.
-        seed: Of weights and pictures.
-        on_step: Called with the number of steps done and the loss.
+        seed: Seed of weights and pictures.
+        on_step: Called with the number of finished steps and the loss.
     """
     torch.manual_seed(seed)
     network = SceneNetwork().train()
@@ -172,13 +163,7 @@ def train_scene_network(
 
 
 class SceneDetector:
-    """Pictures of scenes -> what is on them, in the form that GenEval's rules take.
-
-    Args:
-        network: Trained.
-        device: Where it shall be.
-        sha256: Of its weights.
-    """
+    """Pictures of scenes -> what is on them, in the form that GenEval's rules take."""
 
     colors_sha256 = ""
 
@@ -187,11 +172,7 @@ class SceneDetector:
 
     @torch.inference_mode()
     def detect(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[dict[str, Detected]]:
-        """uint8 images [32, 32, 3] -> for each, detections by class name.
-
-        Raises:
-            DimoError: An image of another size.
-        """
+        """uint8 images [32, 32, 3] -> for each, detections by class name."""
         sizes = {image.shape[:2] for image in images} - {(SIDE, SIDE)}
         if sizes:
             height, width = min(sizes)
@@ -199,29 +180,24 @@ class SceneDetector:
                 f"the detector of scenes takes images of {SIDE} x {SIDE}, not {height} x {width}; "
                 "give the pictures as they were made"
             )
-        every: list[dict[str, Detected]] = []
+        detections: list[dict[str, Detected]] = []
         for start in range(0, len(images), _BATCH):
             chunk = torch.from_numpy(np.stack(images[start : start + _BATCH])).permute(0, 3, 1, 2)
-            found = {k: v.float().cpu() for k, v in self.network(chunk.to(self.device)).items()}
-            logits = found["shapes"]
+            maps = {k: v.float().cpu() for k, v in self.network(chunk.to(self.device)).items()}
+            logits = maps["shapes"]  # compared before the sigmoid, which rounds high ones to 1
             highest = F.max_pool2d(logits, _WINDOW, stride=1, padding=_WINDOW // 2)
-            peaks = (logits == highest) & (logits.sigmoid() > _LEAST)  # sure ones all round to 1
-            every += [_detections(found, peaks, picture) for picture in range(len(chunk))]
-        return every
+            peaks = (logits == highest) & (logits.sigmoid() > _LEAST)
+            detections += [_detections(maps, peaks, picture) for picture in range(len(chunk))]
+        return detections
 
     def colors(self, image: npt.NDArray[np.uint8], name: str, objects: Detected) -> Sequence[str]:
-        """The colour of each object, see `scene_colors`."""
+        """As `scene_colors`."""
         return scene_colors(image, objects)
 
 
 def load_scene_detector(weights: Path | None, device: torch.device) -> SceneDetector:
-    """The detector with the weights of a file; None: those that come with dimo.
-
-    Raises:
-        DimoError: Unreadable file, or weights of another network.
-    """
-    path = weights or ASSETS / "scenes-detector.safetensors"
-    network = SceneNetwork()
+    """The detector with the weights of a file; None: those that come with dimo."""
+    path, network = weights or ASSETS / "scenes-detector.safetensors", SceneNetwork()
     load_state_dict(network, path)
     return SceneDetector(network, device, sha256_file(path))
 
@@ -229,15 +205,10 @@ def load_scene_detector(weights: Path | None, device: torch.device) -> SceneDete
 def detector_accuracy(
     detector: SceneDetector, *, seed: int, per_prompt: int, disturb: bool = False
 ) -> dict[str, float]:
-    """Share of right verdicts on rendered pictures of the held-out prompts, by tag.
+    """Fraction of correct verdicts on rendered pictures of the held-out prompts, by tag.
 
-    Every picture shows what it is asked for, so every right verdict is "correct".
-
-    Args:
-        detector: To be tested.
-        seed: Of the pictures.
-        per_prompt: Pictures of each prompt.
-        disturb: Whether they are `disturbed` first.
+    Every picture shows what it is asked for, so every right verdict is "correct". With `disturb`,
+    pictures are `disturbed` first.
     """
     asked = prompts("held-out")
     right: Counter[str] = Counter()
@@ -247,51 +218,48 @@ def detector_accuracy(
         if disturb:
             images = disturbed(images, seed, index)
         pixels = list(images.permute(0, 2, 3, 1).contiguous().numpy())
-        found = verdicts(detector, pixels, [prompt.metadata for prompt in asked])
-        right.update(p.tag for p, verdict in zip(asked, found, strict=True) if verdict.correct)
+        judged = verdicts(detector, pixels, [prompt.metadata for prompt in asked])
+        right.update(p.tag for p, verdict in zip(asked, judged, strict=True) if verdict.correct)
     totals = Counter(prompt.tag for prompt in asked)
     return {tag: right[tag] / (per_prompt * totals[tag]) for tag in totals}
 
 
-def _detections(found: dict[str, Tensor], peaks: Tensor, picture: int) -> dict[str, Detected]:
+def _detections(maps: dict[str, Tensor], peaks: Tensor, picture: int) -> dict[str, Detected]:
     """One picture of a batch of maps; `peaks` is bool [B, 7, 16, 16]."""
     middle = (torch.arange(_CELLS) + 0.5) * _STRIDE
     pixels = torch.arange(SIDE) + 0.5
-    foreground = found["foreground"][picture] > 0
+    foreground = maps["foreground"][picture] > 0
     detected = {}
     for shape, name in enumerate(SHAPES):
         rows, columns = peaks[picture, shape].nonzero(as_tuple=True)
         if not len(rows):
             continue
-        left, top, right, bottom = found["boxes"][picture, :, rows, columns]  # [n] each
+        left, top, right, bottom = maps["boxes"][picture, :, rows, columns]  # [n] each
         x, y = middle[columns], middle[rows]
         boxes = torch.stack([x - left, y - top, x + right, y + bottom], dim=1).clamp(0, SIDE)
         within_x = (pixels > boxes[:, :1]) & (pixels < boxes[:, 2:3])  # [n, W]
         within_y = (pixels > boxes[:, 1:2]) & (pixels < boxes[:, 3:])  # [n, H]
         masks = within_y[:, :, None] & within_x[:, None] & foreground
-        scores = found["shapes"][picture, shape, rows, columns].sigmoid()
+        scores = maps["shapes"][picture, shape, rows, columns].sigmoid()
         detected[name] = Detected(torch.cat([boxes, scores[:, None]], dim=1).numpy(), masks.numpy())
     return detected
 
 
 def scene_colors(image: npt.NDArray[np.uint8], objects: Detected) -> Sequence[str]:
-    """Colour of each object: the nearest shade of the palette to the median of its pixels.
+    """Colour of each object on an image uint8 [H, W, 3]: the shade nearest to its median pixel.
 
     Pixels at the mask's edge are mixed with the background and left out, where others remain.
-
-    Args:
-        image: uint8 [H, W, 3].
-        objects: With masks.
     """
     assert objects.masks is not None, "the detector of scenes gives masks"
     shades = np.array(RGB)[:, None] * np.array(_SHADES)[:, None]  # [colour, shade, RGB]
-    found = []
+    colors = []
     for mask in objects.masks:
-        chosen = _inner(mask) if _inner(mask).sum() >= _FEW else mask
+        inner = _inner(mask)
+        chosen = inner if inner.sum() >= _FEW else mask
         median = np.median(image[chosen] if chosen.any() else image.reshape(-1, 3), axis=0)
         distances = np.square(shades - median).sum(axis=2).min(axis=1)
-        found.append(COLORS[int(distances.argmin())])
-    return found
+        colors.append(COLORS[int(distances.argmin())])
+    return colors
 
 
 def _inner(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

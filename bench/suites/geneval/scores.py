@@ -1,5 +1,6 @@
 """Correctness of images -> GenEval's metrics; FID and CLIP score of the same images."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,22 +19,13 @@ from bench.suites.captions import CLIPScorer, clip_scores, load_clip_scorer
 
 
 def geneval_scores(
-    protocol: Protocol,
-    tags: Sequence[str],
-    prompts: Sequence[int],
-    correct: Sequence[bool],
+    protocol: Protocol, tags: Sequence[str], prompts: Sequence[int], correct: Sequence[bool]
 ) -> dict[str, Score]:
     """Each metric of the protocol that a detector decides; intervals resample prompts.
 
     Images of one prompt are not independent samples, so a contribution is the fraction of correct
     images of a prompt. The overall score is resampled within tags, whose numbers of prompts are
-    fixed.
-
-    Args:
-        protocol: Names the metrics.
-        tags: Tag of each image.
-        prompts: Number of each image's prompt.
-        correct: Whether each image shows what is asked for.
+    fixed. `tags`, `prompts` (numbers) and `correct` are given per image.
     """
     summary = summarize(tags, prompts, correct)
     numbers, first, row = np.unique(np.asarray(prompts), return_index=True, return_inverse=True)
@@ -61,43 +53,26 @@ def geneval_scores(
 
 
 def image_counts(metrics: Sequence[str], tags: Sequence[str]) -> dict[str, int]:
-    """Number of images that each metric stands on: those of its tag, or all.
-
-    Args:
-        metrics: Names of metrics.
-        tags: Tag of each image.
-    """
-    return {
-        name: list(tags).count(METRICS[name].tag) if METRICS[name].tag else len(tags)
-        for name in metrics
-    }
+    """Number of images that each metric is computed from: those of its tag, or all."""
+    counts = Counter(tags)
+    kinds = {name: METRICS[name].tag for name in metrics}
+    return {name: counts[tag] if tag else len(tags) for name, tag in kinds.items()}
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the secondary networks make of some images; None without such a network.
-
-    Attributes:
-        features: Features of the images.
-        fits: CLIP score of each image, float64 [B].
-    """
+    """What the secondary networks make of B images; None without such a network."""
 
     features: Features | None
-    fits: npt.NDArray[np.float64] | None
+    fits: npt.NDArray[np.float64] | None  # CLIP score of each image, [B]
 
 
 @dataclass(frozen=True, eq=False)
 class Secondary:
-    """Networks of a GenEval protocol beside the detector; None where the protocol has none.
-
-    Attributes:
-        extractor: From images to features.
-        reference: What the features are compared with; given if there is an extractor.
-        scorer: From images and their prompts to scores.
-    """
+    """Networks of a GenEval protocol beside the detector; None where the protocol has none."""
 
     extractor: Extractor | None = None
-    reference: ReferenceSet | None = None
+    reference: ReferenceSet | None = None  # given if there is an extractor
     scorer: CLIPScorer | None = None
 
     @property
@@ -115,15 +90,7 @@ class Secondary:
         }
 
     def look(self, images: Sequence[npt.NDArray[np.uint8]], prompts: Sequence[str]) -> Seen:
-        """Features and CLIP scores of images.
-
-        Args:
-            images: uint8 [H, W, 3] each, B of them.
-            prompts: B texts.
-
-        Raises:
-            DimoError: A network does not take the images, or does not know a word.
-        """
+        """Features and CLIP scores of B images, uint8 [H, W, 3] each, with B prompts."""
         features = fits = None
         if self.extractor is not None:
             batches = ((torch.tensor(i).permute(2, 0, 1)[None], None) for i in images)
@@ -135,16 +102,9 @@ class Secondary:
     def scores(
         self, protocol: Protocol, seen: Sequence[Seen], prompts: Sequence[int], tags: Sequence[str]
     ) -> dict[str, Score]:
-        """Each metric of the protocol that these networks decide.
+        """Each metric of the protocol that these networks decide, from `seen`, one item per batch.
 
-        Args:
-            protocol: Names the metrics.
-            seen: Batch by batch, what `look` returned.
-            prompts: Number of each image's prompt.
-            tags: Tag of each image.
-
-        Raises:
-            DimoError: Too few images for a metric.
+        `prompts` (numbers) and `tags` are given per image.
         """
         scores: dict[str, Score] = {}
         if self.extractor is not None and self.reference is not None:
@@ -157,11 +117,7 @@ class Secondary:
 
 
 def load_secondary(protocol: Protocol, device: torch.device) -> Secondary:
-    """Loads what the protocol names, and extracts the features of its reference.
-
-    Raises:
-        DimoError: Weights or reference are not those of the protocol.
-    """
+    """Loads what the protocol names, and extracts the features of its reference."""
     extractor = reference = scorer = None
     if protocol.extractor.name != NONE:
         extractor = load_extractor(

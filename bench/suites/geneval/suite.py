@@ -61,7 +61,7 @@ class _Judged:
 
     results: list[ImageResult]
     numbers: list[int]  # of each image's prompt
-    seen: list[Seen]
+    seen: list[Seen]  # batch by batch
 
     @property
     def tags(self) -> list[str]:
@@ -90,18 +90,13 @@ class GenEvalSuite(Suite):
         assert prompts is not None
         self._named, self._prompts = named, prompts
         self._reads_results = DETECTORS[named.name].reads_results
-        self._detector = None if self._reads_results else self._load_detector()
+        if not self._reads_results:
+            _ = self.detector  # a missing one shows before any work
 
-    def _load_detector(self) -> ObjectDetector:
-        return load_detector(self._named, weights=self.assets.extractor, device=self.runtime.device)
-
-    @property
+    @functools.cached_property
     def detector(self) -> ObjectDetector:
-        """
-        Raises:
-            DimoError: The detector does not run in dimo.
-        """
-        return self._detector or self._load_detector()
+        """The protocol's detector; a DimoError if it does not run in dimo."""
+        return load_detector(self._named, weights=self.assets.extractor, device=self.runtime.device)
 
     @functools.cached_property
     def _secondary(self) -> Secondary:
@@ -146,10 +141,9 @@ class GenEvalSuite(Suite):
         return self._scored(judged, tally.content(), method, start, speed=speed, seed=seed)
 
     def measure_paths(self, paths: Sequence[Path], origin: ImageOrigin) -> Measured:
-        """Scores a folder in the official layout, or reads a results.jsonl.
+        """Scores a folder in the official layout, or reads a results.jsonl or a folder with it.
 
-        The latter where the protocol's detector does not run in dimo: the official evaluator's
-        file, or a folder with it.
+        The latter where the protocol's detector does not run in dimo.
         """
         start, (path,) = time.monotonic(), paths
         method = image_set_method(origin)
@@ -186,14 +180,13 @@ class GenEvalSuite(Suite):
         files: Mapping[str, bytes] | None = None,
         **made: Any,
     ) -> Measured:
-        scores = geneval_scores(self.protocol, judged.tags, judged.numbers, judged.correct)
+        tags, numbers = judged.tags, judged.numbers
+        scores = geneval_scores(self.protocol, tags, numbers, judged.correct)
         if not self._reads_results:
-            scores |= self._secondary.scores(
-                self.protocol, judged.seen, judged.numbers, judged.tags
-            )
+            scores |= self._secondary.scores(self.protocol, judged.seen, numbers, tags)
         return self._measured(
             scores,
-            image_counts(list(scores), judged.tags),
+            image_counts(list(scores), tags),
             content,
             method,
             start,
@@ -205,15 +198,13 @@ class GenEvalSuite(Suite):
     def _judge(self, batches: _Batches, secondary: Secondary) -> _Judged:
         judged = _Judged([], [], [])
         for pixels, asked in batches:
-            prompts = [image.metadata for image in asked]
-            judgements = verdicts(self.detector, pixels, prompts)
-            judged.seen.append(secondary.look(pixels, [prompt["prompt"] for prompt in prompts]))
+            judgements = verdicts(self.detector, pixels, [image.metadata for image in asked])
+            judged.seen.append(secondary.look(pixels, [i.metadata["prompt"] for i in asked]))
             for image, verdict in zip(asked, judgements, strict=True):
                 boxes = {name: group.boxes.tolist() for name, group in verdict.kept.items()}
+                name, metadata = image.filename, image.metadata
                 judged.results.append(
-                    ImageResult(
-                        image.filename, verdict.correct, verdict.reason, image.metadata, boxes
-                    )
+                    ImageResult(name, verdict.correct, verdict.reason, metadata, boxes)
                 )
                 judged.numbers.append(image.number)
         return judged
@@ -239,9 +230,8 @@ class GenEvalSuite(Suite):
         """Images of a folder; thumbnails of some are added to `tiles`, by file name."""
         files = [(folder, file) for folder in folders for file in folder.images]
         shown = set(chosen([folder.metadata["tag"] for folder, _ in files]))
-        progress = self.runtime.progress
         numbers = (folder.number for folder, _ in files)
-        images = tally.read([file for _, file in files], numbers, progress)
+        images = tally.read([file for _, file in files], numbers, self.runtime.progress)
         for start in range(0, len(files), _CHUNK):
             pixels, asked = [], []
             for place, (folder, file) in enumerate(files[start : start + _CHUNK], start):
@@ -251,9 +241,11 @@ class GenEvalSuite(Suite):
                 pixels.append(image)
                 asked.append(_Asked(name, folder.number, folder.metadata))
             yield pixels, asked
-        progress("images", len(files), len(files), "images")
+        self.runtime.progress("images", len(files), len(files), "images")
 
-    def _results_file(self, path: Path) -> Path:
+    def _read(self, path: Path) -> tuple[_Judged, Content]:
+        """The official evaluator's results, and why they are off-protocol, if they are."""
+        named = self._prompts
         file = path / "results.jsonl" if path.is_dir() else path
         if not file.is_file():
             raise DimoError(
@@ -261,11 +253,6 @@ class GenEvalSuite(Suite):
                 "the results.jsonl that GenEval's evaluate_images.py wrote, or score the images "
                 "with --protocol geneval-hf"
             )
-        return file
-
-    def _read(self, path: Path) -> tuple[_Judged, Content]:
-        """The official evaluator's results, and why they are off-protocol, if they are."""
-        named, file = self._prompts, self._results_file(path)
         results = sorted(read_results(file), key=lambda result: result.filename)
         prompts: list[Metadata] = []
         numbers: list[int] = []
@@ -273,14 +260,12 @@ class GenEvalSuite(Suite):
             if not prompts or prompts[-1] != result.metadata:
                 prompts.append(result.metadata)
             numbers.append(len(prompts) - 1)
-        problems = []
-        counts = {tag: tag_counts(prompts).get(tag, 0) for tag in named.tags}
+        problems, counts = [], tag_counts(prompts)
         few = [f"{counts[tag]} of {n} {tag}" for tag, n in named.tags.items() if counts[tag] != n]
         if few:
             total = sum(named.tags.values())
             problems.append(f"{len(prompts)} of {total} prompts: {', '.join(few)}")
-        images = np.bincount(numbers)
-        wrong = int((images != named.images_per_prompt).sum())
+        wrong = int((np.bincount(numbers) != named.images_per_prompt).sum())
         if wrong:
             problems.append(f"{wrong} prompts do not have {named.images_per_prompt} images")
         if not problems and not same_list(prompts, named.sha256):
@@ -289,7 +274,7 @@ class GenEvalSuite(Suite):
         if against:
             problems.append(
                 f"{len(against)} verdicts contradict the boxes beside them, the first on "
-                f"{against[0]}"
+                + against[0]
             )
         notes = () if any(r.details for r in results) else ("no boxes to check verdicts by",)
         content = Content(
