@@ -1,4 +1,4 @@
-"""CLIP's text encoder with its projection, of an official folder. The one door to transformers."""
+"""CLIP's text encoder with its projection, loaded by transformers."""
 
 import os
 from collections.abc import Sequence
@@ -10,18 +10,11 @@ import torch
 from dimo.errors import DimoError
 from dimo.models import TextFeatures
 
-LENGTH = 77  # tokens, what CLIP was trained on
+_LENGTH = 77  # tokens; shorter texts are padded without an attention mask, as in Meissonic
 
 
 class CLIPText:
-    """Texts -> states of the last layer but one [B, 77, D], and the projected last token [B, P].
-
-    As Meissonic was trained: padded to 77 tokens, all of which are read, and cut off after them.
-
-    Args:
-        model: transformers' `CLIPTextModelWithProjection`.
-        tokenizer: Its tokenizer.
-    """
+    """Texts -> states of the last layer but one [B, 77, D], and the projected last token [B, P]."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -29,11 +22,7 @@ class CLIPText:
 
     @classmethod
     def from_official(cls, path: str | os.PathLike[str]) -> Self:
-        """Loads the encoder without asking the network for anything.
-
-        Args:
-            path: Its weights file in the folder `text_encoder` of a diffusers snapshot; the folder
-                `tokenizer` lies beside that folder.
+        """Loads the weights file `path` of a diffusers snapshot's folder `text_encoder`, offline.
 
         Raises:
             DimoError: transformers is not installed, a file is missing or damaged, or its keys or
@@ -70,19 +59,18 @@ class CLIPText:
                 local_files_only=True,
                 output_loading_info=True,
                 dtype=torch.float32,
-                ignore_mismatched_sizes=True,  # they are reported below, with the rest
+                ignore_mismatched_sizes=True,  # reported below, with the other keys
             )
-        except Exception as error:  # a damaged file raises anything
+        except Exception as error:  # a damaged file can raise anything
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise DimoError(
                 f"cannot read text encoder {folder}: {reason}; fetch it again"
             ) from error
         finally:
             transformers.logging.set_verbosity(verbosity)
-        kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
         wrong = [
             f"{len(info[kind])} {kind} ({min(map(str, info[kind]))})"
-            for kind in kinds
+            for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
             if info[kind]
         ]
         if wrong:
@@ -102,7 +90,7 @@ class CLIPText:
             list(texts),
             padding="max_length",
             truncation=True,
-            max_length=LENGTH,
+            max_length=_LENGTH,
             return_tensors="pt",
         ).input_ids
         out = self.model(ids.to(self.device), output_hidden_states=True)

@@ -1,4 +1,4 @@
-"""The VQ tokenizer of an official diffusers folder, Meissonic's. The one door to diffusers."""
+"""diffusers' VQ tokenizer, used by Meissonic."""
 
 import json
 import math
@@ -17,11 +17,7 @@ from dimo.weights.files import load_state_dict
 class DiffusersVQ(nn.Module):
     """Images <-> tokens by diffusers' `VQModel`; see `dimo.models.Tokenizer` for the interface.
 
-    One image at a time, so that 1024 x 1024 pixels fit, and an image is the same in any batch.
-
-    Args:
-        network: diffusers' `VQModel`.
-        image_size: Side of the images in pixels.
+    One image at a time, so that 1024 x 1024 pixels fit and the batch changes nothing.
     """
 
     def __init__(self, network: Any, *, image_size: int) -> None:
@@ -36,11 +32,7 @@ class DiffusersVQ(nn.Module):
 
     @classmethod
     def from_official(cls, path: str | PathLike[str], *, image_size: int = 1024) -> Self:
-        """Builds the network from the `config.json` beside its weights, and loads these strictly.
-
-        Args:
-            path: The weights file in the folder `vqvae` of a diffusers snapshot.
-            image_size: Side of the images in pixels.
+        """Loads the weights file `path` of a diffusers snapshot's folder `vqvae`, strictly.
 
         Raises:
             DimoError: diffusers is not installed, a file is missing or damaged, or its keys or
@@ -57,10 +49,9 @@ class DiffusersVQ(nn.Module):
         origin = Origin(str(config), "give a whole snapshot of the model, or fetch it again")
         try:
             content = json.loads(config.read_text(encoding="utf-8"))
-            arguments = {key: value for key, value in content.items() if not key.startswith("_")}
             if content.get("_class_name") != "VQModel":
                 raise ValueError("_class_name is not 'VQModel'")
-            network = VQModel(**arguments)
+            network = VQModel(**{k: v for k, v in content.items() if not k.startswith("_")})
         except OSError as error:
             raise origin.error(f"{error.strerror}") from None
         except (ValueError, TypeError, AttributeError) as error:
@@ -70,7 +61,6 @@ class DiffusersVQ(nn.Module):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] -> tokens int64 [B, L]."""
         shape = (3, self.image_size, self.image_size)
         if images.dtype != torch.uint8 or images.shape[1:] != shape:
             raise DimoError(
@@ -85,7 +75,6 @@ class DiffusersVQ(nn.Module):
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens int64 [B, L] -> float32 [B, 3, H, W] in [-1, 1]."""
         side = math.isqrt(tokens.shape[1])
         shape = (1, side, side, self.code_dim)
         network, images = self.network, []

@@ -13,23 +13,14 @@ from dimo.models.vq_layers import ConvTokenizer, Decoder, Encoder, Names
 from dimo.weights.files import load_state_dict
 
 _NAMES = Names("conv_blocks", "conv_blocks", "res", ("0", "1", "2"), up_reversed=False)
-_USAGE_LENGTH = 65536  # entries of the usage record in the official layout
-# Of the training: arguments of the official class that a frozen tokenizer has no use for.
+# Training-only arguments of the official class.
 _TRAINING_CONFIG = ("codebook_show_usage", "commit_loss_beta", "entropy_loss_ratio", "dropout_p")
 
 
 class LlamaGenVQ(ConvTokenizer):
     """Images <-> tokens; the nearest codebook vector by angle (vectors of unit length).
 
-    Args:
-        codebook_size: V.
-        codebook_embed_dim: Width of a codebook vector.
-        encoder_ch_mult: Width of each encoder level over `ch`, from the finest.
-        decoder_ch_mult: The same for the decoder.
-        z_channels: Width of the latents.
-        ch: Base width.
-        num_res_blocks: Residual blocks a level.
-        image_size: Side of the images it is used for; sets `num_tokens` only.
+    Arguments as for `dimo.models.vq_layers.Encoder`; `image_size` sets `num_tokens` only.
     """
 
     def __init__(
@@ -44,12 +35,8 @@ class LlamaGenVQ(ConvTokenizer):
         num_res_blocks: int = 2,
         image_size: int = 256,
     ) -> None:
-        shared: dict[str, Any] = {
-            "ch": ch,
-            "num_res_blocks": num_res_blocks,
-            "z_channels": z_channels,
-            "names": _NAMES,
-        }
+        shared: dict[str, Any] = {"ch": ch, "num_res_blocks": num_res_blocks, "names": _NAMES}
+        shared["z_channels"] = z_channels
         last = len(encoder_ch_mult) - 1, len(decoder_ch_mult) - 1  # the only level with attention
         super().__init__(
             Encoder(in_channels=3, ch_mult=encoder_ch_mult, attention=[last[0]], **shared),
@@ -60,20 +47,14 @@ class LlamaGenVQ(ConvTokenizer):
             code_dim=codebook_embed_dim,
             z_channels=z_channels,
         )
-        # Which vectors the last training batches used; here only so that state dicts are official.
-        self.quantize.register_buffer("codebook_used", torch.zeros(_USAGE_LENGTH))
+        # Records use in training; kept so that state dicts are official.
+        self.quantize.register_buffer("codebook_used", torch.zeros(65536))
 
     @classmethod
     def from_official(cls, path: str | PathLike[str], **config: Any) -> Self:
-        """Builds the network and loads an official checkpoint, every key accounted for.
+        """As `MaskedNetwork.from_official`, with `vq_ds16_c2i.pt` and its official configuration.
 
-        Args:
-            path: `vq_ds16_c2i.pt`, or a `.safetensors` with the official key names.
-            **config: The constructor's arguments; what the official configuration has beside
-                them for the training is left out.
-
-        Raises:
-            DimoError: Missing, truncated or foreign file, or keys or shapes that do not fit.
+        Training-only arguments are ignored.
         """
         arguments = {key.split(" ")[0]: value for key, value in config.items()}  # "ch (note)"
         if not arguments.pop("codebook_l2_norm", True):

@@ -13,7 +13,7 @@ from dimo.util.schema import Origin, decode, encode
 from dimo.weights.files import load_metadata, load_state_dict
 
 _NAMES = Names("down", "up", "block", ("block_1", "attn_1", "block_2"), up_reversed=True)
-# Of the training: present in `model.yaml` and in `last.ckpt`, of no use to a frozen tokenizer.
+# Training-only parts of `model.yaml` and `last.ckpt`.
 _TRAINING_CONFIG = (
     "lossconfig",
     "ckpt_path",
@@ -38,7 +38,7 @@ class _Networks:
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
     attn_resolutions: tuple[int, ...] = (16,)
-    dropout: float = 0.0  # of the training; a tokenizer is frozen
+    dropout: float = 0.0  # training only
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class VQGAN(ConvTokenizer):
     """Images <-> tokens; the nearest codebook vector by Euclidean distance.
 
     Args:
-        **config: `embed_dim`, `n_embed` and `ddconfig` as in the official `model.yaml`, whole or in
-            part; the defaults are the 72 M network of ImageNet-256. `image_size`: side of the
-            images it is used for when it is not `ddconfig.resolution` (512 with `maskgit-512`).
+        **config: `embed_dim`, `n_embed` and `ddconfig` as in the official `model.yaml`, complete
+            or not; the defaults are the 72 M network of ImageNet-256. `image_size`: side of the
+            images if it is not `ddconfig.resolution` (512 with `maskgit-512`).
 
     Raises:
         DimoError: An unknown key or a value of another type.
@@ -79,14 +79,9 @@ class VQGAN(ConvTokenizer):
         networks = parsed.ddconfig
         levels = range(len(networks.ch_mult))
         attention = [i for i in levels if networks.resolution >> i in networks.attn_resolutions]
-        shared: dict[str, Any] = {
-            "ch": networks.ch,
-            "ch_mult": networks.ch_mult,
-            "num_res_blocks": networks.num_res_blocks,
-            "attention": attention,
-            "z_channels": networks.z_channels,
-            "names": _NAMES,
-        }
+        shared: dict[str, Any] = {"ch": networks.ch, "ch_mult": networks.ch_mult, "names": _NAMES}
+        shared |= {"num_res_blocks": networks.num_res_blocks, "attention": attention}
+        shared["z_channels"] = networks.z_channels
         super().__init__(
             Encoder(in_channels=networks.in_channels, **shared),
             Decoder(out_ch=networks.out_ch, **shared),
@@ -99,32 +94,26 @@ class VQGAN(ConvTokenizer):
 
     @classmethod
     def from_official(cls, path: str | PathLike[str], **config: Any) -> Self:
-        """Builds the network and loads an official checkpoint, every key accounted for.
+        """Loads a Lightning `last.ckpt`, or a `.safetensors` with its keys, strictly.
 
-        Ignored on purpose: the loss (discriminator and perceptual network), weight averages and
-        the colorization buffer, all of the training.
+        Training-only weights (`TRAINING_KEYS`) are ignored.
 
         Args:
-            path: A Lightning `last.ckpt`, or a `.safetensors` with the official key names.
+            path: The checkpoint.
             **config: The content of the official `model.yaml`, or its `params` alone.
 
         Raises:
-            DimoError: Missing, truncated or foreign file, an unknown configuration key, or keys
-                or shapes that do not fit.
+            DimoError: Missing, damaged or foreign file, an unknown configuration key, or keys or
+                shapes that do not fit.
         """
         params = config.get("model", config)
-        tokenizer = cls(**_without_training(dict(params.get("params", params))))
+        tokenizer = cls(**_without_training(params.get("params", params)))
         load_state_dict(tokenizer, path, ignore=TRAINING_KEYS)
         return tokenizer.eval().requires_grad_(False)
 
     @classmethod
     def from_file(cls, path: str | PathLike[str], *, image_size: int | None = None) -> Self:
-        """Loads a checkpoint with its own configuration; see `read_config` and `from_official`.
-
-        Args:
-            path: A `last.ckpt` with its `model.yaml` beside it, or what `dimo weights convert`
-                made of it.
-            image_size: Side of the images it is used for when it is not the configuration's.
+        """Loads a `last.ckpt` with its `model.yaml` beside it, or a converted checkpoint.
 
         Raises:
             DimoError: As `read_config` and `from_official`.
@@ -135,9 +124,8 @@ class VQGAN(ConvTokenizer):
 def read_config(path: str | PathLike[str], config: Path | None = None) -> dict[str, Any]:
     """The constructor arguments of the network in a checkpoint.
 
-    Args:
-        path: The checkpoint. A converted one holds its configuration.
-        config: The configuration file; None: `model.yaml` beside the checkpoint.
+    They come from `config`, from the checkpoint if it is converted, or else from the `model.yaml`
+    beside it.
 
     Raises:
         DimoError: No configuration; no YAML, a wrong type or an unknown key in it, or the
@@ -162,12 +150,12 @@ def read_config(path: str | PathLike[str], config: Path | None = None) -> dict[s
     model = decode(_File, content, origin).model
     if model.target.rpartition(".")[2] != "VQModel":
         raise origin.error(f"model.target is {model.target!r}, but a VQModel is needed")
-    return _arguments(_without_training(dict(model.params)), origin)
+    return _arguments(_without_training(model.params), origin)
 
 
 def _arguments(params: dict[str, Any], origin: Origin) -> dict[str, Any]:
     arguments: dict[str, Any] = encode(_parse(params, origin))
-    del arguments["image_size"]  # of the use, not of the network
+    del arguments["image_size"]  # not a property of the network
     return arguments
 
 
