@@ -25,8 +25,7 @@ class CLIPText:
         """Loads the weights file `path` of a diffusers snapshot's folder `text_encoder`, offline.
 
         Raises:
-            DimoError: transformers is not installed, a file is missing or damaged, or its keys or
-                shapes do not fit.
+            DimoError: No transformers, a missing or damaged file, keys or shapes that do not fit.
         """
         try:
             import transformers

@@ -35,8 +35,7 @@ class DiffusersVQ(nn.Module):
         """Loads the weights file `path` of a diffusers snapshot's folder `vqvae`, strictly.
 
         Raises:
-            DimoError: diffusers is not installed, a file is missing or damaged, or its keys or
-                shapes do not fit.
+            DimoError: No diffusers, a missing or damaged file, or keys or shapes that do not fit.
         """
         try:
             from diffusers import VQModel

@@ -86,8 +86,7 @@ class _Block(nn.Module):
         y = self.attn(torch.addcmul(shift, self.ln1(x), 1 + scale), positions)
         x = gather_positions(x, positions) + gate * y
         shift, scale, gate = feed_forward
-        out: Tensor = x + gate * self.ff(torch.addcmul(shift, self.ln2(x), 1 + scale))
-        return out
+        return x + gate * self.ff(torch.addcmul(shift, self.ln2(x), 1 + scale))
 
 
 class _Layers(Blocks):
@@ -127,17 +126,9 @@ class HaltonMaskGIT(MaskedModel):
 
     Ids: codebook 0..V-1, mask V. Separate class embeddings: 0..nclass-1, null class nclass.
 
-    Args:
-        input_size: Side of the token grid.
-        hidden_dim: D.
-        codebook_size: V.
-        depth: Number of blocks.
-        heads: Attention heads of width floor(hidden_dim / heads).
-        mlp_dim: Nominal width of the feed-forward layer (see `_FeedForward`).
-        dropout: Dropout rate.
-        nclass: Number of classes.
-        register: Number of register tokens.
-        proj: Tokens merged along each side; every published network has 1.
+    Args as in the official configuration: `input_size` is the side of the token grid, `register`
+    the number of register tokens, and `proj` the number of tokens merged along each side, 1 in all
+    published networks. Heads have width floor(hidden_dim / heads).
 
     Raises:
         DimoError: `proj` is not 1.

@@ -20,7 +20,7 @@ _TRAINING_CONFIG = ("codebook_show_usage", "commit_loss_beta", "entropy_loss_rat
 class LlamaGenVQ(ConvTokenizer):
     """Images <-> tokens; the nearest codebook vector by angle (vectors of unit length).
 
-    Arguments as for `dimo.models.vq_layers.Encoder`; `image_size` sets `num_tokens` only.
+    Arguments as for `vq_layers.Encoder`; `image_size` sets `num_tokens` only.
     """
 
     def __init__(

@@ -124,27 +124,17 @@ def _block(layer: nn.Module, x: Tensor, positions: Tensor | None) -> Tensor:
     assert isinstance(layer, nn.ModuleList)
     attention, feed_forward = layer
     x = gather_positions(x, positions) + attention(x, positions)
-    out: Tensor = x + feed_forward(x)
-    return out
+    return x + feed_forward(x)
 
 
 class MaskGIT(MaskedModel):
     """Class-conditional masked transformer.
 
-    Ids: codebook 0..V-1, mask V, classes V+1..V+nclass, null class V+1+nclass.
-
-    Args:
-        img_size: Image side in pixels; L = (img_size / 16)^2.
-        hidden_dim: D.
-        codebook_size: V.
-        depth: Number of blocks.
-        heads: Attention heads; divides `hidden_dim`.
-        mlp_dim: Width of the feed-forward layer.
-        dropout: Dropout rate.
-        nclass: Number of classes.
+    Ids: codebook 0..V-1, mask V, classes V+1..V+nclass, null class V+1+nclass. L is
+    (img_size / 16)^2 for images of `img_size` pixels.
 
     Raises:
-        DimoError: The sizes do not fit together.
+        DimoError: `img_size` is no multiple of 16, or `heads` does not divide `hidden_dim`.
     """
 
     takes_positions = True
@@ -210,7 +200,8 @@ class MaskGIT(MaskedModel):
         positions: Tensor | None = None,
     ) -> Tensor:
         """As `MaskedModel`; logits [B, L, V + 1], the last of which is the mask token's."""
-        return self._predict(self._embed(tokens, labels, drop, embedding_noise, noise), positions)
+        x = self._embed(tokens, labels, drop, embedding_noise, noise)
+        return self._predict(x, positions)
 
     def _embed(
         self,

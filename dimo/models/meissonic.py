@@ -83,22 +83,19 @@ class MeissonicConfig:
 
     def __post_init__(self) -> None:
         axes, head = self.axes_dims_rope, self.attention_head_dim
-        even_axes = len(axes) == 3 and not any(width % 2 for width in axes)
+        axes_fit = len(axes) == 3 and sum(axes) == head and not any(width % 2 for width in axes)
+        odd = self.downsample and self.input_size % 2
         for fits, given, allowed in (
             (self.dropout == 0, f"dropout {self.dropout:g}", "0; the network has none"),
             (self.downsample == self.upsample, "downsample without upsample", "both or none"),
-            (
-                self.input_size > 0 and not (self.downsample and self.input_size % 2),
-                f"input_size {self.input_size}",
-                "even numbers",
-            ),
+            (self.input_size > 0 and not odd, f"input_size {self.input_size}", "even numbers"),
             (
                 self.pooled_projection_dim == self.dim,
                 f"pooled_projection_dim {self.pooled_projection_dim}",
                 f"attention_head_dim x num_attention_heads = {self.dim}",
             ),
             (
-                even_axes and sum(axes) == head,
+                axes_fit,
                 f"axes_dims_rope {list(axes)}",
                 f"three even numbers that sum to attention_head_dim {head}",
             ),
@@ -146,9 +143,10 @@ class Meissonic(TextNetwork, Blocks):
         self.project_to_hidden = nn.Linear(dim, dim, bias=False)
         self.project_from_hidden_norm = RMSNorm(dim)
         self.project_from_hidden = nn.Linear(dim, dim, bias=False)
-        down = {"downsample": Resample(dim, is_up=False)} if config.downsample else {}
-        up = {"upsample": Resample(dim, is_up=True)} if config.upsample else {}
-        self.down_block, self.up_block = nn.ModuleDict(down), nn.ModuleDict(up)
+        self.down_block, self.up_block = nn.ModuleDict(), nn.ModuleDict()
+        if config.downsample:
+            self.down_block["downsample"] = Resample(dim, is_up=False)
+            self.up_block["upsample"] = Resample(dim, is_up=True)
 
     @property
     def mask_token_id(self) -> int:
@@ -247,10 +245,8 @@ class Meissonic(TextNetwork, Blocks):
         more = (0, 0, 0, -len(pooled) % _ROWS)
         pooled = torch.cat([pooled.float(), sinusoid(micro).flatten(1)], dim=1)
         pooled = self.cond_embed(F.pad(pooled, more))
-        timestep = timestep.expand(micro.shape[:1])
-        time = self.time_text_embed.timestep_embedder(
-            F.pad(sinusoid(timestep.float() * _TIMESTEPS), more)
-        )
+        timestep = sinusoid(timestep.expand(micro.shape[:1]).float() * _TIMESTEPS)
+        time = self.time_text_embed.timestep_embedder(F.pad(timestep, more))
         out: Tensor = time + self.time_text_embed.text_embedder(pooled)
         return out
 

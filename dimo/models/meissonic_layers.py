@@ -202,8 +202,7 @@ def _with_feed_forward(
 ) -> Tensor:
     _, _, gate, shift, scale, last_gate = modulation
     x = x + gate * attended
-    out: Tensor = x + last_gate * feed_forward(torch.addcmul(shift, _normalised(x), 1 + scale))
-    return out
+    return x + last_gate * feed_forward(torch.addcmul(shift, _normalised(x), 1 + scale))
 
 
 class SingleBlock(Convertible):
@@ -223,8 +222,7 @@ class SingleBlock(Convertible):
         shift, scale, gate = self.norm(condition, len(x))
         y = torch.addcmul(shift, _normalised(x), 1 + scale)
         inner = F.gelu(self.proj_mlp(y), approximate="tanh")
-        out: Tensor = x + gate * self.proj_out(torch.cat([self.attn(y, (cos, sin)), inner], dim=2))
-        return out
+        return x + gate * self.proj_out(torch.cat([self.attn(y, (cos, sin)), inner], dim=2))
 
 
 class Mlp(nn.Module):

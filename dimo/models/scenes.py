@@ -191,8 +191,7 @@ class _Residual(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x + self.out(F.gelu(self.conv(x)))
-        return y
+        return x + self.out(F.gelu(self.conv(x)))
 
 
 def _encoder() -> nn.Sequential:

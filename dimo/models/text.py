@@ -3,7 +3,6 @@
 `TextConditioned` makes a `MaskedModel` of a `TextNetwork`; prompts are encoded when needed.
 """
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from os import PathLike
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from dimo.errors import DimoError
 from dimo.models import MaskedModel, TextFeatures, TextNetwork
+from dimo.util.files import sha256_bytes
 
 MAX_PROMPT_LENGTH = 1000  # characters; more than any text encoder here reads
 _ROWS = 8  # prompts encoded at once, always: the last bits depend on their number
@@ -43,13 +43,9 @@ class Conditions(Protocol):
 
 
 class Prompts:
-    """Prompts with their encoder; one instance is shared by all networks of a run.
+    """Prompts as conditions, shared by all networks of a run; caches the `cache_size` latest.
 
-    Args:
-        encoder: Texts -> features.
-        prompts: One condition each.
-        negative_prompt: The null condition.
-        cache_size: Number of prompts whose features are kept beyond a batch.
+    The null condition is `negative_prompt`.
 
     Raises:
         DimoError: No prompts.
@@ -68,10 +64,7 @@ class Prompts:
         self.encoder, self.prompts, self.negative_prompt = encoder, prompts, negative_prompt
         self.cache_size = cache_size
         self._cache: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()  # -1 = negative prompt
-        digest = hashlib.sha256(negative_prompt.encode())
-        for prompt in prompts:
-            digest.update(b"\n" + prompt.encode())
-        self.sha256 = digest.hexdigest()
+        self.sha256 = sha256_bytes("\n".join([negative_prompt, *prompts]).encode())
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -143,10 +136,9 @@ class TextConditioned(MaskedModel):
     def __init__(self, network: TextNetwork, conditions: Conditions) -> None:
         super().__init__()
         self.network, self.conditions = network, conditions
-        self.num_classes, self.depth = len(conditions), network.depth
+        self.num_classes, self.takes_positions = len(conditions), network.takes_positions
         self.codebook_size, self.num_tokens = network.codebook_size, network.num_tokens
-        self.hidden_dim = network.hidden_dim
-        self.takes_positions = network.takes_positions
+        self.hidden_dim, self.depth = network.hidden_dim, network.depth
 
     @property
     def mask_token_id(self) -> int:

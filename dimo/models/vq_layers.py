@@ -1,5 +1,6 @@
 """Shared by the convolutional VQ tokenizers: encoder, decoder, images <-> tokens in chunks."""
 
+from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -40,8 +41,7 @@ class _ResidualBlock(nn.Module):
         y = self.conv1(F.silu(self.norm1(x)))
         y = self.conv2(F.silu(self.norm2(y)))
         shortcut = x if self.nin_shortcut is None else self.nin_shortcut(x)
-        out: Tensor = shortcut + y
-        return out
+        return shortcut + y
 
 
 class AttentionBlock(nn.Module):
@@ -59,8 +59,7 @@ class AttentionBlock(nn.Module):
         y = self.norm(x)
         q, k, v = (f(y).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v))
         y = attend(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)  # from [B, 1, H * W, C]
-        out: Tensor = x + self.proj_out(y)
-        return out
+        return x + self.proj_out(y)
 
 
 class _Downsample(nn.Module):
@@ -105,28 +104,16 @@ class _Level(nn.ModuleDict):
         return x
 
 
-class _Middle(nn.ModuleDict):
-    def __init__(self, width: int, names: Names) -> None:
-        parts = (_ResidualBlock(width, width), AttentionBlock(width), _ResidualBlock(width, width))
-        super().__init__(dict(zip(names.middle, parts, strict=True)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for part in self.values():
-            x = part(x)
-        return x
+def _middle(width: int, names: Names) -> nn.Sequential:
+    parts = (_ResidualBlock(width, width), AttentionBlock(width), _ResidualBlock(width, width))
+    return nn.Sequential(OrderedDict(zip(names.middle, parts, strict=True)))
 
 
 class Encoder(nn.Module):
     """Images [B, 3, H, W] -> latents [B, z_channels, H / f, W / f] with f = 2^(levels - 1).
 
-    Args:
-        ch: Base width.
-        ch_mult: Width of each level as a multiple of `ch`, from the finest.
-        num_res_blocks: Residual blocks per level.
-        attention: Levels with attention, 0 = the finest.
-        in_channels: Colours.
-        z_channels: Width of the latents.
-        names: Official names.
+    Level i, 0 = the finest, has `num_res_blocks` residual blocks of width ch * ch_mult[i], and
+    attention if i is in `attention`.
     """
 
     def __init__(
@@ -149,7 +136,7 @@ class Encoder(nn.Module):
             resample = _Downsample(width) if number < last else None
             levels.append(_Level(widths, names, attention=number in attention, resample=resample))
         self.add_module(names.down, levels)
-        self.mid = _Middle(width, names)
+        self.mid = _middle(width, names)
         self.norm_out = _norm(width)
         self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
         self._levels = list(levels)
@@ -179,7 +166,7 @@ class Decoder(nn.Module):
         super().__init__()
         width = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
-        self.mid = _Middle(width, names)
+        self.mid = _middle(width, names)
         self._levels: list[nn.Module] = []  # in the order they run
         for number in reversed(range(len(ch_mult))):
             widths = [width] + [ch * ch_mult[number]] * (num_res_blocks + 1)
@@ -203,14 +190,8 @@ class Decoder(nn.Module):
 class ConvTokenizer(nn.Module):
     """Images <-> token grid in chunks; see `dimo.models.Tokenizer` for the interface.
 
-    Args:
-        encoder: Images -> latents.
-        decoder: Latents -> images.
-        factor: Pixels per token along a side.
-        image_size: Side of the images in pixels; sets `num_tokens` only.
-        codebook_size: V.
-        code_dim: Width of a codebook vector.
-        z_channels: Width of the latents.
+    A token covers `factor` pixels along each side; `image_size` (pixels) sets `num_tokens` only.
+    Codebook vectors have width `code_dim`, latents of encoder and decoder `z_channels`.
     """
 
     def __init__(

@@ -64,10 +64,8 @@ class _File:
 class VQGAN(ConvTokenizer):
     """Images <-> tokens; the nearest codebook vector by Euclidean distance.
 
-    Args:
-        **config: `embed_dim`, `n_embed` and `ddconfig` as in the official `model.yaml`, complete
-            or not; the defaults are the 72 M network of ImageNet-256. `image_size`: side of the
-            images if it is not `ddconfig.resolution` (512 with `maskgit-512`).
+    `config` has keys of the official `model.yaml` (`embed_dim`, `n_embed`, `ddconfig`), by default
+    those of the 72 M network of ImageNet-256, and `image_size` if it is not `ddconfig.resolution`.
 
     Raises:
         DimoError: An unknown key or a value of another type.
@@ -96,11 +94,8 @@ class VQGAN(ConvTokenizer):
     def from_official(cls, path: str | PathLike[str], **config: Any) -> Self:
         """Loads a Lightning `last.ckpt`, or a `.safetensors` with its keys, strictly.
 
-        Training-only weights (`TRAINING_KEYS`) are ignored.
-
-        Args:
-            path: The checkpoint.
-            **config: The content of the official `model.yaml`, or its `params` alone.
+        Training-only weights (`TRAINING_KEYS`) are ignored. `config` is the content of the official
+        `model.yaml`, or its `params` alone.
 
         Raises:
             DimoError: Missing, damaged or foreign file, an unknown configuration key, or keys or
