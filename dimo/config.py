@@ -28,12 +28,9 @@ def load_distillation(name_or_path: str, overrides: Sequence[str] = ()) -> Disti
 
 
 def load_recipe(expected: type[_R], name_or_path: str, overrides: Sequence[str] = ()) -> _R:
-    """Reads a packaged recipe, or a file ".toml", and applies `key=value` overrides.
+    """Reads a packaged recipe, or a file that ends in ".toml", of the class `expected`.
 
-    Args:
-        expected: The recipe's class, or a base class of several.
-        name_or_path: A path ends in ".toml".
-        overrides: Values in TOML; a bare word is a string.
+    `overrides` are `key=value` with values in TOML; a bare word is a string.
 
     Raises:
         DimoError: Unknown recipe, key or kind; a value of the wrong type or out of range.

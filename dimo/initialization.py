@@ -50,13 +50,8 @@ def initial_state(
     - "random": random tokens, none masked.
     - "fixed": as "mixed" with token 0 in place of every random one.
 
-    Args:
-        model: The student.
-        noise: Per-image random streams.
-        purpose: Prefix of the streams' names.
-        init_mask_ratio: r; unused by "masked" and "random".
-        embedding_noise: sigma; 0 draws no noise.
-        token_initialization: One of `TOKEN_INITIALIZATIONS`.
+    `init_mask_ratio` is r, `embedding_noise` is sigma. `purpose` is the prefix of the names of the
+    random streams.
 
     Raises:
         DimoError: Unknown token initialization.

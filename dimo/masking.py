@@ -142,8 +142,8 @@ def unmasking_rate(schedule: str) -> Callable[[float], float]:
 
 def _cumulative(gamma: Schedule, num_steps: int, num_tokens: int) -> list[int]:
     u = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
-    left = [round(float(x) * num_tokens) for x in gamma(u)]
-    return [before - after for before, after in pairwise(left)]
+    masked = [round(float(x) * num_tokens) for x in gamma(u)]
+    return [before - after for before, after in pairwise(masked)]
 
 
 def _floored(gamma: Schedule, num_steps: int, num_tokens: int) -> list[int]:
@@ -157,15 +157,15 @@ def _floored(gamma: Schedule, num_steps: int, num_tokens: int) -> list[int]:
 def _floored_masked(gamma: Schedule, num_steps: int, num_tokens: int) -> list[int]:
     # float32, as above: 4096 * cos(pi / 3) becomes 2047
     u = torch.tensor([(step + 1) / num_steps for step in range(num_steps)])
-    left = [num_tokens, *(num_tokens * gamma(u)).int().tolist()]
-    return [before - after for before, after in pairwise([*left[:-1], 0])]
+    masked = [num_tokens, *(num_tokens * gamma(u)).int().tolist()]
+    return [before - after for before, after in pairwise([*masked[:-1], 0])]
 
 
 def _proportional(gamma: Schedule, num_steps: int, num_tokens: int) -> list[int]:
     if num_steps == 1:
         return [num_tokens]
-    share = gamma(torch.linspace(1, 0, num_steps))
-    return (share / share.sum() * num_tokens).round().int().tolist()
+    weights = gamma(torch.linspace(1, 0, num_steps))
+    return (weights / weights.sum() * num_tokens).round().int().tolist()
 
 
 # suffix of a decoding schedule -> how it turns gamma into counts

@@ -86,21 +86,22 @@ def encode_images(
         crop=crop,
         mirrored=mirrored,
     )
-    part, beside = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.part.json")
+    part = out.with_name(f"{out.name}.part")
+    journal_path = out.with_name(f"{out.name}.part.json")
     if out.exists() and not force:
         present = read_cache_info(out)
         _check_same(present, info, out)
-        _remove(part, beside)
+        _remove(part, journal_path)
         return EncodingRun(0, present)
     copies, width = (2 if mirrored else 1), target.num_tokens
     with _opened(part) as file:
         if force:
-            _remove(out, beside)
-        for path in (out, beside):
+            _remove(out, journal_path)
+        for path in (out, journal_path):
             remove_temporaries(path.parent, glob.escape(path.name))
-        journal = _read_journal(beside, info)
+        journal = _read_journal(journal_path, info)
         if part.stat().st_size < journal.done * copies * width * 2:
-            journal = _Journal(info)  # there are fewer tokens than were counted
+            journal = _Journal(info)  # there are fewer tokens than it counts
         start = journal.done
         file.truncate(start * copies * width * 2)
         if start:
@@ -109,12 +110,12 @@ def encode_images(
             _check_size(images, target, names[journal.done])
             _append(file, _tokens(tokenizer, images, mirrored), part)
             journal = _advanced(journal, images)
-            write_atomic(beside, canonical_json(dataclasses.asdict(journal)))
+            write_atomic(journal_path, canonical_json(dataclasses.asdict(journal)))
             progress(journal.done)
         rows = len(names) * copies
         tokens = torch.from_file(str(part), size=rows * width, dtype=torch.uint16)  # memory-mapped
         save_tokens(out, tokens.view(rows, width), labels.repeat_interleave(copies), journal.info)
-    _remove(part, beside)
+    _remove(part, journal_path)
     return EncodingRun(len(names) - start, journal.info)
 
 

@@ -92,8 +92,7 @@ class _Attention(Convertible):
         return self.norm_q(q), self.norm_k(k), v
 
     def _by_head(self, x: Tensor) -> Tensor:
-        batch, length, dim = x.shape
-        return x.view(batch, length, self.heads, dim // self.heads).transpose(1, 2)
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class _JointAttention(_Attention):

@@ -237,8 +237,8 @@ def _draw(
     paint = torch.tensor(RGB)[colors.clamp(min=0)]  # [B, 4, 3]
     paint = paint * (0.85 + 0.2 * each[:, 5])[:, :, None] + (16 * each[:, 6] - 8)[:, :, None]
     for slot in range(_MOST):
-        share = coverage[:, slot, None]
-        canvas = canvas + share * (paint[:, slot, :, None, None] - canvas)
+        alpha = coverage[:, slot, None]
+        canvas = canvas + alpha * (paint[:, slot, :, None, None] - canvas)
     images = (canvas + 0.5).floor().clamp(0, 255).to(torch.uint8)
     return SceneBatch(images, prompt, shapes, colors, centers, radii, coverage)
 
