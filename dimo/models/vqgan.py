@@ -1,11 +1,19 @@
-"""The taming VQGAN tokenizer of MaskGIT v1.0 (CompVis/taming-transformers, f16, 1024 vectors)."""
+"""The VQ tokenizers of MaskGIT v1.0 and Halton-MaskGIT.
 
+The former is the VQGAN of CompVis/taming-transformers (f16, 1024 vectors), the latter the VQ-16 of
+FoundationVision/LlamaGen (16384 vectors).
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+import torch.nn.functional as F
 import yaml
+from torch import Tensor
 
 from dimo.errors import DimoError
 from dimo.models.vq_layers import ConvTokenizer, Decoder, Encoder, Names
@@ -163,3 +171,56 @@ def _parse(params: object, origin: Origin) -> _Config:
 
 def _without_training(params: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in params.items() if key not in _TRAINING_CONFIG}
+
+
+class LlamaGenVQ(ConvTokenizer):
+    """Images <-> tokens; the nearest codebook vector by angle (vectors of unit length).
+
+    Arguments as for `dimo.models.vq_layers.Encoder`; `image_size` sets `num_tokens` only.
+    """
+
+    def __init__(
+        self,
+        *,
+        codebook_size: int = 16384,
+        codebook_embed_dim: int = 8,
+        encoder_ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
+        decoder_ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
+        z_channels: int = 256,
+        ch: int = 128,
+        num_res_blocks: int = 2,
+        image_size: int = 256,
+    ) -> None:
+        names = Names("conv_blocks", "conv_blocks", "res", ("0", "1", "2"), up_reversed=False)
+        shared: dict[str, Any] = {"ch": ch, "num_res_blocks": num_res_blocks, "names": names}
+        shared["z_channels"] = z_channels
+        last = len(encoder_ch_mult) - 1, len(decoder_ch_mult) - 1  # the only level with attention
+        super().__init__(
+            Encoder(in_channels=3, ch_mult=encoder_ch_mult, attention=[last[0]], **shared),
+            Decoder(out_ch=3, ch_mult=decoder_ch_mult, attention=[last[1]], **shared),
+            factor=2 ** last[0],
+            image_size=image_size,
+            codebook_size=codebook_size,
+            code_dim=codebook_embed_dim,
+            z_channels=z_channels,
+        )
+        # Records use in training; kept so that state dicts are official.
+        self.quantize.register_buffer("codebook_used", torch.zeros(65536))
+
+    @classmethod
+    def from_official(cls, path: str | PathLike[str], **config: Any) -> Self:
+        """As `MaskedNetwork.from_official`, with `vq_ds16_c2i.pt` and its official configuration.
+
+        Training-only arguments are ignored.
+        """
+        arguments = {key.split(" ")[0]: value for key, value in config.items()}  # "ch (note)"
+        if not arguments.pop("codebook_l2_norm", True):
+            raise DimoError("codebook_l2_norm false is not supported; the published network has it")
+        for key in ("codebook_show_usage", "commit_loss_beta", "entropy_loss_ratio", "dropout_p"):
+            arguments.pop(key, None)
+        tokenizer = cls(**arguments)
+        load_state_dict(tokenizer, path)
+        return tokenizer.eval().requires_grad_(False)
+
+    def _comparable(self, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=-1)

@@ -11,16 +11,14 @@ from typing import Any
 
 from dimo.errors import unknown_name
 from dimo.models import MaskedNetwork, Tokenizer
-from dimo.models.clip_text import CLIPText
-from dimo.models.diffusers_vq import DiffusersVQ
 from dimo.models.digits import DigitsTokenizer
 from dimo.models.halton import SIZES, HaltonMaskGIT
-from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.models.maskgit import MaskGIT
 from dimo.models.meissonic import Meissonic
 from dimo.models.scenes import SceneTokenizer, SceneTransformer, SceneWords
+from dimo.models.snapshot import CLIPText, DiffusersVQ
 from dimo.models.text import TextEncoder
-from dimo.models.vqgan import VQGAN
+from dimo.models.vqgan import VQGAN, LlamaGenVQ
 from dimo.zoo.bundled import DIGITS, SCENES, BundledData
 
 
