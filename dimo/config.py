@@ -1,6 +1,7 @@
 """Recipes: TOML <-> frozen dataclasses. An unknown key is an error that names the nearest one."""
 
 import dataclasses
+import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,15 +17,8 @@ _RECIPES = Path(__file__).parent / "recipes"
 _R = TypeVar("_R", bound=Optimization)
 
 
-def _recipes() -> dict[str, type[Optimization]]:
-    """The class of each kind of recipe."""
-    recipes: list[type[Optimization]] = [TrainRecipe, ExtractorRecipe]
-    recipes += [method.distillation.Recipe for method in METHODS.values()]
-    return {cls.kind: cls for cls in recipes}
-
-
 def list_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Names of the packaged recipes."""
     return sorted(path.stem for path in _RECIPES.glob("*.toml"))
 
 
@@ -34,12 +28,9 @@ def load_distillation(name_or_path: str, overrides: Sequence[str] = ()) -> Disti
 
 
 def load_recipe(expected: type[_R], name_or_path: str, overrides: Sequence[str] = ()) -> _R:
-    """Reads a recipe by name or path and applies `key=value` overrides.
+    """Reads a packaged recipe, or a file that ends in ".toml", of the class `expected`.
 
-    Args:
-        expected: The recipe's class, or a base class of several.
-        name_or_path: Name of a packaged recipe, or a path that ends in ".toml".
-        overrides: Values in TOML; a bare word is a string.
+    `overrides` are `key=value` with values in TOML; a bare word is a string.
 
     Raises:
         DimoError: Unknown recipe, key or kind; a value of the wrong type or out of range.
@@ -59,7 +50,9 @@ def load_recipe(expected: type[_R], name_or_path: str, overrides: Sequence[str] 
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DimoError(f"recipe {path} is not valid TOML: {error}; correct the file") from error
-    recipes = _recipes()
+    classes: list[type[Optimization]] = [TrainRecipe, ExtractorRecipe]
+    classes += [method.distillation.Recipe for method in METHODS.values()]
+    recipes = {cls.kind: cls for cls in classes}
     kind = content.pop("kind", None)
     if kind not in recipes:
         raise unknown_name("recipe kind", kind, recipes, f"set kind in {path}")
@@ -88,16 +81,11 @@ def _parse_value(text: str) -> Any:
 
 def to_toml(recipe: Optimization) -> str:
     """The recipe with every value resolved, readable by `load_recipe`."""
-    lines = [f'kind = "{recipe.kind}"']
-    for field in dataclasses.fields(recipe):
-        value = getattr(recipe, field.name)
-        if value is None:
-            continue  # TOML has no null
-        if isinstance(value, str):
-            text = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-        elif isinstance(value, bool):
-            text = str(value).lower()
-        else:
-            text = str(list(value)) if isinstance(value, tuple) else repr(value)
-        lines.append(f"{field.name} = {text}")
-    return "\n".join(lines) + "\n"
+    values = {"kind": recipe.kind, **dataclasses.asdict(recipe)}
+    # a JSON scalar or list is TOML, which has no null
+    lines = [
+        f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
+        for key, value in values.items()
+        if value is not None
+    ]
+    return "".join(lines)

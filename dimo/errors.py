@@ -11,14 +11,7 @@ class DimoError(ValueError):
 def unknown_name(
     kind: str, value: object, allowed: Iterable[str], next_step: str = ""
 ) -> DimoError:
-    """Builds the error for a name that is not in a table, pointing to the nearest known one.
-
-    Args:
-        kind: What the name stands for, e.g. `"teacher"`.
-        value: The offending value.
-        allowed: Every accepted name.
-        next_step: What to do next, appended after a semicolon.
-    """
+    """The error for an unknown name of a `kind` (e.g. "teacher"), with the nearest allowed one."""
     names = sorted(allowed)
     near = difflib.get_close_matches(str(value), names, n=1)
     parts = [f"unknown {kind} {value!r}; allowed: {', '.join(names)}"]

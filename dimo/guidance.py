@@ -23,19 +23,18 @@ def guided_logits(
     """Guided logits [B, L, V'] (Ho & Salimans, arXiv 2207.12598; papers' w-form: s = 1 + w).
 
     Args:
-        model: A masked model: (tokens, labels, drop=) -> logits.
+        model: A `dimo.models.MaskedModel`.
         tokens: [B, L] int64.
         labels: [B] int64.
-        scale: Guidance scale s, or one for each image, [B]. Any other value than the number 1 runs
-            both halves as one doubled batch.
-        positions: [B, K] int64, where logits are wanted; the result is [B, K, V'] then. A model
-            without `takes_positions` computes them all, and those are taken out.
-        **inputs: Further inputs of the model, [B, ...]; both halves get the same.
+        scale: s, or one per image, [B]. The number 1 skips the unconditional half.
+        positions: [B, K] int64; only these logits are returned, [B, K, V'].
+        **inputs: Further inputs of the model, [B, ...], the same for both halves.
     """
-    if positions is not None and not getattr(model, "takes_positions", False):
-        return gather_positions(guided_logits(model, tokens, labels, scale, **inputs), positions)
     if positions is not None:
-        inputs = {**inputs, "positions": positions}
+        if not getattr(model, "takes_positions", False):
+            logits = guided_logits(model, tokens, labels, scale, **inputs)
+            return gather_positions(logits, positions)
+        inputs["positions"] = positions
     if not isinstance(scale, Tensor) and scale == 1:
         return model(tokens, labels, **inputs)
     drop = torch.arange(2 * len(labels), device=labels.device) >= len(labels)
@@ -46,7 +45,7 @@ def guided_logits(
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> Tensor:
-    """u + s (c - u) in float32, for one scale or one for each image, [B]."""
+    """u + s (c - u) in float32, for one scale or one per image, [B]."""
     unconditional = unconditional.float()
     if isinstance(scale, Tensor):
         scale = scale.to(unconditional)[:, None, None]
@@ -54,15 +53,12 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> 
 
 
 def guidance_scales(rule: str, scale: float, mask_ratio: Tensor | None) -> float | Tensor:
-    """The teacher's guidance scale, for all images alike or [B].
-
-    "constant" is s. "adaptive" is 1 + (s - 1) rho: full where everything is masked, off where
-    nothing is.
+    """The teacher's guidance scale: s ("constant"), or 1 + (s - 1) rho per image, [B] ("adaptive").
 
     Args:
         rule: One of `GUIDANCE_RULES`.
         scale: s.
-        mask_ratio: rho, the masked share that was drawn for each image, [B]; "adaptive" needs it.
+        mask_ratio: rho [B], the masked fraction drawn for each image; "adaptive" needs it.
 
     Raises:
         DimoError: Unknown rule.

@@ -1,7 +1,4 @@
-"""The student's input x_init (sec. 3.3): its tokens, and the perturbation of their embeddings.
-
-Training and sampling use the same law.
-"""
+"""The student's input x_init (sec. 3.3), in training and sampling: tokens and embedding noise."""
 
 import math
 from collections.abc import Callable
@@ -19,7 +16,8 @@ from dimo.rng import ImageNoise
 # "mixed" is the paper's; the others are ablations, see `initial_state`.
 TOKEN_INITIALIZATIONS = ("mixed", "masked", "random", "fixed")
 
-# Share of the final sigma after x of the warm-up steps, x >= 0; see `embedding_noise_at`.
+# Fraction of the final sigma after a fraction x >= 0 of the warm-up steps; the official ramps go
+# to sigma = 1, and "exp" reaches 63 percent at x = 1.
 EMBEDDING_NOISE_WARMUPS: dict[str, Callable[[float], float]] = {
     "none": lambda x: 1.0,
     "linear": lambda x: min(x, 1.0),
@@ -48,17 +46,12 @@ def initial_state(
     """Draws x_init (sec. 3.3).
 
     - "mixed": random tokens of the codebook, round(r L) of them masked.
-    - "masked": the mask token everywhere, as a multi-step sampler starts.
-    - "random": random tokens everywhere, none masked.
+    - "masked": all masked, as a multi-step sampler starts.
+    - "random": random tokens, none masked.
     - "fixed": as "mixed" with token 0 in place of every random one.
 
-    Args:
-        model: The student.
-        noise: Per-image random streams.
-        purpose: Prefix of the streams' names.
-        init_mask_ratio: r; unused by "masked" and "random".
-        embedding_noise: sigma; 0 draws no noise.
-        token_initialization: One of `TOKEN_INITIALIZATIONS`.
+    `init_mask_ratio` is r, `embedding_noise` is sigma. `purpose` is the prefix of the names of the
+    random streams.
 
     Raises:
         DimoError: Unknown token initialization.
@@ -67,10 +60,10 @@ def initial_state(
         raise unknown_name("token initialization", token_initialization, TOKEN_INITIALIZATIONS)
     length = model.num_tokens
     tokens = noise.integers(f"{purpose}/init_tokens", (length,), model.codebook_size)
-    if token_initialization == "fixed":
-        tokens = torch.zeros_like(tokens)
     if token_initialization == "masked":
         tokens = torch.full_like(tokens, model.mask_token_id)
+    if token_initialization == "fixed":
+        tokens = torch.zeros_like(tokens)
     if token_initialization in ("mixed", "fixed"):
         tokens = initialize_tokens(
             tokens,
@@ -87,26 +80,17 @@ def initial_state(
 def init_mask_ratio_at(
     seed: int, step: int, *, init_mask_ratio: float, bounds: tuple[float, float] | None
 ) -> float:
-    """r of one training step, the same for all its images: fixed, or uniform between bounds."""
+    """r for all images of one training step: fixed, or drawn uniformly between bounds."""
     if bounds is None:
         return init_mask_ratio
     low, high = bounds
-    u = float(rng.uniform(seed, torch.tensor([step]), "init_mask_ratio", ()))
-    return low + (high - low) * u
+    return low + (high - low) * float(
+        rng.uniform(seed, torch.tensor([step]), "init_mask_ratio", ())
+    )
 
 
 def embedding_noise_at(step: int, *, final: float, warmup: str, warmup_steps: int) -> float:
-    """sigma of one training step: `final`, or a ramp from 0 towards it over N warm-up steps.
-
-    With x = step / N: "linear" is min(x, 1), "cos" is (1 - cos(pi min(x, 1))) / 2, "exp" is
-    1 - exp(-x), which reaches 63 percent after N steps. The official ramps go to
-    `final` = 1. These depend on the global step, so they continue after a resume.
-
-    Args:
-        step: From 0.
-        final: sigma.
-        warmup: A key of `EMBEDDING_NOISE_WARMUPS`.
-        warmup_steps: N; unused by "none".
+    """sigma of global training step `step` (from 0), warmed up by `EMBEDDING_NOISE_WARMUPS`.
 
     Raises:
         DimoError: Unknown warm-up.

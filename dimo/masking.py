@@ -1,8 +1,4 @@
-"""Mask schedules, forward masking and token initialization: pure functions on token grids.
-
-One family of schedules gamma(u) serves training (how many tokens are re-masked), teacher training
-and decoding (how many are revealed at each step, or at what rate).
-"""
+"""Mask schedules gamma(u), forward masking and token initialization: pure functions on tokens."""
 
 import math
 from collections.abc import Callable
@@ -13,21 +9,21 @@ from torch import Tensor
 
 from dimo.errors import DimoError, unknown_name
 
-# MAGE's law of the masked share (arXiv 2211.09117): a normal cut off at its bounds
+# MAGE's distribution of the mask ratio (arXiv 2211.09117): a truncated normal
 _MEAN, _DEVIATION, _LOWEST, _HIGHEST = 0.55, 0.25, 0.5, 1.0
 
 
 def _truncated_normal(u: Tensor) -> Tensor:
-    """The share below which a part u of the truncated normal lies, its inverse CDF."""
+    """Inverse CDF of the truncated normal."""
     bounds = torch.tensor([_LOWEST, _HIGHEST], dtype=torch.float64, device=u.device)
     below, above = torch.special.ndtr((bounds - _MEAN) / _DEVIATION)
     z = torch.special.ndtri(below + u.double() * (above - below))
-    share: Tensor = (_MEAN + _DEVIATION * z).clamp(_LOWEST, _HIGHEST)
-    return share.to(u.dtype)
+    ratio: Tensor = (_MEAN + _DEVIATION * z).clamp(_LOWEST, _HIGHEST)
+    return ratio.to(u.dtype)
 
 
-# gamma: u in [0, 1] -> share of masked tokens, float64. In the convention of Maskgit-pytorch v1.0
-# and Di[M]O; `linear` and `square` grow with u there, and fall in later code bases.
+# gamma: u in [0, 1] -> fraction of masked tokens, in the convention of Maskgit-pytorch v1.0 and
+# Di[M]O; `linear` and `square` increase with u, in later code bases they decrease.
 Schedule = Callable[[Tensor], Tensor]
 MASK_SCHEDULES: dict[str, Schedule] = {
     "arccos": lambda u: torch.arccos(u) / (math.pi / 2),
@@ -47,7 +43,7 @@ DECODING_SCHEDULES = (
     "cosine-amused",
 )
 
-# Of absorbing-state diffusion; see `unmasking_rate`.
+# Noise schedules of absorbing-state diffusion; see `unmasking_rate`.
 UNMASKING_RATES: dict[str, Callable[[float], float]] = {
     "log-linear": lambda t: 1 / t,
     "cosine": lambda t: math.pi / 2 / math.tan(math.pi / 2 * t),
@@ -56,11 +52,7 @@ UNMASKING_RATES: dict[str, Callable[[float], float]] = {
 
 
 def mask_ratio(schedule: str, u: Tensor) -> Tensor:
-    """Share of masked tokens gamma(u) for uniform u.
-
-    Args:
-        schedule: A key of `MASK_SCHEDULES`.
-        u: [B] in [0, 1].
+    """Fraction of masked tokens gamma(u) [B] for uniform u [B] in [0, 1].
 
     Raises:
         DimoError: Unknown schedule.
@@ -76,11 +68,9 @@ def mask_count(ratio: Tensor, num_tokens: int) -> Tensor:
 
 
 def random_mask(ranks: Tensor, count: Tensor | int) -> Tensor:
-    """Masks exactly `count` positions of each image: bool [B, L], True = masked.
+    """Masks exactly `count` ([B], or one for all) positions of each image: bool [B, L].
 
-    Args:
-        ranks: [B, L] a random permutation of 0..L-1 for each image.
-        count: [B] or one number for all.
+    `ranks` [B, L] holds a random permutation of 0..L-1 for each image.
     """
     return ranks < (count[:, None] if isinstance(count, Tensor) else count)
 
@@ -88,37 +78,27 @@ def random_mask(ranks: Tensor, count: Tensor | int) -> Tensor:
 def initialize_tokens(
     random_tokens: Tensor, ranks: Tensor, *, init_mask_ratio: float, mask_token_id: int
 ) -> Tensor:
-    """Token initialization x_init (sec. 3.3): random tokens, round(r * L) of them masked.
+    """Token initialization x_init (sec. 3.3): random tokens [B, L], round(r * L) of them masked.
 
-    Args:
-        random_tokens: [B, L] uniform over the codebook.
-        ranks: [B, L] random permutations.
-        init_mask_ratio: r in [0, 1].
-        mask_token_id: What a masked position holds.
+    `ranks` [B, L] holds random permutations; `init_mask_ratio` is r in [0, 1].
     """
     count = max(1, round(random_tokens.shape[1] * init_mask_ratio))
     return random_tokens.masked_fill(random_mask(ranks, count), mask_token_id)
 
 
 def tokens_per_step(schedule: str, num_steps: int, num_tokens: int) -> list[int]:
-    """How many tokens a decoder reveals at each step; sums to L, at least one a step.
+    """How many tokens a decoder reveals in each of n steps: at least one per step, L in total.
 
-    A step that a schedule leaves empty takes one token, and the last step takes what remains.
-    One step takes all.
+    A step without tokens under the schedule reveals one; the last step reveals what remains.
 
     - "arccos", "cosine": after step i, round(gamma(i / n) * L) tokens are masked, the cumulative
       rule of di4c (arXiv 2410.08709); arccos, two steps, 256 tokens: [85, 171].
-    - "arccos-halton": the same rule as Halton-MaskGIT rounds it: after step i,
+    - "arccos-halton": Halton-MaskGIT: after step i,
       floor((1 - arccos(i / n) / (pi / 2)) * L) tokens are revealed.
-    - "arccos-v1", "cosine-v1": Maskgit-pytorch v1.0 and Di[M]O: step i reveals a share of all
+    - "arccos-v1", "cosine-v1": Maskgit-pytorch v1.0 and Di[M]O: step i reveals a fraction of all
       tokens proportional to gamma(1 - i / (n - 1)), i from 0; arccos, two steps: [1, 255].
-    - "cosine-amused": Meissonic, as aMUSEd: after step i, floor(gamma(i / n) * L) tokens are
+    - "cosine-amused": aMUSEd and Meissonic: after step i, floor(gamma(i / n) * L) tokens are
       masked; 4096 tokens, three steps: [549, 1500, 2047].
-
-    Args:
-        schedule: One of `DECODING_SCHEDULES`.
-        num_steps: n, 1..L.
-        num_tokens: L.
 
     Raises:
         DimoError: Steps outside 1..L, unknown schedule.
@@ -130,7 +110,7 @@ def tokens_per_step(schedule: str, num_steps: int, num_tokens: int) -> list[int]
     counts = _COUNTING_RULES[rule](MASK_SCHEDULES[name], num_steps, num_tokens)
     counts = [max(1, count) for count in counts]
     counts[-1] = num_tokens - sum(counts[:-1])
-    for step in range(num_steps - 2, -1, -1):  # small grids, many steps: give back what is too much
+    for step in range(num_steps - 2, -1, -1):  # many steps on a small grid: leave one for the last
         give_back = min(counts[step] - 1, max(0, 1 - counts[-1]))
         counts[step] -= give_back
         counts[-1] += give_back
@@ -138,11 +118,7 @@ def tokens_per_step(schedule: str, num_steps: int, num_tokens: int) -> list[int]
 
 
 def check_steps(num_steps: int, num_tokens: int) -> None:
-    """A sampler that reveals at least one token a step takes 1 to L steps.
-
-    Raises:
-        DimoError: Another number.
-    """
+    """Raises a `DimoError` unless the number of steps is in 1..L: each reveals a token or more."""
     if not 1 <= num_steps <= num_tokens:
         raise DimoError(
             f"steps {num_steps} is out of range; "
@@ -153,9 +129,8 @@ def check_steps(num_steps: int, num_tokens: int) -> None:
 def unmasking_rate(schedule: str) -> Callable[[float], float]:
     """The rate at which a masked token is revealed at time t in (0, 1], -alpha'_t / (1 - alpha_t).
 
-    Absorbing-state diffusion masks each token with probability 1 - alpha_t, and time runs from
-    t = 1 (all masked) to t = 0, where the rate diverges: every token is out by then. The masked
-    share 1 - alpha_t is t for "log-linear" and gamma(1 - t) for "cosine" and "arccos".
+    Absorbing-state diffusion masks each token with probability 1 - alpha_t: t for "log-linear",
+    gamma(1 - t) for "cosine" and "arccos". Time runs from t = 1 to 0, where the rate diverges.
 
     Raises:
         DimoError: Unknown schedule.
@@ -167,12 +142,12 @@ def unmasking_rate(schedule: str) -> Callable[[float], float]:
 
 def _cumulative(gamma: Schedule, num_steps: int, num_tokens: int) -> list[int]:
     u = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
-    left = [round(float(x) * num_tokens) for x in gamma(u)]
-    return [before - after for before, after in pairwise(left)]
+    masked = [round(float(x) * num_tokens) for x in gamma(u)]
+    return [before - after for before, after in pairwise(masked)]
 
 
 def _floored(gamma: Schedule, num_steps: int, num_tokens: int) -> list[int]:
-    # float32, because a floor depends on the last digit: 24 x 24 tokens, two steps: [191, 385]
+    # float32, because floor depends on the last digit: 24 x 24 tokens, two steps: [191, 385]
     u = torch.tensor([(step + 1) / num_steps for step in range(num_steps)])
     targets = ((1 - gamma(u)) * num_tokens).int().tolist()
     revealed = [max(step + 1, target) for step, target in enumerate(targets)]
@@ -180,17 +155,17 @@ def _floored(gamma: Schedule, num_steps: int, num_tokens: int) -> list[int]:
 
 
 def _floored_masked(gamma: Schedule, num_steps: int, num_tokens: int) -> list[int]:
-    # float32, as above: 4096 * cos(pi / 3) is 2047 then
+    # float32, as above: 4096 * cos(pi / 3) becomes 2047
     u = torch.tensor([(step + 1) / num_steps for step in range(num_steps)])
-    left = [num_tokens, *(num_tokens * gamma(u)).int().tolist()]
-    return [before - after for before, after in pairwise([*left[:-1], 0])]
+    masked = [num_tokens, *(num_tokens * gamma(u)).int().tolist()]
+    return [before - after for before, after in pairwise([*masked[:-1], 0])]
 
 
 def _proportional(gamma: Schedule, num_steps: int, num_tokens: int) -> list[int]:
     if num_steps == 1:
         return [num_tokens]
-    share = gamma(torch.linspace(1, 0, num_steps))
-    return (share / share.sum() * num_tokens).round().int().tolist()
+    weights = gamma(torch.linspace(1, 0, num_steps))
+    return (weights / weights.sum() * num_tokens).round().int().tolist()
 
 
 # suffix of a decoding schedule -> how it turns gamma into counts

@@ -1,9 +1,8 @@
 """One random stream per image index: every draw is a function of (seed, index, stream, position).
 
 Counter-based: position j of a stream is SplitMix64's output function (Steele, Lea & Flood, OOPSLA
-2014) at counter j, started from a key that mixes seed, index and stream name. It is integer
-arithmetic only, so the numbers are the same on any device, and image i gets the same draws
-whatever the batch size, the rank or what was drawn before.
+2014) at counter j, keyed by seed, index and stream name. Integer arithmetic makes it the same on
+any device; image i gets the same draws in any batch.
 """
 
 import hashlib
@@ -51,18 +50,14 @@ def _bits(seed: int, index: Tensor, stream: str, number: Tensor) -> Tensor:
 def uniform(seed: int, index: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:
     """Uniform draws strictly inside (0, 1): float64 [B, *shape].
 
-    Args:
-        seed: The run's seed.
-        index: [B] integer, one per image.
-        stream: Names what is drawn, e.g. `"tokens/3"`; other names give independent draws.
-        shape: Shape of one image's draw.
+    `index` holds one integer per image, [B]; `stream` names the draw, e.g. "tokens/3".
     """
     number = torch.arange(math.prod(shape), device=index.device)
     return _uniform64(_bits(seed, index, stream, number)).view(len(index), *shape)
 
 
 def _uniform64(bits: Tensor) -> Tensor:
-    """float64 in (0, 1) from random bits, which are overwritten."""
+    """float64 in (0, 1) from random bits, which it overwrites."""
     bits >>= 12
     bits &= (1 << 52) - 1
     return bits.to(torch.float64).add_(0.5).mul_(2.0**-52)
@@ -85,8 +80,8 @@ def gumbel(
 ) -> Tensor:
     """Standard Gumbel draws [B, *shape]; argmax(logits + gumbel) samples softmax(logits).
 
-    float32 is several times cheaper and cuts the upper tail at 17; good for training, while
-    sampling keeps float64 (arXiv 2409.02908).
+    float32 is several times cheaper but truncates the upper tail at 17: enough for training, while
+    sampling needs float64 (arXiv 2409.02908).
     """
     if dtype == torch.float64:
         u = uniform(seed, index, stream, shape)
@@ -96,18 +91,7 @@ def gumbel(
 
 
 def gumbel_at(seed: int, index: Tensor, stream: str, positions: Tensor, width: int) -> Tensor:
-    """The part of `gumbel(seed, index, stream, (L, width))` at some positions of each image.
-
-    Args:
-        seed: The run's seed.
-        index: [B].
-        stream: Names the draw.
-        positions: [B, K] in 0..L-1.
-        width: Numbers a position.
-
-    Returns:
-        float64 [B, K, width].
-    """
+    """`gumbel(seed, index, stream, (L, width))` at positions [B, K]: float64 [B, K, width]."""
     number = positions[:, :, None] * width + torch.arange(width, device=index.device)
     u = _uniform64(_bits(seed, index, stream, number.flatten(1))).view(number.shape)
     return u.log_().neg_().log_().neg_()
@@ -136,36 +120,25 @@ def random_ranks(seed: int, index: Tensor, stream: str, length: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ImageNoise:
-    """The random numbers a sampler draws for one batch of images, by the name of the stream.
-
-    Attributes:
-        seed: The run's seed.
-        index: [B] image indices; image i is the same in any batch.
-    """
+    """The draws of this module for the images `index` [B] of one batch, with one seed."""
 
     seed: int
     index: Tensor
 
     def uniform(self, stream: str, shape: tuple[int, ...]) -> Tensor:
-        """Uniform draws strictly inside (0, 1), float64 [B, *shape]."""
         return uniform(self.seed, self.index, stream, shape)
 
     def gumbel(self, stream: str, shape: tuple[int, ...]) -> Tensor:
-        """Standard Gumbel draws, float64 [B, *shape]."""
         return gumbel(self.seed, self.index, stream, shape)
 
     def gumbel_at(self, stream: str, positions: Tensor, width: int) -> Tensor:
-        """The draws of `gumbel(stream, (L, width))` at positions [B, K], float64 [B, K, width]."""
         return gumbel_at(self.seed, self.index, stream, positions, width)
 
     def normal(self, stream: str, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal draws, float32 [B, *shape]."""
         return normal(self.seed, self.index, stream, shape)
 
     def integers(self, stream: str, shape: tuple[int, ...], high: int) -> Tensor:
-        """Uniform integers in 0..high-1, int64 [B, *shape]."""
         return integers(self.seed, self.index, stream, shape, high)
 
     def random_ranks(self, stream: str, length: int) -> Tensor:
-        """A uniform random permutation of 0..length-1 for each image, int64 [B, length]."""
         return random_ranks(self.seed, self.index, stream, length)

@@ -19,10 +19,10 @@ from PIL import Image
 from bench.images import class_folders, open_images
 from bench.images.codec import centre_crop, encode_png
 from dimo.cli import main
-from dimo.data import digits
 from dimo.data.encode import encode_images
 from dimo.data.tokens import read_cache_info
 from dimo.errors import DimoError
+from dimo.models import digits
 from dimo.weights.catalog import ASSETS
 from dimo.weights.files import load_metadata, read_state_dict, save_tensors
 from dimo.zoo.loading import load_teacher, load_tokens, weights_file

@@ -16,7 +16,7 @@ from dimo.weights.catalog import ASSETS
 ANY = "any"  # in place of a SHA-256: whatever file is given; its hash is recorded
 NONE = "none"  # name of the extractor or the reference of a protocol that needs none
 BUNDLED_REFERENCES = {  # name -> "module:function" of `() -> (images, labels)`
-    "digits-all": "dimo.data.digits:load",
+    "digits-all": "dimo.models.digits:load",
     "scenes-held-out": "bench.features.references:scenes_held_out",
 }
 

@@ -100,7 +100,7 @@ def _train_digits_cnn(
     recipe: "ExtractorRecipe", on_step: Callable[[int, float], None]
 ) -> "tuple[Module, str]":
     from bench.features.digits import train_digits_cnn
-    from dimo.data import digits
+    from dimo.models import digits
 
     model = train_digits_cnn(
         digits.load(),

@@ -1,8 +1,8 @@
 """Encoding images into a token cache, resumable at every batch.
 
-Until the cache is complete, `OUT.part` holds the tokens so far, and `OUT.part.json` their number,
-their origin and the hash of the pixels. Tokens are synced before they are counted, so an
-interrupted call resumes after the last whole batch and ends with the same bytes.
+`OUT.part` holds the tokens so far and `OUT.part.json` their number, origin and pixel hash. Tokens
+are synced before they are counted: an interrupted call resumes after the last complete batch, and
+the result has the same bytes.
 """
 
 import dataclasses
@@ -28,12 +28,7 @@ from dimo.util.schema import Origin, canonical_json, decode
 
 @dataclass(frozen=True)
 class EncodingRun:
-    """What a call did.
-
-    Attributes:
-        made: Images encoded by this call; the others were encoded before.
-        info: What the cache holds.
-    """
+    """Result of a call; `made` images were encoded by it, the others before."""
 
     made: int
     info: CacheInfo
@@ -60,23 +55,23 @@ def encode_images(
     force: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> EncodingRun:
-    """Encodes the images that remain, and writes the cache once all are encoded.
+    """Encodes the remaining images, and writes the cache once all are encoded.
 
     Args:
-        batches: Returns the images from a number on, in order, as uint8 [b, 3, H, W]; b changes
+        batches: Returns the images from an index on, in order, as uint8 [b, 3, H, W]; b affects
             only speed and memory.
         labels: int64 [N].
         out: The cache to write.
-        names: Of the images, in order; with the labels they identify the data set.
+        names: Of the images; with the labels they identify the data set.
         target: The teacher that the cache is for.
-        tokenizer: Its tokenizer, on the device to use.
+        tokenizer: On the device to use.
         crop: How the images were cropped, for the record.
-        mirrored: Whether each image is followed by its mirror image.
+        mirrored: Follow each image by its mirror image.
         force: Start over and replace `out`.
         progress: Called with the number of encoded images.
 
     Raises:
-        DimoError: A label out of range, images of another size, something else at `out`, another
+        DimoError: A label out of range, images of another size, another cache at `out`, another
             process that writes it, or a file that cannot be written.
     """
     _check_labels(labels, names, target)
@@ -91,21 +86,22 @@ def encode_images(
         crop=crop,
         mirrored=mirrored,
     )
-    part, beside = out.with_name(f"{out.name}.part"), out.with_name(f"{out.name}.part.json")
+    part = out.with_name(f"{out.name}.part")
+    journal_path = out.with_name(f"{out.name}.part.json")
     if out.exists() and not force:
         present = read_cache_info(out)
         _check_same(present, info, out)
-        _remove(part, beside)
+        _remove(part, journal_path)
         return EncodingRun(0, present)
     copies, width = (2 if mirrored else 1), target.num_tokens
     with _opened(part) as file:
         if force:
-            _remove(out, beside)
-        for path in (out, beside):
+            _remove(out, journal_path)
+        for path in (out, journal_path):
             remove_temporaries(path.parent, glob.escape(path.name))
-        journal = _read_journal(beside, info)
+        journal = _read_journal(journal_path, info)
         if part.stat().st_size < journal.done * copies * width * 2:
-            journal = _Journal(info)  # the data is not what was counted
+            journal = _Journal(info)  # there are fewer tokens than it counts
         start = journal.done
         file.truncate(start * copies * width * 2)
         if start:
@@ -114,19 +110,18 @@ def encode_images(
             _check_size(images, target, names[journal.done])
             _append(file, _tokens(tokenizer, images, mirrored), part)
             journal = _advanced(journal, images)
-            write_atomic(beside, canonical_json(dataclasses.asdict(journal)))
+            write_atomic(journal_path, canonical_json(dataclasses.asdict(journal)))
             progress(journal.done)
         rows = len(names) * copies
-        tokens = torch.from_file(str(part), size=rows * width, dtype=torch.uint16)  # mapped
-        doubled = labels.repeat_interleave(copies)
-        save_tokens(out, tokens.view(rows, width), doubled, journal.info)
-    _remove(part, beside)
+        tokens = torch.from_file(str(part), size=rows * width, dtype=torch.uint16)  # memory-mapped
+        save_tokens(out, tokens.view(rows, width), labels.repeat_interleave(copies), journal.info)
+    _remove(part, journal_path)
     return EncodingRun(len(names) - start, journal.info)
 
 
 @torch.inference_mode()
 def _tokens(tokenizer: Tokenizer, images: Tensor, mirrored: bool) -> Tensor:
-    """uint16 [b, L] on the CPU, with `mirrored` [2 b, L]: image, mirror image, image, ..."""
+    """uint16 [b, L] on the CPU; if `mirrored` [2 b, L]: image, mirror image, image, ..."""
     tokens = tokenizer.encode(images)
     if mirrored:
         tokens = torch.stack([tokens, tokenizer.encode(images.flip(-1))], 1).flatten(0, 1)
@@ -134,7 +129,7 @@ def _tokens(tokenizer: Tokenizer, images: Tensor, mirrored: bool) -> Tensor:
 
 
 def _advanced(journal: _Journal, images: Tensor) -> _Journal:
-    """The journal after these images; hashes are chained, so that it can resume after any image."""
+    """The journal after these images; pixel hashes are chained, so that they can be resumed."""
     digest = journal.info.source_sha256
     for image in images:
         digest = hashlib.sha256(digest.encode() + image.contiguous().numpy().data).hexdigest()
@@ -146,7 +141,7 @@ def _append(file: FileIO, tokens: Tensor, path: Path) -> None:
     data = tokens.numpy().astype("<u2", copy=False).tobytes()
     try:
         while data:
-            data = data[file.write(data) :]  # unbuffered: it may take a part
+            data = data[file.write(data) :]  # an unbuffered write may be partial
         os.fsync(file.fileno())
     except OSError as error:
         raise DimoError(
@@ -157,7 +152,7 @@ def _append(file: FileIO, tokens: Tensor, path: Path) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[FileIO]:
-    """The file for appending, locked against other processes."""
+    """Opens the file for appending and locks it against other processes."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab", buffering=0)

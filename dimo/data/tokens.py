@@ -1,6 +1,6 @@
-"""Token caches: a data set encoded by a teacher's tokenizer, written once by `dimo encode`.
+"""Token caches: a data set encoded by a teacher's tokenizer with `dimo encode`.
 
-A safetensors file with `tokens` uint16 [N, L], `labels` int64 [N] and, as metadata, `CacheInfo`.
+A safetensors file with `tokens` uint16 [N, L], `labels` int64 [N] and `CacheInfo` as metadata.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _NEXT_STEP = "make it again with: dimo encode"
 
 
 class CacheTarget(Protocol):
-    """What a cache must fit: a row of `dimo.zoo.teachers.TEACHERS`."""
+    """What a cache must fit, `dimo.zoo.teachers.Teacher`."""
 
     @property
     def name(self) -> str: ...
@@ -36,46 +36,29 @@ class CacheTarget(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class TokenData:
-    """Images as tokens.
+    """Images as tokens in 0..V-1."""
 
-    Attributes:
-        tokens: int64 [N, L], all in the codebook.
-        labels: int64 [N].
-        sha256: Hash of tokens and labels.
-    """
-
-    tokens: Tensor
-    labels: Tensor
-    sha256: str
+    tokens: Tensor  # int64 [N, L]
+    labels: Tensor  # int64 [N]
+    sha256: str  # of tokens and labels
 
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """Where a token cache comes from.
+    """The origin of a token cache."""
 
-    Attributes:
-        format: Version of the file.
-        teacher: The teacher whose tokenizer encoded it.
-        tokenizer_sha256: See the function of this name.
-        images: Number of images that were encoded.
-        names_sha256: Hash of their names and labels, in order.
-        crop: "none", or "adm" if each was cropped and resized.
-        mirrored: Whether each image is followed by its mirror image.
-        source_sha256: Hash of the pixels as encoded, in order.
-    """
-
-    format: int
+    format: int  # version of the file format
     teacher: str
     tokenizer_sha256: str
-    images: int
-    names_sha256: str
-    crop: str
-    mirrored: bool
-    source_sha256: str = ""
+    images: int  # number of images before mirroring
+    names_sha256: str  # of their names and labels, in order
+    crop: str  # "none", or "adm" if each was cropped and resized
+    mirrored: bool  # each image is followed by its mirror image
+    source_sha256: str = ""  # of the encoded pixels, in order
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:
-    """Hash of a tokenizer's weights, the same for every file format."""
+    """Hash of a tokenizer's weights, independent of their file format."""
     assert isinstance(tokenizer, nn.Module)
     return state_sha256(tokenizer.state_dict())
 
@@ -84,8 +67,8 @@ def read_tokens(path: Path, target: CacheTarget, tokenizer: Tokenizer) -> TokenD
     """Reads a token cache.
 
     Raises:
-        DimoError: A file that is missing, damaged, of another tokenizer or shape, or has tokens or
-            labels out of range.
+        DimoError: The file is missing or damaged, of another tokenizer or shape, or has values out
+            of range.
     """
     tensors, info = _read(path)
     own = tokenizer_sha256(tokenizer)
@@ -100,7 +83,7 @@ def read_tokens(path: Path, target: CacheTarget, tokenizer: Tokenizer) -> TokenD
 
 
 def token_data(tokens: Tensor, labels: Tensor) -> TokenData:
-    """Tokens [N, L] of any integer type and labels int64 [N]."""
+    """`TokenData` of tokens [N, L] of any integer type and labels int64 [N]."""
     digest = state_sha256({"tokens": tokens.to(torch.uint16), "labels": labels})
     return TokenData(tokens.to(torch.int64), labels.clone(), digest)
 
@@ -109,7 +92,7 @@ def read_cache_info(path: Path) -> CacheInfo:
     """The metadata of a token cache.
 
     Raises:
-        DimoError: The file is missing, damaged, no token cache, or of another version.
+        DimoError: The file is missing or damaged, no token cache, or of another version.
     """
     return _read(path)[1]
 
@@ -137,11 +120,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], CacheInfo]:
 def _check(
     tensors: dict[str, Tensor], info: CacheInfo, target: CacheTarget, codebook_size: int, path: Path
 ) -> None:
-    tokens, labels = tensors["tokens"], tensors["labels"]
     rows = info.images * (2 if info.mirrored else 1)
-    shapes = ([rows, target.num_tokens], [rows])
-    types = (torch.uint16, torch.int64)
-    for name, shape, dtype in zip(("tokens", "labels"), shapes, types, strict=True):
+    for name, shape, dtype in (
+        ("tokens", [rows, target.num_tokens], torch.uint16),
+        ("labels", [rows], torch.int64),
+    ):
         value = tensors[name]
         if list(value.shape) != shape or value.dtype != dtype or rows == 0:
             raise DimoError(
@@ -149,21 +132,14 @@ def _check(
                 f"teacher {target.name!r} and {info.images:,} images: {_type(dtype)} {shape}; "
                 f"{_NEXT_STEP}"
             )
-    for name, values, end in (
-        ("tokens", tokens, codebook_size),
-        ("labels", labels, target.num_classes),
-    ):
-        low, high = _range(values)
+    for name, end in (("tokens", codebook_size), ("labels", target.num_classes)):
+        values = tensors[name].numpy()  # torch has no minimum of uint16
+        low, high = int(values.min()), int(values.max())
         if low < 0 or high >= end:
             raise DimoError(
                 f"{name} of {path} are from {low} to {high}; allowed for teacher "
                 f"{target.name!r}: 0 to {end - 1}; {_NEXT_STEP}"
             )
-
-
-def _range(values: Tensor) -> tuple[int, int]:
-    array = values.numpy()  # torch has no minimum of uint16
-    return int(array.min()), int(array.max())
 
 
 def _type(dtype: torch.dtype) -> str:

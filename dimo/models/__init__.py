@@ -16,24 +16,14 @@ from dimo.weights.files import load_state_dict
 
 
 class MaskedNetwork(nn.Module):
-    """A network that predicts every token from a partly masked grid.
+    """A network that predicts every token from a partly masked grid."""
 
-    Attributes:
-        codebook_size: V; ids of tokens are 0 to V - 1.
-        num_tokens: L.
-        hidden_dim: Width D of a token embedding.
-        takes_positions: `forward` takes `positions` [B, K] int64 and returns logits [B, K, V'] at
-            these positions of each image; other networks compute all L.
-        takes_latent: `forward` takes a latent `z` [B] in [0, 1) (di4c).
-        depth: Number of blocks, for the estimate of a distillation's memory.
-    """
-
-    takes_positions: bool = False
-    takes_latent: bool = False
-    codebook_size: int
-    num_tokens: int
-    hidden_dim: int
-    depth: int
+    takes_positions: bool = False  # `forward` takes positions int64 [B, K]; logits are [B, K, V']
+    takes_latent: bool = False  # `forward` takes a latent z [B] in [0, 1) (di4c)
+    codebook_size: int  # V; token ids are 0 to V - 1
+    num_tokens: int  # L
+    hidden_dim: int  # width D of a token embedding
+    depth: int  # number of blocks
 
     if TYPE_CHECKING:
 
@@ -41,21 +31,17 @@ class MaskedNetwork(nn.Module):
 
     @property
     def mask_token_id(self) -> int:
-        """The id of a masked position; outside the codebook."""
+        """Outside the codebook."""
         return self.codebook_size
 
     @property
     def block_tokens(self) -> int:
-        """Length of the sequence between blocks."""
+        """Sequence length inside the blocks."""
         return self.num_tokens
 
     @classmethod
     def from_official(cls, path: str | PathLike[str], **config: Any) -> Self:
-        """Builds the network in eval mode from a file with its key names, every key accounted for.
-
-        Args:
-            path: The authors' checkpoint, or a `.safetensors`.
-            **config: Arguments of the constructor.
+        """Loads the authors' checkpoint or a `.safetensors` with its keys, strictly, in eval mode.
 
         Raises:
             DimoError: A missing, damaged or foreign file, or keys or shapes that do not fit.
@@ -65,7 +51,7 @@ class MaskedNetwork(nn.Module):
         return model.eval()
 
     def embedding_parameters(self) -> list[Tensor]:
-        """What Di[M]O keeps frozen: embeddings of tokens and positions, and the output bias."""
+        """What distillation keeps frozen: embeddings of tokens and positions, and output bias."""
         return []
 
 
@@ -81,12 +67,9 @@ class MaskedModel(MaskedNetwork):
     - embedding_noise: sigma of the perturbation of token embeddings, `dimo.models.layers.perturb`;
     - noise: [B, L, D] standard normal, needed when sigma > 0;
     - positions and z: see `MaskedNetwork`.
-
-    Attributes:
-        num_classes: Number of classes, or of prompts (`dimo.models.text.TextConditioned`).
     """
 
-    num_classes: int
+    num_classes: int  # or the number of prompts (`dimo.models.text.TextConditioned`)
 
 
 @dataclass(frozen=True)
@@ -98,10 +81,9 @@ class TextFeatures:
 
 
 class TextNetwork(MaskedNetwork):
-    """A masked network whose condition is encoded text.
+    """A masked network whose `forward` takes `TextFeatures` in place of labels, and no `drop`.
 
-    `forward(tokens, text, *, embedding_noise=0.0, noise=None)` takes `TextFeatures` in place of
-    labels. `dimo.models.text.TextConditioned` turns it into a `MaskedModel`.
+    `dimo.models.text.TextConditioned` turns it into a `MaskedModel`.
     """
 
 

@@ -1,8 +1,4 @@
-"""Inference-only precision, and what makes networks fast on a CPU.
-
-`prepare_for_inference` casts the large linear layers of a network and, on an x86 CPU, packs their
-weights for oneDNN. `drop_out` and `attend` replace PyTorch's slower CPU kernels in training.
-"""
+"""Inference-only precision, and faster dropout and attention on a CPU."""
 
 import math
 import platform
@@ -18,26 +14,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dimo.errors import unknown_name
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_PACKED_FOR_ROWS = 256  # what oneDNN lays the weights out for; other numbers of rows work too
-_SHORT = 64  # keys up to which plain attention beats the fused kernel
+_PACKED_FOR_ROWS = 256  # batch size that oneDNN packs weights for; other sizes work too
+_SHORT = 64  # number of keys up to which plain attention is faster than the fused kernel
 FUSED_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
-# weight and bias of a linear layer, and whether GELU follows -> the module that replaces it
+# (weight, bias, gelu=) -> the module that replaces a linear layer, with GELU after it or not
 Convert: TypeAlias = Callable[..., nn.Module]
 Network = TypeVar("Network", bound=nn.Module)
 
 
 class Convertible(nn.Module):
-    """A part of a network whose large linear layers `prepare_for_inference` replaces.
+    """A part of a network whose large linear layers `prepare_for_inference` replaces."""
 
-    Attributes:
-        products: Names of these layers; one inside a submodule has a dotted name.
-    """
-
-    products: ClassVar[tuple[str, ...]] = ()
+    products: ClassVar[tuple[str, ...]] = ()  # names of these layers, dotted inside submodules
 
     def convert_products(self, convert: Convert) -> None:
-        """Replaces each of `products` by `convert(weight, bias)`."""
         for name in self.products:
             layer = self.get_submodule(name)
             parent, _, last = name.rpartition(".")
@@ -45,13 +36,12 @@ class Convertible(nn.Module):
 
 
 def prepare_for_inference(model: Network, precision: str) -> Network:
-    """Converts the linear layers of a network's blocks in place; it can only be sampled then.
+    """Replaces the linear layers of a network's blocks in place; afterwards it can't be trained.
 
-    They are nearly all of its arithmetic. In bfloat16 they and the attention between them multiply
-    bfloat16 numbers, while the residual stream, norms, the layers before and after the blocks and
-    the logits stay float32. On an x86 CPU weights are laid out for oneDNN once instead of at each
-    product; a CPU without bfloat16 instructions multiplies the bfloat16 numbers in float32. The
-    result of a row does not depend on the other rows.
+    With "bfloat16" these layers and the attention between them multiply bfloat16 numbers; the
+    residual stream, norms, the layers before and after the blocks and the logits stay float32. On
+    an x86 CPU weights are packed for oneDNN once; a CPU without bfloat16 instructions multiplies
+    the bfloat16 numbers in float32. The result of a row does not depend on the other rows.
 
     Args:
         model: In eval mode, on its device. A network without `Convertible` parts is unchanged.
@@ -69,20 +59,14 @@ def prepare_for_inference(model: Network, precision: str) -> Network:
 
 
 def check_precision(precision: str) -> None:
-    """
-    Raises:
-        DimoError: Not a key of `PRECISIONS`.
-    """
+    """Raises a `DimoError` for anything but a key of `PRECISIONS`."""
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
 
 
 @cache
 def has_bfloat16() -> bool:
-    """Whether this CPU has bfloat16 instructions; without them it takes 6 times float32's time.
-
-    Measured on AMD Zen 3, for which PyTorch has a plain loop.
-    """
+    """Whether this CPU has bfloat16 instructions; without, bfloat16 is 6 times slower (Zen 3)."""
     if _on_x86():
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -92,27 +76,11 @@ def _on_x86() -> bool:
     return platform.machine().lower() in ("x86_64", "amd64")
 
 
-def _has_onednn() -> bool:
-    return _on_x86() and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-
-
 class _Product(nn.Module):
-    """x [..., I] -> x W^T + b [..., O] for weights that never change.
-
-    Args:
-        weight: [O, I].
-        bias: [O] or None.
-        dtype: Of the product.
-        gelu: Whether GELU follows.
-    """
+    """x [..., I] -> x W^T + b [..., O] in `dtype`, for constant weights."""
 
     def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        *,
-        dtype: torch.dtype,
-        gelu: bool = False,
+        self, weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype, gelu: bool = False
     ) -> None:
         super().__init__()
         self.dtype, self.gelu = dtype, gelu
@@ -121,7 +89,7 @@ class _Product(nn.Module):
         self.multiplied_in = torch.float32 if lacks_type else dtype
         self.bias = None if bias is None else bias.detach().to(dtype).to(self.multiplied_in)
         self.weight = weight.detach().to(dtype).to(self.multiplied_in)
-        self.packed = on_cpu and _has_onednn()
+        self.packed = on_cpu and _on_x86() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, _PACKED_FOR_ROWS)
 
@@ -136,10 +104,7 @@ class _Product(nn.Module):
 
 
 def drop_out(x: Tensor, rate: float) -> Tensor:
-    """Zeroes a fraction `rate` of x, in steps of 2^-16, and divides the rest by 1 - rate.
-
-    PyTorch draws one number after the other; here one random 64-bit word serves four elements.
-    """
+    """Dropout with `rate` in steps of 2^-16: one random 64-bit word serves four elements."""
     words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
     numbers = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform in [-2^15, 2^15)
     factors = torch.empty_like(x, requires_grad=False, memory_format=torch.contiguous_format)
@@ -152,7 +117,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     if q.dtype == torch.bfloat16 and not has_bfloat16():
         return attend(q.float(), k.float(), v.float(), dropout).bfloat16()
     is_short = k.shape[2] <= _SHORT
-    # the fused kernel's bfloat16 backward is far slower than plain matrix products
+    # the backward pass of the fused kernel is far slower in bfloat16 than plain matrix products
     if not is_short and (dropout or q.dtype == torch.bfloat16):
         if torch.is_grad_enabled() or dropout:
             return _attend_plainly(q, k, v, dropout)
@@ -164,15 +129,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
 
 def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """Matrix products that keep the weights for the backward pass."""
-    with torch.autocast(q.device.type, enabled=False):  # which would keep the weights in float32
+    with torch.autocast(q.device.type, enabled=False):  # it would keep the weights in float32
         weights = ((q / math.sqrt(q.shape[-1])) @ k.transpose(-1, -2)).softmax(-1)
         return (drop_out(weights, dropout) if dropout else weights) @ v
 
 
 def _attend_by_image(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Plain matrix products for one image at a time: in bfloat16 twice as fast as the fused kernel.
+    """Matrix products of one image at a time, whose scores [heads, L, L] fit into the CPU's caches.
 
-    The scores [heads, L, L] of one image stay in a CPU's caches; softmax is computed in float32.
+    Twice as fast as the fused kernel in bfloat16.
     """
     out, scale = torch.empty_like(q), 1 / math.sqrt(q.shape[-1])
     zero = q.new_zeros(1)

@@ -16,10 +16,10 @@ from dimo.models.cpu import Convertible
 from dimo.models.layers import Blocks, Dropout, attend, gather_positions, perturb
 
 _EPS = 1e-5
-_MULTIPLE = 256  # the feed-forward width is rounded up to a multiple of this
-_ROWS = 16  # the batch of conditions is padded to a multiple of this
+_MULTIPLE = 256  # the feed-forward width is rounded up to a multiple
+_ROWS = 16  # the batch of conditions is padded to a multiple
 
-# The published sizes; each network comes for 256 (`input_size=16`) and 384 pixels (24).
+# The published sizes, each for 256 (`input_size=16`) and 384 pixels (24).
 SIZES: Mapping[str, Mapping[str, int]] = {
     "tiny": {"hidden_dim": 384, "depth": 6, "heads": 6, "mlp_dim": 1536},
     "small": {"hidden_dim": 512, "depth": 12, "heads": 6, "mlp_dim": 2048},
@@ -44,7 +44,6 @@ class _Attention(Convertible):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
-        """x [B, L, D] -> [B, L, D], or [B, K, D] at positions [B, K]."""
         q = F.rms_norm(self.wq(gather_positions(x, positions)), (self.width,), eps=_EPS)
         k = F.rms_norm(self.wk(x), (self.width,), eps=_EPS)
         heads = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, self.wv(x)))
@@ -87,8 +86,7 @@ class _Block(nn.Module):
         y = self.attn(torch.addcmul(shift, self.ln1(x), 1 + scale), positions)
         x = gather_positions(x, positions) + gate * y
         shift, scale, gate = feed_forward
-        out: Tensor = x + gate * self.ff(torch.addcmul(shift, self.ln2(x), 1 + scale))
-        return out
+        return x + gate * self.ff(torch.addcmul(shift, self.ln2(x), 1 + scale))
 
 
 class _Layers(Blocks):
@@ -97,7 +95,7 @@ class _Layers(Blocks):
         self.layers = nn.ModuleList(_Block(dim, heads, mlp_dim, dropout) for _ in range(depth))
 
     def forward(self, x: Tensor, condition: Tensor, positions: Tensor | None) -> Tensor:
-        """x [B, L, D] -> [B, L, D]; the last layer only at positions [B, K] -> [B, K, D]."""
+        """x [B, L, D] -> [B, L, D], or [B, K, D] at positions [B, K] (in the last layer only)."""
         for number, layer in enumerate(self.layers, start=1):
             x = self.run(layer, x, condition, positions if number == len(self.layers) else None)
         return x
@@ -126,19 +124,11 @@ class _LastNorm(nn.Module):
 class HaltonMaskGIT(MaskedModel):
     """Class-conditional masked transformer.
 
-    Ids: codebook 0..V-1, mask V. Classes are embedded apart: 0..nclass-1, null class nclass.
+    Ids: codebook 0..V-1, mask V. Separate class embeddings: 0..nclass-1, null class nclass.
 
-    Args:
-        input_size: Tokens a side.
-        hidden_dim: Width.
-        codebook_size: V.
-        depth: Number of blocks.
-        heads: Attention heads of width floor(hidden_dim / heads).
-        mlp_dim: Nominal width of the feed-forward layer (see `_FeedForward`).
-        dropout: Dropout rate, active in train mode only.
-        nclass: Number of classes.
-        register: Number of register tokens.
-        proj: Tokens merged along each side; every published network has 1.
+    Args as in the official configuration: `input_size` is the side of the token grid, `register`
+    the number of register tokens, and `proj` the number of tokens merged along each side, 1 in all
+    published networks. Heads have width floor(hidden_dim / heads).
 
     Raises:
         DimoError: `proj` is not 1.
@@ -180,7 +170,6 @@ class HaltonMaskGIT(MaskedModel):
                 nn.init.zeros_(module.weight)  # adaLN-zero: every block starts as the identity
 
     def embedding_parameters(self) -> list[Tensor]:
-        """What distillation keeps frozen: token and position embeddings and the output bias."""
         return [self.tok_emb.weight, self.pos_emb.weight, self.head.bias]
 
     def forward(
@@ -193,19 +182,10 @@ class HaltonMaskGIT(MaskedModel):
         noise: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, L, V + 1]; the last class is the mask token, as in the official network.
-
-        Args:
-            tokens: [B, L] int64 in 0..V (V = masked).
-            labels: [B] int64 in 0..nclass-1.
-            drop: [B] bool, True = null condition; None = keep every label.
-            embedding_noise: sigma of `dimo.models.layers.perturb`, applied to the visual tokens.
-            noise: [B, L, hidden_dim] standard normal.
-            positions: [B, K] int64, computes the logits only there: the result is [B, K, V + 1].
-        """
+        """As `MaskedModel`; logits [B, L, V + 1], the last of which is the mask token's."""
         if drop is not None:
             labels = labels.masked_fill(drop, self.num_classes)
-        # A matrix product of few rows gives other last bits for another number of rows.
+        # The last bits of a matrix product with few rows depend on their number.
         condition = self.cls_emb(F.pad(labels, (0, -len(labels) % _ROWS)))  # [>= B, D]
         x = perturb(self.tok_emb(tokens), embedding_noise, noise) + self.pos_emb.weight
         if self.reg_tokens is not None:

@@ -1,4 +1,4 @@
-"""What the transformers share: dropout, attention, and the perturbation of token embeddings."""
+"""Shared by the transformers: dropout, attention, embedding noise, activation checkpointing."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from dimo.models import cpu
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, several times as fast on a CPU."""
+    """`nn.Dropout`, several times faster on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         rate = self.p if self.training else 0.0
@@ -22,7 +22,7 @@ class Dropout(nn.Dropout):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for q, k, v [B, heads, L, d]; `dropout` is of the weights."""
+    """softmax(q k^T / sqrt(d)) v for q, k, v [B, heads, L, d], with dropout of the weights."""
     if q.device.type == "cpu":
         return cpu.attend(q, k, v, dropout)
     with sdpa_kernel(cpu.FUSED_ATTENTION):
@@ -38,12 +38,9 @@ def gather_positions(x: Tensor, positions: Tensor | None) -> Tensor:
 
 
 def perturb(embedding: Tensor, sigma: float, noise: Tensor | None) -> Tensor:
-    """sigma * noise + sqrt(1 - sigma^2) * embedding (sec. 3.3 of the Di[M]O paper).
+    """sigma * noise + sqrt(1 - sigma^2) * embedding, [B, L, D] (sec. 3.3 of the Di[M]O paper).
 
-    Args:
-        embedding: [B, L, D] token embeddings, before the positions are added.
-        sigma: Standard deviation of the noise; 0 = unchanged.
-        noise: [B, L, D] standard normal, needed when `sigma` > 0.
+    The embeddings are those of the tokens before positions are added; `noise` is standard normal.
     """
     if sigma == 0:
         return embedding
@@ -52,16 +49,11 @@ def perturb(embedding: Tensor, sigma: float, noise: Tensor | None) -> Tensor:
 
 
 class Blocks(nn.Module):
-    """A stack of blocks that can recompute their activations in the backward pass.
-
-    Attributes:
-        recomputes: Keeps only each block's input until the backward pass.
-    """
+    """A stack of blocks that recomputes activations in the backward pass if `recomputes`."""
 
     recomputes: bool = False
 
     def run(self, block: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-        """block(*inputs)."""
         if not (self.recomputes and torch.is_grad_enabled()):
             return block(*inputs)
         out: Tensor = checkpoint(block, *inputs, use_reentrant=False)

@@ -1,8 +1,7 @@
 """The MaskGIT v1.0 transformer (Maskgit-pytorch; the teacher of Di[M]O, arXiv 2503.15457).
 
-Sequence: L visual tokens, then the class token. The output head is the token embedding itself
-(tied) plus a bias per position and id. Parameter names are those of the official checkpoints, so
-an official state dict loads without renaming.
+Sequence: L visual tokens, then the class token. The output head is the tied token embedding plus a
+bias per position and id. Parameter names are those of the official checkpoints.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from dimo.models import MaskedModel
 from dimo.models.cpu import Convert, Convertible
 from dimo.models.layers import Blocks, Dropout, attend, gather_positions, perturb
 
-_PATCH = 16  # pixels a token side in the official configuration: img_size / 16 tokens a side
+_PATCH = 16  # pixels per token along a side
 
 
 class _Attention(Convertible):
@@ -29,7 +28,7 @@ class _Attention(Convertible):
         self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
         self.out_proj: nn.Module = nn.Linear(dim, dim)
-        self.in_proj: nn.Module | None = None  # in place of the two, see `convert_products`
+        self.in_proj: nn.Module | None = None  # replaces the two in `convert_products`
         nn.init.xavier_uniform_(self.in_proj_weight)
 
     def forward(self, x: Tensor, positions: Tensor | None) -> Tensor:
@@ -54,8 +53,6 @@ class _Attention(Convertible):
 
 
 class _AttentionBranch(nn.Module):
-    """`norm` and `fn.mha`, as the official pre-norm wrapper names them."""
-
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
@@ -67,8 +64,6 @@ class _AttentionBranch(nn.Module):
 
 
 class _FeedForwardBranch(Convertible):
-    """`norm` and `fn.net`, as the official pre-norm wrapper names them."""
-
     def __init__(self, dim: int, mlp_dim: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
@@ -94,7 +89,7 @@ class _FeedForwardBranch(Convertible):
 
 
 class Layers(Blocks):
-    """Pre-norm transformer blocks, with the official names of their parameters."""
+    """Pre-norm transformer blocks."""
 
     def __init__(self, dim: int, depth: int, heads: int, mlp_dim: int, dropout: float) -> None:
         super().__init__()
@@ -108,12 +103,9 @@ class Layers(Blocks):
     def forward(
         self, x: Tensor, positions: Tensor | None, before: Sequence[nn.Module] | None = None
     ) -> Tensor:
-        """x [B, L, D] -> [B, L, D]; the last layer only at positions [B, K] -> [B, K, D].
+        """x [B, L, D] -> [B, L, D], or [B, K, D] at positions [B, K] (in the last layer only).
 
-        Args:
-            x: Tokens.
-            positions: int64.
-            before: For each layer what x passes first.
+        `before` holds a module per layer that is applied ahead of it.
         """
         for number, layer in enumerate(self.layers, start=1):
             x = x if before is None else before[number - 1](x)
@@ -123,37 +115,26 @@ class Layers(Blocks):
 
 
 def block_matrices(network: nn.Module) -> list[Tensor]:
-    """The matrices of the blocks of `Layers` anywhere in a network; not embeddings, not outputs."""
-    found = (module for module in network.modules() if isinstance(module, Layers))
-    return [p for layers in found for p in layers.parameters() if p.ndim == 2]
+    """The weight matrices of all `Layers` in a network."""
+    stacks = (module for module in network.modules() if isinstance(module, Layers))
+    return [p for layers in stacks for p in layers.parameters() if p.ndim == 2]
 
 
 def _block(layer: nn.Module, x: Tensor, positions: Tensor | None) -> Tensor:
-    """One layer of x [B, L, D]: [B, L, D], or [B, K, D] at positions [B, K]."""
     assert isinstance(layer, nn.ModuleList)
     attention, feed_forward = layer
     x = gather_positions(x, positions) + attention(x, positions)
-    out: Tensor = x + feed_forward(x)
-    return out
+    return x + feed_forward(x)
 
 
 class MaskGIT(MaskedModel):
     """Class-conditional masked transformer.
 
-    Ids: codebook 0..V-1, mask V, classes V+1..V+nclass, null class V+1+nclass.
-
-    Args:
-        img_size: Image side in pixels; the grid is (img_size / 16) squared.
-        hidden_dim: Width.
-        codebook_size: V.
-        depth: Number of blocks.
-        heads: Attention heads; divides `hidden_dim`.
-        mlp_dim: Width of the feed-forward layer.
-        dropout: Dropout rate, active in train mode only.
-        nclass: Number of classes.
+    Ids: codebook 0..V-1, mask V, classes V+1..V+nclass, null class V+1+nclass. L is
+    (img_size / 16)^2 for images of `img_size` pixels.
 
     Raises:
-        DimoError: The sizes do not fit together.
+        DimoError: `img_size` is no multiple of 16, or `heads` does not divide `hidden_dim`.
     """
 
     takes_positions = True
@@ -206,7 +187,6 @@ class MaskGIT(MaskedModel):
         nn.init.trunc_normal_(self.pos_emb, std=0.02)
 
     def embedding_parameters(self) -> list[Tensor]:
-        """What distillation keeps frozen: token and position embeddings and the output bias."""
         return [self.tok_emb.weight, self.pos_emb, self.bias]
 
     def forward(
@@ -219,18 +199,9 @@ class MaskGIT(MaskedModel):
         noise: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, L, V + 1]; the last class is the mask token, as in the official network.
-
-        Args:
-            tokens: [B, L] int64 in 0..V (V = masked).
-            labels: [B] int64 in 0..nclass-1.
-            drop: [B] bool, True = null condition; None = keep every label.
-            embedding_noise: sigma of e <- sigma * noise + sqrt(1 - sigma^2) * e (sec. 3.3 of the
-                paper), applied to the visual tokens before the positions are added.
-            noise: [B, L, hidden_dim] standard normal.
-            positions: [B, K] int64, computes the logits only there: the result is [B, K, V + 1].
-        """
-        return self._predict(self._embed(tokens, labels, drop, embedding_noise, noise), positions)
+        """As `MaskedModel`; logits [B, L, V + 1], the last of which is the mask token's."""
+        x = self._embed(tokens, labels, drop, embedding_noise, noise)
+        return self._predict(x, positions)
 
     def _embed(
         self,
@@ -248,9 +219,9 @@ class MaskGIT(MaskedModel):
         return torch.cat([x, self.tok_emb(class_ids)[:, None]], dim=1) + self.pos_emb
 
     def _predict(self, x: Tensor, positions: Tensor | None) -> Tensor:
-        """Logits [B, L or K, V + 1] of the visual tokens, which come first in x [B, >= L, D]."""
+        """Logits [B, L or K, V + 1] of the first L tokens of x [B, >= L, D], the visual ones."""
         x = self.transformer(self.first_layer(x), positions)
-        x = self.last_layer(x[:, : self.num_tokens])  # the tokens after them have no output
+        x = self.last_layer(x[:, : self.num_tokens])
         outputs = self.codebook_size + 1
         bias = self.bias[: self.num_tokens, :outputs]
         if positions is not None:

@@ -1,7 +1,7 @@
 """Building blocks of the Meissonic transformer (arXiv 2410.08261): joint and single blocks, RoPE.
 
-Text and image tokens are one sequence throughout, text first: a joint block gives each of the two
-its own weights, a single block shares them. Parameter names are those of the official checkpoints.
+Text and image tokens are one sequence, text first: a joint block has weights for each of the two, a
+single block shares them. Parameter names are those of the official checkpoints.
 """
 
 import math
@@ -21,11 +21,9 @@ Rotary: TypeAlias = tuple[Tensor, Tensor]  # cosines and sines, [T + N, head_dim
 
 
 def rotary_tables(ids: Tensor, axes: Sequence[int]) -> Rotary:
-    """Rotations of each token's queries and keys (RoPE), float32 [N, sum(axes)] twice.
+    """Rotations of queries and keys (RoPE), cosines and sines float32 [N, sum(axes)].
 
-    Args:
-        ids: [N, len(axes)] position of each token along each axis.
-        axes: Widths; neighbouring numbers of a head are a pair that turns together.
+    Tokens are at positions `ids` [N, len(axes)]; a head is split into axes of these even widths.
     """
     angles = []
     for axis, width in enumerate(axes):
@@ -36,18 +34,17 @@ def rotary_tables(ids: Tensor, axes: Sequence[int]) -> Rotary:
 
 
 def _rotated(x: Tensor, rotary: Rotary) -> Tensor:
-    """x [B, heads, N, d] turned by the tables, in float32."""
+    """x [B, heads, N, d] rotated by the tables, in float32."""
     cos, sin = rotary
-    even, odd = x.float()[..., ::2], x.float()[..., 1::2]
-    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
-    return x.float() * cos + turned * sin
+    x = x.float()
+    turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
+    return x * cos + turned * sin
 
 
 def frequencies(width: int, device: torch.device) -> Tensor:
     """Geometric frequencies from 1 down to 1 / 10,000: float32 [width / 2].
 
-    The official code takes exp in float32, whose last bit differs from CPU to CPU; these are
-    rounded once, from float64.
+    The official code takes exp in float32, whose last bit depends on the CPU; this takes float64.
     """
     half = torch.arange(width // 2, dtype=torch.float32, device=device)
     return (-math.log(_THETA) * half / (width // 2)).double().exp().float()
@@ -60,7 +57,7 @@ def sinusoid(values: Tensor, width: int = 256) -> Tensor:
 
 
 class RMSNorm(nn.RMSNorm):
-    """In float32, also of what autocast made bfloat16."""
+    """In float32, also under autocast."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, eps=_EPS)
@@ -74,12 +71,7 @@ def _normalised(x: Tensor) -> Tensor:
 
 
 class _Attention(Convertible):
-    """Attention with normalised queries and keys; without a projection after it.
-
-    Args:
-        dim: Width.
-        heads: Of width dim / heads.
-    """
+    """Attention with normalised queries and keys, without an output projection."""
 
     products: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v")
 
@@ -92,7 +84,6 @@ class _Attention(Convertible):
         self.norm_q, self.norm_k = RMSNorm(dim // heads), RMSNorm(dim // heads)
 
     def forward(self, x: Tensor, rotary: Rotary) -> Tensor:
-        """x [B, T + N, D] -> the same shape."""
         return _mixed(*self._of_image(x), rotary)
 
     def _of_image(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,12 +92,11 @@ class _Attention(Convertible):
         return self.norm_q(q), self.norm_k(k), v
 
     def _by_head(self, x: Tensor) -> Tensor:
-        batch, length, dim = x.shape
-        return x.view(batch, length, self.heads, dim // self.heads).transpose(1, 2)
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 class _JointAttention(_Attention):
-    """Text and image attend to both, each with weights of its own before and after."""
+    """Text and image attend to both, each with its own projections."""
 
     products = (
         *_Attention.products,
@@ -127,20 +117,20 @@ class _JointAttention(_Attention):
         self.to_add_out = nn.Linear(dim, dim)
 
     def joint(self, text: Tensor, image: Tensor, rotary: Rotary) -> tuple[Tensor, Tensor]:
-        """text [B, T, D] and image [B, N, D] -> what each takes from all of both."""
+        """text [B, T, D] and image [B, N, D] -> the same shapes."""
         layers = (self.add_q_proj, self.add_k_proj, self.add_v_proj)
         q, k, v = (self._by_head(layer(text)) for layer in layers)
         of_text = (self.norm_added_q(q), self.norm_added_k(k), v)
         pairs = zip(of_text, self._of_image(image), strict=True)
         q, k, v = (torch.cat(pair, dim=2) for pair in pairs)
         y, length = _mixed(q, k, v, rotary), text.shape[1]
-        # contiguous, because a linear layer rounds otherwise where a slice of a batch is not
+        # contiguous, because a linear layer rounds differently if a slice of a batch is not
         of_image: Tensor = self.to_out[0](y[:, length:].contiguous())
         return self.to_add_out(y[:, :length].contiguous()), of_image
 
 
 def _mixed(q: Tensor, k: Tensor, v: Tensor, rotary: Rotary) -> Tensor:
-    """Attention with turned queries and keys [B, heads, L, d] -> [B, L, D]."""
+    """Attention with rotated queries and keys [B, heads, L, d] -> [B, L, D]."""
     y = attend(_rotated(q, rotary).to(v.dtype), _rotated(k, rotary).to(v.dtype), v)
     return y.transpose(1, 2).flatten(2)
 
@@ -171,8 +161,8 @@ class _FeedForward(Convertible):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        inner = 4 * dim
-        self.net = nn.ModuleList([_Projection(dim, inner), nn.Identity(), nn.Linear(inner, dim)])
+        layers = (_Projection(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+        self.net = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         first, _, last = self.net
@@ -195,18 +185,15 @@ class JointBlock(nn.Module):
     ) -> Tensor:
         """x [B, T + N, D], text first -> the same; condition [>= B, D]."""
         text, image = x[:, :text_length], x[:, text_length:]
-        of_text = self.norm1_context(condition, len(x))
-        of_image = self.norm1(condition, len(x))
-        attended = self.attn.joint(
+        of_text, of_image = self.norm1_context(condition, len(x)), self.norm1(condition, len(x))
+        text_change, image_change = self.attn.joint(
             torch.addcmul(of_text[0], _normalised(text), 1 + of_text[1]),
             torch.addcmul(of_image[0], _normalised(image), 1 + of_image[1]),
             (cos, sin),
         )
-        streams = (
-            (text, attended[0], of_text, self.ff_context),
-            (image, attended[1], of_image, self.ff),
-        )
-        return torch.cat([_with_feed_forward(*stream) for stream in streams], dim=1)
+        text = _with_feed_forward(text, text_change, of_text, self.ff_context)
+        image = _with_feed_forward(image, image_change, of_image, self.ff)
+        return torch.cat([text, image], dim=1)
 
 
 def _with_feed_forward(
@@ -214,12 +201,11 @@ def _with_feed_forward(
 ) -> Tensor:
     _, _, gate, shift, scale, last_gate = modulation
     x = x + gate * attended
-    out: Tensor = x + last_gate * feed_forward(torch.addcmul(shift, _normalised(x), 1 + scale))
-    return out
+    return x + last_gate * feed_forward(torch.addcmul(shift, _normalised(x), 1 + scale))
 
 
 class SingleBlock(Convertible):
-    """Attention and feed-forward side by side, on text and image alike."""
+    """Parallel attention and feed-forward; text and image share the weights."""
 
     products = ("proj_mlp", "proj_out")
 
@@ -235,13 +221,11 @@ class SingleBlock(Convertible):
         shift, scale, gate = self.norm(condition, len(x))
         y = torch.addcmul(shift, _normalised(x), 1 + scale)
         inner = F.gelu(self.proj_mlp(y), approximate="tanh")
-        both = torch.cat([self.attn(y, (cos, sin)), inner], dim=2)
-        out: Tensor = x + gate * self.proj_out(both)
-        return out
+        return x + gate * self.proj_out(torch.cat([self.attn(y, (cos, sin)), inner], dim=2))
 
 
 class Mlp(nn.Module):
-    """Two linear layers with SiLU between; without biases where the official network has none."""
+    """Two linear layers with SiLU between."""
 
     def __init__(self, width: int, dim: int, *, bias: bool = True) -> None:
         super().__init__()
@@ -283,8 +267,8 @@ class ConvMlmLayer(nn.Module):
 class Resample(nn.Module):
     """`norm`, then a convolution of 2 x 2 tokens to one, or of one to 2 x 2 (`is_up`).
 
-    Patches do not overlap, so each is a matrix product; cuDNN and oneDNN would choose another
-    algorithm for a single image, and with it other last bits.
+    Computed as a matrix product per patch: the algorithm, and with it the last bits, that cuDNN and
+    oneDNN choose for a convolution depends on the batch size.
     """
 
     def __init__(self, dim: int, *, is_up: bool) -> None:
@@ -295,7 +279,7 @@ class Resample(nn.Module):
         self.conv = kind(dim, dim, 2, stride=2, bias=False)
 
     def forward(self, x: Tensor, side: int) -> Tensor:
-        """x [B, side^2, D] of a grid, row by row -> the same of the other grid."""
+        """x [B, side^2, D], row-major -> [B, N, D] of the other grid."""
         x, weight = self.norm(x), self.conv.weight
         batch, _, dim = x.shape
         if self.is_up:  # weight [in, out, 2, 2]

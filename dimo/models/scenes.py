@@ -16,12 +16,12 @@ from dimo.models.maskgit import Layers
 from dimo.models.vq_layers import AttentionBlock, ConvTokenizer
 from dimo.weights.files import load_state_dict
 
-_FACTOR = 4  # pixels a token side
+_FACTOR = 4  # pixels per token along a side
 _GRID = 8
 _CODE_DIM = 16
 _LATENT = 96  # channels of the latents and of the decoder's first layers
 
-_SILENT = ("a", "an", "photo", "of", "and", "on", "background")  # say nothing that others do not
+_SILENT = ("a", "an", "photo", "of", "and", "on", "background")  # words without information
 _WORDS = (
     *SHAPES,
     *(plural(shape) for shape in SHAPES),
@@ -34,13 +34,13 @@ _WORDS = (
 
 
 class SceneWords:
-    """The text encoder of `scenes`: one-hot words; the transformer embeds them and learns to.
+    """The text encoder of `scenes`: one-hot words, which the transformer embeds.
 
-    The grammar is closed: a word is one of the data set's, or an error. Articles and other words
-    without information are left out; an empty prompt is all padding, the null condition.
+    The vocabulary is closed. Words without information are dropped; an empty prompt is all
+    padding, the null condition.
     """
 
-    length = 8  # words that carry something; the longest caption has six
+    length = 8  # words with information; the longest caption has six
     width = 1 + len(_WORDS)  # 0 is padding
 
     def __call__(self, texts: Sequence[str]) -> TextFeatures:
@@ -55,50 +55,34 @@ class SceneWords:
         return TextFeatures(states, states.mean(dim=1))
 
     def to(self, device: torch.device) -> Self:
-        """Has no weights; features are moved to the device of the labels."""
-        return self
+        return self  # has no weights
 
     @classmethod
     def check(cls, text: str) -> None:
-        """
-        Raises:
-            DimoError: A word that is none of the data set's, or too many of them.
-        """
+        """Raises a `DimoError` for an unknown word or too many of them."""
         cls._numbers(text)
 
     @classmethod
     def _numbers(cls, text: str) -> list[int]:
-        """Of the words that carry something."""
-        numbers = []
-        for word in text.lower().replace(".", " ").replace(",", " ").split():
-            if word in _SILENT:
-                continue
+        words = text.lower().replace(".", " ").replace(",", " ").split()
+        words = [word for word in words if word not in _SILENT]
+        for word in words:
             if word not in _WORDS:
                 shown = word if len(word) <= 40 else word[:37] + "..."
                 raise unknown_name("word of a prompt of scenes", shown, (*_WORDS, *_SILENT))
-            numbers.append(1 + _WORDS.index(word))
-        if len(numbers) > cls.length:
+        if len(words) > cls.length:
             raise DimoError(
-                f"prompt {text[:60]!r} has {len(numbers)} words beside articles and the like; the "
+                f"prompt {text[:60]!r} has {len(words)} words beside articles and the like; the "
                 f"captions of scenes have at most {cls.length}; shorten it"
             )
-        return numbers
+        return [1 + _WORDS.index(word) for word in words]
 
 
 class SceneTransformer(TextNetwork):
-    """Text-conditioned masked transformer.
+    """Text-conditioned masked transformer; arguments as for `dimo.models.maskgit.MaskGIT`.
 
-    Sequence: L visual tokens, then the words, each with its neighbours; each attends to all. Ahead
-    of each block a visual token takes in the eight around it. The output has a bias per position
-    and id.
-
-    Args:
-        hidden_dim: Width.
-        codebook_size: V.
-        depth: Number of blocks.
-        heads: Attention heads; divides `hidden_dim`.
-        mlp_dim: Width of the feed-forward layer.
-        dropout: Dropout rate, active in train mode only.
+    Sequence: L visual tokens, then the words, each with its neighbours. A depthwise convolution
+    over the grid precedes each block. The output has a bias per position and id.
     """
 
     takes_positions = True
@@ -133,18 +117,18 @@ class SceneTransformer(TextNetwork):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Layers keep the size of what passes; a block adds little, and all of them together one.
+        """Linear layers preserve the scale, the residual branches together add about one.
 
-        Embeddings are as large as that: much smaller ones are learned from late.
+        Much smaller embeddings would learn late.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
-                adds = name.endswith(("mha.out_proj", "net.3"))
-                share = (2 * self.depth) ** -0.5 if adds else 1.0
-                nn.init.trunc_normal_(module.weight, std=share * module.in_features**-0.5)
+                is_last = name.endswith(("mha.out_proj", "net.3"))  # of a residual branch
+                scale = (2 * self.depth) ** -0.5 if is_last else 1.0
+                nn.init.trunc_normal_(module.weight, std=scale * module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for parameter in (self.tokens.weight, self.words.weight, *self._places()):
+        for parameter in self.embedding_parameters()[:-1]:  # the last is the output bias
             nn.init.trunc_normal_(parameter, std=0.5)
         last = self.head[-1]
         assert isinstance(last, nn.Linear)
@@ -154,12 +138,9 @@ class SceneTransformer(TextNetwork):
     def block_tokens(self) -> int:
         return self.num_tokens + SceneWords.length
 
-    def _places(self) -> tuple[nn.Parameter, nn.Parameter]:
-        return self.positions, self.word_positions
-
     def embedding_parameters(self) -> list[Tensor]:
-        """What distillation keeps frozen: embeddings of tokens, words and places, output bias."""
-        return [self.tokens.weight, self.words.weight, *self._places(), self.bias]
+        places = (self.positions, self.word_positions)
+        return [self.tokens.weight, self.words.weight, *places, self.bias]
 
     def forward(
         self,
@@ -170,49 +151,37 @@ class SceneTransformer(TextNetwork):
         noise: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, L, V + 1], or [B, K, V + 1] at positions [B, K]; the last is the mask token.
-
-        Args:
-            tokens: [B, L] int64 in 0..V (V = masked).
-            text: One-hot words of `SceneWords`.
-            embedding_noise: sigma of the perturbation of visual tokens, see `perturb`.
-            noise: [B, L, hidden_dim] standard normal.
-            positions: [B, K] int64.
-        """
+        """As `TextNetwork`; logits [B, L, V + 1], the last of which is the mask token's."""
         x = perturb(self.tokens(tokens), embedding_noise, noise) + self.positions
-        words = self.words(_with_neighbours(text.states)) + self.word_positions
+        padded = F.pad(text.states, (0, 0, 1, 1))  # [B, T + 2, W]
+        with_neighbours = torch.cat([padded[:, :-2], text.states, padded[:, 2:]], dim=-1)
+        words = self.words(with_neighbours) + self.word_positions
         x = self.transformer(torch.cat([x, words], dim=1), positions, before=self.near)
-        logits: Tensor = self.head(x[:, : self.num_tokens])  # the last block gave [B, K, D]
+        logits: Tensor = self.head(x[:, : self.num_tokens])
         return logits + (self.bias if positions is None else self.bias[positions])
 
 
-def _with_neighbours(states: Tensor) -> Tensor:
-    """Each word [B, T, W] after the one before it and ahead of the next: [B, T, 3 W]."""
-    before, after = F.pad(states, (0, 0, 1, 0))[:, :-1], F.pad(states, (0, 0, 0, 1))[:, 1:]
-    return torch.cat([before, states, after], dim=-1)
-
-
 class _Neighbours(nn.Module):
-    """Adds to each visual token a weighted sum of those around it, channel by channel."""
+    """Adds a depthwise 3 x 3 convolution to the visual tokens."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim, 3, 3))  # a depthwise convolution
+        self.weight = nn.Parameter(torch.empty(dim, 3, 3))
         self.bias = nn.Parameter(torch.zeros(dim))
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, L + T, D] of visual tokens and words, of which the words stay as they are."""
+        """Visual tokens and words x [B, L + T, D] -> the same, words unchanged."""
         count = _GRID * _GRID
         grid = x[:, :count].reshape(len(x), _GRID, _GRID, -1).permute(0, 3, 1, 2)
-        # Channels lie innermost here: laid out otherwise, a CPU's result depends on the batch.
+        # Channels last in memory: in another layout a CPU's result depends on the batch.
         around = F.conv2d(grid, self.weight[:, None], self.bias, padding=1, groups=len(self.bias))
         grid = grid + around
         return torch.cat([grid.permute(0, 2, 3, 1).flatten(1, 2), x[:, count:]], dim=1)
 
 
 class _Residual(nn.Module):
-    """Adds what a 3 x 3 convolution and a layer at each place find; begins as the identity."""
+    """Residual 3 x 3 and 1 x 1 convolutions; starts as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -222,60 +191,51 @@ class _Residual(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x + self.out(F.gelu(self.conv(x)))
-        return y
+        return x + self.out(F.gelu(self.conv(x)))
 
 
-class _Encoder(nn.Sequential):
+def _encoder() -> nn.Sequential:
     """Images [B, 3, 32, 32] in [-1, 1] -> latents [B, 96, 8, 8]."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            nn.PixelUnshuffle(2),
-            nn.Conv2d(12, 48, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(48, _LATENT, 2, stride=2),
-            nn.GELU(),
-            _Residual(_LATENT),
-            _Residual(_LATENT),
-            nn.GELU(),
-        )
+    return nn.Sequential(
+        nn.PixelUnshuffle(2),
+        nn.Conv2d(12, 48, 3, padding=1),
+        nn.GELU(),
+        nn.Conv2d(48, _LATENT, 2, stride=2),
+        nn.GELU(),
+        _Residual(_LATENT),
+        _Residual(_LATENT),
+        nn.GELU(),
+    )
 
 
-class _Decoder(nn.Sequential):
+def _decoder() -> nn.Sequential:
     """Latents [B, 96, 8, 8] -> images [B, 3, 32, 32], about [-1, 1].
 
-    Sees the whole picture, so that it can mend what single tokens have wrong.
+    Its attention sees the whole picture and can correct single wrong tokens.
     """
-
-    def __init__(self) -> None:
-        super().__init__(
-            _Residual(_LATENT),
-            _Residual(_LATENT),
-            AttentionBlock(_LATENT),
-            _Residual(_LATENT),
-            _Residual(_LATENT),
-            nn.GELU(),
-            nn.Conv2d(_LATENT, 4 * 48, 1),
-            nn.PixelShuffle(2),
-            nn.Conv2d(48, 48, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(48, 12, 3, padding=1),
-            nn.PixelShuffle(2),
-        )
+    return nn.Sequential(
+        _Residual(_LATENT),
+        _Residual(_LATENT),
+        AttentionBlock(_LATENT),
+        _Residual(_LATENT),
+        _Residual(_LATENT),
+        nn.GELU(),
+        nn.Conv2d(_LATENT, 4 * 48, 1),
+        nn.PixelShuffle(2),
+        nn.Conv2d(48, 48, 3, padding=1),
+        nn.GELU(),
+        nn.Conv2d(48, 12, 3, padding=1),
+        nn.PixelShuffle(2),
+    )
 
 
 class SceneTokenizer(ConvTokenizer):
-    """32 x 32 pictures <-> an 8 x 8 grid of tokens; see `dimo.models.Tokenizer`.
-
-    Args:
-        codebook_size: V.
-    """
+    """32 x 32 pictures <-> an 8 x 8 grid of tokens; see `dimo.models.Tokenizer`."""
 
     def __init__(self, codebook_size: int = 256) -> None:
         super().__init__(
-            _Encoder(),
-            _Decoder(),
+            _encoder(),
+            _decoder(),
             factor=_FACTOR,
             image_size=_FACTOR * _GRID,
             codebook_size=codebook_size,

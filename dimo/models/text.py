@@ -1,10 +1,8 @@
 """Text conditions behind the interface of class labels: a label is the index of a prompt.
 
-Engine, samplers and objective know labels [B] in 0..num_classes-1. `TextConditioned` lets them
-drive a network that wants encoded text; prompts are encoded when they are asked for.
+`TextConditioned` makes a `MaskedModel` of a `TextNetwork`; prompts are encoded when needed.
 """
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from os import PathLike
@@ -16,26 +14,27 @@ from torch import Tensor
 
 from dimo.errors import DimoError
 from dimo.models import MaskedModel, TextFeatures, TextNetwork
+from dimo.util.files import sha256_bytes
 
-MAX_PROMPT_LENGTH = 1000  # characters; no text encoder in use reads that far
-_ROWS = 8  # prompts that are encoded at once, always: another number has other last bits
+MAX_PROMPT_LENGTH = 1000  # characters; more than any text encoder here reads
+_ROWS = 8  # prompts encoded at once, always: the last bits depend on their number
 
 
 class TextEncoder(Protocol):
     """Texts -> features, row by row, on the encoder's device."""
 
     def __call__(self, texts: Sequence[str]) -> TextFeatures:
-        """Encodes each text by itself, cut off or padded to one length."""
+        """Texts are truncated or padded to one length."""
 
     def to(self, device: torch.device) -> "TextEncoder":
-        """Moves the weights; returns the encoder."""
+        """As `nn.Module.to`."""
 
 
 class Conditions(Protocol):
-    """A numbered list of conditions, with the prompt of each, and the hash of them all."""
+    """A numbered list of conditions with their prompts."""
 
     prompts: Sequence[str]
-    sha256: str
+    sha256: str  # of all prompts
 
     def __len__(self) -> int: ...
 
@@ -44,16 +43,9 @@ class Conditions(Protocol):
 
 
 class Prompts:
-    """Prompts with their encoder; shared by all networks of a run, also through `copy.deepcopy`.
+    """Prompts as conditions, shared by all networks of a run; caches the `cache_size` latest.
 
-    Args:
-        encoder: Texts -> features.
-        prompts: One condition each.
-        negative_prompt: Stands for no condition.
-        cache_size: Prompts whose features are kept; those of a batch always are until the next.
-
-    Attributes:
-        sha256: Of the prompts and the negative one.
+    The null condition is `negative_prompt`.
 
     Raises:
         DimoError: No prompts.
@@ -72,10 +64,7 @@ class Prompts:
         self.encoder, self.prompts, self.negative_prompt = encoder, prompts, negative_prompt
         self.cache_size = cache_size
         self._cache: OrderedDict[int, tuple[Tensor, Tensor]] = OrderedDict()  # -1 = negative prompt
-        digest = hashlib.sha256(negative_prompt.encode())
-        for prompt in prompts:
-            digest.update(b"\n" + prompt.encode())
-        self.sha256 = digest.hexdigest()
+        self.sha256 = sha256_bytes("\n".join([negative_prompt, *prompts]).encode())
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -90,8 +79,7 @@ class Prompts:
         return self
 
     def __call__(self, labels: Tensor, drop: Tensor | None) -> TextFeatures:
-        rows = labels if drop is None else labels.masked_fill(drop, -1)
-        numbers: list[int] = rows.tolist()
+        numbers: list[int] = (labels if drop is None else labels.masked_fill(drop, -1)).tolist()
         self._fill(list(dict.fromkeys(numbers)))
         states, pooled = zip(*(self._cache[number] for number in numbers), strict=True)
         features = TextFeatures(
@@ -108,8 +96,8 @@ class Prompts:
         new = [number for number in numbers if number not in self._cache]
         for start in range(0, len(new), _ROWS):
             part = new[start : start + _ROWS]
-            texts = [self._text(number) for number in part]
-            # outside autocast and the graph, so that features do not depend on who asks first
+            texts = [self.negative_prompt if n < 0 else self.prompts[n] for n in part]
+            # outside autocast and the graph, so that features do not depend on the first caller
             with (
                 torch.no_grad(),
                 torch.autocast("cuda", enabled=False),
@@ -119,12 +107,9 @@ class Prompts:
             for row, number in enumerate(part):
                 self._cache[number] = (encoded.states[row].clone(), encoded.pooled[row].clone())
 
-    def _text(self, number: int) -> str:
-        return self.negative_prompt if number < 0 else self.prompts[number]
-
 
 class ZeroText:
-    """One condition that is all zeros, in the shape of real ones: to count what a network takes."""
+    """One all-zero condition in the shape of real ones, for estimates of memory and compute."""
 
     prompts: Sequence[str] = ("",)
     sha256 = ""
@@ -143,22 +128,17 @@ class ZeroText:
 
 
 class TextConditioned(MaskedModel):
-    """A text-conditioned network as a `dimo.models.MaskedModel`; its labels number `conditions`.
+    """A text-conditioned network as a `MaskedModel` whose labels are indices of `conditions`.
 
     Its state dict is that of the network alone.
-
-    Args:
-        network: Takes encoded text.
-        conditions: What the labels stand for.
     """
 
     def __init__(self, network: TextNetwork, conditions: Conditions) -> None:
         super().__init__()
         self.network, self.conditions = network, conditions
-        self.num_classes, self.depth = len(conditions), network.depth
+        self.num_classes, self.takes_positions = len(conditions), network.takes_positions
         self.codebook_size, self.num_tokens = network.codebook_size, network.num_tokens
-        self.hidden_dim = network.hidden_dim
-        self.takes_positions = network.takes_positions
+        self.hidden_dim, self.depth = network.hidden_dim, network.depth
 
     @property
     def mask_token_id(self) -> int:
@@ -181,36 +161,19 @@ class TextConditioned(MaskedModel):
         noise: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, L, V'], or [B, K, V'] at positions [B, K]; see `dimo.models.MaskedModel`.
-
-        Args:
-            tokens: [B, L] int64.
-            labels: [B] int64 numbers of conditions.
-            drop: [B] bool, True = no condition, for which the negative prompt stands.
-            embedding_noise: sigma.
-            noise: [B, L, hidden_dim] standard normal.
-            positions: [B, K] int64.
-        """
         inputs: dict[str, Any] = {} if positions is None else {"positions": positions}
         text = self.conditions(labels, drop)
-        logits: Tensor = self.network(
-            tokens, text, embedding_noise=embedding_noise, noise=noise, **inputs
-        )
-        return logits
+        return self.network(tokens, text, embedding_noise=embedding_noise, noise=noise, **inputs)
 
-    def state_dict(  # type: ignore[override]
-        self, *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        """The network's, under its own names."""
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         return self.network.state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As the network's."""
         return self.network.load_state_dict(*args, **kwargs)
 
 
 def prompts_from_file(path: str | PathLike[str]) -> list[str]:
-    """Prompts of a UTF-8 text file, one a line; spaces around them and empty lines are left out.
+    """Prompts of a UTF-8 text file, one per line, stripped; empty lines are skipped.
 
     Raises:
         DimoError: No such file, not UTF-8, no prompt, one that is too long or comes twice.

@@ -1,9 +1,6 @@
-"""What the two convolutional VQ tokenizers share: encoder, decoder, images <-> tokens in chunks.
+"""Shared by the convolutional VQ tokenizers: encoder, decoder, images <-> tokens in chunks."""
 
-Both descend from one design (residual blocks, attention at the coarse levels) and differ in the
-names of their parameters, in where attention sits and in how vectors are compared.
-"""
-
+from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,21 +19,13 @@ _CHUNK_PIXELS = 2**19  # at once on an accelerator: 8 images of 256 x 256; on a 
 
 @dataclass(frozen=True)
 class Names:
-    """Official names of the parts.
+    """Official names of the parts."""
 
-    Attributes:
-        down: Levels of the encoder.
-        up: Levels of the decoder.
-        blocks: Residual blocks of a level.
-        middle: Residual block, attention, residual block between encoder and decoder levels.
-        up_reversed: The decoder's levels are numbered from the finest, which runs last.
-    """
-
-    down: str
-    up: str
-    blocks: str
-    middle: tuple[str, str, str]
-    up_reversed: bool
+    down: str  # levels of the encoder
+    up: str  # levels of the decoder
+    blocks: str  # residual blocks of a level
+    middle: tuple[str, str, str]  # residual block, attention, residual block
+    up_reversed: bool  # the decoder's levels are numbered from the finest, which runs last
 
 
 class _ResidualBlock(nn.Module):
@@ -52,8 +41,7 @@ class _ResidualBlock(nn.Module):
         y = self.conv1(F.silu(self.norm1(x)))
         y = self.conv2(F.silu(self.norm2(y)))
         shortcut = x if self.nin_shortcut is None else self.nin_shortcut(x)
-        out: Tensor = shortcut + y
-        return out
+        return shortcut + y
 
 
 class AttentionBlock(nn.Module):
@@ -71,8 +59,7 @@ class AttentionBlock(nn.Module):
         y = self.norm(x)
         q, k, v = (f(y).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v))
         y = attend(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)  # from [B, 1, H * W, C]
-        out: Tensor = x + self.proj_out(y)
-        return out
+        return x + self.proj_out(y)
 
 
 class _Downsample(nn.Module):
@@ -96,7 +83,7 @@ class _Upsample(nn.Module):
 
 
 class _Level(nn.ModuleDict):
-    """Residual blocks, an attention block after each or none, then a change of resolution."""
+    """Residual blocks, with or without an attention block after each, then `resample`."""
 
     def __init__(
         self, widths: Sequence[int], names: Names, *, attention: bool, resample: nn.Module | None
@@ -117,28 +104,16 @@ class _Level(nn.ModuleDict):
         return x
 
 
-class _Middle(nn.ModuleDict):
-    def __init__(self, width: int, names: Names) -> None:
-        parts = (_ResidualBlock(width, width), AttentionBlock(width), _ResidualBlock(width, width))
-        super().__init__(dict(zip(names.middle, parts, strict=True)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for part in self.values():
-            x = part(x)
-        return x
+def _middle(width: int, names: Names) -> nn.Sequential:
+    parts = (_ResidualBlock(width, width), AttentionBlock(width), _ResidualBlock(width, width))
+    return nn.Sequential(OrderedDict(zip(names.middle, parts, strict=True)))
 
 
 class Encoder(nn.Module):
     """Images [B, 3, H, W] -> latents [B, z_channels, H / f, W / f] with f = 2^(levels - 1).
 
-    Args:
-        ch: Base width.
-        ch_mult: Width of each level over `ch`, from the finest.
-        num_res_blocks: Residual blocks a level.
-        attention: Levels with attention, 0 = the finest.
-        in_channels: Colours.
-        z_channels: Width of the latents.
-        names: Official names.
+    Level i, 0 = the finest, has `num_res_blocks` residual blocks of width ch * ch_mult[i], and
+    attention if i is in `attention`.
     """
 
     def __init__(
@@ -161,7 +136,7 @@ class Encoder(nn.Module):
             resample = _Downsample(width) if number < last else None
             levels.append(_Level(widths, names, attention=number in attention, resample=resample))
         self.add_module(names.down, levels)
-        self.mid = _Middle(width, names)
+        self.mid = _middle(width, names)
         self.norm_out = _norm(width)
         self.conv_out = nn.Conv2d(width, z_channels, 3, padding=1)
         self._levels = list(levels)
@@ -191,7 +166,7 @@ class Decoder(nn.Module):
         super().__init__()
         width = ch * ch_mult[-1]
         self.conv_in = nn.Conv2d(z_channels, width, 3, padding=1)
-        self.mid = _Middle(width, names)
+        self.mid = _middle(width, names)
         self._levels: list[nn.Module] = []  # in the order they run
         for number in reversed(range(len(ch_mult))):
             widths = [width] + [ch * ch_mult[number]] * (num_res_blocks + 1)
@@ -215,14 +190,8 @@ class Decoder(nn.Module):
 class ConvTokenizer(nn.Module):
     """Images <-> token grid in chunks; see `dimo.models.Tokenizer` for the interface.
 
-    Args:
-        encoder: Images -> latents.
-        decoder: Latents -> images.
-        factor: Pixels a token side.
-        image_size: Side of the images it is used for; sets `num_tokens` only.
-        codebook_size: V.
-        code_dim: Width of a codebook vector.
-        z_channels: Width of the latents.
+    A token covers `factor` pixels along each side; `image_size` (pixels) sets `num_tokens` only.
+    Codebook vectors have width `code_dim`, latents of encoder and decoder `z_channels`.
     """
 
     def __init__(
@@ -245,16 +214,14 @@ class ConvTokenizer(nn.Module):
         self.post_quant_conv = nn.Conv2d(code_dim, z_channels, 1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> tokens int64 [B, L], row-major.
-
-        Args:
-            images: uint8, or float in [-1, 1]; H and W are multiples of `factor`.
+        """Images [B, 3, H, W], uint8 or float in [-1, 1] -> tokens int64 [B, L], row-major.
 
         Raises:
-            DimoError: Images of another shape or type.
+            DimoError: Another shape or type; H or W is not a multiple of `factor`.
         """
+        is_image = images.dtype == torch.uint8 or images.is_floating_point()
         fits = images.ndim == 4 and images.shape[1] == 3 and images.shape[2] % self.factor == 0
-        if not fits or images.shape[3] % self.factor or not _is_image_dtype(images.dtype):
+        if not fits or images.shape[3] % self.factor or not is_image:
             raise DimoError(
                 f"cannot encode {images.dtype} {list(images.shape)}; give uint8 [B, 3, H, W] "
                 f"(or float in [-1, 1]) with H and W multiples of {self.factor}"
@@ -289,9 +256,9 @@ class ConvTokenizer(nn.Module):
         return z
 
     def _chunk(self, pixels: int) -> int:
-        """Images of that many pixels that pass at once: memory does not grow with the batch."""
+        """Number of images of so many pixels computed at once, which bounds memory."""
         if self.quant_conv.weight.device.type == "cpu":
-            return 1  # CPU convolutions give other last bits for another batch size
+            return 1  # the last bits of CPU convolutions depend on the batch size
         return max(1, _CHUNK_PIXELS // pixels)
 
     def _nearest(self, z: Tensor) -> Tensor:
@@ -302,7 +269,7 @@ class ConvTokenizer(nn.Module):
         return distance.argmin(-1)
 
     def _comparable(self, vectors: Tensor) -> Tensor:
-        """Vectors [..., D] as they are compared and decoded."""
+        """Vectors [..., D] in the form in which they are compared and decoded."""
         return vectors
 
 
@@ -319,7 +286,3 @@ def _norm(channels: int) -> nn.GroupNorm:
             f"ch times each ch_mult is a multiple of {_GROUPS}"
         )
     return nn.GroupNorm(_GROUPS, channels, eps=1e-6)
-
-
-def _is_image_dtype(dtype: torch.dtype) -> bool:
-    return dtype == torch.uint8 or dtype.is_floating_point

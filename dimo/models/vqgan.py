@@ -1,11 +1,19 @@
-"""The taming VQGAN tokenizer of MaskGIT v1.0 (CompVis/taming-transformers, f16, 1024 vectors)."""
+"""The VQ tokenizers of MaskGIT v1.0 and Halton-MaskGIT.
 
+The former is the VQGAN of CompVis/taming-transformers (f16, 1024 vectors), the latter the VQ-16 of
+FoundationVision/LlamaGen (16384 vectors).
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
+import torch
+import torch.nn.functional as F
 import yaml
+from torch import Tensor
 
 from dimo.errors import DimoError
 from dimo.models.vq_layers import ConvTokenizer, Decoder, Encoder, Names
@@ -13,7 +21,7 @@ from dimo.util.schema import Origin, decode, encode
 from dimo.weights.files import load_metadata, load_state_dict
 
 _NAMES = Names("down", "up", "block", ("block_1", "attn_1", "block_2"), up_reversed=True)
-# Of the training: present in `model.yaml` and in `last.ckpt`, of no use to a frozen tokenizer.
+# Training-only parts of `model.yaml` and `last.ckpt`.
 _TRAINING_CONFIG = (
     "lossconfig",
     "ckpt_path",
@@ -38,7 +46,7 @@ class _Networks:
     ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2
     attn_resolutions: tuple[int, ...] = (16,)
-    dropout: float = 0.0  # of the training; a tokenizer is frozen
+    dropout: float = 0.0  # training only
 
 
 @dataclass(frozen=True)
@@ -64,10 +72,8 @@ class _File:
 class VQGAN(ConvTokenizer):
     """Images <-> tokens; the nearest codebook vector by Euclidean distance.
 
-    Args:
-        **config: `embed_dim`, `n_embed` and `ddconfig` as in the official `model.yaml`, whole or in
-            part; the defaults are the 72 M network of ImageNet-256. `image_size`: side of the
-            images it is used for when it is not `ddconfig.resolution` (512 with `maskgit-512`).
+    `config` has keys of the official `model.yaml` (`embed_dim`, `n_embed`, `ddconfig`), by default
+    those of the 72 M network of ImageNet-256, and `image_size` if it is not `ddconfig.resolution`.
 
     Raises:
         DimoError: An unknown key or a value of another type.
@@ -79,14 +85,9 @@ class VQGAN(ConvTokenizer):
         networks = parsed.ddconfig
         levels = range(len(networks.ch_mult))
         attention = [i for i in levels if networks.resolution >> i in networks.attn_resolutions]
-        shared: dict[str, Any] = {
-            "ch": networks.ch,
-            "ch_mult": networks.ch_mult,
-            "num_res_blocks": networks.num_res_blocks,
-            "attention": attention,
-            "z_channels": networks.z_channels,
-            "names": _NAMES,
-        }
+        shared: dict[str, Any] = {"ch": networks.ch, "ch_mult": networks.ch_mult, "names": _NAMES}
+        shared |= {"num_res_blocks": networks.num_res_blocks, "attention": attention}
+        shared["z_channels"] = networks.z_channels
         super().__init__(
             Encoder(in_channels=networks.in_channels, **shared),
             Decoder(out_ch=networks.out_ch, **shared),
@@ -99,32 +100,23 @@ class VQGAN(ConvTokenizer):
 
     @classmethod
     def from_official(cls, path: str | PathLike[str], **config: Any) -> Self:
-        """Builds the network and loads an official checkpoint, every key accounted for.
+        """Loads a Lightning `last.ckpt`, or a `.safetensors` with its keys, strictly.
 
-        Ignored on purpose: the loss (discriminator and perceptual network), weight averages and
-        the colorization buffer, all of the training.
-
-        Args:
-            path: A Lightning `last.ckpt`, or a `.safetensors` with the official key names.
-            **config: The content of the official `model.yaml`, or its `params` alone.
+        Training-only weights (`TRAINING_KEYS`) are ignored. `config` is the content of the official
+        `model.yaml`, or its `params` alone.
 
         Raises:
-            DimoError: Missing, truncated or foreign file, an unknown configuration key, or keys
-                or shapes that do not fit.
+            DimoError: Missing, damaged or foreign file, an unknown configuration key, or keys or
+                shapes that do not fit.
         """
         params = config.get("model", config)
-        tokenizer = cls(**_without_training(dict(params.get("params", params))))
+        tokenizer = cls(**_without_training(params.get("params", params)))
         load_state_dict(tokenizer, path, ignore=TRAINING_KEYS)
         return tokenizer.eval().requires_grad_(False)
 
     @classmethod
     def from_file(cls, path: str | PathLike[str], *, image_size: int | None = None) -> Self:
-        """Loads a checkpoint with its own configuration; see `read_config` and `from_official`.
-
-        Args:
-            path: A `last.ckpt` with its `model.yaml` beside it, or what `dimo weights convert`
-                made of it.
-            image_size: Side of the images it is used for when it is not the configuration's.
+        """Loads a `last.ckpt` with its `model.yaml` beside it, or a converted checkpoint.
 
         Raises:
             DimoError: As `read_config` and `from_official`.
@@ -135,9 +127,8 @@ class VQGAN(ConvTokenizer):
 def read_config(path: str | PathLike[str], config: Path | None = None) -> dict[str, Any]:
     """The constructor arguments of the network in a checkpoint.
 
-    Args:
-        path: The checkpoint. A converted one holds its configuration.
-        config: The configuration file; None: `model.yaml` beside the checkpoint.
+    They come from `config`, from the checkpoint if it is converted, or else from the `model.yaml`
+    beside it.
 
     Raises:
         DimoError: No configuration; no YAML, a wrong type or an unknown key in it, or the
@@ -162,12 +153,12 @@ def read_config(path: str | PathLike[str], config: Path | None = None) -> dict[s
     model = decode(_File, content, origin).model
     if model.target.rpartition(".")[2] != "VQModel":
         raise origin.error(f"model.target is {model.target!r}, but a VQModel is needed")
-    return _arguments(_without_training(dict(model.params)), origin)
+    return _arguments(_without_training(model.params), origin)
 
 
 def _arguments(params: dict[str, Any], origin: Origin) -> dict[str, Any]:
     arguments: dict[str, Any] = encode(_parse(params, origin))
-    del arguments["image_size"]  # of the use, not of the network
+    del arguments["image_size"]  # not a property of the network
     return arguments
 
 
@@ -180,3 +171,56 @@ def _parse(params: object, origin: Origin) -> _Config:
 
 def _without_training(params: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in params.items() if key not in _TRAINING_CONFIG}
+
+
+class LlamaGenVQ(ConvTokenizer):
+    """Images <-> tokens; the nearest codebook vector by angle (vectors of unit length).
+
+    Arguments as for `dimo.models.vq_layers.Encoder`; `image_size` sets `num_tokens` only.
+    """
+
+    def __init__(
+        self,
+        *,
+        codebook_size: int = 16384,
+        codebook_embed_dim: int = 8,
+        encoder_ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
+        decoder_ch_mult: Sequence[int] = (1, 1, 2, 2, 4),
+        z_channels: int = 256,
+        ch: int = 128,
+        num_res_blocks: int = 2,
+        image_size: int = 256,
+    ) -> None:
+        names = Names("conv_blocks", "conv_blocks", "res", ("0", "1", "2"), up_reversed=False)
+        shared: dict[str, Any] = {"ch": ch, "num_res_blocks": num_res_blocks, "names": names}
+        shared["z_channels"] = z_channels
+        last = len(encoder_ch_mult) - 1, len(decoder_ch_mult) - 1  # the only level with attention
+        super().__init__(
+            Encoder(in_channels=3, ch_mult=encoder_ch_mult, attention=[last[0]], **shared),
+            Decoder(out_ch=3, ch_mult=decoder_ch_mult, attention=[last[1]], **shared),
+            factor=2 ** last[0],
+            image_size=image_size,
+            codebook_size=codebook_size,
+            code_dim=codebook_embed_dim,
+            z_channels=z_channels,
+        )
+        # Records use in training; kept so that state dicts are official.
+        self.quantize.register_buffer("codebook_used", torch.zeros(65536))
+
+    @classmethod
+    def from_official(cls, path: str | PathLike[str], **config: Any) -> Self:
+        """As `MaskedNetwork.from_official`, with `vq_ds16_c2i.pt` and its official configuration.
+
+        Training-only arguments are ignored.
+        """
+        arguments = {key.split(" ")[0]: value for key, value in config.items()}  # "ch (note)"
+        if not arguments.pop("codebook_l2_norm", True):
+            raise DimoError("codebook_l2_norm false is not supported; the published network has it")
+        for key in ("codebook_show_usage", "commit_loss_beta", "entropy_loss_ratio", "dropout_p"):
+            arguments.pop(key, None)
+        tokenizer = cls(**arguments)
+        load_state_dict(tokenizer, path)
+        return tokenizer.eval().requires_grad_(False)
+
+    def _comparable(self, vectors: Tensor) -> Tensor:
+        return F.normalize(vectors, dim=-1)

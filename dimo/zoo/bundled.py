@@ -11,6 +11,7 @@ from dimo import rng
 from dimo.data import scenes
 from dimo.data.scenes.tokenizer import SceneTokens, fit_tokenizer
 from dimo.errors import DimoError
+from dimo.models import digits
 from dimo.models.digits import DigitsTokenizer
 from dimo.weights.files import state_sha256
 
@@ -74,15 +75,10 @@ def _fit_digits(
     *, codebook_size: int, steps: int, seed: int, on_step: OnTokenizer
 ) -> DigitsTokenizer:
     """k-means, which has no steps."""
-    from dimo.data import digits
-
-    images, _ = digits.load()
-    return DigitsTokenizer.fit(images, codebook_size=codebook_size, seed=seed)
+    return DigitsTokenizer.fit(digits.load()[0], codebook_size=codebook_size, seed=seed)
 
 
 def _digits(tokenizer: DigitsTokenizer) -> TrainingData:
-    from dimo.data import digits
-
     images, labels = digits.load()
     return EncodedImages(tokenizer.encode(images), labels)
 

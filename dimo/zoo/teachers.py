@@ -5,23 +5,20 @@ A row of your own can be added from outside the package: `TEACHERS["mine"] = Tea
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from dimo.data import imagenet
 from dimo.errors import unknown_name
 from dimo.models import MaskedNetwork, Tokenizer
-from dimo.models.clip_text import CLIPText
-from dimo.models.diffusers_vq import DiffusersVQ
 from dimo.models.digits import DigitsTokenizer
 from dimo.models.halton import SIZES, HaltonMaskGIT
-from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.models.maskgit import MaskGIT
 from dimo.models.meissonic import Meissonic
 from dimo.models.scenes import SceneTokenizer, SceneTransformer, SceneWords
+from dimo.models.snapshot import CLIPText, DiffusersVQ
 from dimo.models.text import TextEncoder
-from dimo.models.vqgan import VQGAN
+from dimo.models.vqgan import VQGAN, LlamaGenVQ
 from dimo.zoo.bundled import DIGITS, SCENES, BundledData
 
 
@@ -172,6 +169,14 @@ def _digits() -> Teacher:
     )
 
 
+@cache
+def _imagenet_classes() -> tuple[str, ...]:
+    """Short English names, from the metadata of torchvision's classifiers."""
+    from torchvision.models import ResNet50_Weights
+
+    return tuple(ResNet50_Weights.IMAGENET1K_V2.meta["categories"])
+
+
 def _maskgit(name: str, side: int, *, w: float, choice_temperature: float, steps: int) -> Teacher:
     """Maskgit-pytorch v1.0 at `side` pixels, with the settings its README gives for `steps`."""
     return Teacher(
@@ -184,7 +189,7 @@ def _maskgit(name: str, side: int, *, w: float, choice_temperature: float, steps
         image_size=side,
         num_tokens=(side // 16) ** 2,
         num_classes=1000,
-        names=imagenet.class_names,
+        names=_imagenet_classes,
         label_smoothing=0.1,
         defaults=SamplerDefaults(
             sampler="confidence",
@@ -222,7 +227,7 @@ def _halton(size: str, side: int, *, w: float) -> Teacher:
         image_size=side,
         num_tokens=(side // 16) ** 2,
         num_classes=1000,
-        names=imagenet.class_names,
+        names=_imagenet_classes,
         label_smoothing=0.0,
         defaults=SamplerDefaults(
             sampler="halton",

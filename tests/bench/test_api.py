@@ -8,8 +8,8 @@ import torch
 
 import bench
 from bench.protocol import protocol_text
-from dimo.data import digits
 from dimo.errors import DimoError
+from dimo.models import digits
 
 
 @pytest.fixture(scope="module")

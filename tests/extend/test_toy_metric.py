@@ -12,7 +12,7 @@ from bench.metrics.base import Score
 from bench.protocol import protocol_text
 from bench.protocol.catalog import EXTRACTORS, METRICS, ExtractorKind, MetricKind, Param
 from dimo.cli import main
-from dimo.data import digits
+from dimo.models import digits
 
 
 def mean_shift(samples, power):

@@ -1,11 +1,9 @@
-"""The bundled data set `scenes`: rendered pictures of shapes, with captions and exact answers.
+"""The bundled data set `scenes`: rendered 32 x 32 pictures of one to four shapes, with captions.
 
-A picture is 32 x 32, anti-aliased, of one to four shapes on a shaded background. Places, sizes,
-shades and whatever the prompt leaves open are drawn for each picture; all of it is a function of
-(seed, index) and of the prompt. Centres lie 4 pixels apart, sizes and shades come in two steps:
-what a network learns in an hour on two cores. In `free` pictures, which detector and CLIP are
-trained on, all of that is continuous, as it is on pictures that a network makes. The arithmetic is
-+, -, *, / and square roots only, which every machine rounds alike.
+Whatever a prompt leaves open is a random function of (seed, index). Centres are on a grid of 4
+pixels, and sizes and shades have two values, so that a network learns them in an hour on two cores.
+In `free` pictures, for training detector and CLIP, all of them are continuous. The arithmetic is
++, -, *, / and square roots only, which are rounded alike on every machine.
 """
 
 __all__ = [
@@ -45,9 +43,9 @@ from dimo.rng import uniform
 SIDE = 32
 _MOST = 4  # objects
 _MARGIN = 0.6  # pixels between an object and the edge of its part of the picture
-_LATTICE = 4.0  # pixels between centres, but in free pictures
+_LATTICE = 4.0  # pixels between centres, except in free pictures
 _ACROSS = 5.0  # pixels by which two free objects in a relation may be out of line
-_STEPPED_ACROSS = 3.9  # the same before centres are moved onto the lattice: one step of it
+_STEPPED_ACROSS = 3.9  # the same before centres are rounded to the grid
 _RADII = {1: (6.0, 12.0), 2: (5.2, 7.2), 3: (5.0, 6.9), 4: (5.0, 6.9)}  # by number of objects
 _SIZED_RADII = ((5.0, 7.0), (9.5, 12.5))  # small, large
 _LEVELS = ((195.0, 225.0), (105.0, 150.0), (28.0, 58.0))  # of light, grey and dark backgrounds
@@ -68,57 +66,32 @@ _COLORED_POSITIONS = "colored_position"  # a seventh kind of prompt, in training
 
 @dataclass(frozen=True)
 class SceneBatch:
-    """Pictures and what is on them.
+    """Pictures and up to four objects on each, in the order of the metadata."""
 
-    Attributes:
-        images: uint8 [B, 3, 32, 32].
-        prompt: int64 [B], index into the prompts.
-        shapes: int64 [B, 4], index into `SHAPES`, in the order of the metadata; -1: no object.
-        colors: int64 [B, 4], index into `COLORS`.
-        centers: float32 [B, 4, 2], x and y in pixels.
-        radii: float32 [B, 4].
-        coverage: float32 [B, 4, 32, 32] in [0, 1], the share of each pixel that is the object.
-    """
-
-    images: Tensor
-    prompt: Tensor
-    shapes: Tensor
-    colors: Tensor
-    centers: Tensor
-    radii: Tensor
-    coverage: Tensor
+    images: Tensor  # uint8 [B, 3, 32, 32]
+    prompt: Tensor  # int64 [B], index into the prompts
+    shapes: Tensor  # int64 [B, 4], index into `SHAPES`; -1: no object
+    colors: Tensor  # int64 [B, 4], index into `COLORS`
+    centers: Tensor  # float32 [B, 4, 2], x and y in pixels
+    radii: Tensor  # float32 [B, 4], pixels
+    coverage: Tensor  # float32 [B, 4, 32, 32], fraction of each pixel covered by the object
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture and what is on it, in the order of the prompt's metadata.
+    """One picture and its n objects, in the order of the metadata."""
 
-    Attributes:
-        image: uint8 [3, 32, 32].
-        boxes: float32 [n, 4]: x1, y1, x2, y2 in pixels, the ends of the mask.
-        masks: bool [n, 32, 32]: pixels of which at least half is the object.
-        classes: Name of each shape.
-        colors: Name of each colour.
-    """
-
-    image: Tensor
-    boxes: Tensor
-    masks: Tensor
-    classes: tuple[str, ...]
-    colors: tuple[str, ...]
+    image: Tensor  # uint8 [3, 32, 32]
+    boxes: Tensor  # float32 [n, 4], x1, y1, x2, y2 of the mask in pixels
+    masks: Tensor  # bool [n, 32, 32], pixels at least half covered by the object
+    classes: tuple[str, ...]  # names of the shapes
+    colors: tuple[str, ...]  # names of the colours
 
 
 def render(prompt: Prompt, seed: int, index: int) -> Scene:
-    """Picture `index` of a prompt.
-
-    Args:
-        prompt: What it shows.
-        seed: Of the draws.
-        index: Of the picture; other indices give other places, sizes, shades and free colours.
-    """
-    drawn = _draw(
-        _Table.of((prompt,)), torch.zeros(1, dtype=torch.int64), seed, torch.tensor([index])
-    )
+    """Picture `index` of a prompt."""
+    first = torch.zeros(1, dtype=torch.int64)
+    drawn = _draw(_Table.of((prompt,)), first, seed, torch.tensor([index]))
     count = len(prompt.shapes)
     masks = drawn.coverage[0, :count] >= 0.5
     return Scene(
@@ -131,23 +104,23 @@ def render(prompt: Prompt, seed: int, index: int) -> Scene:
 
 
 def batch(seed: int, indices: Tensor, split: Split, *, free: bool = False) -> tuple[Tensor, Tensor]:
-    """Captioned pictures: images uint8 [B, 3, 32, 32] and index of their prompts int64 [B].
+    """Captioned pictures: images uint8 [B, 3, 32, 32] and indices of their prompts int64 [B].
 
-    Picture i of "held-out" shows prompt i modulo their number. In training the tag is drawn first
-    (positions with and without colours count as two), then a prompt of it.
+    Picture i of "held-out" shows prompt i modulo their number. "train" draws a tag (positions with
+    and without colours count as two), then a prompt of it.
 
     Args:
         seed: Of the draws.
         indices: int64 [B]; picture i is the same in any batch.
         split: "train" or "held-out", see `prompts`.
-        free: Any place, size and shade.
+        free: Places, sizes and shades are continuous.
     """
     drawn = draw(seed, indices, split, free=free)
     return drawn.images, drawn.prompt
 
 
 def draw(seed: int, indices: Tensor, split: Split, *, free: bool = False) -> SceneBatch:
-    """As `batch`, with the objects on the pictures."""
+    """As `batch`, with the objects."""
     table = _table(split)
     if indices.ndim != 1 or indices.dtype != torch.int64:
         raise DimoError(
@@ -158,25 +131,24 @@ def draw(seed: int, indices: Tensor, split: Split, *, free: bool = False) -> Sce
 
 
 def captions() -> list[str]:
-    """The text of each training prompt, in the order that `batch` numbers them."""
+    """The training prompts, in the order in which `batch` numbers them."""
     return [prompt.text for prompt in prompts("train")]
 
 
 def drawn_captions(count: int) -> list[str]:
-    """Captions as training draws them, each tag as often as another; some come more than once."""
+    """Captions as training draws them: all tags equally often, with duplicates."""
     numbers = _choose(_table("train"), 0, torch.arange(count), "train").tolist()
     return [prompts("train")[number].text for number in numbers]
 
 
 def boxes_of(masks: Tensor) -> Tensor:
-    """Extents of masks: bool [n, H, W] -> float32 [n, 4], x1, y1, x2, y2; an empty one is 0."""
+    """Boxes x1, y1, x2, y2 around masks: bool [n, H, W] -> float32 [n, 4], 0 for an empty mask."""
+    some = masks.flatten(1).any(dim=1)
     ends = []
-    for along in (1, 2):  # over rows: columns remain, which are x
-        present = masks.any(dim=along).to(torch.uint8)
-        length = present.shape[1]
+    for over in (1, 2):  # rows, which leaves columns: x
+        present = masks.any(dim=over).to(torch.uint8)
         first = present.argmax(dim=1)
-        last = length - present.flip(1).argmax(dim=1)
-        some = present.any(dim=1)
+        last = present.shape[1] - present.flip(1).argmax(dim=1)
         ends.append((first * some, last * some))
     (x1, x2), (y1, y2) = ends
     return torch.stack([x1, y1, x2, y2], dim=1).float()
@@ -186,7 +158,7 @@ def boxes_of(masks: Tensor) -> Tensor:
 class _Table:
     """Prompts as arrays, int64 [P, 4] or [P].
 
-    Prompts `order[starts[k] : starts[k + 1]]` are those of kind k: a tag, or coloured positions.
+    Prompts `order[starts[k] : starts[k + 1]]` are of kind k: a tag, or coloured positions.
     """
 
     shapes: Tensor
@@ -204,10 +176,9 @@ class _Table:
         def padded(rows: list[tuple[int, ...]]) -> Tensor:
             return torch.tensor([row + (-1,) * (_MOST - len(row)) for row in rows])
 
-        kinds = [_kind(prompt) for prompt in given]
-        names = [*TAGS, _COLORED_POSITIONS]
-        number = torch.tensor([names.index(kind) for kind in kinds])
-        present = torch.bincount(number, minlength=len(names))
+        kinds = [*TAGS, _COLORED_POSITIONS]
+        number = torch.tensor([kinds.index(_kind(prompt)) for prompt in given])
+        present = torch.bincount(number)
         present = present[present > 0]
         return _Table(
             shapes=padded([p.shapes for p in given]),
@@ -266,8 +237,8 @@ def _draw(
     paint = torch.tensor(RGB)[colors.clamp(min=0)]  # [B, 4, 3]
     paint = paint * (0.85 + 0.2 * each[:, 5])[:, :, None] + (16 * each[:, 6] - 8)[:, :, None]
     for slot in range(_MOST):
-        share = coverage[:, slot, None]
-        canvas = canvas + share * (paint[:, slot, :, None, None] - canvas)
+        alpha = coverage[:, slot, None]
+        canvas = canvas + alpha * (paint[:, slot, :, None, None] - canvas)
     images = (canvas + 0.5).floor().clamp(0, 255).to(torch.uint8)
     return SceneBatch(images, prompt, shapes, colors, centers, radii, coverage)
 
@@ -275,7 +246,7 @@ def _draw(
 def _colors(
     table: _Table, prompt: Tensor, u_background: Tensor, u: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Colours [B, 4] and background [B]; what is open is drawn among what can be seen."""
+    """Colours [B, 4] and backgrounds [B]; unspecified ones are drawn among the visible ones."""
     given, background = table.colors[prompt], table.background[prompt]
     white, black = COLORS.index("white"), COLORS.index("black")
     allowed = torch.ones(len(prompt), len(BACKGROUNDS), dtype=torch.bool)
@@ -292,14 +263,13 @@ def _colors(
 
 
 def _pick(allowed: Tensor, u: Tensor) -> Tensor:
-    """One of the allowed columns of each row, bool [B, N], all equally likely: int64 [B]."""
+    """A uniformly drawn allowed column of each row, bool [B, N]: int64 [B]."""
     place = allowed.cumsum(dim=1)
     rank = (u * place[:, -1]).long() + 1
     return ((place == rank[:, None]) & allowed).to(torch.uint8).argmax(dim=1)
 
 
 def _radii(count: Tensor, size: Tensor, u: Tensor) -> Tensor:
-    """Radii in pixels, float32 [B, 4]."""
     limits = torch.tensor([_RADII[n] for n in sorted(_RADII)])[count - 1]  # [B, 2]
     sized = torch.tensor(_SIZED_RADII)[size.clamp(min=0)]
     low, high = torch.where((size < 0)[:, None], limits, sized).unbind(dim=1)
@@ -309,7 +279,7 @@ def _radii(count: Tensor, size: Tensor, u: Tensor) -> Tensor:
 def _centers(
     count: Tensor, relation: Tensor, radii: Tensor, u: Tensor, each: Tensor, *, out_of_line: float
 ) -> Tensor:
-    """Centres [B, 4, 2]: anywhere, in two halves, or in the four quarters of the picture."""
+    """Centres [B, 4, 2]: one object anywhere, two in halves, more in quarters of the picture."""
     reach = radii + _MARGIN
     anywhere = [reach + each[:, axis] * (SIDE - 2 * reach) for axis in (0, 1)]
     within = [reach + each[:, axis] * (SIDE / 2 - 2 * reach).clamp(min=0) for axis in (0, 1)]
@@ -334,13 +304,13 @@ def _centers(
     corner = torch.stack([quarter % 2, quarter // 2], dim=2) * (SIDE / 2)
     more = corner + torch.stack(within, dim=2)
 
-    one = torch.stack(anywhere, dim=2)
     number = count[:, None, None]
+    one = torch.stack(anywhere, dim=2)
     return torch.where(number == 1, one, torch.where(number == 2, two, more))
 
 
 def _background(background: Tensor, u: Tensor) -> Tensor:
-    """A grey with a slight tint and a slight gradient, float32 [B, 3, 32, 32]."""
+    """Grey with a slight tint and gradient, float32 [B, 3, 32, 32]."""
     low, high = torch.tensor(_LEVELS)[background].unbind(dim=1)
     level = (low + u[:, 0] * (high - low))[:, None] + 12 * u[:, 1:4] - 6  # [B, 3]
     ramp = (torch.arange(SIDE) + 0.5) / SIDE - 0.5
@@ -350,7 +320,7 @@ def _background(background: Tensor, u: Tensor) -> Tensor:
 
 
 def _coverage(shapes: Tensor, centers: Tensor, radii: Tensor) -> Tensor:
-    """Share of each pixel that each object covers, float32 [B, 4, 32, 32]."""
+    """Fraction of each pixel covered by each object, float32 [B, 4, 32, 32]."""
     drawn = torch.zeros(*shapes.shape, SIDE, SIDE)
     grid = torch.arange(SIDE) + 0.5
     for number, name in enumerate(SHAPES):
@@ -361,21 +331,6 @@ def _coverage(shapes: Tensor, centers: Tensor, radii: Tensor) -> Tensor:
         y = (grid[:, None] - center[:, 1, None, None]) / radius  # [M, H, 1]
         drawn[rows, slots] = (0.5 - _DISTANCES[name](x, y) * radius).clamp(0, 1)
     return drawn
-
-
-# Signed distances to the outline of a shape of radius 1, negative inside; y points down.
-
-
-def _circle(x: Tensor, y: Tensor) -> Tensor:
-    return (x * x + y * y).sqrt() - 0.95
-
-
-def _square(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(x.abs(), y.abs()) - 0.85
-
-
-def _triangle(x: Tensor, y: Tensor) -> Tensor:
-    return torch.maximum(0.879 * x.abs() - 0.477 * (y + 0.95), y - 0.8)
 
 
 def _star(x: Tensor, y: Tensor) -> Tensor:
@@ -391,10 +346,6 @@ def _cross(x: Tensor, y: Tensor) -> Tensor:
     return torch.minimum(wide, torch.maximum(y - 0.95, x - 0.33))
 
 
-def _ring(x: Tensor, y: Tensor) -> Tensor:
-    return ((x * x + y * y).sqrt() - 0.7).abs() - 0.25
-
-
 def _heart(x: Tensor, y: Tensor) -> Tensor:
     x = x.abs()
     lobe = ((x - 0.45) * (x - 0.45) + (y + 0.35) * (y + 0.35)).sqrt() - 0.52
@@ -403,12 +354,13 @@ def _heart(x: Tensor, y: Tensor) -> Tensor:
     return torch.minimum(torch.minimum(lobe, tip), middle)
 
 
+# Signed distances to the outline of a shape of radius 1, negative inside; y points down.
 _DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "circle": _circle,
-    "square": _square,
-    "triangle": _triangle,
+    "circle": lambda x, y: (x * x + y * y).sqrt() - 0.95,
+    "square": lambda x, y: torch.maximum(x.abs(), y.abs()) - 0.85,
+    "triangle": lambda x, y: torch.maximum(0.879 * x.abs() - 0.477 * (y + 0.95), y - 0.8),
     "star": _star,
     "cross": _cross,
-    "ring": _ring,
+    "ring": lambda x, y: ((x * x + y * y).sqrt() - 0.7).abs() - 0.25,
     "heart": _heart,
 }

@@ -1,11 +1,11 @@
-"""Prompts of the bundled data set `scenes`: GenEval's grammar over shapes that can be drawn.
+"""Prompts of the bundled data set `scenes`: GenEval's grammar (arXiv:2310.11513) over seven shapes.
 
-The six tags and the metadata are those of GenEval (Ghosh et al., arXiv:2310.11513); the classes
-are seven shapes. So that there are many prompts of each tag, most may end in a background ("on a
-dark background"), and single objects may have a size ("a small star"): drawn, but not asked for by
-the metadata. Coloured positions ("a red circle above a blue square") are in training only.
+For more prompts of each tag, most may end in a background ("on a dark background"), and single
+objects may have a size ("a small star"); the metadata do not ask for these. Coloured positions ("a
+red circle above a blue square") are in training only.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
@@ -24,36 +24,26 @@ SIZES = ("small", "large")
 RELATIONS = ("left of", "right of", "above", "below")
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
-_HELD_OUT = 40  # prompts a tag
+_HELD_OUT = 40  # prompts per tag
 NUMBERS = {2: "two", 3: "three", 4: "four"}
-_INVISIBLE = {("white", "light"), ("black", "dark")}  # colours that are not put on a background
+_INVISIBLE = {("white", "light"), ("black", "dark")}  # (colour, background), never combined
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a picture is asked to show.
+    """A prompt; shapes, colours etc. are indices into the tuples above, -1 if unspecified."""
 
-    Attributes:
-        text: "a photo of three stars on a dark background".
-        tag: One of `TAGS`.
-        shapes: Index into `SHAPES` of each object, in the order of the metadata.
-        colors: Index into `COLORS` of each object; -1 where the prompt leaves it open.
-        relation: Index into `RELATIONS`, of the second object to the first; -1: none.
-        background: Index into `BACKGROUNDS`; -1: open.
-        size: Index into `SIZES`; -1: open.
-    """
-
-    text: str
+    text: str  # "a photo of three stars on a dark background"
     tag: str
-    shapes: tuple[int, ...]
+    shapes: tuple[int, ...]  # of each object, in the order of the metadata
     colors: tuple[int, ...]
-    relation: int = -1
+    relation: int = -1  # of the second object to the first
     background: int = -1
     size: int = -1
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What GenEval's rules judge a picture by, in the official format."""
+        """GenEval's metadata of the prompt, in the official format."""
         if self.tag == "counting":
             name, count = SHAPES[self.shapes[0]], len(self.shapes)
             return {
@@ -76,9 +66,9 @@ class Prompt:
 def prompts(split: Split) -> tuple[Prompt, ...]:
     """All prompts of a split, by tag; the splits share no text.
 
-    "held-out" has 40 prompts of each tag, chosen by the hash of their text. A base is a prompt
-    without its background. Of positions and colour attributions, bases that are held out are not
-    in training with any background or colour; of the other tags, with another background only.
+    "held-out" has 40 prompts of each tag, chosen by the hash of their text. Held-out positions and
+    colour attributions are not in training with any background or colour; prompts of other tags
+    may be there with another background.
 
     Raises:
         DimoError: Unknown split.
@@ -93,33 +83,29 @@ def prompts(split: Split) -> tuple[Prompt, ...]:
             prompts += chosen
             continue
         texts = {prompt.text for prompt in chosen}
-        whole = len(bases) >= 3 * _HELD_OUT
-        unseen = {_key(prompt) for prompt in chosen} if whole else set()
-        every = itertools.chain(bases, _colored_positions() if tag == "position" else ())
-        for base in every:
+        unseen = {_key(p) for p in chosen} if len(bases) >= 3 * _HELD_OUT else set()
+        for base in itertools.chain(bases, _colored_positions() if tag == "position" else ()):
             if _key(base) not in unseen:
                 prompts += [p for p in _on_backgrounds(base) if p.text not in texts]
     return tuple(prompts)
 
 
 def _bases(tag: str) -> list[Prompt]:
-    """The prompts of a tag that name no background."""
-    numbers, colors = range(len(SHAPES)), range(len(COLORS))
-    pairs = list(itertools.permutations(numbers, 2))
+    """The prompts of a tag without backgrounds."""
+    shapes, colors = range(len(SHAPES)), range(len(COLORS))
+    pairs = list(itertools.permutations(shapes, 2))
     if tag == "single_object":
-        return [
-            _prompt(tag, (shape,), size=size) for shape in numbers for size in range(-1, len(SIZES))
-        ]
+        sizes = range(-1, len(SIZES))
+        return [_prompt(tag, (shape,), size=size) for shape in shapes for size in sizes]
     if tag == "counting":
-        return [_prompt(tag, (shape,) * count) for shape in numbers for count in NUMBERS]
+        return [_prompt(tag, (shape,) * count) for shape in shapes for count in NUMBERS]
     if tag == "two_object":
         return [_prompt(tag, pair) for pair in pairs]
     if tag == "colors":
-        return [_prompt(tag, (shape,), (color,)) for shape in numbers for color in colors]
+        return [_prompt(tag, (shape,), (color,)) for shape in shapes for color in colors]
     if tag == "position":
         return [_prompt(tag, pair, relation=r) for pair in pairs for r in range(len(RELATIONS))]
-    two = list(itertools.permutations(colors, 2))
-    return [_prompt(tag, pair, chosen) for pair in pairs for chosen in two]
+    return [_prompt(tag, pair, two) for pair in pairs for two in itertools.permutations(colors, 2)]
 
 
 def _colored_positions() -> Iterator[Prompt]:
@@ -129,11 +115,10 @@ def _colored_positions() -> Iterator[Prompt]:
 
 
 def _held_out(bases: list[Prompt]) -> list[Prompt]:
-    """As many prompts of each base as it takes, bases and backgrounds in the order of a hash."""
+    """40 prompts, equally many of each base; bases and backgrounds are sorted by hash."""
     of_each = -(-_HELD_OUT // len(bases))
-    ranked = sorted(bases, key=_rank)
-    chosen = [p for base in ranked for p in sorted(_on_backgrounds(base), key=_rank)[:of_each]]
-    return chosen[:_HELD_OUT]
+    ranked = (sorted(_on_backgrounds(base), key=_rank) for base in sorted(bases, key=_rank))
+    return [prompt for prompts in ranked for prompt in prompts[:of_each]][:_HELD_OUT]
 
 
 def _rank(prompt: Prompt) -> str:
@@ -141,22 +126,21 @@ def _rank(prompt: Prompt) -> str:
 
 
 def _key(prompt: Prompt) -> tuple[Any, ...]:
-    """What a prompt asks for, apart from backgrounds and from the colours of a position."""
+    """What identifies a prompt apart from backgrounds and the colours of a position."""
     colors = () if prompt.tag == "position" else prompt.colors
     return prompt.tag, prompt.shapes, colors, prompt.relation, prompt.size
 
 
 def _on_backgrounds(base: Prompt) -> list[Prompt]:
-    """The base itself, and on each background on which its colours can be seen."""
+    """The base itself, and the base on each background on which its colours are visible."""
     named = [COLORS[color] for color in base.colors if color >= 0]
-    prompts = [base]
-    for number, background in enumerate(BACKGROUNDS):
-        if not any((color, background) in _INVISIBLE for color in named):
-            text = f"{base.text} on a {background} background"
-            prompts.append(
-                Prompt(text, base.tag, base.shapes, base.colors, base.relation, number, base.size)
-            )
-    return prompts
+    return [base] + [
+        dataclasses.replace(
+            base, text=f"{base.text} on a {background} background", background=number
+        )
+        for number, background in enumerate(BACKGROUNDS)
+        if not any((color, background) in _INVISIBLE for color in named)
+    ]
 
 
 def _prompt(
@@ -169,23 +153,22 @@ def _prompt(
 ) -> Prompt:
     colors = colors or (-1,) * len(shapes)
     names = [
-        _article(" ".join(filter(None, (COLORS[c] if c >= 0 else "", SHAPES[s]))))
+        _article(f"{COLORS[c]} {SHAPES[s]}" if c >= 0 else SHAPES[s])
         for s, c in zip(shapes, colors, strict=True)
     ]
     if tag == "counting":
-        name = SHAPES[shapes[0]]
-        said = f"{NUMBERS[len(shapes)]} {plural(name)}"
+        scene = f"{NUMBERS[len(shapes)]} {plural(SHAPES[shapes[0]])}"
     elif relation >= 0:
-        said = f"{names[1]} {RELATIONS[relation]} {names[0]}"
+        scene = f"{names[1]} {RELATIONS[relation]} {names[0]}"
     elif size >= 0:
-        said = _article(f"{SIZES[size]} {SHAPES[shapes[0]]}")
+        scene = _article(f"{SIZES[size]} {SHAPES[shapes[0]]}")
     else:
-        said = " and ".join(names)
-    return Prompt(f"a photo of {said}", tag, shapes, colors, relation, -1, size)
+        scene = " and ".join(names)
+    return Prompt(f"a photo of {scene}", tag, shapes, colors, relation, -1, size)
 
 
 def plural(name: str) -> str:
-    """Of the name of a shape."""
+    """The plural of a shape's name."""
     return f"{name}{'es' if name.endswith('s') else 's'}"
 
 

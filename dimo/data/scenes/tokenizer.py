@@ -1,4 +1,4 @@
-"""The bundled data set `scenes` as training data: trains its tokenizer, encodes its pictures."""
+"""Training data of `scenes`: trains the tokenizer and encodes the pictures."""
 
 import math
 from collections.abc import Callable
@@ -14,29 +14,24 @@ from dimo.weights.files import state_sha256
 
 _BATCH = 32
 _LEARNING_RATE = 2e-3
-_CONTINUOUS = 0.25  # share of the steps before there is a codebook
-_REVIVED_UNTIL = 0.8  # of the steps, codebook vectors that nothing is near are moved
-_REVIVED_EVERY = 50
-_DECAY = 0.98  # of the averages that are the codebook
-_COMMITMENT = 0.25
-_OBJECTS = 4.0  # by how much more an object's pixels and those beside it weigh in the loss
-_DISTURBED = 0.2  # of a picture's tokens at most, half of that on average
-_GATHERED = 16  # batches of latents that the codebook begins with
-_LLOYD = 8
+_CONTINUOUS = 0.25  # fraction of the steps before the codebook is introduced
+_REVIVED_UNTIL = 0.8  # fraction of the steps in which unused codebook vectors are moved
+_REVIVED_EVERY = 50  # steps
+_DECAY = 0.98  # of the moving averages of the codebook
+_COMMITMENT = 0.25  # weight of the commitment loss
+_OBJECTS = 4.0  # additional loss weight of an object's pixels and their neighbours
+_DISTURBED = 0.2  # highest fraction of replaced vectors of a picture; uniform from 0
+_GATHERED = 16  # batches of latents for the initial k-means
+_LLOYD = 8  # k-means iterations
 
 
 def fit_tokenizer(
     *, codebook_size: int, steps: int, seed: int, on_step: Callable[[int], None] | None = None
 ) -> SceneTokenizer:
-    """Trains a VQ autoencoder (van den Oord et al., arXiv 1711.00937) on pictures of training.
+    """Trains a VQ autoencoder (van den Oord et al., arXiv 1711.00937) on the training split.
 
-    The codebook begins as k-means of an autoencoder's latents and follows them as moving averages.
-
-    Args:
-        codebook_size: V.
-        steps: Optimizer steps.
-        seed: Of weights and pictures.
-        on_step: Called with the number of steps done.
+    The codebook starts from k-means of the latents and then follows their moving averages.
+    `on_step` gets the number of completed steps.
     """
     torch.manual_seed(rng.stream_seed(seed, "tokenizer/weights"))
     seed = rng.stream_seed(seed, "tokenizer/pictures")
@@ -59,10 +54,8 @@ def fit_tokenizer(
             _follow(codebook, counts, sums, z.detach(), tokens)
             if step < _REVIVED_UNTIL * steps and step % _REVIVED_EVERY == 0:
                 _revive(codebook, counts, sums, z.detach(), seed, step)
-        decoded = tokenizer.decoder(tokenizer.post_quant_conv(vectors))
-        missed = decoded - images
-        missed = weight * (missed.abs() + missed.square())
-        loss = missed.mean() + _COMMITMENT * commitment
+        error = tokenizer.decoder(tokenizer.post_quant_conv(vectors)) - images
+        loss = (weight * (error.abs() + error.square())).mean() + _COMMITMENT * commitment
         for group in optimizer.param_groups:
             group["lr"] = _LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.zero_grad(set_to_none=True)
@@ -74,18 +67,14 @@ def fit_tokenizer(
 
 
 class SceneTokens:
-    """Captioned pictures as tokens, drawn when asked for; a `dimo.zoo.bundled.TrainingData`.
-
-    Args:
-        tokenizer: Encodes them.
-    """
+    """Captioned pictures as tokens, rendered on demand; a `dimo.zoo.bundled.TrainingData`."""
 
     def __init__(self, tokenizer: SceneTokenizer) -> None:
         self.tokenizer = tokenizer
         self.sha256 = state_sha256(tokenizer.state_dict())
 
     def __call__(self, seed: int, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens int64 [B, 64] and numbers of their captions int64 [B], of images `index`."""
+        """Tokens int64 [B, 64] and caption indices int64 [B] of images `index`."""
         images, prompt = scenes.batch(seed, index.cpu(), "train")
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             tokens = self.tokenizer.encode(images)
@@ -93,9 +82,9 @@ class SceneTokens:
 
 
 def _pictures(seed: int, number: int) -> tuple[Tensor, Tensor]:
-    """Batch `number`: float32 [B, 3, 32, 32] in [-1, 1], and weights [B, 1, 32, 32] of mean 1.
+    """Batch `number`: float32 [B, 3, 32, 32] in [-1, 1], and loss weights [B, 1, 32, 32], mean 1.
 
-    Most of a picture is background; without weights most codebook vectors go to its shades.
+    Without the weights most codebook vectors would represent shades of the background.
     """
     index = torch.arange(number * _BATCH, (number + 1) * _BATCH)
     drawn = scenes.draw(seed, index, "train")
@@ -106,13 +95,13 @@ def _pictures(seed: int, number: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _latents(tokenizer: SceneTokenizer, seed: int, start: int) -> Tensor:
-    """Of pictures that no step is trained on: [N, D]."""
-    parts = [tokenizer.latents(_pictures(seed, start + i)[0]) for i in range(_GATHERED)]
-    return torch.cat([_rows(z) for z in parts])
+    """Latents [N, D] of the pictures after batch `start`."""
+    batches = range(start, start + _GATHERED)
+    return torch.cat([_rows(tokenizer.latents(_pictures(seed, i)[0])) for i in batches])
 
 
 def _means(points: Tensor, count: int, seed: int) -> Tensor:
-    """k-means of points [N, D], from points chosen at random: [count, D]."""
+    """k-means of points [N, D] from random initial points: [count, D]."""
     order = rng.random_ranks(seed, torch.zeros(1, dtype=torch.int64), "k-means", len(points))[0]
     means = points[order[:count]].clone()
     for _ in range(_LLOYD):
@@ -124,7 +113,7 @@ def _means(points: Tensor, count: int, seed: int) -> Tensor:
 
 
 def _distances(points: Tensor, vectors: Tensor) -> Tensor:
-    """Squared, up to the points' own lengths: [N, V]."""
+    """Squared distances without the points' squared norms: [N, V]."""
     return vectors.square().sum(1) - 2 * points @ vectors.T
 
 
@@ -141,9 +130,9 @@ def _nearest(z: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _disturbed(vectors: Tensor, seed: int, step: int) -> Tensor:
-    """Vectors [B, D, h, w] of which some are another picture's or another place's.
+    """Replaces random vectors [B, D, h, w] by others of the batch.
 
-    A generator draws wrong tokens; a decoder that has seen such pictures mends them.
+    It teaches the decoder to correct a generator's wrong tokens.
     """
     batch, _, height, width = vectors.shape
     seed = rng.stream_seed(seed, "disturbed")
@@ -157,22 +146,21 @@ def _disturbed(vectors: Tensor, seed: int, step: int) -> Tensor:
 
 
 def _follow(codebook: Tensor, counts: Tensor, sums: Tensor, z: Tensor, tokens: Tensor) -> None:
-    """Moves the codebook towards the latents that took its vectors, in place."""
+    """Updates the moving averages of the codebook in place."""
     taken = torch.bincount(tokens, minlength=len(codebook))
     counts.lerp_(taken.to(counts.dtype), 1 - _DECAY)
     sums.lerp_(torch.zeros_like(sums).index_add_(0, tokens, _rows(z)), 1 - _DECAY)
-    some = counts > 1e-3
-    codebook[some] = sums[some] / counts[some, None]
+    used = counts > 1e-3
+    codebook[used] = sums[used] / counts[used, None]
 
 
 def _revive(
     codebook: Tensor, counts: Tensor, sums: Tensor, z: Tensor, seed: int, step: int
 ) -> None:
-    """Puts vectors that are hardly ever taken onto latents chosen at random, in place."""
-    unused = (counts < 0.05 * counts.mean()).nonzero()[:, 0]
+    """Moves rarely used vectors to random latents, in place."""
     rows = _rows(z)
+    unused = (counts < 0.05 * counts.mean()).nonzero()[: len(rows), 0]
     order = rng.random_ranks(seed, torch.tensor([step]), "revived", len(rows))[0]
-    unused = unused[: len(rows)]
     codebook[unused] = rows[order[: len(unused)]]
     counts[unused] = counts.mean()
     sums[unused] = codebook[unused] * counts[unused, None]

@@ -5,8 +5,8 @@ import torch
 
 from bench.features.digits import DigitsCNN, train_digits_cnn
 from bench.images.codec import to_uint8
-from dimo.data import digits
 from dimo.errors import DimoError
+from dimo.models import digits
 from dimo.models.digits import DigitsTokenizer
 from dimo.weights.catalog import ASSETS
 from dimo.weights.files import load_metadata

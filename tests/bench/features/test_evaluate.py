@@ -18,8 +18,8 @@ from bench.rows.rows import load_jobs
 from bench.rows.settings import generate
 from bench.suites.base import ImageOrigin, load_suite
 from dimo.cli import main
-from dimo.data import digits
 from dimo.engine.distributed import Runtime
+from dimo.models import digits
 
 CPU = torch.device("cpu")
 PROTOCOL = """

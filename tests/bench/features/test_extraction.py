@@ -10,8 +10,8 @@ import torch
 
 from bench.features import FORWARD_BATCH, extract, load_extractor
 from bench.protocol.catalog import ANY, EXTRACTORS, load
-from dimo.data import digits
 from dimo.errors import DimoError
+from dimo.models import digits
 from dimo.util.files import sha256_file
 from dimo.weights.catalog import ASSETS
 

@@ -12,7 +12,7 @@ from bench.protocol.catalog import data_dir
 from bench.records.store import load_all
 from bench.report import collect_report, report_markdown
 from bench.suites.captions import CLIPScorer
-from dimo.data import digits
+from dimo.models import digits
 
 COUNT = 40
 PROTOCOL = """

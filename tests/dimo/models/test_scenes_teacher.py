@@ -184,9 +184,8 @@ def test_a_resumed_training_is_the_uninterrupted_one(trained, tmp_path):
     with pytest.raises(StoppedError):
         train_teacher(teacher_recipe(), tmp_path / "run", runtime=Runtime(CPU), on_step=stop)
     fitted = []
-    train_teacher(
-        teacher_recipe(), tmp_path / "run", device=CPU, resume=True, on_tokenizer=fitted.append
-    )
+    runtime = Runtime(CPU, progress=lambda *step: fitted.append(step))
+    train_teacher(teacher_recipe(), tmp_path / "run", runtime=runtime, resume=True)
     assert not fitted  # the tokenizer was there already
     one, other = (
         load_teacher("scenes", device=CPU, weights=folder, prompts=PROMPTS).model.state_dict()

@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from dimo.errors import DimoError
-from dimo.models.llamagen_vq import LlamaGenVQ
-from dimo.models.vqgan import VQGAN
+from dimo.models.vqgan import VQGAN, LlamaGenVQ
 from dimo.weights.files import read_state_dict
 
 VQGAN_CASE, LLAMAGEN_CASE = "taming_vqgan_f16", "halton_llamagen_vq"

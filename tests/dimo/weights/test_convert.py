@@ -13,9 +13,8 @@ from bench.protocol.catalog import ANY, EXTRACTORS
 from dimo.errors import DimoError
 from dimo.methods.di4c.network import Di4CStudent
 from dimo.models.halton import HaltonMaskGIT
-from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.models.maskgit import MaskGIT
-from dimo.models.vqgan import VQGAN
+from dimo.models.vqgan import VQGAN, LlamaGenVQ
 from dimo.weights.catalog import ASSETS, OFFICIAL, OfficialFile, destination, find, locate, name_of
 from dimo.weights.convert import _loaders, check, convert, official_networks
 from dimo.weights.files import (

@@ -12,9 +12,8 @@ import torch
 
 from dimo.errors import DimoError
 from dimo.models.halton import HaltonMaskGIT
-from dimo.models.llamagen_vq import LlamaGenVQ
 from dimo.models.maskgit import MaskGIT
-from dimo.models.vqgan import VQGAN
+from dimo.models.vqgan import VQGAN, LlamaGenVQ
 from dimo.weights.files import looks_like, read_state_dict, save_tensors, state_sha256
 
 OFFICIAL = [

@@ -14,7 +14,7 @@ from dimo.engine.distributed import Runtime
 from dimo.engine.runs import distill
 from dimo.errors import DimoError
 from dimo.methods.dimo.method import DiMORecipe
-from dimo.models.llamagen_vq import LlamaGenVQ
+from dimo.models.vqgan import LlamaGenVQ
 from dimo.weights.catalog import ASSETS, OFFICIAL
 from dimo.zoo.loading import load, load_student, load_teacher, make_network
 from dimo.zoo.students import PUBLISHED_STUDENTS, StudentConfig, find_student, save_student

@@ -17,9 +17,8 @@ from dimo.engine.distributed import Runtime
 from dimo.engine.runs import distill
 from dimo.errors import DimoError
 from dimo.methods.dimo.method import DiMORecipe
-from dimo.models.clip_text import CLIPText
-from dimo.models.diffusers_vq import DiffusersVQ
 from dimo.models.meissonic import Meissonic
+from dimo.models.snapshot import CLIPText, DiffusersVQ
 from dimo.rng import ImageNoise
 from dimo.samplers import SAMPLERS
 from dimo.samplers.student import sample_one_step
@@ -302,8 +301,8 @@ def test_without_the_extra_the_error_says_so():
     code = (
         "import sys\n"
         "from dimo.errors import DimoError\n"
-        "from dimo.models.clip_text import CLIPText\n"
-        "from dimo.models.diffusers_vq import DiffusersVQ\n"
+        "from dimo.models.snapshot import CLIPText\n"
+        "from dimo.models.snapshot import DiffusersVQ\n"
         "assert not {'diffusers', 'transformers'} & sys.modules.keys()\n"
         "sys.modules.update(diffusers=None, transformers=None)\n"
         "for cls in (CLIPText, DiffusersVQ):\n"
