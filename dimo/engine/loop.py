@@ -28,21 +28,10 @@ OnStep: TypeAlias = Callable[[int, dict[str, float]], None]
 class Task(Protocol):
     """What the loop drives."""
 
-    @property
-    def recipe(self) -> Any:
-        """A `dimo.methods.base.Optimization`."""
-
-    @property
-    def inputs(self) -> str:
-        """Hash of the weights and data that the training starts from."""
-
-    @property
-    def ranks(self) -> Ranks:
-        """Those that share each batch."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it trains."""
+    recipe: Any  # a `dimo.methods.base.Optimization`
+    inputs: str  # hash of the weights and data that the run starts from
+    ranks: Ranks  # share each batch
+    device: torch.device
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -81,8 +70,8 @@ def fit(
         task: What to train.
         folder: The run's folder.
         resume: Continue from the newest whole checkpoint.
-        on_step: Called on the first rank with the steps done: at the start, and after each step.
-            Its scalars are the means since the last log line, and empty between log lines.
+        on_step: Called on the first rank at the start and after each step, with the steps done and
+            the means since the last log line (empty between log lines).
         watchers: Called on every rank with the task; they must not change its networks.
 
     Raises:
@@ -99,13 +88,11 @@ def fit(
             watcher(run.done, scalars, task)
 
     report({})
-    recipe = task.recipe
-    while run.done < recipe.steps:
+    while run.done < task.recipe.steps:
         run.add(task.step(run.done))
-        is_last = run.done == recipe.steps
-        scalars = run.log() if run.done % _LOG_EVERY == 0 or is_last else {}
-        report(scalars)
-        if run.done % recipe.checkpoint_every == 0 or is_last:
+        is_last = run.done == task.recipe.steps
+        report(run.log() if run.done % _LOG_EVERY == 0 or is_last else {})
+        if run.done % task.recipe.checkpoint_every == 0 or is_last:
             run.save()
     return run.seconds()
 
@@ -157,7 +144,7 @@ class _Run:
         self.ranks.synchronized(self._write_log)
 
     def add(self, sums: dict[str, Tensor]) -> None:
-        """Counts a step; values that are not finite are those of a skipped update."""
+        """Counts a step; non-finite values are those of a skipped update."""
         for key, value in sums.items():
             finite = torch.where(value.isfinite().all(), value, 0)
             self.sums[key] = self.sums[key] + finite if key in self.sums else finite
@@ -178,32 +165,32 @@ class _Run:
                 f"training diverged before step {self.done}: {in_a_row} updates in a row were not "
                 "finite; lower learning_rate and start again with another --out"
             )
-        scalars = {**means, "skipped": float(skipped)}
         self.sums = {}
         self.lines.append(json.dumps({"step": self.done, **means, "skipped": skipped}))
         self.ranks.synchronized(self._write_log)
-        return scalars
+        return {**means, "skipped": float(skipped)}
 
     def save(self) -> None:
         """Writes a checkpoint and removes old ones."""
         self._share_sums()
+        recipe = self.task.recipe
         state = {
-            "recipe": asdict(self.task.recipe),
+            "recipe": asdict(recipe),
             "inputs": self.task.inputs,
             "task": self.task.state_dict(),
             "log": self.lines,
             "seconds": self.seconds(),
             "sums": self.sums,
         }
-        self.ranks.synchronized(lambda: self._save(state))
 
-    def _save(self, state: dict[str, Any]) -> None:
-        if self.ranks.is_first:
-            every = self.task.recipe.keep_every
-            save_checkpoint(self.checkpoints, self.done, state, keep_every=every)
+        def write() -> None:
+            if self.ranks.is_first:
+                save_checkpoint(self.checkpoints, self.done, state, keep_every=recipe.keep_every)
+
+        self.ranks.synchronized(write)
 
     def _share_sums(self) -> None:
-        """Makes the sums those of all ranks, divided by their number: so they are one state."""
+        """Replaces the sums by their mean over the ranks, which is the same state everywhere."""
         if self.sums and self.ranks.count > 1:
             total = self.ranks.sum_(torch.stack(list(self.sums.values()))) / self.ranks.count
             self.sums = dict(zip(self.sums, total, strict=True))

@@ -1,4 +1,4 @@
-"""Observing a training without changing it: trackers, the curve of scores, intervals.
+"""Observing a run without changing it: trackers, the curve of scores, intervals.
 
 The only module that imports TensorBoard and Weights & Biases, when a run opens them.
 """
@@ -19,7 +19,7 @@ from dimo.errors import DimoError
 from dimo.util.files import write_atomic
 
 _LOOKS = 10  # per run, by default
-_MULTIPLE = 50  # of steps: a default interval falls on log lines
+_MULTIPLE = 50  # steps: default intervals coincide with log lines
 
 
 class Tracker(Protocol):
@@ -59,28 +59,24 @@ class Trackers:
             self.scalars(step, {f"train/{name}": value for name, value in scalars.items()})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers by name, to every open tracker."""
+        """Logs to every open tracker."""
         for tracker in self._open or ():
             tracker.scalars(step, values)
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """A PNG file, to every open tracker."""
+        """Logs to every open tracker."""
         for tracker in self._open or ():
             tracker.picture(step, name, path)
 
     def close(self) -> None:
-        """Flushes and closes all trackers."""
+        """Closes every open tracker."""
         for tracker in self._open or ():
             tracker.close()
         self._open = None
 
 
 def open_tensorboard(folder: Path, done: int) -> Tracker:
-    """Event files in `folder`; what an interrupted session logged after step `done` is hidden.
-
-    Raises:
-        DimoError: The folder cannot be written.
-    """
+    """Event files in `folder`; what an interrupted session logged after step `done` is hidden."""
     with _writing(folder):
         return _TensorBoard(folder, done)
 
@@ -101,7 +97,7 @@ class _TensorBoard:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         data = path.read_bytes()
-        width, height = struct.unpack(">II", data[16:24])  # of the first chunk, IHDR
+        width, height = struct.unpack(">II", data[16:24])  # in the first chunk, IHDR
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
         summary = Summary(value=[Summary.Value(tag=name, image=image)])
         with _writing(self.folder):
@@ -124,10 +120,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def check_wandb() -> None:
-    """
-    Raises:
-        DimoError: wandb is not installed.
-    """
+    """Raises a `DimoError` if wandb is not installed."""
     try:
         from wandb import init  # noqa: F401
     except ImportError as error:
@@ -137,11 +130,7 @@ def check_wandb() -> None:
 
 
 def open_wandb(project: str, folder: Path, config: Mapping[str, Any], done: int) -> Tracker:
-    """A run of Weights & Biases named after the run folder, which keeps its id for `--resume`.
-
-    Raises:
-        DimoError: wandb is not installed, or refuses.
-    """
+    """A run of Weights & Biases named after the run folder, which keeps its id for `--resume`."""
     check_wandb()
     path = folder / "wandb" / "run-id"
     if not (done and path.is_file()):
@@ -180,15 +169,10 @@ class _Wandb:
 
 
 def watch_interval(given: int | None, steps: int, option: str) -> int:
-    """Steps between two looks; 0 = never. By default about ten looks a run, at log lines.
-
-    Args:
-        given: By the user; None: the default.
-        steps: Of the whole run.
-        option: Name of the option, for the error.
+    """Steps between two looks; 0 = never, None: about ten looks per run of `steps`, at log lines.
 
     Raises:
-        DimoError: It is negative.
+        DimoError: `option` was given a negative number.
     """
     if given is None:
         return _MULTIPLE * max(1, -(-steps // (_LOOKS * _MULTIPLE)))
@@ -231,10 +215,6 @@ def read_curve(path: Path) -> dict[int, dict[str, Any]]:
 
 
 def put_on_curve(path: Path, line: Mapping[str, Any]) -> None:
-    """Adds a line, or replaces that of the same step; lines are in order of step.
-
-    Raises:
-        DimoError: The file is damaged or cannot be written.
-    """
+    """Adds a line to a curve in order of steps, or replaces that of the same step."""
     curve = {**read_curve(path), int(line["step"]): dict(line)}
     write_atomic(path, "".join(json.dumps(curve[step]) + "\n" for step in sorted(curve)))
