@@ -11,28 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import dimo.cli.options as opt
 from dimo.cli.app import app, is_first_rank
-from dimo.cli.options import (
-    STEPS,
-    ChoiceTemperature,
-    Device,
-    GuidanceScale,
-    Precision,
-    PromptsFile,
-    SamplerKnobs,
-    Samplers,
-    Schedules,
-    Teacher,
-    Temperature,
-    Theta,
-    TopK,
-    TopP,
-    Weights,
-    parse_choice,
-    parse_labels,
-    parse_prompts,
-    parse_steps,
-)
 from dimo.errors import DimoError
 from dimo.util import terminal
 
@@ -65,19 +45,19 @@ def sample(
         str,
         typer.Option(
             help="Step counts; one-step students among teachers stay at 1. Default for a picture: "
-            f"{STEPS}."
+            f"{opt.STEPS}."
         ),
     ] = "",
-    samplers: Samplers = "",
-    schedules: Schedules = "",
-    guidance_scale: GuidanceScale = None,
-    temperature: Temperature = None,
-    choice_temperature: ChoiceTemperature = None,
-    theta: Theta = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    set_sampler: SamplerKnobs = [],  # noqa: B006
-    precision: Precision = "float32",
+    samplers: opt.Samplers = "",
+    schedules: opt.Schedules = "",
+    guidance_scale: opt.GuidanceScale = None,
+    temperature: opt.Temperature = None,
+    choice_temperature: opt.ChoiceTemperature = None,
+    theta: opt.Theta = None,
+    top_k: opt.TopK = None,
+    top_p: opt.TopP = None,
+    set_sampler: opt.SamplerKnobs = [],  # noqa: B006
+    precision: opt.Precision = "float32",
     labels: Annotated[
         str,
         typer.Option(
@@ -88,7 +68,7 @@ def sample(
         list[str],
         typer.Option(metavar="TEXT", help="Prompt of a text-conditioned teacher; may be repeated."),
     ] = [],  # noqa: B006
-    prompts_file: PromptsFile = None,
+    prompts_file: opt.PromptsFile = None,
     count: Annotated[
         int | None,
         typer.Option(
@@ -111,15 +91,15 @@ def sample(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")
     ] = 50,
-    device: Device = "auto",
-    weights: Weights = None,
+    device: opt.Device = "auto",
+    weights: opt.Weights = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="With --count: a summary as JSON on stdout.")
     ] = False,
 ) -> None:
     """Draw a grid with one row per model and step count, or write --count images to score."""
     _check_out(out, count, force=force)
-    choice = parse_choice(
+    choice = opt.parse_choice(
         samplers,
         schedules,
         precision,
@@ -138,7 +118,7 @@ def sample(
             "--labels chooses columns of a picture; with --count image i has label i modulo the "
             "classes; leave one of them out"
         )
-    planned = _plan(models, parse_steps(steps), choice, weights)
+    planned = _plan(models, opt.parse_steps(steps), choice, weights)
     prompts = _conditions(planned, prompt, prompts_file, labels)
 
     def load(place: "torch.device") -> "list[Job]":
@@ -150,7 +130,7 @@ def sample(
         from bench.rows.grid import shared_classes
 
         classes = shared_classes(entry.teacher for entry in planned)
-        columns = parse_labels(labels, classes) if labels else list(range(len(prompts or ())))
+        columns = opt.parse_labels(labels, classes) if labels else list(range(len(prompts or ())))
         _draw(load, columns, seed=seed, out=out, batch_size=batch_size, device=device)
         return
     _check_one(planned, count)
@@ -184,7 +164,7 @@ def _conditions(
     planned: "list[Planned]", prompt: list[str], file: Path | None, labels: str
 ) -> list[str] | None:
     """Prompts for text-conditioned models; None for models of classes."""
-    prompts = parse_prompts(prompt, file)
+    prompts = opt.parse_prompts(prompt, file)
     draws_prompts = [entry.teacher.text is not None for entry in planned]
     names = ", ".join(dict.fromkeys(entry.teacher.name for entry in planned))
     if not any(draws_prompts):
@@ -255,7 +235,7 @@ def _plan(
     any_teacher = any(parse_candidate(text).model in TEACHERS for text in models)
     return plan_models(
         models,
-        counts or parse_steps(STEPS),
+        counts or opt.parse_steps(opt.STEPS),
         weights=weights,
         choice=choice,
         student_steps=[1] if any_teacher or not counts else counts,
@@ -324,8 +304,8 @@ def encode(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
-    teacher: Teacher = "digits",
-    weights: Weights = None,
+    teacher: opt.Teacher = "digits",
+    weights: opt.Weights = None,
     labels: Annotated[
         str,
         typer.Option(
@@ -348,7 +328,7 @@ def encode(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")
     ] = 64,
-    device: Device = "auto",
+    device: opt.Device = "auto",
     force: Annotated[bool, typer.Option("--force", help="Start over and replace --out.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="What was done, as JSON on stdout.")
