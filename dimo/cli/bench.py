@@ -171,14 +171,14 @@ def demo(
 
 def _demo_summary(records: "list[ResultRecord]") -> str:
     rows = {(r.method.section, r.method.num_steps): r for r in records}
-    student, slow = rows["Distill.", 1], rows["Teacher", 16]
-    first, last = student.speed.images_per_second, slow.speed.images_per_second
-    assert first is not None
-    assert last is not None
+    student = rows["Distill.", 1]
+    fast, slow = (r.speed.images_per_second for r in (student, rows["Teacher", 16]))
+    assert fast is not None
+    assert slow is not None
     fid, teacher_fid = student.metrics["fid"].value, rows["Teacher", 1].metrics["fid"].value
     return (
-        f"one-step student : 16-step teacher = {first / last:.1f} : 1 in images/s "
-        f"({first:,.0f} against {last:,.0f})\n"
+        f"one-step student : 16-step teacher = {fast / slow:.1f} : 1 in images/s "
+        f"({fast:,.0f} against {slow:,.0f})\n"
         f"one-step student : one-step teacher = {fid / teacher_fid:.3f} : 1 in FID "
         f"({fid:.3f} against {teacher_fid:.3f})"
     )

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -10,9 +10,6 @@ import dimo.cli.options as opt
 from dimo.cli.app import app
 from dimo.errors import DimoError, unknown_name
 from dimo.util import terminal
-
-if TYPE_CHECKING:
-    from bench.records.record import ResultRecord
 
 Paths = Annotated[
     list[Path],
@@ -106,22 +103,16 @@ def evaluate(
     record, path = scored
     level = fixed.uncertainty.level
     print(record_to_json(record) if as_json else metric_table(record, level=level), end="")
-    for note in _notes(record):
+    evidence = record.evidence
+    assert evidence is not None
+    for note in evidence.notes:
         opt.warn(note)
+    if evidence.nonconforming:
+        opt.warn(f"not under the protocol, and in no table: {'; '.join(evidence.nonconforming)}")
     terminal.say(f"record: {path}; tables: dimo report --protocol {protocol} --results {results}")
     verdicts = results / "verdicts" / f"{record.run_id}.jsonl"
     if verdicts.is_file():
         terminal.say(f"verdict on each image: {verdicts}")
-
-
-def _notes(record: "ResultRecord") -> list[str]:
-    evidence = record.evidence
-    assert evidence is not None
-    notes = list(evidence.notes)
-    if evidence.nonconforming:
-        reasons = "; ".join(evidence.nonconforming)
-        notes.append(f"not under the protocol, and in no table: {reasons}")
-    return notes
 
 
 @app.command(

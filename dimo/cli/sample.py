@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from bench.rows.export import Exported
     from bench.rows.rows import Job, Planned
-    from bench.rows.settings import Choice
+    from dimo.data.encode import EncodingRun
 
 
 @app.command(
@@ -118,12 +118,21 @@ def sample(
             "--labels chooses columns of a picture; with --count image i has label i modulo the "
             "classes; leave one of them out"
         )
-    planned = _plan(models, opt.parse_steps(steps), choice, weights)
+    from bench.rows.rows import load_planned, parse_candidate, plan_models
+    from dimo.zoo.teachers import TEACHERS
+
+    counts = opt.parse_steps(steps)
+    any_teacher = any(parse_candidate(text).model in TEACHERS for text in models)
+    planned = plan_models(
+        models,
+        counts or opt.parse_steps(opt.STEPS),
+        weights=weights,
+        choice=choice,
+        student_steps=counts if counts and not any_teacher else [1],
+    )
     prompts = _conditions(planned, prompt, prompts_file, labels)
 
     def load(place: "torch.device") -> "list[Job]":
-        from bench.rows.rows import load_planned
-
         return load_planned(planned, device=place, weights=weights, prompts=prompts)
 
     if count is None:
@@ -199,13 +208,7 @@ def _draw(
     start = time.monotonic()
     with terminal.work_bar() as progress:
         draw_samples(
-            jobs,
-            labels,
-            seed=seed,
-            out=out,
-            device=place,
-            batch_size=batch_size,
-            progress=progress,
+            jobs, labels, seed=seed, out=out, device=place, batch_size=batch_size, progress=progress
         )
     seconds, peak = time.monotonic() - start, peak_memory_bytes(place) / 2**20
     terminal.say(f"picture: {out} ({seconds:,.1f} s, peak memory {peak:,.0f} MiB)")
@@ -225,23 +228,6 @@ def _check_out(out: Path, count: int | None, *, force: bool) -> None:
         raise DimoError(f"--out {out} cannot hold --count images; allowed: a folder or an .npz")
 
 
-def _plan(
-    models: list[str], counts: list[int], choice: "Choice", weights: Path | None
-) -> "list[Planned]":
-    """One-step students stay at one step beside teachers, and without --steps."""
-    from bench.rows.rows import parse_candidate, plan_models
-    from dimo.zoo.teachers import TEACHERS
-
-    any_teacher = any(parse_candidate(text).model in TEACHERS for text in models)
-    return plan_models(
-        models,
-        counts or opt.parse_steps(opt.STEPS),
-        weights=weights,
-        choice=choice,
-        student_steps=[1] if any_teacher or not counts else counts,
-    )
-
-
 def _check_one(planned: "list[Planned]", count: int) -> None:
     """`--count` needs one model, step count, sampler and schedule."""
     if count < 1:
@@ -251,7 +237,7 @@ def _check_one(planned: "list[Planned]", count: int) -> None:
             f"--count writes the images of one model, and --model names {len(planned)}; give one"
         )
     rows = planned[0].rows
-    counts = list(dict.fromkeys(str(row.num_steps) for row in rows))
+    counts = dict.fromkeys(str(row.num_steps) for row in rows)
     if len(counts) > 1:
         raise DimoError(
             f"--count writes the images of one step count, and these are {', '.join(counts)}; "
@@ -285,10 +271,6 @@ def _report(done: "Exported", count: int, out: Path, *, as_json: bool) -> None:
             f"{count:,} images in {out}{new}: {done.seconds:,.1f} s, {speed:,.1f} images/s, peak "
             f"memory {done.peak_memory_bytes / 2**20:,.0f} MiB"
         )
-
-
-if TYPE_CHECKING:
-    from dimo.data.encode import EncodingRun
 
 
 @app.command(

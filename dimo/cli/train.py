@@ -11,7 +11,7 @@ import typer
 
 import dimo.cli.options as opt
 from dimo.cli.app import app, is_first_rank
-from dimo.errors import DimoError
+from dimo.errors import DimoError, unknown_name
 from dimo.methods import METHODS
 from dimo.util import terminal
 
@@ -65,11 +65,14 @@ def train(
 
 def _train_extractor(name: str, recipe: str, settings: list[str], out: Path | None) -> None:
     from dimo.config import load_recipe, to_toml
-    from dimo.errors import unknown_name
     from dimo.methods.pretraining import ExtractorRecipe
     from dimo.weights.files import save_tensors
 
-    recipes = {"digits-cnn": "digits-features", **{n: n for n in ("scenes-detector", "scenes-clip")}}
+    recipes = {
+        "digits-cnn": "digits-features",
+        "scenes-detector": "scenes-detector",
+        "scenes-clip": "scenes-clip",
+    }
     if name not in recipes:
         raise unknown_name("extractor", name, recipes)
     loaded = load_recipe(ExtractorRecipe, recipe or recipes[name], settings)
@@ -104,8 +107,10 @@ def _extractor(
         regularization = {key: getattr(recipe, key) for key in augmentation}
         model: Module = train_digits_cnn(digits.load(), **optimization, **regularization)
         return model, "scikit-learn digits, 1,797 images"
-    train = train_scene_clip if name == "scenes-clip" else train_scene_network
-    return train(**optimization), "scenes, training prompts, each picture once"
+    train_scenes: Callable[..., Module] = (
+        train_scene_clip if name == "scenes-clip" else train_scene_network
+    )
+    return train_scenes(**optimization), "scenes, training prompts, each picture once"
 
 
 @app.command(
@@ -143,8 +148,7 @@ def distill(
         ),
     ] = None,
     score_protocol: Annotated[
-        str,
-        typer.Option(help="Protocol name or file; default: that of a bundled teacher."),
+        str, typer.Option(help="Protocol name or file; default: that of a bundled teacher.")
     ] = "",
     reference: opt.Reference = None,
     extractor_weights: Annotated[
@@ -231,10 +235,9 @@ def run_distill(
             from bench.monitor import watching
 
             first = is_first_rank()
-            context = watching(
-                watched, recipe, folder, device=place, weights=weights, is_first=first
+            watchers = stack.enter_context(
+                watching(watched, recipe, folder, device=place, weights=weights, is_first=first)
             )
-            watchers = stack.enter_context(context)
         on_step = stack.enter_context(_bar("distil", recipe, place))
         run(
             recipe,
@@ -312,11 +315,10 @@ def _as_text(estimate: "Estimate") -> str:
         lines.append(f"  {network:30}{n.total:15,}{n.trainable:15,}{n.frozen:15,}")
     place = "a GPU" if estimate.device_type == "cuda" else "a CPU"
     lines += ["", f"{f'memory on {place}':32}{'MB':>15}{'checkpointed':>15}"]
-    parts = dataclasses.asdict(memory)
-    checkpointed = {**parts, "activations": parts.pop("checkpointed")}
-    for part, size in (*parts.items(), ("peak", memory.peak)):
-        other = memory.peak_checkpointed if part == "peak" else checkpointed[part]
-        lines.append(f"  {part:30}{size / 1e6:15,.1f}{other / 1e6:15,.1f}")
+    parts = {**dataclasses.asdict(memory), "peak": memory.peak}
+    changed = {"activations": parts.pop("checkpointed"), "peak": memory.peak_checkpointed}
+    for part, size in parts.items():
+        lines.append(f"  {part:30}{size / 1e6:15,.1f}{changed.get(part, size) / 1e6:15,.1f}")
     lines += ["  peak = weights + gradients + optimizer + max(activations + working, update)", ""]
     forward = f"one forward of an image: {flops.forward / 1e9:,.4g} GFLOP"
     lines += [f"{'FLOPs':32}{'forwards':>15}{'GFLOP/image':>15}  ({forward})"]

@@ -76,9 +76,9 @@ class Ranks:
             problem = str(error)
         problems: list[str | None] = [None] * self.count
         dist.all_gather_object(problems, problem)
-        first = next((text for text in problems if text is not None), None)
-        if first is not None:
-            raise DimoError(first)
+        for text in problems:
+            if text is not None:
+                raise DimoError(text)
         results: list[Any] = [None] * self.count
         if not first_only:
             dist.all_gather_object(results, result)
@@ -102,9 +102,9 @@ class Runtime:
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """The ranks that `torchrun` started, connected for the duration; otherwise this one alone.
+    """The ranks that `torchrun` or `accelerate launch` started, connected; or this process alone.
 
-    `accelerate launch` starts the same ranks. A nested `ranks()` yields the ranks of the outer one.
+    A nested `ranks()` yields the ranks of the outer one.
     """
     if dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size())

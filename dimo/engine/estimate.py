@@ -23,7 +23,7 @@ _ROWS = 16  # images in the forward whose FLOPs are counted; networks may pad fe
 
 @dataclass(frozen=True)
 class Parameters:
-    """Parameters of one network, and those in training."""
+    """Numbers of parameters of one network."""
 
     total: int
     trainable: int
@@ -128,7 +128,7 @@ def estimate_distillation(
     return Estimate(
         parameters,
         device_type,
-        _memory(recipe, cost, student, parameters, ema_away=device_type == "cuda"),
+        _memory(recipe, cost, student, parameters, on_gpu=device_type == "cuda"),
         Flops(forward, cost.forwards, per_image * recipe.batch_size, per_image * images),
         images,
     )
@@ -144,7 +144,7 @@ def _memory(
     student: MaskedModel,
     parameters: Mapping[str, Parameters],
     *,
-    ema_away: bool,
+    on_gpu: bool,
 ) -> Memory:
     images = recipe.batch_size // recipe.accumulate * cost.rows
     width, depth = student.hidden_dim, student.depth
@@ -159,9 +159,8 @@ def _memory(
     activations = inner * per_token + casts
     block = inner * per_token // depth
     trainable = [size.trainable for size in parameters.values()]
-    on_device = sum(size.total for size in parameters.values())
-    if ema_away and recipe.ema_on_cpu:
-        on_device -= parameters["ema"].total
+    ema_away = on_gpu and recipe.ema_on_cpu
+    on_device = sum(n.total for name, n in parameters.items() if not (ema_away and name == "ema"))
     logits = _LOGIT_ARRAYS * _FLOAT * images * student.num_tokens * student.codebook_size
     return Memory(
         weights=_FLOAT * on_device,

@@ -94,7 +94,7 @@ def fit(
         report(run.log() if run.done % _LOG_EVERY == 0 or is_last else {})
         if run.done % task.recipe.checkpoint_every == 0 or is_last:
             run.save()
-    return run.seconds()
+    return time.monotonic() - run.start
 
 
 class _Run:
@@ -108,11 +108,8 @@ class _Run:
         self.sums: dict[str, Tensor] = {}
         self.start = time.monotonic()
 
-    def seconds(self) -> float:
-        return time.monotonic() - self.start
-
     def begin(self, resume: bool) -> None:
-        """Restores the newest checkpoint, if there is one."""
+        """Restores the newest checkpoint, if any."""
         if self.ranks.is_first:
             remove_unfinished(self.checkpoints)
         newest = self.ranks.synchronized(lambda: latest_checkpoint(self.checkpoints))
@@ -151,11 +148,7 @@ class _Run:
         self.done += 1
 
     def log(self) -> dict[str, float]:
-        """Means over all ranks since the last line; the only place where the host waits.
-
-        Raises:
-            DimoError: Too many updates in a row were skipped.
-        """
+        """Means over all ranks since the last line; the only place where the host waits."""
         self._share_sums()
         sums = torch.stack(list(self.sums.values())).tolist()
         skipped, in_a_row = self.task.counts().tolist()
@@ -179,7 +172,7 @@ class _Run:
             "inputs": self.task.inputs,
             "task": self.task.state_dict(),
             "log": self.lines,
-            "seconds": self.seconds(),
+            "seconds": time.monotonic() - self.start,
             "sums": self.sums,
         }
 
@@ -202,8 +195,7 @@ class _Run:
     def _check_same(self, state: dict[str, Any]) -> None:
         folder = self.checkpoints.parent
         old, new = (json.loads(json.dumps(r)) for r in (state["recipe"], asdict(self.task.recipe)))
-        different = differences(old, new)
-        if different:
+        if different := differences(old, new):
             problem = f"a run of another recipe or teacher ({different})"
         elif state["inputs"] != self.task.inputs:
             problem = "a run that began with other weights or data of the same name"

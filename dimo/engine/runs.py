@@ -1,7 +1,6 @@
 """A run folder, from a recipe to weights: distillation of a student, training of a teacher."""
 
 import dataclasses
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from dimo.methods.base import DistillationRecipe, Task
 from dimo.methods.pretraining import TeacherTask, TrainRecipe
 from dimo.models.cpu import has_bfloat16
 from dimo.models.text import prompts_from_file
-from dimo.util.files import remove_temporaries, sha256_file, write_atomic
+from dimo.util.files import remove_temporaries, sha256_file, try_lock, write_atomic
 from dimo.weights.files import save_tensors
 from dimo.zoo.loading import (
     load_network,
@@ -192,14 +191,13 @@ def _drawn_prompts(recipe: DistillationRecipe, row: Teacher) -> Sequence[str] | 
     """The prompts of the recipe's file, or the teacher's bundled ones; None for classes."""
     method = METHODS[recipe.method]
     if method.needs_data:
-        if row.text is not None:
-            raise DimoError(
-                f"method {recipe.method!r} distils teachers of classes, and {row.name!r} draws "
-                "prompts; use --method dimo"
-            )
-        return None
-    path = method.distillation.prompts_file(recipe)
-    if path is not None:
+        if row.text is None:
+            return None
+        raise DimoError(
+            f"method {recipe.method!r} distils teachers of classes, and {row.name!r} draws "
+            "prompts; use --method dimo"
+        )
+    if (path := method.distillation.prompts_file(recipe)) is not None:
         return prompts_from_file(path)
     return None if row.bundled is None or row.bundled.prompts is None else row.bundled.prompts()
 
@@ -250,8 +248,7 @@ def train_teacher(
     with _opened(out, recipe, finished, resume, group):
         group.synchronized(fit_tokenizer)
         data = world.training_data(teacher.tokenizer(codebook))
-        captions = world.captions() if world.captions is not None else None
-        prompts = load_prompts(teacher, captions)
+        prompts = load_prompts(teacher, None if world.captions is None else world.captions())
         torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
         network = make_network(teacher, prompts, dropout=recipe.dropout)
         task = TeacherTask(recipe, network, data, runtime)
@@ -306,7 +303,7 @@ def _check(
 
 
 def _lock(out: Path) -> int:
-    """Locks the folder while the returned handle is open; the lock ends with the process."""
+    """Creates and locks the folder; returns the handle that holds the lock."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out, os.O_RDONLY)
@@ -314,11 +311,7 @@ def _lock(out: Path) -> int:
         raise DimoError(
             f"cannot use output {out}: {error.strerror}; choose another --out"
         ) from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not try_lock(handle):
         os.close(handle)
-        raise DimoError(f"another process is running in {out}; wait until it ends") from None
-    except OSError:
-        pass  # a file system without locks
+        raise DimoError(f"another process is running in {out}; wait until it ends")
     return handle

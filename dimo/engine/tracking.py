@@ -8,6 +8,7 @@ import struct
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -23,34 +24,27 @@ _MULTIPLE = 50  # steps: default intervals coincide with log lines
 
 
 class Tracker(Protocol):
-    """Receives numbers and pictures of a run."""
+    """Receives numbers by name and pictures (PNG files) of a run."""
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers by name."""
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
 
-    def picture(self, step: int, name: str, path: Path) -> None:
-        """A PNG file."""
+    def picture(self, step: int, name: str, path: Path) -> None: ...
 
-    def close(self) -> None:
-        """Flushes."""
+    def close(self) -> None: ...
 
 
 OpenTracker: TypeAlias = Callable[[int], Tracker]  # steps done when the session starts
 
 
 class Trackers:
-    """The trackers of one session; they open at its first step, when the run folder exists."""
+    """The trackers of one session, opened at its first step, when the run folder exists."""
 
     def __init__(self, openers: Sequence[OpenTracker]) -> None:
         self._openers = openers
         self._open: list[Tracker] | None = None
 
     def watch(self, step: int, scalars: Mapping[str, float], task: Task) -> None:
-        """A watcher of `dimo.engine.loop.fit`; call it before the watchers that use the trackers.
-
-        Raises:
-            DimoError: A tracker cannot be opened or written.
-        """
+        """A watcher of `dimo.engine.loop.fit`, called before those that use the trackers."""
         if self._open is None:
             self._open = []
             for opener in self._openers:
@@ -77,16 +71,17 @@ class Trackers:
 
 def open_tensorboard(folder: Path, done: int) -> Tracker:
     """Event files in `folder`; what an interrupted session logged after step `done` is hidden."""
+    from torch.utils.tensorboard import SummaryWriter
+
     with _writing(folder):
-        return _TensorBoard(folder, done)
+        writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+    return _TensorBoard(folder, writer)
 
 
+@dataclass(frozen=True)
 class _TensorBoard:
-    def __init__(self, folder: Path, done: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.folder = folder
-        self.writer: Any = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+    folder: Path
+    writer: Any
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         with _writing(self.folder):
@@ -132,31 +127,32 @@ def check_wandb() -> None:
 def open_wandb(project: str, folder: Path, config: Mapping[str, Any], done: int) -> Tracker:
     """A run of Weights & Biases named after the run folder, which keeps its id for `--resume`."""
     check_wandb()
+    import wandb
+
     path = folder / "wandb" / "run-id"
     if not (done and path.is_file()):
         write_atomic(path, uuid.uuid4().hex[:16])
-    return _Wandb(project, folder, config, path.read_text())
+    try:
+        run = wandb.init(
+            project=project,
+            name=folder.resolve().name,
+            dir=str(folder),
+            id=path.read_text(),
+            resume="allow",
+            config=dict(config),
+        )
+    except wandb.Error as error:
+        raise DimoError(
+            f"wandb refuses project {project!r}: {str(error).rstrip('.')}; log in with: wandb "
+            "login, or set WANDB_MODE=offline; then continue with --resume"
+        ) from error
+    return _Wandb(run, wandb.Image)
 
 
+@dataclass(frozen=True)
 class _Wandb:
-    def __init__(self, project: str, folder: Path, config: Mapping[str, Any], run_id: str) -> None:
-        import wandb
-
-        self.image = wandb.Image
-        try:
-            self.run: Any = wandb.init(
-                project=project,
-                name=folder.resolve().name,
-                dir=str(folder),
-                id=run_id,
-                resume="allow",
-                config=dict(config),
-            )
-        except wandb.Error as error:
-            raise DimoError(
-                f"wandb refuses project {project!r}: {str(error).rstrip('.')}; log in with: wandb "
-                "login, or set WANDB_MODE=offline; then continue with --resume"
-            ) from error
+    run: Any
+    image: Callable[[str], Any]
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log(dict(values), step=step)
@@ -182,7 +178,7 @@ def watch_interval(given: int | None, steps: int, option: str) -> int:
 
 
 def is_due(step: int, every: int, steps: int) -> bool:
-    """Whether to look after `step` steps: at the start, at every multiple, and at the end."""
+    """Whether to look after `step` steps: at the start, at multiples of `every`, at the end."""
     return every > 0 and (step % every == 0 or step == steps)
 
 
