@@ -71,7 +71,7 @@ class DataTask(Task):
 class DataDistillation(Distillation):
     """A method of a `DataRecipe`."""
 
-    Task: ClassVar[type[DataTask]]
+    task_class: ClassVar[type[DataTask]]
 
     def task(
         self,
@@ -83,7 +83,7 @@ class DataDistillation(Distillation):
         runtime: Runtime,
     ) -> Task:
         assert data is not None, "`Method.needs_data` is set"
-        return self.Task(recipe, teacher, student, data, runtime)
+        return self.task_class(recipe, teacher, student, data, runtime)
 
     def student_settings(self, recipe: Any) -> dict[str, Any]:
         return {**ALL_MASKED, "guidance_scale": recipe.guidance_scale}

@@ -78,7 +78,7 @@ class Di4CTask(DataTask):
 class Di4C(DataDistillation):
     """Mixture students of MaskGIT teachers."""
 
-    Recipe, Task = Di4CRecipe, Di4CTask
+    Recipe, task_class = Di4CRecipe, Di4CTask
 
     def network(self, teacher: type[Any]) -> type[Any] | None:
         return Di4CStudent if teacher is MaskGIT else None

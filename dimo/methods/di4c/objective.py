@@ -121,7 +121,7 @@ class LatentMixture(nn.Module):
         else:
             results = [
                 checkpoint(self._of_chunk, part, *state, use_reentrant=False)
-                for part in latents.split(self.chunk, dim=1)
+                for part in torch.split(latents, self.chunk, dim=1)
             ]
         joint, marginal, cross_entropy = zip(*results, strict=True)
         log_marginal = torch.stack(marginal).logsumexp(0) - math.log(count)
@@ -210,7 +210,8 @@ class Di4CObjective:
         marginal, samples = torch.zeros_like(log_p), [data.tokens[:, None]]
         size = self.latent_chunk or self.num_latents
         parts = (states, draws.target_latents, draws.sample)
-        for state, latents, uniform in zip(*(x.split(size, dim=1) for x in parts), strict=True):
+        chunks = (torch.split(part, size, dim=1) for part in parts)
+        for state, latents, uniform in zip(*chunks, strict=True):
             p = under_latents(student, state, data.labels, data.drop, latents).exp()
             hidden = state == teacher.mask_token_id  # [B, n, L]
             drawn = draw_categorical(p, uniform[..., None])[..., 0]

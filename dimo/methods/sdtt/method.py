@@ -69,7 +69,7 @@ class SDTTTask(DataTask):
 class SDTT(DataDistillation):
     """Few-step students with the teacher's own network."""
 
-    Recipe, Task = SDTTRecipe, SDTTTask
+    Recipe, task_class = SDTTRecipe, SDTTTask
 
     def cost(self, recipe: SDTTRecipe) -> Cost:
         return Cost(
