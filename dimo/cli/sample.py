@@ -122,6 +122,7 @@ def sample(
     from dimo.zoo.teachers import TEACHERS
 
     counts = opt.parse_steps(steps)
+    # one-step students stay at one step beside teachers, and without --steps
     any_teacher = any(parse_candidate(text).model in TEACHERS for text in models)
     planned = plan_models(
         models,

@@ -66,13 +66,10 @@ def fit(
     The first rank writes `metrics.jsonl` (one line every 50 steps) and `checkpoints/`; every rank
     reads the checkpoint, so ranks on several machines need a folder that all of them see.
 
-    Args:
-        task: What to train.
-        folder: The run's folder.
-        resume: Continue from the newest whole checkpoint.
-        on_step: Called on the first rank at the start and after each step, with the steps done and
-            the means since the last log line (empty between log lines).
-        watchers: Called on every rank with the task; they must not change its networks.
+    With `resume` it continues from the newest whole checkpoint in `folder`, the run's folder.
+    `on_step` is called on the first rank at the start and after each step, with the steps done and
+    the means since the last log line (empty between log lines). So are `watchers`, on every rank
+    and with the task, whose networks they must not change.
 
     Raises:
         DimoError: The folder holds a run and `resume` is off, or a run of another task; it cannot

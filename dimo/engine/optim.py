@@ -1,7 +1,7 @@
 """Updates of a network: gradients of micro-batches and ranks, clipping, skipped steps, Muon, EMA.
 
-Nothing here synchronizes with the GPU. The device decides whether a gradient is finite, and the
-fused optimizer then skips the step; the host reads the counters at log lines only.
+Nothing here synchronizes with the GPU: the fused optimizer skips a step whose gradient the device
+finds non-finite, and the host reads the counters at log lines only.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update; `closure` is not called."""
+        """One update, without a closure."""
         is_finite = 1 - self.found_inf
         for group in self.param_groups:
             rate = group["lr"] * is_finite

@@ -47,10 +47,8 @@ def find_recipe(
 ) -> tuple[str, DistillationRecipe]:
     """The name of a distillation recipe, and the recipe with `settings`, `key=value` overrides.
 
-    Args:
-        teacher: A row of `dimo.zoo.teachers`.
-        method: A key of `dimo.methods.METHODS`; "": that of the recipe, or dimo.
-        recipe: Name or path of a .toml; "": the recipe of teacher and method.
+    A `method` is a key of `dimo.methods.METHODS`, by default that of the recipe, or dimo; `recipe`
+    is the name or path of a .toml, by default the recipe of teacher and method.
 
     Raises:
         DimoError: Unknown names, no recipe for that teacher and method, or one of another method.
@@ -92,17 +90,10 @@ def distill_teacher(
     """
     name, loaded = find_recipe(teacher, method, recipe, settings)
     folder = Path(out or Path("runs") / name)
+    options: dict[str, Any] = {"weights": weights, "data": data, "resume": resume}
     with ranks() as group:
-        distill(
-            loaded,
-            folder,
-            recipe_name=name,
-            runtime=Runtime(choose_device(device), group),
-            weights=weights,
-            data=data,
-            resume=resume,
-            on_step=on_step,
-        )
+        runtime = Runtime(choose_device(device), group)
+        distill(loaded, folder, recipe_name=name, runtime=runtime, on_step=on_step, **options)
     return folder
 
 
@@ -126,9 +117,8 @@ def distill(
     continued, with `resume` or without.
 
     Args:
-        recipe: As from `find_recipe`.
+        recipe: As from `find_recipe`, like `recipe_name`, which is stored with the student.
         out: The run folder.
-        recipe_name: Stored with the student.
         runtime: Where to train; its ranks share each batch.
         weights: Folder of the teacher's weights; None: the bundled or downloaded ones.
         data: Encoded images, as `dimo encode` writes them; None: the teacher's bundled data.
