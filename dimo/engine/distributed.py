@@ -179,7 +179,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """Model name of the GPU, or of the CPU with the number of threads in use."""
+    """Name of the GPU, or of the CPU with the number of threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = _proc_field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()

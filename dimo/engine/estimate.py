@@ -123,15 +123,11 @@ def estimate_distillation(
         },
         "ema": untrained,
     }
+    memory = _memory(recipe, cost, student, parameters, on_gpu=device_type == "cuda")
     forward, images = _forward_flops(student, cost), recipe.steps * recipe.batch_size
     per_image = forward * sum(cost.forwards.values())
-    return Estimate(
-        parameters,
-        device_type,
-        _memory(recipe, cost, student, parameters, on_gpu=device_type == "cuda"),
-        Flops(forward, cost.forwards, per_image * recipe.batch_size, per_image * images),
-        images,
-    )
+    flops = Flops(forward, cost.forwards, per_image * recipe.batch_size, per_image * images)
+    return Estimate(parameters, device_type, memory, flops, images)
 
 
 def _count(network: MaskedModel) -> int:

@@ -38,7 +38,7 @@ class Task(Protocol):
         """By name, not wrapped: "ema", "model" or "student", and others."""
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """Updates the networks; returns means of this rank's rows as (sum, weight), float64 [2]."""
+        """Updates the networks; returns means over this rank as (sum, weight), float64 [2]."""
 
     def counts(self) -> Tensor:
         """Updates skipped so far, and the most in a row of one network: int64 [2]."""

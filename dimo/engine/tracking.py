@@ -184,7 +184,7 @@ def is_due(step: int, every: int, steps: int) -> bool:
 
 @contextmanager
 def undisturbed(*networks: nn.Module) -> Iterator[None]:
-    """Networks in eval mode; restores modes and random number generators afterwards."""
+    """Puts networks in eval mode; restores their modes and the random generators afterwards."""
     modes = [(m, m.training) for network in networks for m in network.modules()]
     devices = {p.device for network in networks for p in network.parameters()}
     with torch.random.fork_rng([d for d in devices if d.type == "cuda"]):
@@ -198,11 +198,7 @@ def undisturbed(*networks: nn.Module) -> Iterator[None]:
 
 
 def read_curve(path: Path) -> dict[int, dict[str, Any]]:
-    """The lines of `curve.jsonl` by step; none if there is no file.
-
-    Raises:
-        DimoError: A line is not a JSON object with a step.
-    """
+    """The lines of `curve.jsonl` by step; empty without a file."""
     lines = path.read_text().splitlines() if path.is_file() else []
     try:
         return {int(line["step"]): line for line in map(json.loads, lines)}
