@@ -6,36 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import dimo.cli.options as opt
 from dimo.cli.app import app
-from dimo.cli.options import (
-    STEPS,
-    AllowCode,
-    Baselines,
-    Cache,
-    ChoiceTemperature,
-    Device,
-    ExtractorWeights,
-    GuidanceScale,
-    Precision,
-    ProtocolPrompts,
-    Reference,
-    Results,
-    SamplerKnobs,
-    Samplers,
-    Schedules,
-    Students,
-    StudentSteps,
-    Teacher,
-    Temperature,
-    Theta,
-    TopK,
-    TopP,
-    Weights,
-    command_line,
-    parse_choice,
-    parse_steps,
-    warn,
-)
 from dimo.cli.report import measured_table, report_text
 from dimo.cli.train import run_distill
 from dimo.errors import DimoError
@@ -54,17 +26,17 @@ if TYPE_CHECKING:
     "`dimo bench --teacher scenes --protocol scenes-geneval --tune guidance_scale=1,3`"
 )
 def bench(
-    teacher: Teacher = "digits",
-    students: Students = [],  # noqa: B006
-    baselines: Baselines = [],  # noqa: B006
+    teacher: opt.Teacher = "digits",
+    students: opt.Students = [],  # noqa: B006
+    baselines: opt.Baselines = [],  # noqa: B006
     steps: Annotated[
         str, typer.Option(help="Teacher's step counts; empty: no teacher row.")
-    ] = STEPS,
-    student_steps: StudentSteps = "1",
-    samplers: Samplers = "",
-    schedules: Schedules = "",
+    ] = opt.STEPS,
+    student_steps: opt.StudentSteps = "1",
+    samplers: opt.Samplers = "",
+    schedules: opt.Schedules = "",
     protocol: Annotated[str, typer.Option(help="Protocol name or file.")] = "digits",
-    results: Results = Path("results"),
+    results: opt.Results = Path("results"),
     tune: Annotated[
         list[str],
         typer.Option(
@@ -73,23 +45,23 @@ def bench(
             "where a detector decides, else by the lowest Fréchet distance.",
         ),
     ] = [],  # noqa: B006
-    guidance_scale: GuidanceScale = None,
-    temperature: Temperature = None,
-    choice_temperature: ChoiceTemperature = None,
-    theta: Theta = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    set_sampler: SamplerKnobs = [],  # noqa: B006
-    precision: Precision = "float32",
+    guidance_scale: opt.GuidanceScale = None,
+    temperature: opt.Temperature = None,
+    choice_temperature: opt.ChoiceTemperature = None,
+    theta: opt.Theta = None,
+    top_k: opt.TopK = None,
+    top_p: opt.TopP = None,
+    set_sampler: opt.SamplerKnobs = [],  # noqa: B006
+    precision: opt.Precision = "float32",
     reference_rows: Annotated[bool, typer.Option(help="Rows for real data and tokenizer.")] = True,
     batch_size: Annotated[int, typer.Option(min=1, help="Changes speed, never a result.")] = 500,
-    device: Device = "auto",
-    weights: Weights = None,
-    reference: Reference = None,
-    extractor_weights: ExtractorWeights = None,
-    prompts: ProtocolPrompts = None,
-    cache: Cache = "",
-    allow_code: AllowCode = False,
+    device: opt.Device = "auto",
+    weights: opt.Weights = None,
+    reference: opt.Reference = None,
+    extractor_weights: opt.ExtractorWeights = None,
+    prompts: opt.ProtocolPrompts = None,
+    cache: opt.Cache = "",
+    allow_code: opt.AllowCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Records on stdout, as JSON.")] = False,
 ) -> None:
     """Score a teacher at each step count, and distilled models, under one protocol."""
@@ -104,7 +76,7 @@ def bench(
     from dimo.zoo.teachers import get_teacher
 
     place, grid, fixed = choose_device(device), parse_grid(tune), load_protocol(protocol)
-    choice = parse_choice(
+    choice = opt.parse_choice(
         samplers,
         schedules,
         precision,
@@ -120,10 +92,10 @@ def bench(
     planned = plan_jobs(
         teacher,
         [*students, *baselines],
-        parse_steps(steps),
+        opt.parse_steps(steps),
         weights=weights,
         choice=choice,
-        student_steps=parse_steps(student_steps),
+        student_steps=opt.parse_steps(student_steps),
     )
     assets = Assets(
         weights=weights,
@@ -137,13 +109,13 @@ def bench(
         scored = run_rows(
             planned,
             fixed,
-            Runtime(place, progress=progress, warn=warn),
+            Runtime(place, progress=progress, warn=opt.warn),
             assets,
             results=results,
             grid=grid,
             reference_rows=reference_rows,
             batch_size=batch_size,
-            command=command_line(),
+            command=opt.command_line(),
         )
     records = [row.record for row in scored]
     if as_json:
@@ -161,7 +133,7 @@ def demo(
         "runs/demo"
     ),
     recipe: Annotated[str, typer.Option(help="Distillation recipe.")] = "digits",
-    device: Device = "auto",
+    device: opt.Device = "auto",
 ) -> None:
     """The main job in minutes, offline: distil, benchmark, report, draw - on real handwriting."""
     if out.exists() and any(out.iterdir()):
@@ -180,11 +152,11 @@ def demo(
     student = out / "student"
     run_distill(*find_recipe("digits", recipe=recipe), student, device=device)
     terminal.say("2/3 benchmark: real data, teacher at 1, 2, 4, 8, 16 steps, student at 1 step")
-    planned = plan_jobs("digits", [str(student)], parse_steps(STEPS))
+    planned = plan_jobs("digits", [str(student)], opt.parse_steps(opt.STEPS))
     with terminal.work_bar() as progress:
-        runtime = Runtime(place, progress=progress, warn=warn)
+        runtime = Runtime(place, progress=progress, warn=opt.warn)
         scored = run_rows(
-            planned, protocol, runtime, Assets(), results=results, command=command_line()
+            planned, protocol, runtime, Assets(), results=results, command=opt.command_line()
         )
     records = [row.record for row in scored]
     terminal.say("3/3 report and picture")
@@ -199,14 +171,14 @@ def demo(
 
 def _demo_summary(records: "list[ResultRecord]") -> str:
     rows = {(r.method.section, r.method.num_steps): r for r in records}
-    student, slow = rows["Distill.", 1], rows["Teacher", 16]
-    first, last = student.speed.images_per_second, slow.speed.images_per_second
-    assert first is not None
-    assert last is not None
+    student = rows["Distill.", 1]
+    fast, slow = (r.speed.images_per_second for r in (student, rows["Teacher", 16]))
+    assert fast is not None
+    assert slow is not None
     fid, teacher_fid = student.metrics["fid"].value, rows["Teacher", 1].metrics["fid"].value
     return (
-        f"one-step student : 16-step teacher = {first / last:.1f} : 1 in images/s "
-        f"({first:,.0f} against {last:,.0f})\n"
+        f"one-step student : 16-step teacher = {fast / slow:.1f} : 1 in images/s "
+        f"({fast:,.0f} against {slow:,.0f})\n"
         f"one-step student : one-step teacher = {fid / teacher_fid:.3f} : 1 in FID "
         f"({fid:.3f} against {teacher_fid:.3f})"
     )

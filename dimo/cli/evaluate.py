@@ -2,29 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+import dimo.cli.options as opt
 from dimo.cli.app import app
-from dimo.cli.options import (
-    AllowCode,
-    Cache,
-    ClipWeights,
-    Device,
-    ExtractorWeights,
-    NoWeights,
-    ProtocolPrompts,
-    Reference,
-    Results,
-    command_line,
-    warn,
-)
 from dimo.errors import DimoError, unknown_name
 from dimo.util import terminal
-
-if TYPE_CHECKING:
-    from bench.records.record import ResultRecord
 
 Paths = Annotated[
     list[Path],
@@ -51,11 +36,11 @@ Labels = Annotated[
 def evaluate(
     paths: Paths,
     protocol: ProtocolName,
-    reference: Reference = None,
-    weights: NoWeights = None,
-    extractor_weights: ExtractorWeights = None,
-    prompts: ProtocolPrompts = None,
-    clip_weights: ClipWeights = None,
+    reference: opt.Reference = None,
+    weights: opt.NoWeights = None,
+    extractor_weights: opt.ExtractorWeights = None,
+    prompts: opt.ProtocolPrompts = None,
+    clip_weights: opt.ClipWeights = None,
     labels: Labels = "",
     recursive: Recursive = False,
     name: Annotated[str, typer.Option(help="Name of the row; default: the path's.")] = "",
@@ -70,10 +55,10 @@ def evaluate(
             help="Score what is not as the protocol asks; such a record is in no table.",
         ),
     ] = False,
-    results: Results = Path("results"),
-    cache: Cache = "",
-    allow_code: AllowCode = False,
-    device: Device = "auto",
+    results: opt.Results = Path("results"),
+    cache: opt.Cache = "",
+    allow_code: opt.AllowCode = False,
+    device: opt.Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="The record on stdout, as JSON.")] = False,
 ) -> None:
     """Score a set of images under a protocol: every metric, with interval and provenance."""
@@ -93,7 +78,7 @@ def evaluate(
         scored = score_images(
             paths,
             fixed,
-            Runtime(choose_device(device), group, progress, warn),
+            Runtime(choose_device(device), group, progress, opt.warn),
             Assets(
                 extractor=extractor_weights,
                 clip=clip_weights,
@@ -111,29 +96,23 @@ def evaluate(
             ),
             results=results,
             nonconforming=nonconforming,
-            command=command_line(),
+            command=opt.command_line(),
         )
     if scored is None:
         return
     record, path = scored
     level = fixed.uncertainty.level
     print(record_to_json(record) if as_json else metric_table(record, level=level), end="")
-    for note in _notes(record):
-        warn(note)
+    evidence = record.evidence
+    assert evidence is not None
+    for note in evidence.notes:
+        opt.warn(note)
+    if evidence.nonconforming:
+        opt.warn(f"not under the protocol, and in no table: {'; '.join(evidence.nonconforming)}")
     terminal.say(f"record: {path}; tables: dimo report --protocol {protocol} --results {results}")
     verdicts = results / "verdicts" / f"{record.run_id}.jsonl"
     if verdicts.is_file():
         terminal.say(f"verdict on each image: {verdicts}")
-
-
-def _notes(record: "ResultRecord") -> list[str]:
-    evidence = record.evidence
-    assert evidence is not None
-    notes = list(evidence.notes)
-    if evidence.nonconforming:
-        reasons = "; ".join(evidence.nonconforming)
-        notes.append(f"not under the protocol, and in no table: {reasons}")
-    return notes
 
 
 @app.command(
@@ -145,7 +124,7 @@ def compare(
     protocol: Annotated[
         str, typer.Option(help="Protocol name or file; default: the records' own, by name.")
     ] = "",
-    results: Results = Path("results"),
+    results: opt.Results = Path("results"),
     as_json: Annotated[bool, typer.Option("--json", help="Differences as JSON.")] = False,
 ) -> None:
     """Paired differences of two rows on the same seeds: which is better, beyond chance."""
@@ -172,12 +151,12 @@ def reference(
     paths: Paths,
     protocol: ProtocolName,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the .npz.")],
-    weights: NoWeights = None,
-    extractor_weights: ExtractorWeights = None,
+    weights: opt.NoWeights = None,
+    extractor_weights: opt.ExtractorWeights = None,
     recursive: Recursive = False,
     force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
-    allow_code: AllowCode = False,
-    device: Device = "auto",
+    allow_code: opt.AllowCode = False,
+    device: opt.Device = "auto",
 ) -> None:
     """Make reference statistics (mu, sigma, n) and features from real images."""
     if out.exists() and not force:

@@ -11,28 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import dimo.cli.options as opt
 from dimo.cli.app import app, is_first_rank
-from dimo.cli.options import (
-    STEPS,
-    ChoiceTemperature,
-    Device,
-    GuidanceScale,
-    Precision,
-    PromptsFile,
-    SamplerKnobs,
-    Samplers,
-    Schedules,
-    Teacher,
-    Temperature,
-    Theta,
-    TopK,
-    TopP,
-    Weights,
-    parse_choice,
-    parse_labels,
-    parse_prompts,
-    parse_steps,
-)
 from dimo.errors import DimoError
 from dimo.util import terminal
 
@@ -41,7 +21,7 @@ if TYPE_CHECKING:
 
     from bench.rows.export import Exported
     from bench.rows.rows import Job, Planned
-    from bench.rows.settings import Choice
+    from dimo.data.encode import EncodingRun
 
 
 @app.command(
@@ -65,19 +45,19 @@ def sample(
         str,
         typer.Option(
             help="Step counts; one-step students among teachers stay at 1. Default for a picture: "
-            f"{STEPS}."
+            f"{opt.STEPS}."
         ),
     ] = "",
-    samplers: Samplers = "",
-    schedules: Schedules = "",
-    guidance_scale: GuidanceScale = None,
-    temperature: Temperature = None,
-    choice_temperature: ChoiceTemperature = None,
-    theta: Theta = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    set_sampler: SamplerKnobs = [],  # noqa: B006
-    precision: Precision = "float32",
+    samplers: opt.Samplers = "",
+    schedules: opt.Schedules = "",
+    guidance_scale: opt.GuidanceScale = None,
+    temperature: opt.Temperature = None,
+    choice_temperature: opt.ChoiceTemperature = None,
+    theta: opt.Theta = None,
+    top_k: opt.TopK = None,
+    top_p: opt.TopP = None,
+    set_sampler: opt.SamplerKnobs = [],  # noqa: B006
+    precision: opt.Precision = "float32",
     labels: Annotated[
         str,
         typer.Option(
@@ -88,7 +68,7 @@ def sample(
         list[str],
         typer.Option(metavar="TEXT", help="Prompt of a text-conditioned teacher; may be repeated."),
     ] = [],  # noqa: B006
-    prompts_file: PromptsFile = None,
+    prompts_file: opt.PromptsFile = None,
     count: Annotated[
         int | None,
         typer.Option(
@@ -111,15 +91,15 @@ def sample(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")
     ] = 50,
-    device: Device = "auto",
-    weights: Weights = None,
+    device: opt.Device = "auto",
+    weights: opt.Weights = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="With --count: a summary as JSON on stdout.")
     ] = False,
 ) -> None:
     """Draw a grid with one row per model and step count, or write --count images to score."""
     _check_out(out, count, force=force)
-    choice = parse_choice(
+    choice = opt.parse_choice(
         samplers,
         schedules,
         precision,
@@ -138,19 +118,29 @@ def sample(
             "--labels chooses columns of a picture; with --count image i has label i modulo the "
             "classes; leave one of them out"
         )
-    planned = _plan(models, parse_steps(steps), choice, weights)
+    from bench.rows.rows import load_planned, parse_candidate, plan_models
+    from dimo.zoo.teachers import TEACHERS
+
+    counts = opt.parse_steps(steps)
+    # one-step students stay at one step beside teachers, and without --steps
+    any_teacher = any(parse_candidate(text).model in TEACHERS for text in models)
+    planned = plan_models(
+        models,
+        counts or opt.parse_steps(opt.STEPS),
+        weights=weights,
+        choice=choice,
+        student_steps=counts if counts and not any_teacher else [1],
+    )
     prompts = _conditions(planned, prompt, prompts_file, labels)
 
     def load(place: "torch.device") -> "list[Job]":
-        from bench.rows.rows import load_planned
-
         return load_planned(planned, device=place, weights=weights, prompts=prompts)
 
     if count is None:
         from bench.rows.grid import shared_classes
 
         classes = shared_classes(entry.teacher for entry in planned)
-        columns = parse_labels(labels, classes) if labels else list(range(len(prompts or ())))
+        columns = opt.parse_labels(labels, classes) if labels else list(range(len(prompts or ())))
         _draw(load, columns, seed=seed, out=out, batch_size=batch_size, device=device)
         return
     _check_one(planned, count)
@@ -184,7 +174,7 @@ def _conditions(
     planned: "list[Planned]", prompt: list[str], file: Path | None, labels: str
 ) -> list[str] | None:
     """Prompts for text-conditioned models; None for models of classes."""
-    prompts = parse_prompts(prompt, file)
+    prompts = opt.parse_prompts(prompt, file)
     draws_prompts = [entry.teacher.text is not None for entry in planned]
     names = ", ".join(dict.fromkeys(entry.teacher.name for entry in planned))
     if not any(draws_prompts):
@@ -219,13 +209,7 @@ def _draw(
     start = time.monotonic()
     with terminal.work_bar() as progress:
         draw_samples(
-            jobs,
-            labels,
-            seed=seed,
-            out=out,
-            device=place,
-            batch_size=batch_size,
-            progress=progress,
+            jobs, labels, seed=seed, out=out, device=place, batch_size=batch_size, progress=progress
         )
     seconds, peak = time.monotonic() - start, peak_memory_bytes(place) / 2**20
     terminal.say(f"picture: {out} ({seconds:,.1f} s, peak memory {peak:,.0f} MiB)")
@@ -245,23 +229,6 @@ def _check_out(out: Path, count: int | None, *, force: bool) -> None:
         raise DimoError(f"--out {out} cannot hold --count images; allowed: a folder or an .npz")
 
 
-def _plan(
-    models: list[str], counts: list[int], choice: "Choice", weights: Path | None
-) -> "list[Planned]":
-    """One-step students stay at one step beside teachers, and without --steps."""
-    from bench.rows.rows import parse_candidate, plan_models
-    from dimo.zoo.teachers import TEACHERS
-
-    any_teacher = any(parse_candidate(text).model in TEACHERS for text in models)
-    return plan_models(
-        models,
-        counts or parse_steps(STEPS),
-        weights=weights,
-        choice=choice,
-        student_steps=[1] if any_teacher or not counts else counts,
-    )
-
-
 def _check_one(planned: "list[Planned]", count: int) -> None:
     """`--count` needs one model, step count, sampler and schedule."""
     if count < 1:
@@ -271,7 +238,7 @@ def _check_one(planned: "list[Planned]", count: int) -> None:
             f"--count writes the images of one model, and --model names {len(planned)}; give one"
         )
     rows = planned[0].rows
-    counts = list(dict.fromkeys(str(row.num_steps) for row in rows))
+    counts = dict.fromkeys(str(row.num_steps) for row in rows)
     if len(counts) > 1:
         raise DimoError(
             f"--count writes the images of one step count, and these are {', '.join(counts)}; "
@@ -307,10 +274,6 @@ def _report(done: "Exported", count: int, out: Path, *, as_json: bool) -> None:
         )
 
 
-if TYPE_CHECKING:
-    from dimo.data.encode import EncodingRun
-
-
 @app.command(
     epilog="Examples: `dimo encode imagenet/train --teacher maskgit --centre-crop "
     "-o tokens.safetensors` · `dimo encode shards/*.tar --teacher maskgit -o tokens.safetensors`"
@@ -324,8 +287,8 @@ def encode(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
-    teacher: Teacher = "digits",
-    weights: Weights = None,
+    teacher: opt.Teacher = "digits",
+    weights: opt.Weights = None,
     labels: Annotated[
         str,
         typer.Option(
@@ -348,7 +311,7 @@ def encode(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")
     ] = 64,
-    device: Device = "auto",
+    device: opt.Device = "auto",
     force: Annotated[bool, typer.Option("--force", help="Start over and replace --out.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="What was done, as JSON on stdout.")

@@ -9,18 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import dimo.cli.options as opt
 from dimo.cli.app import app, is_first_rank
-from dimo.cli.options import (
-    Data,
-    Device,
-    Reference,
-    Resume,
-    Settings,
-    Teacher,
-    Weights,
-    parse_names,
-)
-from dimo.errors import DimoError
+from dimo.errors import DimoError, unknown_name
 from dimo.methods import METHODS
 from dimo.util import terminal
 
@@ -40,10 +31,10 @@ def train(
     teacher: Annotated[str, typer.Option(help="Teacher to train from its bundled data.")] = "",
     extractor: Annotated[str, typer.Option(help="Feature extractor to train instead.")] = "",
     recipe: Annotated[str, typer.Option(help="Recipe name or .toml; default: its own.")] = "",
-    settings: Settings = [],  # noqa: B006
+    settings: opt.Settings = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/NAME.")] = None,
-    resume: Resume = False,
-    device: Device = "auto",
+    resume: opt.Resume = False,
+    device: opt.Device = "auto",
 ) -> None:
     """Train a bundled teacher, or the feature extractor of a bundled protocol."""
     if bool(teacher) == bool(extractor):
@@ -74,67 +65,52 @@ def train(
 
 def _train_extractor(name: str, recipe: str, settings: list[str], out: Path | None) -> None:
     from dimo.config import load_recipe, to_toml
-    from dimo.errors import unknown_name
     from dimo.methods.pretraining import ExtractorRecipe
     from dimo.weights.files import save_tensors
 
-    trainers = {
-        "digits-cnn": ("digits-features", _train_digits_cnn),
-        "scenes-detector": ("scenes-detector", _train_on_scenes),
-        "scenes-clip": ("scenes-clip", _train_on_scenes),
+    recipes = {
+        "digits-cnn": "digits-features",
+        "scenes-detector": "scenes-detector",
+        "scenes-clip": "scenes-clip",
     }
-    if name not in trainers:
-        raise unknown_name("extractor", name, trainers)
-    own, train = trainers[name]
-    loaded = load_recipe(ExtractorRecipe, recipe or own, settings)
+    if name not in recipes:
+        raise unknown_name("extractor", name, recipes)
+    loaded = load_recipe(ExtractorRecipe, recipe or recipes[name], settings)
     path = (out or Path("runs") / name) / f"{name}.safetensors"
     if path.exists():
         raise DimoError(f"output {path} exists; choose another --out")
     with terminal.training_bar(f"train {name}", loaded.steps, loaded.batch_size) as on_step:
-        model, data = train(loaded, lambda step, loss: on_step(step, {"loss": loss}))
+        model, data = _extractor(name, loaded, lambda step, loss: on_step(step, {"loss": loss}))
     save_tensors(path, model.state_dict(), {"recipe": to_toml(loaded), "data": data})
     terminal.say(f"weights: {path}")
 
 
-def _train_digits_cnn(
-    recipe: "ExtractorRecipe", on_step: Callable[[int, float], None]
+def _extractor(
+    name: str, recipe: "ExtractorRecipe", on_step: Callable[[int, float], None]
 ) -> "tuple[Module, str]":
+    """The trained network, and what it has learned from."""
     from bench.features.digits import train_digits_cnn
-    from dimo.models import digits
-
-    model = train_digits_cnn(
-        digits.load(),
-        steps=recipe.steps,
-        batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate_at,
-        weight_decay=recipe.weight_decay,
-        label_smoothing=recipe.label_smoothing,
-        pixel_noise=recipe.pixel_noise,
-        shift_probability=recipe.shift_probability,
-        seed=recipe.seed,
-        on_step=on_step,
-    )
-    return model, "scikit-learn digits, 1,797 images"
-
-
-def _train_on_scenes(
-    recipe: "ExtractorRecipe", on_step: Callable[[int, float], None]
-) -> "tuple[Module, str]":
     from bench.features.scenes_clip import train_scene_clip
     from bench.suites.geneval.scenes_detector import train_scene_network
+    from dimo.models import digits
 
-    train: Callable[..., Module] = (
-        train_scene_clip if recipe.extractor == "scenes-clip" else train_scene_network
+    optimization: dict[str, Any] = {
+        "steps": recipe.steps,
+        "batch_size": recipe.batch_size,
+        "learning_rate": recipe.learning_rate_at,
+        "weight_decay": recipe.weight_decay,
+        "seed": recipe.seed,
+        "on_step": on_step,
+    }
+    if name == "digits-cnn":
+        augmentation = ("label_smoothing", "pixel_noise", "shift_probability")
+        regularization = {key: getattr(recipe, key) for key in augmentation}
+        model: Module = train_digits_cnn(digits.load(), **optimization, **regularization)
+        return model, "scikit-learn digits, 1,797 images"
+    train_scenes: Callable[..., Module] = (
+        train_scene_clip if name == "scenes-clip" else train_scene_network
     )
-    model = train(
-        steps=recipe.steps,
-        batch_size=recipe.batch_size,
-        learning_rate=recipe.learning_rate_at,
-        weight_decay=recipe.weight_decay,
-        seed=recipe.seed,
-        on_step=on_step,
-    )
-    return model, "scenes, training prompts, each picture once"
+    return train_scenes(**optimization), "scenes, training prompts, each picture once"
 
 
 @app.command(
@@ -144,19 +120,19 @@ def _train_on_scenes(
     "`dimo distill --teacher maskgit --recipe mine.toml --dry-run`"
 )
 def distill(
-    teacher: Teacher = "digits",
+    teacher: opt.Teacher = "digits",
     method: Annotated[
         str, typer.Option(help=f"{', '.join(METHODS)}; default: the recipe's, or dimo.")
     ] = "",
     recipe: Annotated[
         str, typer.Option(help="Recipe name or .toml; default: that of teacher and method.")
     ] = "",
-    settings: Settings = [],  # noqa: B006
+    settings: opt.Settings = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/RECIPE.")] = None,
-    resume: Resume = False,
-    device: Device = "auto",
-    weights: Weights = None,
-    data: Data = None,
+    resume: opt.Resume = False,
+    device: opt.Device = "auto",
+    weights: opt.Weights = None,
+    data: opt.Data = None,
     sample_every: Annotated[
         int | None,
         typer.Option(
@@ -172,10 +148,9 @@ def distill(
         ),
     ] = None,
     score_protocol: Annotated[
-        str,
-        typer.Option(help="Protocol name or file; default: that of a bundled teacher."),
+        str, typer.Option(help="Protocol name or file; default: that of a bundled teacher.")
     ] = "",
-    reference: Reference = None,
+    reference: opt.Reference = None,
     extractor_weights: Annotated[
         Path | None, typer.Option(help="Weights file of the extractor; default: shipped.")
     ] = None,
@@ -229,7 +204,7 @@ def distill(
         watched=Watching(
             sample_every, score_every, score_protocol, reference, extractor_weights, wandb
         ),
-        ablation=parse_names(ablation),
+        ablation=opt.parse_names(ablation),
     )
     terminal.say(
         f"student: {folder}; score it with: dimo bench --teacher {teacher} --student {folder}"
@@ -260,10 +235,9 @@ def run_distill(
             from bench.monitor import watching
 
             first = is_first_rank()
-            context = watching(
-                watched, recipe, folder, device=place, weights=weights, is_first=first
+            watchers = stack.enter_context(
+                watching(watched, recipe, folder, device=place, weights=weights, is_first=first)
             )
-            watchers = stack.enter_context(context)
         on_step = stack.enter_context(_bar("distil", recipe, place))
         run(
             recipe,
@@ -341,11 +315,10 @@ def _as_text(estimate: "Estimate") -> str:
         lines.append(f"  {network:30}{n.total:15,}{n.trainable:15,}{n.frozen:15,}")
     place = "a GPU" if estimate.device_type == "cuda" else "a CPU"
     lines += ["", f"{f'memory on {place}':32}{'MB':>15}{'checkpointed':>15}"]
-    parts = dataclasses.asdict(memory)
-    checkpointed = {**parts, "activations": parts.pop("checkpointed")}
-    for part, size in (*parts.items(), ("peak", memory.peak)):
-        other = memory.peak_checkpointed if part == "peak" else checkpointed[part]
-        lines.append(f"  {part:30}{size / 1e6:15,.1f}{other / 1e6:15,.1f}")
+    parts = {**dataclasses.asdict(memory), "peak": memory.peak}
+    changed = {"activations": parts.pop("checkpointed"), "peak": memory.peak_checkpointed}
+    for part, size in parts.items():
+        lines.append(f"  {part:30}{size / 1e6:15,.1f}{changed.get(part, size) / 1e6:15,.1f}")
     lines += ["  peak = weights + gradients + optimizer + max(activations + working, update)", ""]
     forward = f"one forward of an image: {flops.forward / 1e9:,.4g} GFLOP"
     lines += [f"{'FLOPs':32}{'forwards':>15}{'GFLOP/image':>15}  ({forward})"]

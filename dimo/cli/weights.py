@@ -72,8 +72,7 @@ def weights_fetch(
 
 
 @weights_app.command(
-    "convert",
-    epilog="Example: `dimo weights convert last.ckpt -o weights --config model.yaml`",
+    "convert", epilog="Example: `dimo weights convert last.ckpt -o weights --config model.yaml`"
 )
 def weights_convert(
     file: Annotated[Path, typer.Argument(help="Official checkpoint.")],
@@ -167,8 +166,7 @@ def export(
 
 
 @app.command(
-    "import",
-    epilog="Example: `dimo import pytorch_model.bin --teacher maskgit -o runs/official`",
+    "import", epilog="Example: `dimo import pytorch_model.bin --teacher maskgit -o runs/official`"
 )
 def import_(
     file: Annotated[Path, typer.Argument(help="Weights of a student, official or exported.")],

@@ -19,16 +19,10 @@ _FORMAT = 2
 def save_checkpoint(
     folder: Path, step: int, state: dict[str, Any], *, keep: int = 2, keep_every: int = 0
 ) -> None:
-    """Writes `folder/step-N` whole, then removes old ones.
+    """Writes `folder/step-N` whole, then removes all but the `keep` newest.
 
-    The state streams to disk: no copy of it is made, and tensors leave a GPU one by one.
-
-    Args:
-        folder: The run's checkpoint folder.
-        step: Number of steps done.
-        state: Nested containers of tensors, numbers and strings.
-        keep: How many of the newest checkpoints remain.
-        keep_every: Those at multiples of this remain too; 0: none.
+    Those at multiples of `keep_every` remain, too. The state (nested containers of tensors, numbers
+    and strings) streams to disk: no copy of it is made, and tensors leave a GPU one by one.
 
     Raises:
         DimoError: The folder cannot be written; earlier checkpoints are untouched.
@@ -37,8 +31,7 @@ def save_checkpoint(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        digest = _stream(state, temporary / _STATE)
-        meta = {"format": _FORMAT, "step": step, "sha256": digest}
+        meta = {"format": _FORMAT, "step": step, "sha256": _stream(state, temporary / _STATE)}
         write_atomic(temporary / _META, json.dumps(meta))
         shutil.rmtree(final, ignore_errors=True)  # exists only if it is damaged
         temporary.replace(final)
@@ -58,21 +51,24 @@ def save_checkpoint(
 def latest_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
     """Step and state of the newest whole checkpoint, or None if there is no checkpoint.
 
-    A damaged one is passed over. The tensors are mapped from the file: copy what is kept.
+    Damaged ones are skipped. The tensors are mapped from the file: copy what is kept.
 
     Raises:
         DimoError: None of them is whole, or the newest is of another format.
     """
     paths = _checkpoints(folder)
     for path in reversed(paths):
-        meta = _read_meta(path)
-        if meta.get("format") != _FORMAT and meta:
+        try:
+            meta = dict(json.loads((path / _META).read_text()))
+        except (OSError, ValueError, TypeError):
+            continue  # damaged
+        if meta.get("format") != _FORMAT:
             raise DimoError(
                 f"checkpoint {path} has format {meta.get('format', 1)}, this version reads "
                 f"{_FORMAT}; finish the run with the version that began it, or start again"
             )
         state = path / _STATE
-        if meta and state.is_file() and meta.get("sha256") == sha256_file(state):
+        if state.is_file() and meta.get("sha256") == sha256_file(state):
             content = torch.load(state, map_location="cpu", weights_only=True, mmap=True)
             return int(meta["step"]), dict(content)
     if paths:
@@ -87,7 +83,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 class _HashedFile:
-    """Writes to a file and hashes; keeps the first error, which torch's writer cannot take."""
+    """Writes to a file and hashes; keeps the first error, which torch's writer would lose."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest = file, hashlib.sha256()
@@ -115,14 +111,6 @@ def _stream(state: dict[str, Any], path: Path) -> str:
         file.flush()
         os.fsync(file.fileno())
     return hashed.digest.hexdigest()
-
-
-def _read_meta(path: Path) -> dict[str, Any]:
-    """What a checkpoint says of itself; empty if that is damaged."""
-    try:
-        return dict(json.loads((path / _META).read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Where things run: the device, its name and memory, and the ranks of `torchrun`.
+"""Where a job runs: the device, its name and memory, and the ranks of `torchrun`.
 
 The only module that imports accelerate, and only to train on several ranks.
 """
@@ -26,14 +26,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that share a job; by default there is no other."""
+    """This process among those that share a job; by default it is the only one."""
 
     index: int = 0
     count: int = 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that prints and writes."""
+        """Whether this process prints and writes."""
         return self.index == 0
 
     def split(self, total: int, multiple: int = 1) -> range:
@@ -61,9 +61,7 @@ class Ranks:
     def all_gather(self, function: Callable[[], T], *, first_only: bool = False) -> list[T]:
         """Runs `function` on every rank and returns the results of all, in order of rank.
 
-        Args:
-            function: Called on each rank at the same time.
-            first_only: Gather on the first rank only; the others get an empty list.
+        With `first_only` they are gathered on the first rank; the others get an empty list.
 
         Raises:
             DimoError: `function` raised one on any rank; then every rank raises the same.
@@ -78,9 +76,9 @@ class Ranks:
             problem = str(error)
         problems: list[str | None] = [None] * self.count
         dist.all_gather_object(problems, problem)
-        first = next((text for text in problems if text is not None), None)
-        if first is not None:
-            raise DimoError(first)
+        for text in problems:
+            if text is not None:
+                raise DimoError(text)
         results: list[Any] = [None] * self.count
         if not first_only:
             dist.all_gather_object(results, result)
@@ -94,26 +92,19 @@ ALONE = Ranks()
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where a job runs and how it talks to people.
-
-    Attributes:
-        device: Where the networks run.
-        ranks: The processes that share the job.
-        progress: Called with (what, done, total, unit) as the job advances.
-        warn: Called with one-line warnings.
-    """
+    """Where a job runs and how it reports progress."""
 
     device: torch.device
     ranks: Ranks = ALONE
-    progress: Progress = quiet
-    warn: Callable[[str], None] = ignore
+    progress: Progress = quiet  # called with (what, done, total, unit)
+    warn: Callable[[str], None] = ignore  # called with one-line warnings
 
 
 @contextmanager
 def ranks() -> Iterator[Ranks]:
-    """The ranks that `torchrun` started, connected for the duration; otherwise this one alone.
+    """The ranks that `torchrun` or `accelerate launch` started, connected; or this process alone.
 
-    `accelerate launch` starts the same ranks. A nested `ranks()` yields the ranks of the outer one.
+    A nested `ranks()` yields the ranks of the outer one.
     """
     if dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size())
@@ -134,13 +125,9 @@ def ranks() -> Iterator[Ranks]:
 def data_parallel(network: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     """The network with gradients averaged over the ranks (accelerate, which wraps DDP).
 
+    It must be on `device`, a CPU or this rank's own GPU; for a single rank it stays as it is.
     Precision, accumulation and clipping stay in `dimo.engine.optim`: accelerate's loss scaler
     synchronizes with the GPU at every step, and its settings are global to the process.
-
-    Args:
-        network: On `device`; frozen parameters have `requires_grad` off.
-        ranks: Of a single rank, the network is returned unchanged.
-        device: A CPU, or this rank's own GPU.
 
     Raises:
         DimoError: `accelerate launch` is configured to shard the model.
@@ -172,10 +159,10 @@ def data_parallel(network: nn.Module, ranks: Ranks, device: torch.device) -> nn.
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device called `name`; "auto" and "cuda" take a GPU, each rank its own, "auto" if any.
+    """The device called `name`; "auto" and "cuda" take this rank's GPU, "auto" only if any.
 
     Raises:
-        DimoError: Unknown device, or one this machine does not have.
+        DimoError: An unknown or unavailable device.
     """
     if name == "auto" and not torch.cuda.is_available():
         return torch.device("cpu")
@@ -192,29 +179,25 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def device_name(device: torch.device) -> str:
-    """Model name of the GPU, or of the CPU with the number of threads in use."""
+    """Name of the GPU, or of the CPU with the number of threads in use."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{_cpu_model()} ({torch.get_num_threads()} threads)"
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    name = _proc_field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+    return f"{name} ({torch.get_num_threads()} threads)"
 
 
 def peak_memory_bytes(device: torch.device) -> int:
     """Peak memory so far: allocated on the GPU, or resident for the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.is_file():  # the number below can be that of the process that started this one
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    # preferred, as `getrusage` may report the peak of the process that started this one
+    if resident := _proc_field("/proc/self/status", "VmHWM"):
+        return int(resident.split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _proc_field(file: str, key: str) -> str:
+    """The value of the first line "key: value"; "" without such a line or file."""
+    lines = Path(file).read_text().splitlines() if Path(file).is_file() else []
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith(key)), "")

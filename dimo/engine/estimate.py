@@ -1,11 +1,11 @@
-"""What a distillation will cost, without running it or loading weights: parameters, memory, FLOPs.
+"""The cost of a distillation, without running it or loading weights: parameters, memory, FLOPs.
 
 The networks are built on the meta device. Memory follows from formulas in their sizes (`Memory`),
 FLOPs from the shapes of one forward.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,7 +23,7 @@ _ROWS = 16  # images in the forward whose FLOPs are counted; networks may pad fe
 
 @dataclass(frozen=True)
 class Parameters:
-    """Parameters of one network, and those in training."""
+    """Numbers of parameters of one network."""
 
     total: int
     trainable: int
@@ -67,50 +67,34 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        return self._peak(self.activations)
+        fixed = self.weights + self.gradients + self.optimizer
+        return fixed + max(self.activations + self.working, self.update)
 
     @property
     def peak_checkpointed(self) -> int:
         """The peak with `gradient_checkpointing`."""
-        return self._peak(self.checkpointed)
-
-    def _peak(self, activations: int) -> int:
-        fixed = self.weights + self.gradients + self.optimizer
-        return fixed + max(activations + self.working, self.update)
+        return replace(self, activations=self.checkpointed).peak
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of matrix products; a multiply-add counts two.
+    """Floating-point operations of matrix products; a multiply-add counts two."""
 
-    Attributes:
-        forward: Of the student for one image.
-        parts: Forwards per image and step, by part; a backward counts two.
-        per_step: At the recipe's batch size.
-        run: Of all steps.
-    """
-
-    forward: int
-    parts: Mapping[str, int]
+    forward: int  # of the student for one image
+    parts: Mapping[str, int]  # forwards per image and step, by part; a backward counts two
     per_step: int
     run: int
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one distillation costs.
+    """What one distillation costs."""
 
-    Attributes:
-        parameters: By network.
-        device_type: "cpu" or "cuda".
-        images: Steps times batch size.
-    """
-
-    parameters: Mapping[str, Parameters]
-    device_type: str
+    parameters: Mapping[str, Parameters]  # by network
+    device_type: str  # "cpu" or "cuda"
     memory: Memory
     flops: Flops
-    images: int
+    images: int  # steps times batch size
 
     @property
     def all_parameters(self) -> Parameters:
@@ -121,7 +105,7 @@ class Estimate:
 def estimate_distillation(
     recipe: DistillationRecipe, teacher: Teacher, *, device_type: str = "cpu"
 ) -> Estimate:
-    """Counts what distilling `teacher` by `recipe` takes, without weights and on any machine."""
+    """Estimates what distilling `teacher` by `recipe` takes."""
     cost = METHODS[recipe.method].distillation.cost(recipe)
     architecture = student_architecture(teacher, recipe.method)
     with torch.device("meta"):
@@ -131,24 +115,19 @@ def estimate_distillation(
     frozen = student.embedding_parameters() if cost.freezes_embeddings else []
     trained = Parameters(total, total - sum(value.numel() for value in frozen))
     untrained = Parameters(total, 0)
-    others = {
-        name: trained if is_trained else untrained for name, is_trained in cost.networks.items()
-    }
     parameters = {
         "teacher": Parameters(_count(original), 0),
         "student": trained,
-        **others,
+        **{
+            name: trained if is_trained else untrained for name, is_trained in cost.networks.items()
+        },
         "ema": untrained,
     }
+    memory = _memory(recipe, cost, student, parameters, on_gpu=device_type == "cuda")
     forward, images = _forward_flops(student, cost), recipe.steps * recipe.batch_size
     per_image = forward * sum(cost.forwards.values())
-    return Estimate(
-        parameters,
-        device_type,
-        _memory(recipe, cost, student, parameters, ema_away=device_type == "cuda"),
-        Flops(forward, cost.forwards, per_image * recipe.batch_size, per_image * images),
-        images,
-    )
+    flops = Flops(forward, cost.forwards, per_image * recipe.batch_size, per_image * images)
+    return Estimate(parameters, device_type, memory, flops, images)
 
 
 def _count(network: MaskedModel) -> int:
@@ -161,7 +140,7 @@ def _memory(
     student: MaskedModel,
     parameters: Mapping[str, Parameters],
     *,
-    ema_away: bool,
+    on_gpu: bool,
 ) -> Memory:
     images = recipe.batch_size // recipe.accumulate * cost.rows
     width, depth = student.hidden_dim, student.depth
@@ -176,9 +155,8 @@ def _memory(
     activations = inner * per_token + casts
     block = inner * per_token // depth
     trainable = [size.trainable for size in parameters.values()]
-    on_device = sum(size.total for size in parameters.values())
-    if ema_away and recipe.ema_on_cpu:
-        on_device -= parameters["ema"].total
+    ema_away = on_gpu and recipe.ema_on_cpu
+    on_device = sum(n.total for name, n in parameters.items() if not (ema_away and name == "ema"))
     logits = _LOGIT_ARRAYS * _FLOAT * images * student.num_tokens * student.codebook_size
     return Memory(
         weights=_FLOAT * on_device,
@@ -192,7 +170,7 @@ def _memory(
 
 
 def _forward_flops(student: MaskedModel, cost: Cost) -> int:
-    """Of the student for one image, under one latent if it takes any."""
+    """FLOPs of the student for one image, under one latent if it takes any."""
     tokens = torch.zeros(_ROWS, student.num_tokens, dtype=torch.int64, device="meta")
     inputs = {"z": tokens[:, 0].float()} if cost.takes_latent else {}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

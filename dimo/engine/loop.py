@@ -28,28 +28,17 @@ OnStep: TypeAlias = Callable[[int, dict[str, float]], None]
 class Task(Protocol):
     """What the loop drives."""
 
-    @property
-    def recipe(self) -> Any:
-        """A `dimo.methods.base.Optimization`."""
-
-    @property
-    def inputs(self) -> str:
-        """Hash of the weights and data that the training starts from."""
-
-    @property
-    def ranks(self) -> Ranks:
-        """Those that share each batch."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it trains."""
+    recipe: Any  # a `dimo.methods.base.Optimization`
+    inputs: str  # hash of the weights and data that the run starts from
+    ranks: Ranks  # share each batch
+    device: torch.device
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
         """By name, not wrapped: "ema", "model" or "student", and others."""
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """Updates the networks; returns means of this rank's rows as (sum, weight), float64 [2]."""
+        """Updates the networks; returns means over this rank as (sum, weight), float64 [2]."""
 
     def counts(self) -> Tensor:
         """Updates skipped so far, and the most in a row of one network: int64 [2]."""
@@ -77,13 +66,10 @@ def fit(
     The first rank writes `metrics.jsonl` (one line every 50 steps) and `checkpoints/`; every rank
     reads the checkpoint, so ranks on several machines need a folder that all of them see.
 
-    Args:
-        task: What to train.
-        folder: The run's folder.
-        resume: Continue from the newest whole checkpoint.
-        on_step: Called on the first rank with the steps done: at the start, and after each step.
-            Its scalars are the means since the last log line, and empty between log lines.
-        watchers: Called on every rank with the task; they must not change its networks.
+    With `resume` it continues from the newest whole checkpoint in `folder`, the run's folder.
+    `on_step` is called on the first rank at the start and after each step, with the steps done and
+    the means since the last log line (empty between log lines). So are `watchers`, on every rank
+    and with the task, whose networks they must not change.
 
     Raises:
         DimoError: The folder holds a run and `resume` is off, or a run of another task; it cannot
@@ -99,15 +85,13 @@ def fit(
             watcher(run.done, scalars, task)
 
     report({})
-    recipe = task.recipe
-    while run.done < recipe.steps:
+    while run.done < task.recipe.steps:
         run.add(task.step(run.done))
-        is_last = run.done == recipe.steps
-        scalars = run.log() if run.done % _LOG_EVERY == 0 or is_last else {}
-        report(scalars)
-        if run.done % recipe.checkpoint_every == 0 or is_last:
+        is_last = run.done == task.recipe.steps
+        report(run.log() if run.done % _LOG_EVERY == 0 or is_last else {})
+        if run.done % task.recipe.checkpoint_every == 0 or is_last:
             run.save()
-    return run.seconds()
+    return time.monotonic() - run.start
 
 
 class _Run:
@@ -121,11 +105,8 @@ class _Run:
         self.sums: dict[str, Tensor] = {}
         self.start = time.monotonic()
 
-    def seconds(self) -> float:
-        return time.monotonic() - self.start
-
     def begin(self, resume: bool) -> None:
-        """Restores the newest checkpoint, if there is one."""
+        """Restores the newest checkpoint, if any."""
         if self.ranks.is_first:
             remove_unfinished(self.checkpoints)
         newest = self.ranks.synchronized(lambda: latest_checkpoint(self.checkpoints))
@@ -157,18 +138,14 @@ class _Run:
         self.ranks.synchronized(self._write_log)
 
     def add(self, sums: dict[str, Tensor]) -> None:
-        """Counts a step; values that are not finite are those of a skipped update."""
+        """Counts a step; non-finite values are those of a skipped update."""
         for key, value in sums.items():
             finite = torch.where(value.isfinite().all(), value, 0)
             self.sums[key] = self.sums[key] + finite if key in self.sums else finite
         self.done += 1
 
     def log(self) -> dict[str, float]:
-        """Means over all ranks since the last line; the only place where the host waits.
-
-        Raises:
-            DimoError: Too many updates in a row were skipped.
-        """
+        """Means over all ranks since the last line; the only place where the host waits."""
         self._share_sums()
         sums = torch.stack(list(self.sums.values())).tolist()
         skipped, in_a_row = self.task.counts().tolist()
@@ -178,32 +155,32 @@ class _Run:
                 f"training diverged before step {self.done}: {in_a_row} updates in a row were not "
                 "finite; lower learning_rate and start again with another --out"
             )
-        scalars = {**means, "skipped": float(skipped)}
         self.sums = {}
         self.lines.append(json.dumps({"step": self.done, **means, "skipped": skipped}))
         self.ranks.synchronized(self._write_log)
-        return scalars
+        return {**means, "skipped": float(skipped)}
 
     def save(self) -> None:
         """Writes a checkpoint and removes old ones."""
         self._share_sums()
+        recipe = self.task.recipe
         state = {
-            "recipe": asdict(self.task.recipe),
+            "recipe": asdict(recipe),
             "inputs": self.task.inputs,
             "task": self.task.state_dict(),
             "log": self.lines,
-            "seconds": self.seconds(),
+            "seconds": time.monotonic() - self.start,
             "sums": self.sums,
         }
-        self.ranks.synchronized(lambda: self._save(state))
 
-    def _save(self, state: dict[str, Any]) -> None:
-        if self.ranks.is_first:
-            every = self.task.recipe.keep_every
-            save_checkpoint(self.checkpoints, self.done, state, keep_every=every)
+        def write() -> None:
+            if self.ranks.is_first:
+                save_checkpoint(self.checkpoints, self.done, state, keep_every=recipe.keep_every)
+
+        self.ranks.synchronized(write)
 
     def _share_sums(self) -> None:
-        """Makes the sums those of all ranks, divided by their number: so they are one state."""
+        """Replaces the sums by their mean over the ranks, which is the same state everywhere."""
         if self.sums and self.ranks.count > 1:
             total = self.ranks.sum_(torch.stack(list(self.sums.values()))) / self.ranks.count
             self.sums = dict(zip(self.sums, total, strict=True))
@@ -215,8 +192,7 @@ class _Run:
     def _check_same(self, state: dict[str, Any]) -> None:
         folder = self.checkpoints.parent
         old, new = (json.loads(json.dumps(r)) for r in (state["recipe"], asdict(self.task.recipe)))
-        different = differences(old, new)
-        if different:
+        if different := differences(old, new):
             problem = f"a run of another recipe or teacher ({different})"
         elif state["inputs"] != self.task.inputs:
             problem = "a run that began with other weights or data of the same name"

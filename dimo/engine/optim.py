@@ -1,11 +1,11 @@
 """Updates of a network: gradients of micro-batches and ranks, clipping, skipped steps, Muon, EMA.
 
-Nothing here synchronizes with the GPU. The device decides whether a gradient is finite, and the
-fused optimizer then skips the step; the host reads the counters at log lines only.
+Nothing here synchronizes with the GPU: the fused optimizer skips a step whose gradient the device
+finds non-finite, and the host reads the counters at log lines only.
 """
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,29 +29,20 @@ class Muon(torch.optim.Optimizer):
 
     Like PyTorch's fused AdamW it divides gradients by `grad_scale` and does nothing where
     `found_inf` is 1, without a wait for either. Each rank computes every update.
-
-    Args:
-        matrices: float32 [m, n].
-        weight_decay: As in AdamW.
-        momentum: Of the Nesterov sum of gradients.
     """
 
     grad_scale: Tensor
     found_inf: Tensor
 
     def __init__(
-        self,
-        matrices: Iterable[Tensor],
-        *,
-        weight_decay: float,
-        momentum: float = 0.95,
+        self, matrices: Iterable[Tensor], *, weight_decay: float, momentum: float = 0.95
     ) -> None:
         defaults = {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum}
         super().__init__(matrices, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update; `closure` is not called."""
+        """One update, without a closure."""
         is_finite = 1 - self.found_inf
         for group in self.param_groups:
             rate = group["lr"] * is_finite
@@ -73,13 +64,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """About U V^T of the singular value decomposition U S V^T, by a Newton-Schulz iteration.
+    """About U V^T of the singular value decomposition U S V^T [m, n], by Newton-Schulz iteration.
 
-    Args:
-        matrix: float32 [m, n].
-
-    Returns:
-        [m, n], of singular values between 0.7 and 1.2 where S / |S| is not small; 0 for 0.
+    Its singular values are between 0.7 and 1.2 where S / |S| is not small; 0 gives 0.
     """
     a, b, c = _QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
@@ -91,7 +78,7 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     return x.T if tall else x
 
 
-_FIRST_SCALE, _DOUBLE_AFTER = 2.0**16, 2000  # of the loss in float16, as torch.amp.GradScaler
+_FIRST_SCALE, _DOUBLE_AFTER = 2.0**16, 2000  # of the loss in float16, as in torch.amp.GradScaler
 
 
 class _Parallel:
@@ -111,16 +98,11 @@ class Update:
     """AdamW on the weighted mean of losses: sum of weight * loss over the sum of the weights.
 
     The sums run over micro-batches and ranks, so splitting a batch changes rounding only. A step
-    with a non-finite loss or gradient is skipped and counted, on all ranks alike.
+    with a non-finite loss or gradient is skipped and counted, on all ranks alike. Parameters of
+    the network with `requires_grad` are trained in place.
 
-    Args:
-        network: Its parameters with `requires_grad` are trained in place.
-        device: Of the network.
-        ranks: Those that share the batch.
-        grad_clip: Largest norm of the gradient.
-        scaled: Scale the loss, as float16 needs.
-        matrices: Parameters that Muon updates instead of AdamW.
-        **adam: `betas` and `eps`.
+    `grad_clip` is the largest norm of the gradient, `scaled` scales the loss, as float16 needs,
+    `matrices` are updated by Muon instead of AdamW, and `adam` holds `betas` and `eps`.
     """
 
     def __init__(
@@ -148,12 +130,10 @@ class Update:
         self._weight = torch.zeros((), device=device)
         self._one = torch.ones_like(self._weight)
         self._nan = self._one * torch.nan
+        counts = ("since_skip", "skipped", "in_a_row", "most_in_a_row")
         self._state = {
             "scale": self._one * (_FIRST_SCALE if scaled else 1),
-            "since_skip": torch.zeros((), dtype=torch.int64, device=device),
-            "skipped": torch.zeros((), dtype=torch.int64, device=device),
-            "in_a_row": torch.zeros((), dtype=torch.int64, device=device),
-            "most_in_a_row": torch.zeros((), dtype=torch.int64, device=device),
+            **{name: torch.zeros((), dtype=torch.int64, device=device) for name in counts},
         }
 
     @property
@@ -161,33 +141,22 @@ class Update:
         """Updates skipped so far, and the most in a row: int64 [2]."""
         return torch.stack([self._state["skipped"], self._state["most_in_a_row"]])
 
-    @contextlib.contextmanager
-    def part(self, *, is_last: bool) -> Iterator[None]:
+    def part(self, *, is_last: bool) -> AbstractContextManager[None]:
         """Around one micro-batch; ranks exchange gradients in the last one only."""
-        no_sync = getattr(self._wrapped, "no_sync", contextlib.nullcontext)
-        with contextlib.nullcontext() if is_last else no_sync():
-            yield
+        no_sync = getattr(self._wrapped, "no_sync", nullcontext)
+        return nullcontext() if is_last else no_sync()
 
     def backward(self, loss: Tensor, weight: Tensor | None = None) -> None:
-        """Adds the gradient of a micro-batch.
-
-        Args:
-            loss: Scalar, a mean over the micro-batch.
-            weight: Scalar, weight of that mean; None: 1.
-        """
+        """Adds the gradient of a micro-batch, of whose mean loss `weight` is the weight (or 1)."""
         weight = self._one if weight is None else weight.detach().float()
         self._weight += weight
-        # a loss that is not finite may have a finite gradient: make it NaN, so on every rank
+        # a non-finite loss may have a finite gradient: make it NaN, on every rank
         factor = torch.where(loss.detach().isfinite(), self._one, self._nan)
         (loss * (factor * weight * self._state["scale"])).backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> tuple[Tensor, Tensor]:
-        """Clips, and updates the weights if all is finite.
-
-        Returns:
-            The gradient's norm before clipping, and whether it was finite (bool); both scalars.
-        """
+        """Updates the weights if all is finite; returns the norm before clipping, and if it was."""
         divisor = self._ranks.sum_(self._weight) / self._ranks.count * self._state["scale"]
         norms = torch._foreach_norm([p.grad for p in self._parameters if p.grad is not None])
         norm = torch.linalg.vector_norm(torch.stack(list(norms))) / divisor
@@ -197,7 +166,7 @@ class Update:
         for optimizer in self._optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            # it divides the gradients by the one and does nothing if the other is 1
+            # divides the gradients by the first and does nothing if the second is 1
             optimizer.grad_scale, optimizer.found_inf = grad_scale, found_inf
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -231,21 +200,14 @@ def update_ema(
 ) -> None:
     """ema <- rate * ema + (1 - rate) * model, rate = min(decay, (1 + step) / (10 + step)).
 
-    The warm-up lets the average forget the first steps. Frozen parameters stay equal, and are
-    left out.
-
-    Args:
-        ema: The average; it may be on the CPU while the model is not.
-        decay: Rate in the long run.
-        step: Number of the step, from 0.
-        is_finite: Bool scalar on the model's device; False leaves the average untouched.
+    The warm-up lets the average forget the first steps (`step` counts from 0). Frozen parameters
+    stay equal, and are left out. The EMA may be on the CPU while the model is not; it stays as it
+    is if `is_finite`, a bool scalar on the model's device, is False.
     """
-    share = 1 - min(decay, (1 + step) / (10 + step))
-    pairs = [
-        (a, b) for a, b in zip(ema.parameters(), model.parameters(), strict=True) if b.requires_grad
-    ]
-    averages: list[Tensor] = [a for a, _ in pairs]
-    values: list[Tensor] = [b.to(a.device) for a, b in pairs]
-    weight = (is_finite * share).to(averages[0].device)
-    weights: list[Any] = [weight] * len(averages)
+    pairs = zip(ema.parameters(), model.parameters(), strict=True)
+    trained = [(average, value) for average, value in pairs if value.requires_grad]
+    averages: list[Tensor] = [average for average, _ in trained]
+    values: list[Tensor] = [value.to(average.device) for average, value in trained]
+    weight = is_finite * (1 - min(decay, (1 + step) / (10 + step)))
+    weights: list[Any] = [weight.to(averages[0].device)] * len(averages)
     torch._foreach_lerp_(averages, values, weights)

@@ -1,7 +1,6 @@
 """A run folder, from a recipe to weights: distillation of a student, training of a teacher."""
 
 import dataclasses
-import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from dimo.methods.base import DistillationRecipe, Task
 from dimo.methods.pretraining import TeacherTask, TrainRecipe
 from dimo.models.cpu import has_bfloat16
 from dimo.models.text import prompts_from_file
-from dimo.util.files import remove_temporaries, sha256_file, write_atomic
+from dimo.util.files import remove_temporaries, sha256_file, try_lock, write_atomic
 from dimo.weights.files import save_tensors
 from dimo.zoo.loading import (
     load_network,
@@ -46,17 +45,13 @@ def for_device(recipe: Trained, device: torch.device) -> Trained:
 def find_recipe(
     teacher: str = "digits", method: str = "", recipe: str = "", settings: Sequence[str] = ()
 ) -> tuple[str, DistillationRecipe]:
-    """The recipe of a distillation, and its name.
+    """The name of a distillation recipe, and the recipe with `settings`, `key=value` overrides.
 
-    Args:
-        teacher: A row of `dimo.zoo.teachers`.
-        method: A key of `dimo.methods.METHODS`; "": that of the recipe, or dimo.
-        recipe: Name or path of a .toml; "": the recipe of teacher and method.
-        settings: `key=value` overrides.
+    A `method` is a key of `dimo.methods.METHODS`, by default that of the recipe, or dimo; `recipe`
+    is the name or path of a .toml, by default the recipe of teacher and method.
 
     Raises:
-        DimoError: Unknown names, no recipe for that teacher and method, a recipe of another
-            method, or as `dimo.config.load_recipe`.
+        DimoError: Unknown names, no recipe for that teacher and method, or one of another method.
     """
     if method and method not in METHODS:
         raise unknown_name("method", method, METHODS)
@@ -90,28 +85,15 @@ def distill_teacher(
 ) -> Path:
     """Distils a teacher as `dimo distill` does, without its pictures and scores.
 
-    Args:
-        teacher: As for `find_recipe`, with `method`, `recipe` and `settings`.
-        out: The run folder; None: runs/RECIPE.
-        device: As for `dimo.engine.distributed.choose_device`.
-        weights: As for `distill`, with `data`, `resume` and `on_step`.
-
-    Returns:
-        The run folder, which `dimo.load` takes.
+    Arguments are those of `find_recipe`, `dimo.engine.distributed.choose_device` and `distill`.
+    Returns the run folder (runs/RECIPE unless `out` is given), which `dimo.load` takes.
     """
     name, loaded = find_recipe(teacher, method, recipe, settings)
     folder = Path(out or Path("runs") / name)
+    options: dict[str, Any] = {"weights": weights, "data": data, "resume": resume}
     with ranks() as group:
-        distill(
-            loaded,
-            folder,
-            recipe_name=name,
-            runtime=Runtime(choose_device(device), group),
-            weights=weights,
-            data=data,
-            resume=resume,
-            on_step=on_step,
-        )
+        runtime = Runtime(choose_device(device), group)
+        distill(loaded, folder, recipe_name=name, runtime=runtime, on_step=on_step, **options)
     return folder
 
 
@@ -135,23 +117,18 @@ def distill(
     continued, with `resume` or without.
 
     Args:
-        recipe: Its keys.
+        recipe: As from `find_recipe`, like `recipe_name`, which is stored with the student.
         out: The run folder.
-        recipe_name: Stored with the student.
         runtime: Where to train; its ranks share each batch.
-        weights: Folder of the teacher's weights; None: those shipped, or those fetched.
-        data: Encoded images, as `dimo encode` writes them, for a method that needs data; None:
-            the bundled data of the teacher.
+        weights: Folder of the teacher's weights; None: the bundled or downloaded ones.
+        data: Encoded images, as `dimo encode` writes them; None: the teacher's bundled data.
         resume: Require an unfinished run in `out`.
-        on_step: As for `dimo.engine.loop.fit`.
-        watchers: As for `dimo.engine.loop.fit`.
+        on_step: As for `dimo.engine.loop.fit`, like `watchers`.
         ablation: Stored with the student, see `dimo.zoo.students.varied`.
 
     Raises:
-        DimoError: The teacher's weights are missing or not finite; missing or superfluous data; a
-            network that the method does not support; a batch that does not split; `out` holds
-            other files, a finished run, a run of another recipe or one that is in progress;
-            nothing to resume; or as `dimo.engine.loop.fit`.
+        DimoError: Weights or data are missing or do not fit the method; `out` holds other files, a
+            finished run, a run of another recipe or one in progress; or as for `fit`.
     """
     recipe, row = for_device(recipe, runtime.device), get_teacher(recipe.teacher)
     path, group = weights_file(row, "transformer", weights), runtime.ranks
@@ -180,7 +157,7 @@ def _task(
     data: Path | None,
     runtime: Runtime,
 ) -> Task:
-    """The training of the recipe's method; modules that the teacher lacks have fresh weights."""
+    """The task of the recipe's method; modules that the teacher lacks have fresh weights."""
     method = METHODS[recipe.method]
     architecture = student_architecture(row, recipe.method)
     if data is not None and not method.needs_data:
@@ -201,21 +178,16 @@ def _task(
 
 
 def _drawn_prompts(recipe: DistillationRecipe, row: Teacher) -> Sequence[str] | None:
-    """Those of the recipe's file, or the bundled ones of the teacher; None for classes.
-
-    Raises:
-        DimoError: The method supports classes only, or the file holds no prompts.
-    """
+    """The prompts of the recipe's file, or the teacher's bundled ones; None for classes."""
     method = METHODS[recipe.method]
     if method.needs_data:
-        if row.text is not None:
-            raise DimoError(
-                f"method {recipe.method!r} distils teachers of classes, and {row.name!r} draws "
-                "prompts; use --method dimo"
-            )
-        return None
-    path = method.distillation.prompts_file(recipe)
-    if path is not None:
+        if row.text is None:
+            return None
+        raise DimoError(
+            f"method {recipe.method!r} distils teachers of classes, and {row.name!r} draws "
+            "prompts; use --method dimo"
+        )
+    if (path := method.distillation.prompts_file(recipe)) is not None:
         return prompts_from_file(path)
     return None if row.bundled is None or row.bundled.prompts is None else row.bundled.prompts()
 
@@ -229,18 +201,13 @@ def train_teacher(
     on_step: OnStep | None = None,
     watchers: Sequence[Watcher] = (),
 ) -> None:
-    """Trains a bundled teacher from its data; `out` then works as `--weights`.
+    """Trains a bundled teacher from its data; the run folder then works as `--weights`.
 
-    Args:
-        recipe: Its keys.
-        out: The run folder; gets the weights of tokenizer and transformer.
-        runtime: Where to train; its progress is that of a tokenizer that is a network.
-        resume: Require an unfinished run in `out`.
-        on_step: As for `dimo.engine.loop.fit`.
-        watchers: As for `dimo.engine.loop.fit`.
+    It gets the weights of tokenizer and transformer. Arguments as for `distill`; the runtime shows
+    the progress of training a tokenizer that is a network.
 
     Raises:
-        DimoError: The teacher has no bundled data; or as `distill`.
+        DimoError: The teacher has no bundled data; or as for `distill`.
     """
     recipe, teacher = for_device(recipe, runtime.device), get_teacher(recipe.teacher)
     world, group = teacher.bundled, runtime.ranks
@@ -271,8 +238,7 @@ def train_teacher(
     with _opened(out, recipe, finished, resume, group):
         group.synchronized(fit_tokenizer)
         data = world.training_data(teacher.tokenizer(codebook))
-        captions = world.captions() if world.captions is not None else None
-        prompts = load_prompts(teacher, captions)
+        prompts = load_prompts(teacher, None if world.captions is None else world.captions())
         torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
         network = make_network(teacher, prompts, dropout=recipe.dropout)
         task = TeacherTask(recipe, network, data, runtime)
@@ -305,10 +271,7 @@ def _opened(
 def _check(
     out: Path, recipe: DistillationRecipe | TrainRecipe, finished: Path, resume: bool
 ) -> None:
-    """
-    Raises:
-        DimoError: The folder is in use for something else, or holds no run to resume.
-    """
+    """Refuses a folder that is in use for something else, or holds no run to resume."""
     path = out / "recipe.toml"
     if not path.is_file():
         if resume:
@@ -317,8 +280,7 @@ def _check(
             raise DimoError(f"output {out} exists and is not empty; choose another --out")
         return
     old = load_recipe(type(recipe), str(path))
-    different = differences(dataclasses.asdict(old), dataclasses.asdict(recipe))
-    if different:
+    if different := differences(dataclasses.asdict(old), dataclasses.asdict(recipe)):
         raise DimoError(
             f"output {out} is not empty, it holds a run of another recipe ({different}); "
             "continue with the same recipe, or choose another --out"
@@ -331,11 +293,7 @@ def _check(
 
 
 def _lock(out: Path) -> int:
-    """Locks the folder while the returned handle is open; the lock ends with the process.
-
-    Raises:
-        DimoError: Another process has the lock, or the folder cannot be created.
-    """
+    """Creates and locks the folder; returns the handle that holds the lock."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out, os.O_RDONLY)
@@ -343,11 +301,7 @@ def _lock(out: Path) -> int:
         raise DimoError(
             f"cannot use output {out}: {error.strerror}; choose another --out"
         ) from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not try_lock(handle):
         os.close(handle)
-        raise DimoError(f"another process is running in {out}; wait until it ends") from None
-    except OSError:
-        pass  # a file system without locks
+        raise DimoError(f"another process is running in {out}; wait until it ends")
     return handle

@@ -1,4 +1,4 @@
-"""Observing a training without changing it: trackers, the curve of scores, intervals.
+"""Observing a run without changing it: trackers, the curve of scores, intervals.
 
 The only module that imports TensorBoard and Weights & Biases, when a run opens them.
 """
@@ -8,6 +8,7 @@ import struct
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -19,38 +20,31 @@ from dimo.errors import DimoError
 from dimo.util.files import write_atomic
 
 _LOOKS = 10  # per run, by default
-_MULTIPLE = 50  # of steps: a default interval falls on log lines
+_MULTIPLE = 50  # steps: default intervals coincide with log lines
 
 
 class Tracker(Protocol):
-    """Receives numbers and pictures of a run."""
+    """Receives numbers by name and pictures (PNG files) of a run."""
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers by name."""
+    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
 
-    def picture(self, step: int, name: str, path: Path) -> None:
-        """A PNG file."""
+    def picture(self, step: int, name: str, path: Path) -> None: ...
 
-    def close(self) -> None:
-        """Flushes."""
+    def close(self) -> None: ...
 
 
 OpenTracker: TypeAlias = Callable[[int], Tracker]  # steps done when the session starts
 
 
 class Trackers:
-    """The trackers of one session; they open at its first step, when the run folder exists."""
+    """The trackers of one session, opened at its first step, when the run folder exists."""
 
     def __init__(self, openers: Sequence[OpenTracker]) -> None:
         self._openers = openers
         self._open: list[Tracker] | None = None
 
     def watch(self, step: int, scalars: Mapping[str, float], task: Task) -> None:
-        """A watcher of `dimo.engine.loop.fit`; call it before the watchers that use the trackers.
-
-        Raises:
-            DimoError: A tracker cannot be opened or written.
-        """
+        """A watcher of `dimo.engine.loop.fit`, called before those that use the trackers."""
         if self._open is None:
             self._open = []
             for opener in self._openers:
@@ -59,38 +53,35 @@ class Trackers:
             self.scalars(step, {f"train/{name}": value for name, value in scalars.items()})
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers by name, to every open tracker."""
+        """Logs to every open tracker."""
         for tracker in self._open or ():
             tracker.scalars(step, values)
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """A PNG file, to every open tracker."""
+        """Logs to every open tracker."""
         for tracker in self._open or ():
             tracker.picture(step, name, path)
 
     def close(self) -> None:
-        """Flushes and closes all trackers."""
+        """Closes every open tracker."""
         for tracker in self._open or ():
             tracker.close()
         self._open = None
 
 
 def open_tensorboard(folder: Path, done: int) -> Tracker:
-    """Event files in `folder`; what an interrupted session logged after step `done` is hidden.
+    """Event files in `folder`; what an interrupted session logged after step `done` is hidden."""
+    from torch.utils.tensorboard import SummaryWriter
 
-    Raises:
-        DimoError: The folder cannot be written.
-    """
     with _writing(folder):
-        return _TensorBoard(folder, done)
+        writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+    return _TensorBoard(folder, writer)
 
 
+@dataclass(frozen=True)
 class _TensorBoard:
-    def __init__(self, folder: Path, done: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.folder = folder
-        self.writer: Any = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+    folder: Path
+    writer: Any
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         with _writing(self.folder):
@@ -101,7 +92,7 @@ class _TensorBoard:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         data = path.read_bytes()
-        width, height = struct.unpack(">II", data[16:24])  # of the first chunk, IHDR
+        width, height = struct.unpack(">II", data[16:24])  # in the first chunk, IHDR
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)
         summary = Summary(value=[Summary.Value(tag=name, image=image)])
         with _writing(self.folder):
@@ -124,10 +115,7 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def check_wandb() -> None:
-    """
-    Raises:
-        DimoError: wandb is not installed.
-    """
+    """Raises a `DimoError` if wandb is not installed."""
     try:
         from wandb import init  # noqa: F401
     except ImportError as error:
@@ -137,37 +125,34 @@ def check_wandb() -> None:
 
 
 def open_wandb(project: str, folder: Path, config: Mapping[str, Any], done: int) -> Tracker:
-    """A run of Weights & Biases named after the run folder, which keeps its id for `--resume`.
-
-    Raises:
-        DimoError: wandb is not installed, or refuses.
-    """
+    """A run of Weights & Biases named after the run folder, which keeps its id for `--resume`."""
     check_wandb()
+    import wandb
+
     path = folder / "wandb" / "run-id"
     if not (done and path.is_file()):
         write_atomic(path, uuid.uuid4().hex[:16])
-    return _Wandb(project, folder, config, path.read_text())
+    try:
+        run = wandb.init(
+            project=project,
+            name=folder.resolve().name,
+            dir=str(folder),
+            id=path.read_text(),
+            resume="allow",
+            config=dict(config),
+        )
+    except wandb.Error as error:
+        raise DimoError(
+            f"wandb refuses project {project!r}: {str(error).rstrip('.')}; log in with: wandb "
+            "login, or set WANDB_MODE=offline; then continue with --resume"
+        ) from error
+    return _Wandb(run, wandb.Image)
 
 
+@dataclass(frozen=True)
 class _Wandb:
-    def __init__(self, project: str, folder: Path, config: Mapping[str, Any], run_id: str) -> None:
-        import wandb
-
-        self.image = wandb.Image
-        try:
-            self.run: Any = wandb.init(
-                project=project,
-                name=folder.resolve().name,
-                dir=str(folder),
-                id=run_id,
-                resume="allow",
-                config=dict(config),
-            )
-        except wandb.Error as error:
-            raise DimoError(
-                f"wandb refuses project {project!r}: {str(error).rstrip('.')}; log in with: wandb "
-                "login, or set WANDB_MODE=offline; then continue with --resume"
-            ) from error
+    run: Any
+    image: Callable[[str], Any]
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self.run.log(dict(values), step=step)
@@ -180,15 +165,10 @@ class _Wandb:
 
 
 def watch_interval(given: int | None, steps: int, option: str) -> int:
-    """Steps between two looks; 0 = never. By default about ten looks a run, at log lines.
-
-    Args:
-        given: By the user; None: the default.
-        steps: Of the whole run.
-        option: Name of the option, for the error.
+    """Steps between two looks; 0 = never, None: about ten looks per run of `steps`, at log lines.
 
     Raises:
-        DimoError: It is negative.
+        DimoError: `option` was given a negative number.
     """
     if given is None:
         return _MULTIPLE * max(1, -(-steps // (_LOOKS * _MULTIPLE)))
@@ -198,13 +178,13 @@ def watch_interval(given: int | None, steps: int, option: str) -> int:
 
 
 def is_due(step: int, every: int, steps: int) -> bool:
-    """Whether to look after `step` steps: at the start, at every multiple, and at the end."""
+    """Whether to look after `step` steps: at the start, at multiples of `every`, at the end."""
     return every > 0 and (step % every == 0 or step == steps)
 
 
 @contextmanager
 def undisturbed(*networks: nn.Module) -> Iterator[None]:
-    """Networks in eval mode; restores modes and random number generators afterwards."""
+    """Puts networks in eval mode; restores their modes and the random generators afterwards."""
     modes = [(m, m.training) for network in networks for m in network.modules()]
     devices = {p.device for network in networks for p in network.parameters()}
     with torch.random.fork_rng([d for d in devices if d.type == "cuda"]):
@@ -218,11 +198,7 @@ def undisturbed(*networks: nn.Module) -> Iterator[None]:
 
 
 def read_curve(path: Path) -> dict[int, dict[str, Any]]:
-    """The lines of `curve.jsonl` by step; none if there is no file.
-
-    Raises:
-        DimoError: A line is not a JSON object with a step.
-    """
+    """The lines of `curve.jsonl` by step; empty without a file."""
     lines = path.read_text().splitlines() if path.is_file() else []
     try:
         return {int(line["step"]): line for line in map(json.loads, lines)}
@@ -231,10 +207,6 @@ def read_curve(path: Path) -> dict[int, dict[str, Any]]:
 
 
 def put_on_curve(path: Path, line: Mapping[str, Any]) -> None:
-    """Adds a line, or replaces that of the same step; lines are in order of step.
-
-    Raises:
-        DimoError: The file is damaged or cannot be written.
-    """
+    """Adds a line to a curve in order of steps, or replaces that of the same step."""
     curve = {**read_curve(path), int(line["step"]): dict(line)}
     write_atomic(path, "".join(json.dumps(curve[step]) + "\n" for step in sorted(curve)))

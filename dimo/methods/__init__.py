@@ -18,30 +18,26 @@ class Method:
     """A distillation method.
 
     Attributes:
-        title: Name in tables.
         source: The implementation, or its "module:class", imported on first use.
         needs_data: Trains on encoded images; such a method distils class-conditional teachers only.
         is_one_step: Its students start from x_init and are sampled by `one_step` and `few_step`.
             Others start from masked tokens.
-        sampler: Key of `dimo.samplers.SAMPLERS`, for students that are not one-step.
-        default_steps: Number of sampling steps in the pictures and scores of a run.
     """
 
-    title: str
+    title: str  # in tables
     source: "str | type[Distillation]"
     needs_data: bool = True
     is_one_step: bool = False
-    sampler: str = "confidence"
-    default_steps: int = 4
+    sampler: str = "confidence"  # of students that are not one-step
+    default_steps: int = 4  # in the pictures and scores of a run
 
     @property
     def distillation(self) -> "Distillation":
         """The implementation."""
-        source = self.source
-        if isinstance(source, str):
-            module, _, name = source.partition(":")
-            source = getattr(import_module(module), name)
-        implementation: Distillation = source()
+        if not isinstance(self.source, str):
+            return self.source()
+        module, _, name = self.source.partition(":")
+        implementation: Distillation = getattr(import_module(module), name)()
         return implementation
 
 

@@ -1,4 +1,4 @@
-"""What all trainings share: recipe keys, the training task, and the interface of a method.
+"""What all runs share: recipe keys, the training task, and the interface of a method.
 
 Each step is a function of (state, seed, step): row b of step s draws its random numbers as image
 s * B + b, whichever rank and micro-batch it is in. Only dropout, whose numbers belong to a whole
@@ -53,23 +53,14 @@ def known(kind: str, value: str, allowed: Iterable[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimization:
-    """Recipe keys of every training.
-
-    Attributes:
-        batch_size: Images per step, over all ranks and micro-batches.
-        accumulate: Number of micro-batches per rank and step.
-        gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
-        max_skipped: Stop after this many consecutive non-finite updates.
-        ema_on_cpu: Keep the EMA in host memory, at the cost of one transfer of the weights a step.
-        keep_every: Keep checkpoints at multiples of this beside the two newest; 0: only those two.
-    """
+    """Recipe keys of every run."""
 
     kind: ClassVar[str]
     seed: int = 0
     steps: int
-    batch_size: int = 256
-    accumulate: int = 1
-    gradient_checkpointing: bool = False
+    batch_size: int = 256  # images per step, over all ranks and micro-batches
+    accumulate: int = 1  # micro-batches per rank and step
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass
     learning_rate: float
     lr_schedule: str = "constant"
     lr_warmup_steps: int = 100
@@ -77,12 +68,12 @@ class Optimization:
     adam_betas: tuple[float, float] = (0.9, 0.999)
     adam_eps: float = 1e-8
     grad_clip: float = 1.0
-    max_skipped: int = 20
+    max_skipped: int = 20  # stop after this many consecutive non-finite updates
     ema_decay: float = 0.999
-    ema_on_cpu: bool = False
+    ema_on_cpu: bool = False  # costs one transfer of the weights per step
     precision: str = "bfloat16"
     checkpoint_every: int = 500
-    keep_every: int = 0
+    keep_every: int = 0  # keep checkpoints at multiples of this beside the two newest
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size", "accumulate", "max_skipped", "checkpoint_every"):
@@ -99,7 +90,7 @@ class Optimization:
         known("precision", self.precision, ("float32", *_AUTOCAST))
 
     def learning_rate_at(self, step: int) -> float:
-        """The learning rate of one step: a pure function, so it needs no saved state."""
+        """The learning rate of one step, without saved state."""
         return self.learning_rate * self.learning_rate_factor(step)
 
     def learning_rate_factor(self, step: int) -> float:
@@ -114,18 +105,11 @@ class Optimization:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationRecipe(Optimization):
-    """Recipe keys of every distillation method.
+    """Recipe keys of every distillation method."""
 
-    Attributes:
-        teacher: A row of `dimo.zoo.teachers`.
-        dropout: Of the networks in training; the teacher has none.
-        temperature: Divides the student's logits when it is sampled.
-        temperature_selected_by: How that was chosen.
-    """
-
-    teacher: str
-    dropout: float = 0.0
-    temperature: float = 1.0
+    teacher: str  # a row of `dimo.zoo.teachers`
+    dropout: float = 0.0  # of the networks in training; the teacher has none
+    temperature: float = 1.0  # divides the student's logits when it is sampled
     temperature_selected_by: str = "default"
 
     def __post_init__(self) -> None:
@@ -151,38 +135,25 @@ class Cost:
 
     Attributes:
         forwards: Forward passes per image and step, by part; a backward pass counts two.
-        networks: Name -> whether it is trained, of the networks beside teacher, student and EMA.
-        rows: Rows per image that pass the student at once (latents of a mixture).
-        kept: Networks whose activations are held at the same time.
-        teacher_batches: 2 if the teacher is guided, which doubles its batch.
-        freezes_embeddings: Embeddings and output bias are not trained.
-        takes_latent: The student has a latent input z.
+        networks: Whether each network beside teacher, student and EMA is trained.
     """
 
     forwards: Mapping[str, int]
     networks: Mapping[str, bool] = dataclasses.field(default_factory=dict)
-    rows: int = 1
-    kept: int = 1
-    teacher_batches: int = 1
-    freezes_embeddings: bool = False
+    rows: int = 1  # per image, which pass the student at once (latents of a mixture)
+    kept: int = 1  # networks whose activations are held at the same time
+    teacher_batches: int = 1  # 2 if the teacher is guided
+    freezes_embeddings: bool = False  # and the output bias
     takes_latent: bool = False
 
 
 class Distillation:
-    """The interface of a distillation method; `Method.source` in `dimo.methods` names a subclass.
+    """The interface of a distillation method; `dimo.methods.Method.source` names a subclass."""
 
-    Attributes:
-        Recipe: A frozen dataclass whose `kind` is that of its TOML files.
-    """
-
-    Recipe: ClassVar[type[DistillationRecipe]]
+    Recipe: ClassVar[type[DistillationRecipe]]  # a frozen dataclass; its `kind` is in TOML files
 
     def network(self, teacher: type[Any]) -> type[Any] | None:
-        """The class of the student's network, built with the arguments of the teacher's.
-
-        Returns:
-            None if the method has no student for that class of teacher.
-        """
+        """The class of the student, built as the teacher's; None for unsupported teachers."""
         return teacher
 
     def prompts_file(self, recipe: Any) -> str | None:
@@ -198,16 +169,11 @@ class Distillation:
         label_smoothing: float,
         runtime: Runtime,
     ) -> "Task":
-        """The training.
+        """The training task of a `Recipe`.
 
-        Args:
-            recipe: A `Recipe`.
-            teacher: In eval mode; left unchanged.
-            student: Of class `network(...)` with the teacher's weights; trained in place. Modules
-                that the teacher lacks have fresh weights.
-            data: Encoded images; None for a method that needs no data.
-            label_smoothing: Of the teacher's own training.
-            runtime: Where to train, and with which ranks.
+        The teacher, in eval mode, is left unchanged. The student, of class `network(...)`, has its
+        weights, fresh ones in modules the teacher lacks, and is trained in place. `data` is None
+        for a method that needs none; `label_smoothing` is that of the teacher's own training.
         """
         raise NotImplementedError
 
@@ -221,27 +187,18 @@ class Distillation:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Images of one forward and backward pass.
+    """Images of one forward and backward pass."""
 
-    Attributes:
-        index: [b] numbers of the images, which select their random streams.
-        dropout_seed: Of the global generator, which dropout uses.
-        is_last: Whether the optimizer steps after it; only then do ranks exchange gradients.
-    """
-
-    index: Tensor
-    dropout_seed: int
-    is_last: bool
+    index: Tensor  # [b] numbers of the images, which select their random streams
+    dropout_seed: int  # of the global generator
+    is_last: bool  # the optimizer steps after it: only then do ranks exchange gradients
 
 
 class Task:
-    """A training that `dimo.engine.loop.fit` can drive; a subclass adds `step`.
+    """What `dimo.engine.loop.fit` drives; a subclass adds `step`.
 
-    Attributes:
-        recipe: Its keys.
-        inputs: Hash of the weights and data that the training starts from.
-        networks: Saved in checkpoints under these names; never wrapped.
-        updates: One for each network in training, by name.
+    `inputs` is a hash of the weights and data it starts from. `networks` are saved in checkpoints,
+    never wrapped; `updates` has one for each network in training, by the same names.
     """
 
     def __init__(self, recipe: Any, runtime: Runtime, inputs: str) -> None:
@@ -291,10 +248,10 @@ class Task:
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
     def micro_batches(self, step: int, purpose: str) -> list[MicroBatch]:
-        """This rank's share of a step; `purpose` names what the images are drawn for."""
+        """This rank's part of a step; `purpose` names what the images are drawn for."""
         size, count = self.recipe.batch_size, self.recipe.accumulate
-        share = self.ranks.split(size)
-        rows, first = len(share) // count, step * size + share.start
+        own = self.ranks.split(size)
+        rows, first = len(own) // count, step * size + own.start
         starts = range(first, first + rows * count, rows)
         return [
             MicroBatch(
@@ -350,11 +307,7 @@ def frozen_teacher(teacher: MaskedModel, precision: str, device: torch.device) -
 
 
 def teacher_sha256(teacher: MaskedModel) -> str:
-    """Hash of the teacher's weights.
-
-    Raises:
-        DimoError: Some are NaN or infinite.
-    """
+    """Hash of the teacher's weights, which must be finite."""
     state = teacher.state_dict()
     bad = [k for k, v in state.items() if not bool(v.isfinite().all())]
     if bad:

@@ -1,13 +1,23 @@
 """What di4c and SDTT share: they learn from masked data, and their students take several steps."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from dimo import rng
-from dimo.methods.base import ALL_MASKED, Distillation, DistillationRecipe, check, known
+from dimo.engine.distributed import Runtime
+from dimo.methods.base import (
+    ALL_MASKED,
+    Distillation,
+    DistillationRecipe,
+    Task,
+    check,
+    frozen_teacher,
+    known,
+    teacher_sha256,
+)
 from dimo.models import MaskedModel
 
 if TYPE_CHECKING:
@@ -18,21 +28,13 @@ _SCHEDULES = ("arccos", "cosine")  # fall from 1 to 0, as a sampler's masked fra
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe(DistillationRecipe):
-    """Recipe keys of the methods that learn from data.
+    """Recipe keys of the methods that learn from data."""
 
-    Attributes:
-        mask_schedule: gamma, from all masked at r = 0 to nothing masked at r = 1.
-        choice_temperature: Of the teacher's confidence noise.
-        label_dropout: Fraction of images without their label, which the unconditional branch of
-            guided sampling needs.
-        guidance_scale: Of the student's sampling; that of the teacher's row unless given.
-    """
-
-    mask_schedule: str = "arccos"
-    choice_temperature: float = 4.5
-    label_dropout: float = 0.1
+    mask_schedule: str = "arccos"  # gamma, from all masked at r = 0 to nothing masked at r = 1
+    choice_temperature: float = 4.5  # of the teacher's confidence noise
+    label_dropout: float = 0.1  # fraction of images without their label
     dropout: float = 0.1
-    guidance_scale: float | None = None
+    guidance_scale: float | None = None  # of the student's sampling; None: the teacher's
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,16 +46,47 @@ class DataRecipe(DistillationRecipe):
         check(scale is None or scale > 0, "guidance_scale", scale, "> 0")
 
 
+class DataTask(Task):
+    """Trains a student that starts with the teacher's weights; a subclass adds `updates`.
+
+    Errors as for `dimo.methods.dimo.step.DiMOTask`.
+    """
+
+    def __init__(
+        self,
+        recipe: DataRecipe,
+        teacher: MaskedModel,
+        student: Any,
+        data: "TokenData",
+        runtime: Runtime,
+    ) -> None:
+        super().__init__(recipe, runtime, teacher_sha256(teacher) + data.sha256)
+        self.teacher = frozen_teacher(teacher, recipe.precision, self.device)
+        self.student = student.to(self.device).train()
+        self.tokens, self.labels = data.tokens.to(self.device), data.labels.to(self.device)
+        self.ema = self.make_ema(self.student)
+        self.networks = {"student": self.student, "ema": self.ema}
+
+
 class DataDistillation(Distillation):
     """A method of a `DataRecipe`."""
 
+    task_class: ClassVar[type[DataTask]]
+
+    def task(
+        self,
+        recipe: Any,
+        teacher: MaskedModel,
+        student: Any,
+        data: "TokenData | None",
+        label_smoothing: float,
+        runtime: Runtime,
+    ) -> Task:
+        assert data is not None, "`Method.needs_data` is set"
+        return self.task_class(recipe, teacher, student, data, runtime)
+
     def student_settings(self, recipe: Any) -> dict[str, Any]:
         return {**ALL_MASKED, "guidance_scale": recipe.guidance_scale}
-
-
-def required(data: "TokenData | None") -> "TokenData":
-    assert data is not None, "`Method.needs_data` says that it comes"
-    return data
 
 
 @dataclass(frozen=True)
@@ -99,21 +132,10 @@ def reveal(
     uniform: Tensor,
     gumbel: Tensor,
 ) -> Tensor:
-    """One step of the confidence sampler (`dimo.samplers.confidence`), N times from one state.
+    """One step of the confidence sampler (`dimo.samplers.confidence`), N times from one state x_t.
 
-    Draws every masked token and keeps those with the largest log p plus scaled Gumbel noise.
-
-    Args:
-        log_p: The teacher's [B, L, V].
-        tokens: x_t [B, L].
-        mask: [B, L] bool, what x_t hides.
-        count: [B] int64, how many tokens are revealed.
-        noise_scale: [B], of the confidence noise.
-        uniform: [B, N, L] in (0, 1), chooses the tokens.
-        gumbel: [B, N, L], the confidence noise.
-
-    Returns:
-        x_u [B, N, L] int64.
+    Draws every masked token from log p [B, L, V] by `uniform` [B, N, L] and keeps the `count` [B]
+    with the largest log p + `noise_scale` [B] * `gumbel` [B, N, L]. Returns x_u int64 [B, N, L].
     """
     proposal = draw_categorical(log_p.exp(), uniform.mT).mT  # [B, N, L]
     confidence = log_p.gather(-1, proposal.mT).mT + noise_scale[:, None, None] * gumbel

@@ -16,27 +16,21 @@ from dimo.models.maskgit import block_matrices
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe(Optimization):
-    """Training of a bundled teacher: masked cross-entropy, label dropout, EMA.
-
-    Attributes:
-        optimizer: adamw, or muon: Muon for the matrices of the blocks, AdamW for the rest.
-        tokenizer_steps: Steps of the tokenizer's training, which comes first if it is a network.
-    """
+    """Training of a bundled teacher: masked cross-entropy, label dropout, EMA."""
 
     kind: ClassVar[str] = "train"
     teacher: str
-    optimizer: str = "adamw"
+    optimizer: str = "adamw"  # or muon for the matrices of the blocks, and AdamW for the rest
     mask_schedule: str = "arccos"
     label_smoothing: float = 0.0
     label_dropout: float = 0.1
     dropout: float = 0.1
-    tokenizer_steps: int = 0
+    tokenizer_steps: int = 0  # to train the tokenizer first, if it is a network
 
     def __post_init__(self) -> None:
         super().__post_init__()
         known("optimizer", self.optimizer, ("adamw", "muon"))
-        steps = self.tokenizer_steps
-        check(steps >= 0, "tokenizer_steps", steps, ">= 0")
+        check(self.tokenizer_steps >= 0, "tokenizer_steps", self.tokenizer_steps, ">= 0")
         for key in ("label_smoothing", "label_dropout", "dropout"):
             check(0 <= getattr(self, key) < 1, key, getattr(self, key), "0 <= x < 1")
         known("mask schedule", self.mask_schedule, MASK_SCHEDULES)
@@ -54,7 +48,7 @@ class ExtractorRecipe(Optimization):
 
 
 class TrainingData(Protocol):
-    """Tokens and labels of images; `sha256` names what they are drawn from."""
+    """Tokens and labels of images, functions of (seed, index); `sha256` is that of their source."""
 
     sha256: str
 
@@ -65,14 +59,10 @@ class TrainingData(Protocol):
 class TeacherTask(Task):
     """Masked cross-entropy with label dropout (MaskGIT, arXiv 2202.04200, Eq. 1).
 
-    Args:
-        recipe: Its keys.
-        network: The teacher with fresh weights; trained in place.
-        data: Image i is a function of the seed and i alone.
-        runtime: Where to train, and with which ranks.
+    `network`, the teacher with fresh weights, is trained in place.
 
     Raises:
-        DimoError: The batch does not split into equal parts.
+        DimoError: The batch does not split evenly.
     """
 
     recipe: TrainRecipe

@@ -1,28 +1,15 @@
 """di4c and di4c-d (Hayakawa et al., arXiv 2410.08709): a mixture student that learns from data."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from dimo.engine.distributed import Runtime
-from dimo.methods.base import (
-    Cost,
-    Task,
-    add_mean,
-    check,
-    config_from,
-    frozen_teacher,
-    teacher_sha256,
-)
+from dimo.methods.base import Cost, add_mean, check, config_from
 from dimo.methods.di4c.network import Di4CStudent
 from dimo.methods.di4c.objective import Di4CObjective, LatentMixture
-from dimo.methods.masked_data import DataDistillation, DataRecipe, required
-from dimo.models import MaskedModel
+from dimo.methods.masked_data import DataDistillation, DataRecipe, DataTask
 from dimo.models.maskgit import MaskGIT
-
-if TYPE_CHECKING:
-    from dimo.data.tokens import TokenData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +17,12 @@ class Di4CRecipe(DataRecipe):
     """One di4c distillation; names as in `dimo.methods.di4c.objective`.
 
     Attributes:
-        num_latents: N, latents per image and step; `batch_size` counts images.
+        num_latents: N, latents per image and step.
         latent_chunk: Latents that pass the student at once, with recomputation in the backward
             pass; 0: all, without. Changes memory and speed, and the result only through dropout.
         step_size: delta, length of the teacher's step; the last delta is distilled directly.
         alpha: Largest weight of the data's correlation term: 0 is di4c, above 0 is di4c-d.
-        control_variate: Subtract the product of the marginals in sampled terms, and add its exact
-            mean.
+        control_variate: Use the control variate in sampled terms.
         teacher_unconditional: Guided sampling takes its unconditional branch from the teacher.
     """
 
@@ -58,35 +44,17 @@ class Di4CRecipe(DataRecipe):
 
     @property
     def method(self) -> str:
-        """A key of `dimo.methods.METHODS`."""
         return "di4c-d" if self.alpha > 0 else "di4c"
 
 
-class Di4CTask(Task):
-    """The student learns from the teacher's steps, from its own samples and from data.
+class Di4CTask(DataTask):
+    """The student learns from the teacher's steps, from its own samples and from data."""
 
-    Arguments and errors as for `dimo.methods.dimo.step.DiMOTask`. The latent projection is fresh;
-    everything is trained.
-    """
-
-    recipe: Di4CRecipe
-
-    def __init__(
-        self,
-        recipe: Di4CRecipe,
-        teacher: MaskedModel,
-        student: Di4CStudent,
-        data: "TokenData",
-        runtime: Runtime,
-    ) -> None:
-        super().__init__(recipe, runtime, teacher_sha256(teacher) + data.sha256)
-        self.teacher = frozen_teacher(teacher, recipe.precision, self.device)
-        self.student = student.to(self.device).train()
-        self.tokens, self.labels = data.tokens.to(self.device), data.labels.to(self.device)
-        self.ema = self.make_ema(self.student)
-        self.networks = {"student": self.student, "ema": self.ema}
-        mixture = LatentMixture(student, recipe.latent_chunk)
-        self.updates = {"student": self.make_update(mixture)}
+    def __init__(self, recipe: Di4CRecipe, *inputs: Any) -> None:
+        super().__init__(recipe, *inputs)
+        self.updates = {
+            "student": self.make_update(LatentMixture(self.student, recipe.latent_chunk))
+        }
         self.objective = config_from(Di4CObjective, recipe)
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -110,25 +78,14 @@ class Di4CTask(Task):
 class Di4C(DataDistillation):
     """Mixture students of MaskGIT teachers."""
 
-    Recipe = Di4CRecipe
+    Recipe, task_class = Di4CRecipe, Di4CTask
 
     def network(self, teacher: type[Any]) -> type[Any] | None:
         return Di4CStudent if teacher is MaskGIT else None
 
-    def task(
-        self,
-        recipe: Di4CRecipe,
-        teacher: MaskedModel,
-        student: Di4CStudent,
-        data: "TokenData | None",
-        label_smoothing: float,
-        runtime: Runtime,
-    ) -> Task:
-        return Di4CTask(recipe, teacher, student, required(data), runtime)
-
     def student_settings(self, recipe: Any) -> dict[str, Any]:
-        unconditional = recipe.teacher_unconditional
-        return {**super().student_settings(recipe), "teacher_unconditional": unconditional}
+        settings = super().student_settings(recipe)
+        return {**settings, "teacher_unconditional": recipe.teacher_unconditional}
 
     def cost(self, recipe: Di4CRecipe) -> Cost:
         latents, chunk = recipe.num_latents, recipe.latent_chunk

@@ -40,17 +40,9 @@ class Di4CStudent(MaskGIT):
         positions: Tensor | None = None,
         z: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, L, V + 1]; arguments as in `MaskGIT.forward`, and the latent.
+        """Logits [B, L, V + 1]; arguments as for `MaskGIT.forward`, and the latent.
 
-        Args:
-            tokens: [B, L] int64.
-            labels: [B] int64.
-            drop: [B] bool.
-            embedding_noise: sigma of the embedding perturbation.
-            noise: [B, L, hidden_dim] standard normal.
-            positions: [B, K] int64.
-            z: [B] or [B, 1] latent in [0, 1), one a sample; conditional and unconditional forward
-                of a guided step share it. None = no latent token.
+        z is [B] or [B, 1] in [0, 1), the same in both forwards of a guided step; None = no token.
         """
         x = self._embed(tokens, labels, drop, embedding_noise, noise)
         if z is not None:

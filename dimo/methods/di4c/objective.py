@@ -89,12 +89,9 @@ class Losses:
 class LatentMixture(nn.Module):
     """The student under N latents, in chunks that are recomputed in the backward pass.
 
-    An update differentiates one call of this module. Besides the activations of a chunk, memory
-    grows with N by [B, S, N], and by [B, L, V] per chunk.
-
-    Args:
-        student: Trained through this module; its parameters are this module's.
-        chunk: Latents at a time; 0: all, and nothing is recomputed.
+    An update differentiates one call of this module. Besides the activations of a chunk of
+    `chunk` latents (0: all, and nothing is recomputed), memory grows with N by [B, S, N], and by
+    [B, L, V] per chunk.
     """
 
     def __init__(self, student: Di4CStudent, chunk: int) -> None:
@@ -111,29 +108,20 @@ class LatentMixture(nn.Module):
         samples: Tensor,
         teacher: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """What the losses need of the mixture, from x_t.
-
-        Args:
-            tokens: x_t [B, L].
-            mask: [B, L] bool.
-            labels: [B].
-            drop: [B] bool.
-            latents: [B, N].
-            samples: x_0 [B, S, L].
-            teacher: log p [B, L, V].
+        """What the losses need of the mixture, from x_t, samples x_0 [B, S, L] and latents [B, N].
 
         Returns:
             sum_d log p(x_0^d | x_t, lambda) [B, S, N]; log of the marginals
             E_lambda p(. | x_t, lambda) [B, L, V]; E_lambda KL(teacher || student_lambda) [B].
         """
         count = latents.shape[1]
-        parts = torch.split(latents, self.chunk or count, dim=1)
         state = (tokens, mask, labels, drop, samples, teacher)
-        if len(parts) == 1:
-            results = [self._of_chunk(parts[0], *state)]
+        if not 0 < self.chunk < count:
+            results = [self._of_chunk(latents, *state)]
         else:
             results = [
-                checkpoint(self._of_chunk, part, *state, use_reentrant=False) for part in parts
+                checkpoint(self._of_chunk, part, *state, use_reentrant=False)
+                for part in torch.split(latents, self.chunk, dim=1)
             ]
         joint, marginal, cross_entropy = zip(*results, strict=True)
         log_marginal = torch.stack(marginal).logsumexp(0) - math.log(count)
@@ -184,7 +172,7 @@ class Di4CObjective:
     label_dropout: float = 0.1
 
     def draw(self, tokens: Tensor, labels: Tensor, seed: int, index: Tensor) -> Draws:
-        """The random numbers of images `index` [B], data from tokens [M, L] and labels [M]."""
+        """The draws of images `index` [B], data from tokens [M, L] and labels [M]."""
         length = tokens.shape[1]
         data = draw_data(tokens, labels, seed, index, label_dropout=self.label_dropout)
         r = rng.uniform(seed, index, "r", ())
@@ -207,8 +195,7 @@ class Di4CObjective:
     def target(self, draws: Draws, *, teacher: MaskedModel, student: MaskedModel) -> Target:
         """One step of the teacher, then the student's mixture at x_u; both in eval mode."""
         data, mask = draws.data, draws.mask
-        mask_token_id = teacher.mask_token_id
-        tokens = data.tokens.masked_fill(mask, mask_token_id)  # x_t
+        tokens = data.tokens.masked_fill(mask, teacher.mask_token_id)  # x_t
         log_p = log_probabilities(teacher, tokens, data.labels, data.drop)
         left = (1 - draws.r / (1 - self.step_size)).clamp_min(0)
         states = reveal(
@@ -222,13 +209,11 @@ class Di4CObjective:
         )  # x_u [B, N, L]
         marginal, samples = torch.zeros_like(log_p), [data.tokens[:, None]]
         size = self.latent_chunk or self.num_latents
-        chunks = (
-            torch.split(value, size, dim=1)
-            for value in (states, draws.target_latents, draws.sample)
-        )
+        parts = (states, draws.target_latents, draws.sample)
+        chunks = (torch.split(part, size, dim=1) for part in parts)
         for state, latents, uniform in zip(*chunks, strict=True):
             p = under_latents(student, state, data.labels, data.drop, latents).exp()
-            hidden = state == mask_token_id  # [B, n, L]
+            hidden = state == teacher.mask_token_id  # [B, n, L]
             drawn = draw_categorical(p, uniform[..., None])[..., 0]
             samples.append(torch.where(hidden, drawn, state))
             known = state.masked_fill(hidden, 0).mT  # [B, L, n]
@@ -238,19 +223,13 @@ class Di4CObjective:
 
     def losses(self, mixture: Callable[..., Any], draws: Draws, target: Target) -> Losses:
         """The losses of `LatentMixture`, or of what wraps it, with their weights."""
-        data, mask = draws.data, draws.mask
-        joint, log_marginal, divergence = mixture(
-            target.tokens,
-            mask,
-            data.labels,
-            data.drop,
-            draws.latents,
-            target.samples,
-            target.teacher,
-        )
-        mixed = mixture_losses(joint, log_marginal, target.samples, mask)
-        correlation = mixed.correlation if self.control_variate else mixed.joint  # [B, 1 + N]
-        consistency, of_data = correlation[:, 1:].mean(1), self._alpha(draws.r) * correlation[:, 0]
+        data, mask, samples = draws.data, draws.mask, target.samples
+        state = (target.tokens, mask, data.labels, data.drop)
+        joint, log_marginal, divergence = mixture(*state, draws.latents, samples, target.teacher)
+        loss = math.log(joint.shape[-1]) - joint.logsumexp(-1)  # -log p_theta(x_0) [B, 1 + N]
+        if self.control_variate:  # plus log prod_d p_theta^d(x_0^d)
+            loss = (log_marginal.gather(-1, samples.mT) * mask[..., None]).sum(1) + loss
+        consistency, of_data = loss[:, 1:].mean(1), self._alpha(draws.r) * loss[:, 0]
         if self.control_variate:
             consistency = consistency - _masked_sum(target.marginal * log_marginal, mask).float()
             of_data = of_data - _masked_sum(target.teacher.exp() * log_marginal, mask).float()
@@ -262,32 +241,8 @@ class Di4CObjective:
         )
 
     def _alpha(self, r: Tensor) -> Tensor:
-        """alpha(r) [B], float32: all of it while most tokens are masked, then none."""
+        """alpha(r) [B], float32, which falls from alpha to 0 around the middle."""
         return (self.alpha * torch.sigmoid(_STEEPNESS * (_MIDDLE - r))).float()
-
-
-@dataclass(frozen=True)
-class MixtureLosses:
-    """-log p_theta of samples, and its part that the marginals do not explain."""
-
-    joint: Tensor  # -log p_theta(x_0) [B, S]
-    correlation: Tensor  # -log(p_theta(x_0) / prod_d p_theta^d(x_0^d)) [B, S]
-
-
-def mixture_losses(
-    joint: Tensor, log_marginal: Tensor, samples: Tensor, mask: Tensor
-) -> MixtureLosses:
-    """Both losses of samples, without and with the control variate.
-
-    Args:
-        joint: sum_d log p(x_0^d | lambda) [B, S, N].
-        log_marginal: [B, L, V].
-        samples: x_0 [B, S, L].
-        mask: [B, L] bool, the tokens that count.
-    """
-    log_p = joint.logsumexp(-1) - math.log(joint.shape[-1])
-    by_token = log_marginal.gather(-1, samples.mT) * mask[..., None]  # [B, L, S]
-    return MixtureLosses(-log_p, by_token.sum(1) - log_p)
 
 
 def _masked_sum(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Token-level divergences between teacher p and auxiliary q, and their gradient in q's logits.
 
-Both live on the last axis (the vocabulary). The gradient is what Di[M]O pushes into the student's
-logits (arXiv 2503.15457, Eq. 4); `divergence` is its antiderivative, for tests and logging.
+Both are over the last axis (the vocabulary). The gradient is what Di[M]O pushes into the student's
+logits (arXiv 2503.15457, Eq. 4); `divergence` is its antiderivative, for tests.
 """
 
 import math
@@ -24,14 +24,10 @@ class FDivergence:
     With t = p / q, dD_f/dq = f(t) - t f'(t). Let h = q (f(t) - t f'(t)); through the softmax the
     gradient is dD_f/dz = h - q sum_v h, from which any multiple of q in h cancels. Both functions
     are written in log p and log q, because t itself overflows where q is peaked.
-
-    Attributes:
-        integrand: q f(p / q), [..., V].
-        slope: h up to a multiple of q, [..., V].
     """
 
-    integrand: Callable[[Tensor, Tensor], Tensor]
-    slope: Callable[[Tensor, Tensor], Tensor]
+    integrand: Callable[[Tensor, Tensor], Tensor]  # q f(p / q), [..., V]
+    slope: Callable[[Tensor, Tensor], Tensor]  # h up to a multiple of q, [..., V]
 
 
 def _log_mean(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -65,11 +61,8 @@ F_DIVERGENCES: dict[str, FDivergence] = {
 
 DIVERGENCES = (*_KULLBACK_LEIBLER, *F_DIVERGENCES)
 
-# Of a loss over classes (and tokens).
-REDUCTIONS = ("sum", "mean")
-
-# How the gradients of several images are weighted; see `gradient_divisor`.
-WEIGHTINGS = ("constant", "dmd")
+REDUCTIONS = ("sum", "mean")  # over classes (and tokens)
+WEIGHTINGS = ("constant", "dmd")  # see `gradient_divisor`
 _SMALLEST_DIVISOR = 1e-5
 
 
@@ -82,24 +75,18 @@ def _weights(name: str, beta: float) -> tuple[float, float]:
 
 
 def divergence(
-    name: str, *, teacher_logits: Tensor, auxiliary_logits: Tensor, beta: float = 0.0
+    name: str, teacher_logits: Tensor, auxiliary_logits: Tensor, beta: float = 0.0
 ) -> Tensor:
-    """D(p, q) for each token, float32 or better [..., L].
+    """D(p, q) of logits [..., L, V] at one intermediate state, float32 or better [..., L].
 
     forward_kl is KL(p || q), reverse_kl is KL(q || p), jeffreys is (1 - beta) of the first plus
     beta of the second (the generalized Jeffrey divergence; beta may be negative). The others are
     the rows of `F_DIVERGENCES`.
 
-    Args:
-        name: One of `DIVERGENCES`.
-        teacher_logits: [..., L, V], the teacher at the intermediate state.
-        auxiliary_logits: [..., L, V], the auxiliary model at the same state.
-        beta: Used by jeffreys only.
-
     Raises:
         DimoError: Unknown name.
     """
-    log_p, log_q = _log_softmax(teacher_logits), _log_softmax(auxiliary_logits)
+    log_p, log_q = (_wide(z).log_softmax(-1) for z in (teacher_logits, auxiliary_logits))
     if name in F_DIVERGENCES:
         return F_DIVERGENCES[name].integrand(log_p, log_q).sum(-1)
     forward, reverse = _weights(name, beta)
@@ -108,12 +95,11 @@ def divergence(
 
 
 def logit_gradient(
-    name: str, *, teacher_logits: Tensor, auxiliary_logits: Tensor, beta: float = 0.0
+    name: str, teacher_logits: Tensor, auxiliary_logits: Tensor, beta: float = 0.0
 ) -> Tensor:
-    """dD/dz_q [..., L, V] for q = softmax(z_q): Eq. 4.
+    """dD/dz_q [..., L, V] for q = softmax(z_q): Eq. 4. Arguments and errors as for `divergence`.
 
     forward_kl: q - p.  reverse_kl: q (log q - log p - KL(q || p)).  Others: see `FDivergence`.
-    Arguments and errors as `divergence`.
     """
     z_p, z_q = _wide(teacher_logits), _wide(auxiliary_logits)
     if name in F_DIVERGENCES:
@@ -135,21 +121,15 @@ def logit_gradient(
 
 
 def gradient_divisor(
-    weighting: str, *, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor
+    weighting: str, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor
 ) -> Tensor:
     """The divisor of each image's gradient, float32 or better [B, 1, 1].
 
     "constant" is 1, the paper's choice. "dmd" is the normalization of distribution matching
-    distillation (arXiv 2311.18828) carried over to probabilities: the mean of
-    |p_theta - p_phi| over an image's re-masked tokens and over the classes, and at least 1e-5,
-    where p_theta is the student's distribution of its one step and p_phi the teacher's at the
-    intermediate state. An image far from its teacher then weighs no more than a near one.
-
-    Args:
-        weighting: One of `WEIGHTINGS`.
-        student_logits: [B, K, V].
-        teacher_logits: [B, K, V].
-        mask: [B, K] bool, True = re-masked.
+    distillation (arXiv 2311.18828) carried over to probabilities: the mean of |p_theta - p_phi|
+    over an image's re-masked tokens (`mask` [B, K]) and classes, and at least 1e-5, where p_theta
+    is the student's distribution of its one step and p_phi the teacher's at the intermediate state
+    (logits [B, K, V]). An image far from its teacher then weighs no more than a near one.
 
     Raises:
         DimoError: Unknown weighting.
@@ -165,9 +145,9 @@ def gradient_divisor(
 
 
 def soft_target_loss(
-    *, student_logits: Tensor, auxiliary_logits: Tensor, temperature: float, reduction: str
+    student_logits: Tensor, auxiliary_logits: Tensor, temperature: float, reduction: str
 ) -> Tensor:
-    """T^2 KL(student || auxiliary) of [N, V] at temperature T: mean over tokens, scalar.
+    """T^2 KL(student || auxiliary) at temperature T of logits [N, V]: mean over tokens, scalar.
 
     `reduction`, one of `REDUCTIONS`, is over the classes.
     """
@@ -181,10 +161,6 @@ def soft_target_loss(
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1 else logits / temperature
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return _wide(logits).log_softmax(-1)
 
 
 def _wide(logits: Tensor) -> Tensor:

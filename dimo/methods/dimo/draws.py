@@ -1,4 +1,4 @@
-"""One Di[M]O update's random numbers (x_init, the sample, the re-mask) and intermediate state."""
+"""The random numbers of a Di[M]O update (x_init, sample, re-mask) and its intermediate state."""
 
 from dataclasses import dataclass
 
@@ -48,7 +48,7 @@ class Masking:
 
 @dataclass(frozen=True)
 class Draws:
-    """Every random number of one update, so that the update is a function of its inputs."""
+    """Every random number of one update."""
 
     labels: Tensor  # [B] int64, uniform over the classes
     initial: TokenInitialization  # x_init and the noise of its embedding
@@ -62,68 +62,68 @@ def draw(
     initialization: Initialization,
     masking: Masking,
     model: MaskedModel,
-    *,
     seed: int,
     index: Tensor,
     purpose: str,
     step: int,
-    vocabulary: int,
+    classes: int,
 ) -> Draws:
-    """Draws for images `index` [B] and one purpose, "student" or "auxiliary/N".
-
-    r and sigma depend on `seed` and `step` only, so both purposes share them.
-    """
-    length = model.num_tokens
+    """The draws of images `index` [B] for "student" or "auxiliary/N", which share r and sigma."""
+    law, length = initialization, model.num_tokens
     sigma = embedding_noise_at(
         step,
-        final=initialization.embedding_noise,
-        warmup=initialization.embedding_noise_warmup,
-        warmup_steps=initialization.embedding_noise_warmup_steps,
-    )
-    r = init_mask_ratio_at(
-        seed,
-        step,
-        init_mask_ratio=initialization.init_mask_ratio,
-        bounds=initialization.init_mask_ratio_range,
+        final=law.embedding_noise,
+        warmup=law.embedding_noise_warmup,
+        warmup_steps=law.embedding_noise_warmup_steps,
     )
     initial = initial_state(
         model,
         rng.ImageNoise(seed, index),
         purpose,
-        init_mask_ratio=r,
+        init_mask_ratio=init_mask_ratio_at(
+            seed, step, init_mask_ratio=law.init_mask_ratio, bounds=law.init_mask_ratio_range
+        ),
         embedding_noise=sigma,
-        token_initialization=initialization.token_initialization,
+        token_initialization=law.token_initialization,
     )
     ratio = masking.ratio(purpose, rng.uniform(seed, index, f"{purpose}/mask_ratio", ()))
     ranks = rng.random_ranks(seed, index, f"{purpose}/mask", length)
-    shape = (length, vocabulary)
     return Draws(
         labels=rng.integers(seed, index, f"{purpose}/label", (), model.num_classes),
         initial=initial,
         embedding_noise=sigma,
-        gumbel=rng.gumbel(seed, index, f"{purpose}/sample", shape, dtype=torch.float32),
+        gumbel=rng.gumbel(seed, index, f"{purpose}/sample", (length, classes), torch.float32),
         mask_ratio=ratio,
         mask=random_mask(ranks, mask_count(ratio, length)),
     )
 
 
-def intermediate_state(
-    model: MaskedModel, tokens: Tensor, mask: Tensor, labels: Tensor
-) -> tuple[tuple[Tensor, Tensor, Tensor | None], Tensor]:
-    """(x~_t [B, L], labels, positions) to ask a model for, and which positions are masked.
+@dataclass(frozen=True)
+class MaskedState:
+    """x~_t, and the K positions that a model is asked for: every re-masked one is among them."""
 
-    Positions [B, K] hold every masked one, None stands for all L; the second is [B, K] bool.
-    """
-    positions: Tensor | None = masked_positions(mask)
-    if positions is not None and positions.shape == mask.shape:
-        positions = None
-    state = (tokens.masked_fill(mask, model.mask_token_id), labels, positions)
-    return state, gather_positions(mask[..., None], positions)[..., 0]
+    tokens: Tensor  # x~_t [B, L]
+    labels: Tensor  # [B]
+    positions: Tensor | None  # [B, K], None = all L
+    mask: Tensor  # [B, K] bool, True = re-masked
 
+    @classmethod
+    def of(cls, model: MaskedModel, tokens: Tensor, mask: Tensor, labels: Tensor) -> "MaskedState":
+        """The state of tokens x [B, L] under the mask [B, L]."""
+        positions: Tensor | None = masked_positions(mask)
+        if positions is not None and positions.shape == mask.shape:
+            positions = None
+        kept = gather_positions(mask[..., None], positions)[..., 0]
+        return cls(tokens.masked_fill(mask, model.mask_token_id), labels, positions, kept)
 
-def scatter_positions(values: Tensor, positions: Tensor | None, like: Tensor) -> Tensor:
-    """The inverse of `gather_positions`: values [B, K, V] in a [B, L, V] that is zero elsewhere."""
-    if positions is None:
-        return values
-    whole = values.new_zeros(like.shape)
-    return whole.scatter_(1, positions[..., None].expand_as(values), values)
+    def gather(self, values: Tensor) -> Tensor:
+        """[B, L, V] -> [B, K, V]."""
+        return gather_positions(values, self.positions)
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """[B, K, V] -> [B, L, V], zero where nothing is re-masked."""
+        values = values.masked_fill(~self.mask[..., None], 0.0)
+        if self.positions is None:
+            return values
+        whole = values.new_zeros(*self.tokens.shape, values.shape[-1])
+        return whole.scatter_(1, self.positions[..., None].expand_as(values), values)

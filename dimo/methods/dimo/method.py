@@ -27,40 +27,30 @@ from dimo.models import MaskedModel
 if TYPE_CHECKING:
     from dimo.data.tokens import TokenData
 
-_TEMPERATURES = (
-    "student_temperature",
-    "teacher_temperature",
-    "auxiliary_temperature",
-    "soft_target_temperature",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class DiMORecipe(DistillationRecipe):
     """One Di[M]O distillation; `kind = "distill"` in its TOML files.
 
     Attributes:
-        auxiliary_learning_rate: Of the auxiliary model; `learning_rate` is the student's.
+        auxiliary_learning_rate: `learning_rate` is the student's.
         auxiliary_steps: Auxiliary updates per student update. The official `fake_rounds` = k makes
             the same sequence of updates, and counts k steps where this counts one.
-        auxiliary_samples: Samples of the first auxiliary update: fresh (official), new ones of the
-            updated student; or shared, the student's own in the same intermediate states, which
-            saves a forward of either network.
+        auxiliary_samples: Samples of the first auxiliary update: fresh (official), drawn from the
+            updated student; or shared, the student update's own, which saves two forwards.
         divergence: forward_kl, reverse_kl, jeffreys, js, hellinger or pearson.
         beta: Weight of the reverse KL in jeffreys; may be negative.
-        weighting: constant (official weight factor 1), or dmd: each image's gradient divided by
-            its mean |p_theta - p_phi|.
+        weighting: constant (official), or dmd: divided by each image's mean |p_theta - p_phi|.
         loss_reduction: sum over an image's tokens and classes, or mean over them.
         token_initialization: mixed, or the ablations masked, random (tokens), fixed (token).
         init_mask_ratio: r, the masked fraction of x_init.
         init_mask_ratio_range: [low, high]: one r drawn for each step, the official random_low_high.
         inference_mask_ratio: r in sampling; the middle of the range unless given.
         embedding_noise: sigma, at the end of its warm-up and in sampling.
-        embedding_noise_warmup: none, linear, cos or exp, from 0 to sigma; the official ramps go to
-            1, which embedding_noise = 1 restores.
+        embedding_noise_warmup: none, linear, cos or exp, from 0 to sigma (officially to 1).
         embedding_noise_warmup_steps: Length of the warm-up, from step 0.
         mask_schedule: Law of the re-masked fraction: arccos, cosine, linear, square, mage.
-        auxiliary_mask_schedule: Of the auxiliary update; the same unless given.
+        auxiliary_mask_schedule: That of the auxiliary update; the same unless given.
         mask_ratio_range: Bounds of the re-masked fraction, (0.02, 0.98) for Meissonic.
         teacher_guidance_scale: s of the teacher, 1 = off.
         teacher_guidance: constant, or adaptive: 1 + (s - 1) times the re-masked fraction.
@@ -71,9 +61,8 @@ class DiMORecipe(DistillationRecipe):
         soft_target_temperature: T of both distributions in that term.
         soft_target_reduction: Of its KL over the classes: sum, or the official mean, V times less.
         label_smoothing: Of the auxiliary cross-entropy; that of the teacher's row unless given.
-        keep_mask_class: Let the student emit the mask token, as the official one may; otherwise
-            that logit is left out everywhere.
-        prompts: Text file with the prompts of a text-conditioned teacher, one a line.
+        keep_mask_class: Keep the mask token's logit, so the student may emit it (official).
+        prompts: Text file with one prompt per line, for a text-conditioned teacher.
     """
 
     kind: ClassVar[str] = "distill"
@@ -120,7 +109,8 @@ class DiMORecipe(DistillationRecipe):
         for key in ("init_mask_ratio_range", "mask_ratio_range"):
             low, high = getattr(self, key) or (0.0, 1.0)
             check(0 <= low <= high <= 1, key, [low, high], "0 <= low <= high <= 1")
-        for key in _TEMPERATURES:
+        for model in ("student", "teacher", "auxiliary", "soft_target"):
+            key = f"{model}_temperature"
             check(getattr(self, key) > 0, key, getattr(self, key), "> 0")
         for key in ("beta", "teacher_guidance_scale"):
             check(math.isfinite(getattr(self, key)), key, getattr(self, key), "a finite number")
@@ -136,9 +126,8 @@ class DiMORecipe(DistillationRecipe):
         known("guidance rule", self.teacher_guidance, GUIDANCE_RULES)
         known("loss reduction", self.loss_reduction, REDUCTIONS)
         known("soft target reduction", self.soft_target_reduction, REDUCTIONS)
-        known("mask schedule", self.mask_schedule, MASK_SCHEDULES)
-        if self.auxiliary_mask_schedule is not None:
-            known("mask schedule", self.auxiliary_mask_schedule, MASK_SCHEDULES)
+        for schedule in (self.mask_schedule, self.auxiliary_mask_schedule or self.mask_schedule):
+            known("mask schedule", schedule, MASK_SCHEDULES)
         known("auxiliary samples", self.auxiliary_samples, ("fresh", "shared"))
         if self.is_shared and self.auxiliary_mask_schedule is not None:
             raise DimoError(
@@ -149,7 +138,6 @@ class DiMORecipe(DistillationRecipe):
 
     @property
     def method(self) -> str:
-        """A key of `dimo.methods.METHODS`."""
         return "dimo"
 
     @property
@@ -168,21 +156,18 @@ class DiMORecipe(DistillationRecipe):
 
 
 def objective_of(recipe: DiMORecipe, *, label_smoothing: float) -> DiMOObjective:
-    """The objective of a recipe.
+    """The recipe's objective; without a `label_smoothing` of its own it takes the teacher's.
 
-    Args:
-        recipe: Its keys.
-        label_smoothing: Of the teacher's own training, unless the recipe sets its own: the
-            smoothing then cancels where p = q.
+    The smoothing then cancels where p = q.
     """
-    smoothing = recipe.label_smoothing
+    own = recipe.label_smoothing
     return config_from(
         DiMOObjective,
         recipe,
         initialization=config_from(Initialization, recipe),
         masking=config_from(Masking, recipe),
         guidance=config_from(Guidance, recipe),
-        label_smoothing=label_smoothing if smoothing is None else smoothing,
+        label_smoothing=label_smoothing if own is None else own,
     )
 
 

@@ -7,31 +7,17 @@ student's logits (Eq. 3), so the student moves until no intermediate state tells
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dimo.errors import unknown_name
 from dimo.guidance import guidance_scales, guided_logits
-from dimo.methods.dimo.divergence import (
-    REDUCTIONS,
-    gradient_divisor,
-    logit_gradient,
-    soft_target_loss,
-    tempered,
-)
-from dimo.methods.dimo.draws import (
-    Draws,
-    Initialization,
-    Masking,
-    draw,
-    intermediate_state,
-    scatter_positions,
-)
+from dimo.methods.base import known
+from dimo.methods.dimo import divergence
+from dimo.methods.dimo.divergence import tempered
+from dimo.methods.dimo.draws import Draws, Initialization, MaskedState, Masking, draw
 from dimo.models import MaskedModel
-from dimo.models.layers import gather_positions
 
 
 @dataclass(frozen=True)
@@ -53,16 +39,12 @@ class StudentLoss:
 @dataclass(frozen=True)
 class AuxiliaryLoss:
     loss: Tensor  # scalar: mean over the masked tokens
-    logits: Tensor  # [B, K, V] of the positions that `student_loss` asks for, without their graph
+    logits: Tensor  # [B, K, V] at `MaskedState.positions`, detached
 
 
 @dataclass(frozen=True)
 class DiMOObjective:
-    """The settings of one distillation; `dimo.methods.dimo.method.DiMORecipe` explains the keys.
-
-    Raises:
-        DimoError: Unknown reduction; other names are checked where they are used.
-    """
+    """The settings of one distillation; `dimo.methods.dimo.method.DiMORecipe` explains them."""
 
     initialization: Initialization = field(default_factory=Initialization)
     masking: Masking = field(default_factory=Masking)
@@ -82,23 +64,14 @@ class DiMOObjective:
 
     def __post_init__(self) -> None:
         for value in (self.loss_reduction, self.soft_target_reduction):
-            if value not in REDUCTIONS:
-                raise unknown_name("reduction", value, REDUCTIONS)
+            known("reduction", value, divergence.REDUCTIONS)
 
     def draw(
         self, model: MaskedModel, seed: int, index: Tensor, purpose: str, *, step: int = 0
     ) -> Draws:
         """As `dimo.methods.dimo.draws.draw`."""
-        return draw(
-            self.initialization,
-            self.masking,
-            model,
-            seed=seed,
-            index=index,
-            purpose=purpose,
-            step=step,
-            vocabulary=model.codebook_size + self.keep_mask_class,
-        )
+        classes = model.codebook_size + self.keep_mask_class
+        return draw(self.initialization, self.masking, model, seed, index, purpose, step, classes)
 
     def generate(self, student: MaskedModel, draws: Draws) -> tuple[Tensor, Tensor]:
         """One step of the student: logits z [B, L, V] and tokens x ~ softmax(z / T), [B, L]."""
@@ -119,34 +92,23 @@ class DiMOObjective:
         auxiliary: MaskedModel | Tensor,
         mask_ratio: Tensor | None = None,
     ) -> StudentLoss:
-        """The surrogate whose gradient in the student's logits is Eq. 3.
+        """The surrogate whose gradient in the student's logits z [B, L, V] is Eq. 3.
 
-        Args:
-            student_logits: z [B, L, V], with their graph.
-            tokens: x [B, L], the student's sample.
-            mask: [B, L] bool, True = hidden in the intermediate state.
-            labels: [B].
-            teacher: Frozen, in eval mode.
-            auxiliary: The auxiliary model, or `AuxiliaryLoss.logits` of the same state.
-            mask_ratio: [B], as drawn; adaptive guidance needs it.
+        `tokens` [B, L] is the student's sample, re-masked where `mask` [B, L] is True. `auxiliary`
+        may be `AuxiliaryLoss.logits` of the same state. Adaptive guidance needs `mask_ratio` [B].
         """
         assert not getattr(teacher, "training", False), "a teacher in train mode has dropout"
         with torch.no_grad():
-            state, kept = intermediate_state(teacher, tokens, mask, labels)  # x~_t
+            state = MaskedState.of(teacher, tokens, mask, labels)  # x~_t
             rule, scale = self.guidance.teacher_guidance, self.guidance.teacher_guidance_scale
-            p = self._logits(teacher, *state, scale=guidance_scales(rule, scale, mask_ratio))
-            q = auxiliary if isinstance(auxiliary, Tensor) else self._logits(auxiliary, *state)
+            p = self._logits(teacher, state, guidance_scales(rule, scale, mask_ratio))
+            q = auxiliary if isinstance(auxiliary, Tensor) else self._logits(auxiliary, state)
             p, q = tempered(p, self.teacher_temperature), tempered(q, self.auxiliary_temperature)
-            gradient = logit_gradient(  # Eq. 4
-                self.divergence, teacher_logits=p, auxiliary_logits=q, beta=self.beta
-            )
+            gradient = divergence.logit_gradient(self.divergence, p, q, self.beta)  # Eq. 4
             if self.weighting != "constant":
-                z = tempered(gather_positions(student_logits, state[-1]), self.student_temperature)
-                gradient = gradient / gradient_divisor(
-                    self.weighting, student_logits=z, teacher_logits=p, mask=kept
-                )
-            gradient = gradient.masked_fill(~kept[..., None], 0.0)
-            gradient = scatter_positions(gradient, state[-1], student_logits)
+                z = tempered(state.gather(student_logits), self.student_temperature)
+                gradient /= divergence.gradient_divisor(self.weighting, z, p, state.mask)
+            gradient = state.scatter(gradient)
         count = len(labels) if self.loss_reduction == "sum" else student_logits.numel()
         # d/dz of <z, g> with g held fixed is g itself; the value is that of |z - (z - g)|^2 / 2
         product = (student_logits * gradient).sum()
@@ -164,27 +126,23 @@ class DiMOObjective:
     ) -> AuxiliaryLoss:
         """Cross-entropy of the student's tokens at the masked positions (Eq. 5).
 
-        With soft targets, (1 - alpha) of it plus alpha T^2 KL(softmax(z / T) || softmax(q / T)),
-        which needs `student_logits`. Arguments as for `student_loss`.
+        Soft targets make it (1 - alpha) of that + alpha T^2 KL(softmax(z / T) || softmax(q / T))
+        with z = `student_logits`. Arguments as for `student_loss`.
         """
-        state, kept = intermediate_state(auxiliary, tokens, mask, labels)
-        q = self._logits(auxiliary, *state)
-        logits = q[kept]  # [N, V], in the order of the mask
+        state = MaskedState.of(auxiliary, tokens, mask, labels)
+        q = self._logits(auxiliary, state)
+        logits = q[state.mask]  # [N, V], in the order of the mask
         loss = F.cross_entropy(logits, tokens[mask], label_smoothing=self.label_smoothing)
         if self.soft_targets:
             assert student_logits is not None, "soft targets are the student's distribution"
-            soft = soft_target_loss(
-                student_logits=student_logits.detach()[mask],
-                auxiliary_logits=logits,
-                temperature=self.soft_target_temperature,
-                reduction=self.soft_target_reduction,
-            )
+            t, reduction = self.soft_target_temperature, self.soft_target_reduction
+            soft = divergence.soft_target_loss(student_logits.detach()[mask], logits, t, reduction)
             loss = self.soft_targets * soft + (1 - self.soft_targets) * loss
         return AuxiliaryLoss(loss, q.detach())
 
-    def _logits(self, model: MaskedModel, *state: Any, scale: float | Tensor = 1.0) -> Tensor:
-        tokens, labels, positions = state
-        return self._visible(model, guided_logits(model, tokens, labels, scale, positions))
+    def _logits(self, model: MaskedModel, state: MaskedState, scale: float | Tensor = 1) -> Tensor:
+        logits = guided_logits(model, state.tokens, state.labels, scale, state.positions)
+        return self._visible(model, logits)
 
     def _visible(self, model: MaskedModel, logits: Tensor) -> Tensor:
         return logits[..., : model.codebook_size + self.keep_mask_class].float()

@@ -19,16 +19,10 @@ if TYPE_CHECKING:
 class DiMOTask(Task):
     """Student, auxiliary model and EMA start as copies of the teacher.
 
-    Args:
-        recipe: Its keys.
-        teacher: Left unchanged; a copy is used.
-        student: A network with the teacher's weights, and its own dropout rate; trained in place.
-        objective: The losses.
-        runtime: Where to train, and with which ranks.
+    The teacher is copied; the student has its weights and is trained in place.
 
     Raises:
-        DimoError: The batch does not split into equal parts, or the teacher's weights are not
-            finite.
+        DimoError: The batch does not split evenly, or weights of the teacher are not finite.
     """
 
     recipe: "DiMORecipe"
@@ -51,8 +45,7 @@ class DiMOTask(Task):
         self.ema = self.make_ema(self.student)
         self.networks = {"student": self.student, "auxiliary": self.auxiliary, "ema": self.ema}
         self.updates = {
-            "student": self.make_update(self.student),
-            "auxiliary": self.make_update(self.auxiliary),
+            name: self.make_update(self.networks[name]) for name in ("student", "auxiliary")
         }
 
     def step(self, step: int) -> dict[str, Tensor]:

@@ -2,44 +2,23 @@
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from dimo.engine.distributed import Runtime
-from dimo.methods.base import (
-    Cost,
-    Task,
-    add_mean,
-    check,
-    config_from,
-    frozen_teacher,
-    teacher_sha256,
-)
-from dimo.methods.masked_data import DataDistillation, DataRecipe, required
+from dimo.methods.base import Cost, add_mean, check, config_from
+from dimo.methods.masked_data import DataDistillation, DataRecipe, DataTask
 from dimo.methods.sdtt.objective import SDTTObjective
-from dimo.models import MaskedModel
-
-if TYPE_CHECKING:
-    from dimo.data.tokens import TokenData
 
 
 @dataclass(frozen=True, kw_only=True)
 class SDTTRecipe(DataRecipe):
-    """One self-distillation through time; names as in `dimo.methods.sdtt.objective`.
-
-    Attributes:
-        rounds: Number of rounds, each of `steps` / `rounds` steps; the EMA at the end of a round is
-            the teacher of the next.
-        teacher_steps: Number of sampling steps of the first teacher.
-        substeps: m, teacher steps that the student learns to do in one; each round divides the
-            number of sampling steps by it.
-    """
+    """One self-distillation through time; names as in `dimo.methods.sdtt.objective`."""
 
     kind: ClassVar[str] = "sdtt"
-    rounds: int = 3
-    teacher_steps: int = 16
-    substeps: int = 2
+    rounds: int = 3  # each of `steps` / `rounds` steps; its last EMA is the next one's teacher
+    teacher_steps: int = 16  # sampling steps of the first teacher
+    substeps: int = 2  # m, teacher steps that the student learns to do in one
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,45 +32,24 @@ class SDTTRecipe(DataRecipe):
 
     @property
     def method(self) -> str:
-        """A key of `dimo.methods.METHODS`."""
         return "sdtt"
 
 
-class SDTTTask(Task):
-    """In rounds, each of which makes the sampling steps longer.
+class SDTTTask(DataTask):
+    """In rounds, each of which makes the sampling steps longer."""
 
-    Arguments and errors as for `dimo.methods.dimo.step.DiMOTask`. The student is a copy of the
-    teacher; everything is trained.
-    """
-
-    recipe: SDTTRecipe
-
-    def __init__(
-        self,
-        recipe: SDTTRecipe,
-        teacher: MaskedModel,
-        student: MaskedModel,
-        data: "TokenData",
-        runtime: Runtime,
-    ) -> None:
-        super().__init__(recipe, runtime, teacher_sha256(teacher) + data.sha256)
-        self.teacher = frozen_teacher(teacher, recipe.precision, self.device)
-        self.student = student.to(self.device).train()
-        self.tokens, self.labels = data.tokens.to(self.device), data.labels.to(self.device)
-        self.ema = self.make_ema(self.student)
+    def __init__(self, recipe: SDTTRecipe, *inputs: Any) -> None:
+        super().__init__(recipe, *inputs)
         self.round_teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
-        self.networks = {
-            "student": self.student,
-            "ema": self.ema,
-            "round_teacher": self.round_teacher,
-        }
+        self.networks["round_teacher"] = self.round_teacher
         self.updates = {"student": self.make_update(self.student)}
 
     def step(self, step: int) -> dict[str, Tensor]:
         recipe, update = self.recipe, self.updates["student"]
         number, step_of_round = divmod(step, recipe.steps // recipe.rounds)
-        if step_of_round == 0 and number > 0:
-            self._begin_round()
+        if step_of_round == 0 and number > 0:  # the EMA is the new teacher and student
+            self.round_teacher.load_state_dict(self.ema.state_dict())
+            self.student.load_state_dict(self.ema.state_dict())
         num_steps = recipe.teacher_steps // recipe.substeps**number
         objective = config_from(SDTTObjective, recipe, num_steps=num_steps)
         values: dict[str, Tensor] = {}
@@ -107,28 +65,11 @@ class SDTTTask(Task):
         self.finish(step, "student", values)
         return values
 
-    def _begin_round(self) -> None:
-        """The EMA becomes the teacher, and the student continues from it."""
-        average = self.ema.state_dict()
-        self.round_teacher.load_state_dict(average)
-        self.student.load_state_dict(average)
-
 
 class SDTT(DataDistillation):
     """Few-step students with the teacher's own network."""
 
-    Recipe = SDTTRecipe
-
-    def task(
-        self,
-        recipe: SDTTRecipe,
-        teacher: MaskedModel,
-        student: MaskedModel,
-        data: "TokenData | None",
-        label_smoothing: float,
-        runtime: Runtime,
-    ) -> Task:
-        return SDTTTask(recipe, teacher, student, required(data), runtime)
+    Recipe, task_class = SDTTRecipe, SDTTTask
 
     def cost(self, recipe: SDTTRecipe) -> Cost:
         return Cost(

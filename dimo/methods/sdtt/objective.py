@@ -34,28 +34,20 @@ class Draws:
 
 @dataclass(frozen=True)
 class SDTTObjective:
-    """The settings of one round.
+    """The settings of one round; the other fields are keys of `SDTTRecipe`."""
 
-    Attributes:
-        num_steps: Sampling steps of this round's teacher.
-        substeps: m.
-        mask_schedule: gamma.
-        choice_temperature: Of the teacher's confidence noise.
-        label_dropout: Fraction of images without their label.
-    """
-
-    num_steps: int
-    substeps: int = 2
-    mask_schedule: str = "arccos"
+    num_steps: int  # sampling steps of this round's teacher
+    substeps: int = 2  # m
+    mask_schedule: str = "arccos"  # gamma
     choice_temperature: float = 4.5
     label_dropout: float = 0.1
 
     def draw(self, tokens: Tensor, labels: Tensor, seed: int, index: Tensor) -> Draws:
-        """The random numbers of images `index` [B], data from tokens [M, L] and labels [M]."""
+        """The draws of images `index` [B], data from tokens [M, L] and labels [M]."""
         length = tokens.shape[1]
         data = draw_data(tokens, labels, seed, index, label_dropout=self.label_dropout)
         step = rng.integers(seed, index, "step", (), self.num_steps // self.substeps)
-        counts = torch.tensor(self._counts(length), device=index.device)
+        counts = self._counts(data.tokens)
         revealed = torch.cat([counts.new_zeros(1), counts.cumsum(0)])[step * self.substeps]
         shape = (self.substeps, length)
         return Draws(
@@ -70,7 +62,7 @@ class SDTTObjective:
     def target(self, draws: Draws, *, teacher: MaskedModel) -> Tensor:
         """Log-probabilities of the masked tokens, float32 [B, L, V], by m steps of the teacher."""
         data, mask = draws.data, draws.mask
-        counts = torch.tensor(self._counts(mask.shape[1]), device=mask.device)
+        counts = self._counts(data.tokens)
         tokens = data.tokens.masked_fill(mask, teacher.mask_token_id)
         target: Tensor | None = None
         for substep in range(self.substeps):
@@ -98,5 +90,7 @@ class SDTTObjective:
         divergence = (target.exp() * (target - log_p)).sum(-1)  # [B, L]
         return (divergence * mask).sum() / mask.sum()
 
-    def _counts(self, length: int) -> list[int]:
-        return tokens_per_step(self.mask_schedule, self.num_steps, length)
+    def _counts(self, tokens: Tensor) -> Tensor:
+        """Number of tokens that each sampling step reveals, [num_steps]."""
+        counts = tokens_per_step(self.mask_schedule, self.num_steps, tokens.shape[1])
+        return torch.tensor(counts, device=tokens.device)
