@@ -1,7 +1,4 @@
-"""The signature of a sampler, and `Predictor`, which calls the model for it.
-
-`Predictor` applies guidance and temperature, leaves out logits that nobody reads and counts NFE.
-"""
+"""The signature of a sampler, and `Predictor`, which calls the model for it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,20 +20,17 @@ Callback = Callable[[int, Tensor], None]  # a step's number (from 0) and the tok
 class Samples:
     """Tokens and what they cost.
 
-    Attributes:
-        tokens: [B, L] int64, all inside the codebook.
-        nfe: Network forwards per image; a guided step counts two.
-        token_counts: Tokens written at each step, the expected number for samplers that reveal
-            them at random times. Sums to L, except where a student rewrites tokens.
+    `token_counts` are the tokens written at each step, the expected number for samplers that reveal
+    them at random times. They sum to L, except where a student rewrites tokens.
     """
 
-    tokens: Tensor
-    nfe: int
+    tokens: Tensor  # int64 [B, L], all inside the codebook
+    nfe: int  # network forwards per image; a guided step counts two
     token_counts: list[int]
 
 
 class SamplerFunction(Protocol):
-    """Samples tokens from a fully masked grid; these are the settings that all samplers share."""
+    """Samples tokens from a fully masked grid; all samplers share these settings."""
 
     def __call__(
         self,
@@ -53,15 +47,15 @@ class SamplerFunction(Protocol):
         """Samples one grid per condition.
 
         Args:
-            model: Masked model in eval mode: (tokens [B, L], condition [B]) -> logits.
-            condition: [B] int64 labels.
+            model: In eval mode.
+            condition: Labels, int64 [B].
             noise: Per-image random streams; image i is the same in any batch.
             num_steps: Network evaluations along the path, guidance not counted. With one step, all
                 samplers draw every token from the first prediction.
             mask_schedule: How many tokens each step reveals, or at what rate.
             guidance_scale: Largest guidance scale s; 1 = off.
             temperature: Divides the logits; 1 = as trained.
-            callback: Called after each step with its number (from 0) and the tokens [B, L].
+            callback: Called after each step.
 
         Raises:
             DimoError: A setting or label out of range, an unknown schedule.
@@ -72,20 +66,12 @@ _ROWS = 16  # logits are computed at a multiple of this many positions, see `pad
 
 
 class Predictor:
-    """log p(token | revealed tokens) of one batch; the only caller of a multi-step model.
+    """log p(token | revealed tokens) of one batch, with guidance and temperature; counts `nfe`.
 
     It computes logits only at the requested positions. While all tokens are masked, images of one
     label share a forward, and all images share the unconditional one. A model with a latent (di4c)
     shares nothing: each image gets a new latent at each prediction, the same in both guided halves.
-
-    Args:
-        model: Masked model in eval mode.
-        condition: [B] int64 labels.
-        noise: Per-image random streams.
-        unconditional: Model for the unconditional half of guidance; None: the same model.
-
-    Attributes:
-        nfe: Network forwards per image so far; a guided prediction counts 2.
+    The unconditional half of guidance comes from `unconditional`; None: from the same model.
 
     Raises:
         DimoError: A label out of range.
@@ -125,8 +111,6 @@ class Predictor:
             tokens: [B, L], partly masked.
             step: Number of the prediction, from 0; names its latent.
             positions: [B, K]; None: all, K = L.
-            guidance_scale: s; 1 = off.
-            temperature: Divides the logits; 1 = as trained.
 
         Raises:
             DimoError: Temperature not positive.
@@ -172,11 +156,7 @@ def draw_tokens(
 ) -> Tensor:
     """Draws a token from each row of logits [B, K, V] by Gumbel-max: int64 [B, K].
 
-    Args:
-        logits: At `positions` of the grid.
-        noise: Per-image random streams; each position has its own numbers.
-        stream: Name of the draw.
-        positions: [B, K]; None: all, K = L.
+    Each of the `positions` [B, K] in the grid has its own random numbers; None: all, K = L.
     """
     if positions is None:
         return (logits + noise.gumbel(stream, tuple(logits.shape[1:]))).argmax(-1)
@@ -186,10 +166,8 @@ def draw_tokens(
 def masked_positions(mask: Tensor, count: int | None = None) -> Tensor:
     """Positions of masked tokens in order, padded with revealed ones: int64 [B, K].
 
-    Args:
-        mask: [B, L] bool, True = masked.
-        count: Largest number of masked tokens in an image, if known (counting synchronizes with
-            the GPU); K is `padded_count` of it.
+    K is the `padded_count` of `count`, the largest number of masked tokens in an image; None counts
+    them in `mask` [B, L] (True = masked), which synchronizes with the GPU.
     """
     if count is None:
         count = int(mask.sum(1).max())

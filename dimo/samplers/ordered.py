@@ -2,8 +2,7 @@
 
 Halton order: Besnier et al., Halton scheduler for MaskGIT, arXiv 2503.17076. A low-discrepancy
 sequence spreads the tokens of each step over the grid, so that tokens drawn together are far apart
-and hence nearly independent. Arguments without a description are those of
-`dimo.samplers.base.SamplerFunction`.
+and hence nearly independent. Other arguments are those of `dimo.samplers.base.SamplerFunction`.
 """
 
 import math
@@ -38,7 +37,7 @@ def sample_random(
 
     Args:
         num_steps: 1..L.
-        mask_schedule: One of `DECODING_SCHEDULES`: how many tokens each step reveals.
+        mask_schedule: One of `DECODING_SCHEDULES`.
 
     Raises:
         DimoError: A setting or label out of range, an unknown schedule.
@@ -66,16 +65,10 @@ def sample_in_order(
     temperature: Callable[[float], float],
     callback: Callback | None = None,
 ) -> Samples:
-    """Reveals the positions in the given order.
+    """Reveals the positions in the given order [B, L], a permutation of them for each image.
 
-    Args:
-        order: [B, L], a permutation of the positions.
-        counts: Tokens revealed at each step; positive, sum to L.
-        guidance: Progress, from 0 at the first step to 1 at the last -> guidance scale.
-        temperature: Progress -> temperature.
-
-    Raises:
-        DimoError: A setting or label out of range.
+    The `counts` of tokens per step are positive and sum to L. Guidance and temperature are
+    functions of progress, from 0 at the first step to 1 at the last.
     """
     predict = Predictor(model, condition, noise)
     tokens, length, done = predict.all_masked(), model.num_tokens, 0
@@ -116,9 +109,8 @@ def sample_halton(
     """Reveals positions in Halton order, with the same guidance at every step.
 
     Args:
-        model: Masked model in eval mode, on a square grid.
         num_steps: 1..L.
-        mask_schedule: One of `DECODING_SCHEDULES`: how many tokens each step reveals.
+        mask_schedule: One of `DECODING_SCHEDULES`.
         final_temperature: Temperature of the last step; the inverse is linear in between, as in
             Halton-MaskGIT (its example: inverse from 1 to 1.2). None = `temperature` throughout.
         random_start: Start each image at a random place of the order, which then wraps.
@@ -157,28 +149,23 @@ def temperature_between(first: float, last: float, progress: float) -> float:
 
 @lru_cache(maxsize=8)
 def halton_order(side: int) -> Tensor:
-    """The flat positions (row-major) of a `side` x `side` grid in the order they are revealed.
+    """The flat positions (row-major) of a square grid in the order they are revealed, int64 [L].
 
     Point n of the sequence (n = 1, 2, ...) is the radical inverse of n in base 2 (row) and base 3
     (column), times `side`, floored, in float32 as in Halton-MaskGIT; cells that occurred before are
     skipped. Unlike Halton-MaskGIT, points are added until every cell has occurred.
-
-    Returns:
-        int64 [side * side], a permutation.
     """
     cells = side * side
     count = 4 * cells
     while True:
         n = torch.arange(1, count + 1)
         row, column = ((_radical_inverse(n, base) * side).floor().long() for base in (2, 3))
-        cells_met, cell_of_point = torch.unique(row * side + column, return_inverse=True)
-        if len(cells_met) == cells:
+        visited, cell_of_point = torch.unique(row * side + column, return_inverse=True)
+        if len(visited) == cells:
             break
         count *= 2
-    first_met = torch.full((cells,), count).scatter_reduce(
-        0, cell_of_point, torch.arange(count), "amin"
-    )
-    return first_met.argsort()
+    first = torch.full((cells,), count)
+    return first.scatter_reduce(0, cell_of_point, torch.arange(count), "amin").argsort()
 
 
 def _radical_inverse(n: Tensor, base: int) -> Tensor:

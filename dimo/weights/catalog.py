@@ -1,8 +1,9 @@
-"""Official weight files: their names, where they come from, and where they lie on this disk."""
+"""Official weight files: their names, their sources, and where they are on this disk."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dimo.errors import DimoError, unknown_name
 
@@ -11,25 +12,15 @@ ASSETS = Path(__file__).parent.parent / "assets"  # the small weights that come 
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """One published file.
+    """One published file; "" and None where the source does not state a value."""
 
-    Attributes:
-        source: Hugging Face repository "owner/name", or an https address of the file's folder.
-        path: Path inside the source; its last part is the file's name.
-        licence: As the source states it; "" if that is not known.
-        size: Bytes, rounded where only a rounded number is published; None if none is.
-        contents: What is in it, in a few words.
-        sha256: Of the file, where it is published; else "".
-        companion: Name of another official file without which this one cannot be used.
-    """
-
-    source: str
-    path: str
+    source: str  # Hugging Face repository "owner/name", or an https address of the file's folder
+    path: str  # inside the source
     licence: str
-    size: int | None
-    contents: str
+    size: int | None  # bytes, rounded where only a rounded number is published
+    contents: str  # in a few words
     sha256: str = ""
-    companion: str = ""
+    companion: str = ""  # name of another official file without which this one cannot be used
 
     @property
     def filename(self) -> str:
@@ -41,7 +32,7 @@ class OfficialFile:
 
     @property
     def url(self) -> str:
-        """Where a browser gets it."""
+        """The address for a browser."""
         if self.on_hugging_face:
             return f"https://huggingface.co/{self.source}/resolve/main/{self.path}"
         return f"{self.source}/{self.path}"
@@ -50,26 +41,20 @@ class OfficialFile:
 _MB = 1_000_000
 
 
-def _maskgit(
-    path: str, size: int | None, contents: str, sha256: str = "", companion: str = ""
-) -> OfficialFile:
+def _maskgit(path: str, *rest: Any, **others: Any) -> OfficialFile:
     path = f"pretrained_maskgit/{path}"
-    return OfficialFile(
-        "llvictorll/Maskgit-pytorch", path, "MIT", size, contents, sha256, companion
-    )
+    return OfficialFile("llvictorll/Maskgit-pytorch", path, "MIT", *rest, **others)
 
 
-def _halton(variant: str, size: int | None, contents: str, sha256: str = "") -> OfficialFile:
-    path = f"ImageNet_{variant}.pth"
-    return OfficialFile("llvictorll/Halton-MaskGIT", path, "MIT", size, contents, sha256)
+def _halton(variant: str, *rest: Any) -> OfficialFile:
+    return OfficialFile("llvictorll/Halton-MaskGIT", f"ImageNet_{variant}.pth", "MIT", *rest)
 
 
 def _meissonic(
-    path: str, contents: str, *, companion: str = "", size: int | None = None
+    path: str, contents: str, companion: str = "", size: int | None = None
 ) -> OfficialFile:
-    return OfficialFile(
-        "MeissonFlow/Meissonic", path, "Apache-2.0", size, contents, companion=companion
-    )
+    source = "MeissonFlow/Meissonic"
+    return OfficialFile(source, path, "Apache-2.0", size, contents, companion=companion)
 
 
 # Sizes and hashes are those that the sources' own pages state; hashes of extractors are those of
@@ -206,33 +191,22 @@ OFFICIAL: dict[str, OfficialFile] = {
     ),
 }
 
-# Names that many networks' files have: such a file keeps its source's folders.
+# Names that files of many networks have; such a file keeps the folders of its source.
 _AMBIGUOUS = (
-    "last.ckpt",
-    "model.yaml",
-    "pytorch_model.bin",
-    "diffusion_pytorch_model.safetensors",
-    "model.safetensors",
-    "config.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
+    *("last.ckpt", "model.yaml", "pytorch_model.bin", "diffusion_pytorch_model.safetensors"),
+    *("model.safetensors", "config.json", "vocab.json", "merges.txt", "tokenizer_config.json"),
 )
 _NO_WEIGHTS = (".yaml", ".json", ".txt")
 
 
 def default_folder() -> Path:
-    """Where fetched files lie: `$DIMO_WEIGHTS`, or a folder in the user's cache."""
+    """The folder of fetched files: `$DIMO_WEIGHTS`, or one in the user's cache."""
     given = os.environ.get("DIMO_WEIGHTS")
     return Path(given) if given else Path.home() / ".cache" / "dimo" / "weights"
 
 
 def get_official(name: str) -> OfficialFile:
-    """The row of that name.
-
-    Raises:
-        DimoError: Unknown name.
-    """
+    """The row of that name; a `DimoError` if there is none."""
     if name not in OFFICIAL:
         raise unknown_name("weights", name, OFFICIAL, "they are listed by: dimo weights list")
     return OFFICIAL[name]
@@ -257,11 +231,8 @@ def name_of(path: Path) -> str | None:
 def find(name: str, folder: Path) -> Path | None:
     """The file in `folder`, or None; the places are those of `locate`."""
     parts = Path(get_official(name).path).parts
-    for start in reversed(range(len(parts))):
-        for path in _forms(folder.joinpath(*parts[start:])):
-            if path.is_file():
-                return path
-    return None
+    ends = [folder.joinpath(*parts[start:]) for start in reversed(range(len(parts)))]
+    return next((path for end in ends for path in _forms(end) if path.is_file()), None)
 
 
 def _forms(official: Path) -> list[Path]:
@@ -273,12 +244,8 @@ def _forms(official: Path) -> list[Path]:
 def locate(name: str, folder: Path | None = None) -> Path:
     """The file on this disk, official or converted to safetensors.
 
-    It is looked for in the folder itself under its own name, and under its path in the source,
-    whole or in part, so that a snapshot of the source may be given as it is.
-
-    Args:
-        name: A key of `OFFICIAL`.
-        folder: Where to look; None: `default_folder()`.
+    It is looked for in the folder (None: `default_folder()`) under its own name and under its path
+    in the source, whole or in part, so that a snapshot of the source may be given as it is.
 
     Raises:
         DimoError: Unknown name; no such file.

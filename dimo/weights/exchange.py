@@ -29,9 +29,8 @@ def export_student(
     keys and carries the student's settings as metadata. Both hold the same bits as the run.
 
     Args:
-        run: Run folder, or name of a shipped or published student.
+        run: As in `find_student`, like `weights`.
         out: The file; its suffix chooses the format.
-        weights: Folder of official files, where a published student is looked for.
         force: Replace an existing file.
 
     Raises:
@@ -78,8 +77,7 @@ def import_student(
 
     Raises:
         DimoError: Unknown teacher; a value out of range, or none for a teacher without a recipe; a
-            file that is missing, damaged or of another network; a folder that is in use or cannot
-            be written.
+            file that is missing, damaged or of another network; a folder that cannot be used.
     """
     row = get_teacher(teacher)
     values = {
@@ -95,9 +93,9 @@ def import_student(
         values = {name: defaults[name] if v is None else v for name, v in values.items()}
     for name, value in values.items():
         assert value is not None
-        ok = 0 < value < float("inf") if name == "temperature" else 0 <= value <= 1
-        if not ok:
-            allowed = "above 0" if name == "temperature" else "0 to 1"
+        is_temperature = name == "temperature"
+        if not (0 < value < float("inf") if is_temperature else 0 <= value <= 1):
+            allowed = "above 0" if is_temperature else "0 to 1"
             option = f"--{name.replace('_', '-')}"
             raise DimoError(f"{option} {value:g} is out of range; allowed: {allowed}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -126,11 +124,7 @@ def _recipe_settings(teacher: Teacher) -> dict[str, Any]:
 
 
 def _checked_state(teacher: Teacher, path: Path, method: str) -> dict[str, Tensor]:
-    """The state dict of a file in the key order of the student's network.
-
-    Raises:
-        DimoError: The file is of another network, or not in full precision.
-    """
+    """The state dict of a file in full precision, in the key order of the student's network."""
     with torch.device("meta"):
         network = student_architecture(teacher, method)(**teacher.network)
     state = check_state(network, read_state_dict(path), name=str(path))

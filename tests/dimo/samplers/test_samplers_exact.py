@@ -29,6 +29,7 @@ class Chain:
     """p(x_d | revealed tokens) of a Markov chain, as a masked model; `law` [16] is its own."""
 
     codebook_size, mask_token_id, num_tokens, num_classes, hidden_dim = V, V, L, 1, 1
+    takes_latent = takes_positions = False
 
     def __init__(self, start, move):
         start, move = (torch.tensor(x, dtype=torch.float64) for x in (start, move))

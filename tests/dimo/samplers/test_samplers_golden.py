@@ -212,6 +212,7 @@ class Replay:
     """A model that gives the recorded logits of one step after the other, as it is asked."""
 
     num_tokens, num_classes, codebook_size, mask_token_id, hidden_dim = 16, 2, 12, 99, 1
+    takes_latent = takes_positions = False
 
     def __init__(self, logits):
         self.logits = iter(logits.flatten(3).transpose(2, 3))  # [steps, B, L, V]
