@@ -11,11 +11,12 @@ import io
 import json
 import time
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -48,16 +49,21 @@ class Exported:
     peak_memory_bytes: int  # highest of all processes
 
 
-class _Store(Protocol):
-    """Where images are written. `prepare` and `finish` run on the first rank, `save` on any."""
+class _Store(ABC):
+    """Writes images; `prepare` and `finish` run on the first rank, `save` on any."""
 
+    def __init__(self, out: Path, about: dict[str, Any], count: int, classes: int) -> None:
+        self._out, self._about, self._count, self._classes = out, about, count, classes
+
+    @abstractmethod
     def prepare(self, batch_size: int, *, force: bool) -> list[range]:
         """Checks what exists, removes it with `force`; returns the missing ranges of images."""
 
+    @abstractmethod
     def save(self, rows: range, parts: Sequence[Pixels]) -> None:
         """Writes the images of one such range, uint8 [n, H, W, 3] in parts."""
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027 - a folder has nothing to finish
         """Called when everything is saved."""
 
 
@@ -162,11 +168,8 @@ def _describe(job: Job, seed: int, count: int, device: torch.device) -> dict[str
     }
 
 
-class _Folder:
+class _Folder(_Store):
     """`000000.png`, `000001.png`, ... with `labels.csv`, and `sampling.json`, written first."""
-
-    def __init__(self, out: Path, about: dict[str, Any], count: int, classes: int) -> None:
-        self._out, self._about, self._count, self._classes = out, about, count, classes
 
     def prepare(self, batch_size: int, *, force: bool) -> list[range]:
         _claim(self._out, self._about, force=force)
@@ -183,9 +186,6 @@ class _Folder:
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(self._save_one, rows, (image for part in parts for image in part)))
 
-    def finish(self) -> None:
-        pass
-
     def _save_one(self, index: int, image: Pixels) -> None:
         if not is_whole_png(self._path(index)):
             write_atomic(self._path(index), encode_png(image))
@@ -194,14 +194,14 @@ class _Folder:
         return self._out / _png_name(index, self._count)
 
 
-class _Npz:
+class _Npz(_Store):
     """ADM's layout, arr_0 uint8 [N, H, W, 3] and arr_1 int64 [N]; `FILE.npz.json` describes it.
 
     The folder `FILE.npz.parts` holds finished blocks until all are finished.
     """
 
     def __init__(self, out: Path, about: dict[str, Any], count: int, classes: int) -> None:
-        self._out, self._about, self._count, self._classes = out, about, count, classes
+        super().__init__(out, about, count, classes)
         self._parts = out.with_name(f"{out.name}.parts")
         self._description = out.with_name(f"{out.name}.json")
 

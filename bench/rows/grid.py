@@ -96,7 +96,10 @@ def sample_rows(
             progress(what, done, len(shown), "images")
 
         images, nfe = _row(job, shown, seed, device, batch_size, on_done)
-        rows.append((_caption(job, nfe, name_teacher=several), images))
+        assert job.settings is not None
+        steps = job.settings.num_steps
+        method = f"{job.name} [{job.loaded.teacher.name}]" if several else job.name
+        rows.append((f"{method}\n{steps} step{'s' if steps > 1 else ''}, NFE {nfe}", images))
     return rows
 
 
@@ -178,11 +181,3 @@ def _row(
         nfe = batch.nfe
         on_done(min(start + batch_size, len(labels)))
     return torch.cat(parts), nfe
-
-
-def _caption(job: Job, nfe: int, *, name_teacher: bool) -> str:
-    """Method, steps and NFE; with `name_teacher` also the teacher."""
-    assert job.settings is not None
-    steps = job.settings.num_steps
-    method = f"{job.name} [{job.loaded.teacher.name}]" if name_teacher else job.name
-    return f"{method}\n{steps} step{'s' if steps > 1 else ''}, NFE {nfe}"

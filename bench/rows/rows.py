@@ -177,9 +177,6 @@ def jobs_of(
 
     Rows of the teacher's own sampler are in the section "Teacher", others in "Sampler". Settings of
     `choice` that a row's sampler does not have are ignored; the precision is that of the network.
-
-    Raises:
-        DimoError: A number of steps out of the range of the sampler.
     """
     choice = dataclasses.replace(choice, precision=loaded.precision)
     if loaded.student is None:

@@ -173,10 +173,7 @@ def teacher_settings(
     """One row per sampler, schedule and number of steps.
 
     Values come from `choice`, else from the teacher, else from the sampler. A teacher's schedule
-    applies to its own sampler only.
-
-    Raises:
-        DimoError: A number of steps out of the range of the sampler.
+    applies to its own sampler only. The number of steps must be in the range of the sampler.
     """
     own = teacher.defaults
     rows = []

@@ -10,7 +10,6 @@ __all__ = ["SAMPLERS", "Knob", "Sampler", "all_knobs", "get_sampler", "teacher_s
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
-from types import MappingProxyType
 from typing import Any, Self
 
 from dimo.errors import DimoError, unknown_name
@@ -75,7 +74,7 @@ class Sampler:
     @property
     def defaults(self) -> Mapping[str, Any]:
         """Knob name -> default."""
-        return MappingProxyType({knob.name: knob.default for knob in self.knobs})
+        return {knob.name: knob.default for knob in self.knobs}
 
     @property
     def schedules(self) -> tuple[str, ...]:

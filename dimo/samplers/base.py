@@ -122,9 +122,7 @@ class Predictor:
         if not latent and bool((tokens == self.model.mask_token_id).all()):
             logits = gather_positions(self._all_masked_logits(tokens, guidance_scale), positions)
         else:
-            inputs = {}
-            if latent:
-                inputs["z"] = self.noise.uniform(f"sample/latent/{step}", ())  # [B]
+            inputs = {"z": self.noise.uniform(f"sample/latent/{step}", ())} if latent else {}
             logits = self._logits(tokens, guidance_scale, positions, **inputs)
         return (logits[..., : self.model.codebook_size].double() / temperature).log_softmax(-1)
 
@@ -177,8 +175,8 @@ def masked_positions(mask: Tensor, count: int | None = None) -> Tensor:
 def padded_count(count: int, length: int) -> int:
     """Number of positions at which logits are computed when `count` are needed, at most all.
 
-    It is a multiple of 16: the last bits of smaller matrix products depend on their number of rows,
-    so an image would depend on its batch.
+    The last bits of smaller matrix products depend on their number of rows, so without padding an
+    image would depend on its batch.
     """
     return min(length, -(-max(count, 1) // _ROWS) * _ROWS)
 
@@ -189,11 +187,7 @@ def progress_of(step: int, num_steps: int) -> float:
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Refuses labels that would silently read another row of the embedding.
-
-    Raises:
-        DimoError: A label below 0 or above the last class.
-    """
+    """Refuses labels that would silently read another row of the embedding."""
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         wrong = low if low < 0 else high

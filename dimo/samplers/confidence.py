@@ -1,7 +1,7 @@
 """Confidence-ordered parallel decoding of MaskGIT (Chang et al., arXiv 2202.04200, sec. 3.2).
 
 Meissonic's sampler (arXiv 2410.08261) is that of aMUSEd: the same with constant guidance. Other
-arguments are those of `dimo.samplers.base.SamplerFunction`.
+arguments and errors are those of `dimo.samplers.base.SamplerFunction`.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,9 +47,6 @@ def sample_confidence(
         mask_schedule: One of `DECODING_SCHEDULES`.
         choice_temperature: Scale of the confidence noise at the first step; 0 = none.
         unconditional: As in `Predictor`.
-
-    Raises:
-        DimoError: A setting or label out of range, an unknown schedule.
     """
     return sample_by_confidence(
         model,
@@ -119,7 +116,7 @@ def sample_meissonic(
 
     It differs from `sample_confidence` in its guidance, which is the same at every step, and in the
     default counts and noise. Its source calls the noise temperature, (2, 0): from the first step to
-    the last. The null condition is a negative prompt. Arguments and errors are the same.
+    the last. The null condition is a negative prompt.
     """
     return sample_by_confidence(
         model,

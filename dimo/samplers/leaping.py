@@ -14,7 +14,7 @@ theta-trapezoidal is second order with two predictions per step; a step t -> t -
               with max(0, a1 mu_{t - theta h}(x*) - a2 mu_t(x_t)),
     a1 = 1 / (2 theta (1 - theta)),    a2 = a1 - 1 = ((1 - theta)^2 + theta^2) a1.
 
-Where the positive part cuts, the step is first order. Other arguments are those of
+Where the positive part cuts, the step is first order. Other arguments and errors are those of
 `dimo.samplers.base.SamplerFunction`.
 """
 
@@ -59,9 +59,6 @@ def sample_tau_leaping(
     Args:
         num_steps: n, at least 1; may exceed L.
         mask_schedule: A key of `UNMASKING_RATES`, alpha_t.
-
-    Raises:
-        DimoError: A setting or label out of range, an unknown schedule.
     """
     check_predictions(num_steps)
     rate = unmasking_rate(mask_schedule)
@@ -153,9 +150,6 @@ def sample_theta_trapezoidal(
         theta: Position of the second prediction in a step, strictly between 0 and 1.
         mask_schedule: A key of `UNMASKING_RATES`, alpha_t.
         callback: Called after each prediction, not each step.
-
-    Raises:
-        DimoError: A setting or label out of range, an unknown schedule.
     """
     check_predictions(num_steps)
     rate_at = unmasking_rate(mask_schedule)

@@ -2,7 +2,8 @@
 
 Halton order: Besnier et al., Halton scheduler for MaskGIT, arXiv 2503.17076. A low-discrepancy
 sequence spreads the tokens of each step over the grid, so that tokens drawn together are far apart
-and hence nearly independent. Other arguments are those of `dimo.samplers.base.SamplerFunction`.
+and hence nearly independent. Other arguments and errors are those of
+`dimo.samplers.base.SamplerFunction`.
 """
 
 import math
@@ -38,9 +39,6 @@ def sample_random(
     Args:
         num_steps: 1..L.
         mask_schedule: One of `DECODING_SCHEDULES`.
-
-    Raises:
-        DimoError: A setting or label out of range, an unknown schedule.
     """
     return sample_in_order(
         model,
@@ -116,7 +114,7 @@ def sample_halton(
         random_start: Start each image at a random place of the order, which then wraps.
 
     Raises:
-        DimoError: A setting or label out of range, an unknown schedule, a grid that is not square.
+        DimoError: Also for a grid that is not square.
     """
     length = model.num_tokens
     side = math.isqrt(length)
@@ -155,25 +153,16 @@ def halton_order(side: int) -> Tensor:
     (column), times `side`, floored, in float32 as in Halton-MaskGIT; cells that occurred before are
     skipped. Unlike Halton-MaskGIT, points are added until every cell has occurred.
     """
+    from scipy.stats.qmc import Halton  # slow to import
+
     cells = side * side
     count = 4 * cells
     while True:
-        n = torch.arange(1, count + 1)
-        row, column = ((_radical_inverse(n, base) * side).floor().long() for base in (2, 3))
+        points = torch.from_numpy(Halton(2, scramble=False).random(count + 1)[1:]).float()
+        row, column = (points * side).long().T
         visited, cell_of_point = torch.unique(row * side + column, return_inverse=True)
         if len(visited) == cells:
             break
         count *= 2
     first = torch.full((cells,), count)
     return first.scatter_reduce(0, cell_of_point, torch.arange(count), "amin").argsort()
-
-
-def _radical_inverse(n: Tensor, base: int) -> Tensor:
-    """The digits of n mirrored at the point, in (0, 1): float32 [N]."""
-    mirrored, scale = torch.zeros_like(n), torch.ones_like(n)
-    while bool((n > 0).any()):
-        more = n > 0
-        mirrored = torch.where(more, mirrored * base + n % base, mirrored)
-        scale = torch.where(more, scale * base, scale)
-        n = n // base
-    return (mirrored.double() / scale.double()).float()

@@ -1,7 +1,7 @@
 """One-step sampling of a distilled student: x_init -> all tokens.
 
 Few-step sampling of a one-step student re-masks part of its output and applies it again. Other
-arguments are those of `dimo.samplers.base.SamplerFunction`.
+arguments and errors are those of `dimo.samplers.base.SamplerFunction`.
 """
 
 from typing import Any
@@ -37,9 +37,6 @@ def sample_one_step(
         embedding_noise: sigma.
         top_k: Draw among the k likeliest tokens only; None = all.
         top_p: Draw among the likeliest tokens that together reach probability p; None = all.
-
-    Raises:
-        DimoError: A setting or label out of range.
     """
     check_labels(condition, student.num_classes)
     initial = initial_state(
@@ -72,9 +69,6 @@ def restrict_logits(
     """Logits [.., V] divided by the temperature, -inf where top-k or top-p exclude a token.
 
     Top-p applies to the tokens that top-k keeps. Of equal logits the lower id ranks first.
-
-    Raises:
-        DimoError: Temperature not positive, top-k outside 1..V, top-p outside (0, 1].
     """
     vocabulary = logits.shape[-1]
     if temperature <= 0:
@@ -120,9 +114,6 @@ def sample_few_step(
     Args:
         num_steps: 1..L.
         mask_schedule: gamma, "arccos" or "cosine".
-
-    Raises:
-        DimoError: A setting or label out of range, an unknown schedule.
     """
     length, embedding_noise = student.num_tokens, initialization["embedding_noise"]
     check_steps(num_steps, length)

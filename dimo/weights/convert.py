@@ -219,10 +219,12 @@ def official_networks() -> dict[str, Callable[[], nn.Module]]:
 
 def _loaders() -> dict[str, Callable[[Path], Any]]:
     """Loads each tokenizer and text encoder, by name; every key and shape must fit."""
-    rows = TEACHERS.values()
-    tokenizers = {row.weights["tokenizer"]: row.tokenizer for row in rows}
-    reading = [row for row in rows if row.text is not None and "text" in row.weights]
-    return {**tokenizers, **{row.weights["text"]: row.text.encoder for row in reading}}
+    loaders: dict[str, Callable[[Path], Any]] = {}
+    for row in TEACHERS.values():
+        loaders[row.weights["tokenizer"]] = row.tokenizer
+        if row.text is not None and "text" in row.weights:
+            loaders[row.weights["text"]] = row.text.encoder
+    return loaders
 
 
 def _network(
@@ -233,9 +235,10 @@ def _network(
     with torch.device("meta"):
         if name in networks:
             return networks[name]()
-        stored = path.suffix == ".safetensors" and "config" in load_metadata(path)
-        if kind == VQGAN_KIND and (stored or path.with_name("model.yaml").is_file()):
-            return VQGAN(**read_config(path))
+        if kind == VQGAN_KIND:
+            stored = path.suffix == ".safetensors" and "config" in load_metadata(path)
+            known = stored or path.with_name("model.yaml").is_file()
+            return VQGAN(**read_config(path)) if known else None
         if kind == MASKGIT_KIND:
             return MaskGIT(**_maskgit_sizes(state))
         if kind == DI4C_KIND:

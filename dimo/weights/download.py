@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from dimo import __version__
@@ -63,7 +64,19 @@ def fetch(name: str, folder: Path, progress: Progress) -> list[Path]:
     target = destination(name, folder)
     by_hand = f"or download {official.url} by hand and put it at {target}"
     remote = _remote(official, by_hand)
-    _download(remote, target, lambda done, total: progress(name, done, total), by_hand)
+    version = re.sub(r"\W", "", remote.version)[:8]
+    part = target.with_name(f"{target.name}.{version}.part" if version else f"{target.name}.part")
+    with _sole_writer(part):
+        _fill(part, remote, partial(progress, name), by_hand)
+        sha256 = sha256_file(part)
+        if remote.sha256 not in ("", sha256):
+            part.unlink()
+            raise DimoError(
+                f"{remote.url} came with sha256 {sha256} instead of {remote.sha256}, and was "
+                f"removed; try again, {by_hand}"
+            )
+        write_atomic(_record(target), f"{sha256}  {target.name}\n")
+        part.replace(target)
     return [*before, target]
 
 
@@ -114,24 +127,6 @@ def _on_hugging_face(official: OfficialFile, by_hand: str) -> _Remote:
     etag = known.etag or ""
     sha256 = etag if re.fullmatch("[0-9a-f]{64}", etag) else ""  # small files have git's own hash
     return _Remote(url, known.size, sha256, version=etag, token=hub.get_token() or "")
-
-
-def _download(
-    remote: _Remote, target: Path, progress: Callable[[int, int | None], None], by_hand: str
-) -> None:
-    version = re.sub(r"\W", "", remote.version)[:8]
-    part = target.with_name(f"{target.name}.{version}.part" if version else f"{target.name}.part")
-    with _sole_writer(part):
-        _fill(part, remote, progress, by_hand)
-        sha256 = sha256_file(part)
-        if remote.sha256 not in ("", sha256):
-            part.unlink()
-            raise DimoError(
-                f"{remote.url} came with sha256 {sha256} instead of {remote.sha256}, and was "
-                f"removed; try again, {by_hand}"
-            )
-        write_atomic(_record(target), f"{sha256}  {target.name}\n")
-        part.replace(target)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ _INERT_CLASSES = (
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
 )
-_INERT_MAPPINGS = ("pytorch_lightning.utilities.parsing.AttributeDict",)
+_INERT_MAPPING = "pytorch_lightning.utilities.parsing.AttributeDict"
 
 VQGAN_KIND, MASKGIT_KIND = "taming VQGAN", "MaskGIT v1.0 transformer"
 DI4C_KIND = "di4c student"
@@ -87,10 +87,9 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
             f"cannot read weights {path}: {_reason(error)}; "
             "fetch the file again, or convert it to safetensors"
         ) from error
-    for key in _CONTAINERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
+    if isinstance(content, dict):
+        containers = (content.get(key) for key in _CONTAINERS)
+        content = next((inner for inner in containers if isinstance(inner, dict)), content)
     if not isinstance(content, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
@@ -103,8 +102,7 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return safetensors.torch.load_file(path)
-    stand_ins: list[Any] = [(_Inert, name) for name in _INERT_CLASSES]
-    stand_ins += [(dict, name) for name in _INERT_MAPPINGS]
+    stand_ins = [(dict, _INERT_MAPPING), *((_Inert, name) for name in _INERT_CLASSES)]
     with torch.serialization.safe_globals(stand_ins):
         # Mapped, an optimizer's state beside the network is never read from disk.
         mapped = zipfile.is_zipfile(path)
@@ -257,7 +255,6 @@ def state_sha256(state: dict[str, Tensor]) -> str:
     for key in sorted(state):
         value = state[key].detach().cpu().contiguous()
         digest.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(
-            value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
-        )
+        if value.numel():
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -56,7 +56,7 @@ class BundledData:
         return {key: value.to(self.stored_as or value.dtype) for key, value in state.items()}
 
 
-def _fit_digits(*, codebook_size: int, seed: int, **_: object) -> DigitsTokenizer:
+def _fit_digits(*, codebook_size: int, seed: int, **others: object) -> DigitsTokenizer:
     """k-means, which has no steps."""
     from dimo.data import digits
 

@@ -290,8 +290,7 @@ def load_teacher(
 
     Args:
         weights: Folder with the row's weight files; None: the bundled or the fetched ones.
-        precision: Prepares the network for sampling, see `dimo.models.cpu`; None: leaves it fit
-            for training.
+        precision: A key of `dimo.models.cpu.PRECISIONS`; None leaves the network fit for training.
         prompts: What the labels of a text-conditioned teacher stand for.
 
     Raises:
