@@ -9,7 +9,7 @@ __all__ = ["SAMPLERS", "Knob", "Sampler", "all_knobs", "get_sampler", "teacher_s
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any, Self
 
 from dimo.errors import DimoError, unknown_name
@@ -84,8 +84,7 @@ class Sampler:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         function = self.function
         if isinstance(function, str):
-            module, _, name = function.partition(":")
-            function = getattr(import_module(module), name)
+            function = resolve_name(function)
         return function(*args, **kwargs)
 
 

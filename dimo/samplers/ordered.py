@@ -76,13 +76,8 @@ def sample_in_order(
         start = min(done, length - asked)
         positions = order[:, start : start + asked]  # [B, K]; this step reveals `now` of them
         now = slice(done - start, done - start + count)
-        log_p = predict(
-            tokens,
-            step,
-            positions,
-            guidance_scale=guidance(progress),
-            temperature=temperature(progress),
-        )[:, now]
+        settings = {"guidance_scale": guidance(progress), "temperature": temperature(progress)}
+        log_p = predict(tokens, step, positions, **settings)[:, now]
         proposal = draw_tokens(log_p, noise, f"sample/tokens/{step}", positions[:, now])
         tokens = tokens.scatter(1, positions[:, now], proposal)
         done += count

@@ -69,7 +69,8 @@ class _Bars:
 
     def speed(self, what: str) -> float:
         """Steps per second."""
-        return (what in self._lines and self._progress.tasks[self._lines[what]].speed) or 0.0
+        known = what in self._lines
+        return (self._progress.tasks[self._lines[what]].speed or 0.0) if known else 0.0
 
     def _log(self, what: str) -> None:
         console, now = self._progress.console, time.monotonic()

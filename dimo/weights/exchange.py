@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +88,14 @@ def import_student(
     if None in values.values():
         if temperature is None:
             chosen_by = f"as in the recipe of teacher {teacher!r}"
-        defaults = _recipe_settings(row)
+        if row.recipe is None:
+            raise DimoError(
+                f"teacher {teacher!r} has no recipe to take defaults from; give "
+                "--init-mask-ratio, --embedding-noise and --temperature"
+            )
+        recipe = load_distillation(row.recipe)
+        defaults = METHODS["dimo"].distillation.student_settings(recipe)
+        defaults = {**defaults, "temperature": recipe.temperature}
         values = {name: defaults[name] if v is None else v for name, v in values.items()}
     for name, value in values.items():
         assert value is not None
@@ -109,18 +115,6 @@ def import_student(
     )
     save_student(out, load_network(row, path).state_dict(), config)
     return config
-
-
-def _recipe_settings(teacher: Teacher) -> dict[str, Any]:
-    """How a student of the teacher's Di[M]O recipe is sampled."""
-    if teacher.recipe is None:
-        raise DimoError(
-            f"teacher {teacher.name!r} has no recipe to take defaults from; give "
-            "--init-mask-ratio, --embedding-noise and --temperature"
-        )
-    recipe = load_distillation(teacher.recipe)
-    settings = METHODS["dimo"].distillation.student_settings(recipe)
-    return {**settings, "temperature": recipe.temperature}
 
 
 def _checked_state(teacher: Teacher, path: Path, method: str) -> dict[str, Tensor]:
