@@ -47,9 +47,6 @@ def parse_candidate(text: str) -> Candidate:
     An existing path is taken as it is. Otherwise the first `=` ends NAME unless a slash precedes
     it, and the last `@` begins STEPS unless a slash follows it, so a path may contain both, as in
     `./a=b` or `runs/@2/mine`. To give `a` steps where a path `a@2` exists, write `a/@2`.
-
-    Raises:
-        DimoError: No model, an empty name, or steps that are not positive integers.
     """
     name, model = _split_name(text)
     if name is not None and not name:
@@ -222,10 +219,8 @@ def plan_jobs(
     """A teacher at each number of steps, then its students; checks settings and files.
 
     Args:
-        teacher: A key of `dimo.zoo.teachers.TEACHERS`.
         models: Students, as for `parse_candidate`.
         steps: Step counts of the teacher (empty: no teacher row) and of multi-step students.
-        weights: Folder of the weights; None: bundled or downloaded ones.
         student_steps: Step counts of one-step students.
 
     Raises:

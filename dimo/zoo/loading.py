@@ -294,8 +294,7 @@ def load_teacher(
         prompts: What the labels of a text-conditioned teacher stand for.
 
     Raises:
-        DimoError: Unknown teacher or precision; a missing or foreign weights file; as
-            `load_prompts`.
+        DimoError: Unknown teacher or precision; unfit weights file; as `load_prompts`.
     """
     teacher = get_teacher(name)
     path = weights_file(teacher, "transformer", weights)
@@ -319,8 +318,8 @@ def load_student(
             guidance (the official `--lfg` of di4c); None: as in the student's settings.
 
     Raises:
-        DimoError: As `find_student` and `load_teacher`; weights that do not fit; a one-step student
-            with `teacher_unconditional`.
+        DimoError: As `find_student` and `load_teacher`; a one-step student with
+            `teacher_unconditional`.
     """
     found = run if isinstance(run, FoundStudent) else find_student(run, weights=weights)
     config, teacher = found.config, get_teacher(found.config.teacher)
@@ -401,13 +400,12 @@ def _load(
     student: StudentConfig | None = None,
     prompts: Sequence[str] | None = None,
 ) -> Generator:
-    # the tokenizer first: a missing or foreign file is reported before the larger one is read
+    # the tokenizer first, so that a missing file is reported before the larger one is read
     tokenizer = teacher.tokenizer(weights_file(teacher, "tokenizer", weights)).to(device)
     conditions = load_prompts(teacher, prompts, weights)
     if conditions is not None:
         conditions.to(device)
-    method = student.method if student else None
-    architecture = student_architecture(teacher, method) if method else teacher.architecture
+    architecture = student_architecture(teacher, student.method) if student else None
     model = _ready(load_network(teacher, path, conditions, architecture), device, precision)
     digest = sha256_file(path)
     return Generator(teacher, model, tokenizer, digest, title, student, precision or "float32")
