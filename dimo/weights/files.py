@@ -102,7 +102,7 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return safetensors.torch.load_file(path)
-    stand_ins = [(dict, _INERT_MAPPING), *((_Inert, name) for name in _INERT_CLASSES)]
+    stand_ins: list[Any] = [(dict, _INERT_MAPPING), *((_Inert, name) for name in _INERT_CLASSES)]
     with torch.serialization.safe_globals(stand_ins):
         # Mapped, an optimizer's state beside the network is never read from disk.
         mapped = zipfile.is_zipfile(path)
