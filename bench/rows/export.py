@@ -1,7 +1,7 @@
 """Images 0..count-1 of a row as files that `dimo eval` reads: a folder of PNGs or ADM's npz.
 
-An interrupted export continues where it stopped, and ranks share what is missing. The images are
-the same after any interruption, at any batch size and on any number of ranks.
+An interrupted export is resumed, and ranks share what is missing. The images are the same after any
+interruption, at any batch size and on any number of ranks.
 """
 
 import csv
@@ -11,11 +11,12 @@ import io
 import json
 import time
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -34,36 +35,35 @@ Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 _UINT8 = "round"  # the rounding rule of every bundled protocol
 _BLOCK = 500  # images in a block of an unfinished npz
-_THREADS = 8  # that compress and write PNGs
+_THREADS = 8  # compress and write PNGs
 _ABOUT = "sampling.json"
 _LABELS = "labels.csv"
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export did.
+    """What an export did."""
 
-    Attributes:
-        made: Images sampled by this call; the others existed.
-        seconds: Time of sampling and writing.
-        peak_memory_bytes: Highest of all processes.
-    """
-
-    made: int
-    seconds: float
-    peak_memory_bytes: int
+    made: int  # images sampled by this call; the others existed
+    seconds: float  # of sampling and writing
+    peak_memory_bytes: int  # highest of all processes
 
 
-class _Store(Protocol):
-    """Where images are written. `prepare` and `finish` run on the first rank, `save` on any."""
+class _Store(ABC):
+    """Writes images; `prepare` and `finish` run on the first rank, `save` on any."""
 
+    def __init__(self, out: Path, about: dict[str, Any], count: int, classes: int) -> None:
+        self._out, self._about, self._count, self._classes = out, about, count, classes
+
+    @abstractmethod
     def prepare(self, batch_size: int, *, force: bool) -> list[range]:
         """Checks what exists, removes it with `force`; returns the missing ranges of images."""
 
+    @abstractmethod
     def save(self, rows: range, parts: Sequence[Pixels]) -> None:
         """Writes the images of one such range, uint8 [n, H, W, 3] in parts."""
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027 - a folder has nothing to finish
         """Called when everything is saved."""
 
 
@@ -79,18 +79,12 @@ def export_images(
     ranks: Ranks = ALONE,
     progress: Progress = quiet,
 ) -> Exported:
-    """Writes those images of `bench.rows.settings.generate` that do not exist yet.
+    """Writes those `count` images of `bench.rows.settings.generate` that do not exist yet.
 
     Args:
-        job: A network with its settings.
         out: A folder, or an `.npz` file.
-        seed: Seed of the images.
-        count: Number of images; the label of image i is i modulo the classes.
-        batch_size: Images sampled at a time; changes no image.
-        device: Device of the network.
         force: Remove what an earlier export wrote to `out`.
         ranks: Processes that share the work; all see the same files.
-        progress: Called with the number of images written by all ranks.
 
     Raises:
         DimoError: `out` holds something else or other images, or cannot be written; on all ranks.
@@ -99,9 +93,16 @@ def export_images(
     about = _describe(job, seed, count, device)
     classes = job.loaded.num_conditions
     store: _Store = (_Npz if out.suffix.lower() == ".npz" else _Folder)(out, about, count, classes)
-    missing = ranks.all_gather(
-        lambda: _prepared(store, out, batch_size, force=force) if ranks.is_first else []
-    )[0]
+
+    def prepare() -> list[range]:
+        try:
+            return store.prepare(batch_size, force=force) if ranks.is_first else []
+        except OSError as error:
+            raise DimoError(
+                f"cannot use {error.filename or out}: {error.strerror}; choose another --out"
+            ) from error
+
+    missing = ranks.all_gather(prepare)[0]
     mine = ranks.split(len(missing))
     batches = _work(job, missing[mine.start : mine.stop], store, seed, batch_size, device)
     made, already = 0, count - sum(map(len, missing))
@@ -114,15 +115,6 @@ def export_images(
     ranks.all_gather(lambda: store.finish() if ranks.is_first else None)
     peak = max(ranks.all_gather(lambda: peak_memory_bytes(device)))
     return Exported(made, time.monotonic() - start, peak)
-
-
-def _prepared(store: _Store, out: Path, batch_size: int, *, force: bool) -> list[range]:
-    try:
-        return store.prepare(batch_size, force=force)
-    except OSError as error:
-        raise DimoError(
-            f"cannot use {error.filename or out}: {error.strerror}; choose another --out"
-        ) from error
 
 
 def _work(
@@ -155,6 +147,7 @@ def _describe(job: Job, seed: int, count: int, device: torch.device) -> dict[str
     loaded, student = job.loaded, job.loaded.student
     model = loaded.model
     prompts = {"prompts": model.conditions.sha256} if isinstance(model, TextConditioned) else {}
+    names = ("init_mask_ratio", "embedding_noise")
     return {
         "format": 1,
         "model": loaded.name,
@@ -163,10 +156,7 @@ def _describe(job: Job, seed: int, count: int, device: torch.device) -> dict[str
         "sampler": job.settings.plain(),
         "token_initialization": None
         if student is None
-        else {
-            "init_mask_ratio": student.init_mask_ratio,
-            "embedding_noise": student.embedding_noise,
-        },
+        else {name: getattr(student, name) for name in names},
         "seed": seed,
         "count": count,
         "labels": f"index modulo {loaded.num_conditions}",
@@ -178,11 +168,8 @@ def _describe(job: Job, seed: int, count: int, device: torch.device) -> dict[str
     }
 
 
-class _Folder:
+class _Folder(_Store):
     """`000000.png`, `000001.png`, ... with `labels.csv`, and `sampling.json`, written first."""
-
-    def __init__(self, out: Path, about: dict[str, Any], count: int, classes: int) -> None:
-        self._out, self._about, self._count, self._classes = out, about, count, classes
 
     def prepare(self, batch_size: int, *, force: bool) -> list[range]:
         _claim(self._out, self._about, force=force)
@@ -199,9 +186,6 @@ class _Folder:
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(self._save_one, rows, (image for part in parts for image in part)))
 
-    def finish(self) -> None:
-        pass
-
     def _save_one(self, index: int, image: Pixels) -> None:
         if not is_whole_png(self._path(index)):
             write_atomic(self._path(index), encode_png(image))
@@ -210,14 +194,14 @@ class _Folder:
         return self._out / _png_name(index, self._count)
 
 
-class _Npz:
+class _Npz(_Store):
     """ADM's layout, arr_0 uint8 [N, H, W, 3] and arr_1 int64 [N]; `FILE.npz.json` describes it.
 
     The folder `FILE.npz.parts` holds finished blocks until all are finished.
     """
 
     def __init__(self, out: Path, about: dict[str, Any], count: int, classes: int) -> None:
-        self._out, self._about, self._count, self._classes = out, about, count, classes
+        super().__init__(out, about, count, classes)
         self._parts = out.with_name(f"{out.name}.parts")
         self._description = out.with_name(f"{out.name}.json")
 
@@ -284,11 +268,7 @@ class _Npz:
 
 
 def _claim(folder: Path, about: dict[str, Any], *, force: bool) -> None:
-    """Makes `folder` hold the images that `about` describes; with `force` removes others.
-
-    Raises:
-        DimoError: It is a file, was not written by an export, or holds other images.
-    """
+    """Prepares `folder` for the images that `about` describes; with `force` removes others."""
     description = folder / _ABOUT
     if description.is_file():
         saved = _check_same(description, about, force=force)
@@ -315,8 +295,7 @@ def _clear(folder: Path, count: int) -> None:
     names = [*(_png_name(i, count) for i in range(count)), *blocks, _LABELS, _ABOUT]
     existing = {path.name for path in folder.iterdir()}
     for name in names:
-        if name in existing:
-            (folder / name).unlink()
+        (folder / name).unlink(missing_ok=True)
     if existing <= set(names):
         folder.rmdir()
 
@@ -328,11 +307,7 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 def _check_same(path: Path, about: dict[str, Any], *, force: bool) -> dict[str, Any]:
-    """Reads the description of an export.
-
-    Raises:
-        DimoError: It is not one, or without `force` it differs from `about`.
-    """
+    """Reads the description of an export; without `force` it must equal `about`."""
     try:
         saved = json.loads(path.read_bytes())
         if not isinstance(saved, dict) or not isinstance(saved.get("count"), int):

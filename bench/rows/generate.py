@@ -16,21 +16,7 @@ from dimo.util.terminal import Progress, quiet
 
 
 class Maker:
-    """Generates the images of one row.
-
-    Args:
-        job: A network with its settings.
-        seed: Seed of the images.
-        num_images: Number of images.
-        batch_size: Images sampled at a time; changes speed, never an image.
-        uint8: Rounding rule of the protocol.
-        device: Device of the network.
-        progress: Called with the number of finished images.
-
-    Attributes:
-        cost: Network forwards per image, and tokens per step.
-        tally: Hashes the generated images.
-    """
+    """Generates the images of one row as `generate` does; `tally` hashes them."""
 
     def __init__(
         self,
@@ -87,7 +73,7 @@ class Maker:
 
     @torch.inference_mode()
     def _warm_up(self) -> Cost:
-        """Samples one small batch, discarded, to warm up and to learn the cost."""
+        """Samples and discards one small batch, to warm up and to measure the cost."""
         job = self.job
         assert job.settings is not None
         index = torch.arange(8, device=self.device)

@@ -23,10 +23,10 @@ from dimo.zoo.loading import Generator
 from dimo.zoo.teachers import Teacher
 
 _FEW_CLASSES = 20  # up to this number of classes, each is drawn twice
-_COLUMNS = 10  # with more classes, this number of them
-_ENOUGH = 16  # least number of images in a record's picture
+_COLUMNS = 10  # number of classes to draw when there are more
+_ENOUGH = 16  # minimum number of images in a record's picture
 _GREY = 140  # between the images of a record's picture, visible on light and dark pages
-_LARGEST = 128  # pixels of an image's side in a record's picture
+_LARGEST = 128  # maximum side of an image in a record's picture, in pixels
 
 Row: TypeAlias = tuple[str, Tensor]  # caption, and uint8 [C, 3, H, W] on the CPU
 
@@ -63,21 +63,15 @@ def draw_samples(
     Args:
         jobs: Networks with their settings; column i is image i of `seed` in each row.
         labels: One class per column; empty: each class twice, or 10 spread over many classes.
-        seed: Seed of the images.
-        out: File to write, atomically.
-        device: Device of the networks.
-        batch_size: Images sampled at a time; changes no image.
-        progress: Called with the finished images of each row.
         above: Rows of `sample_rows` with the same labels and seed, shown first.
 
     Raises:
         DimoError: The jobs do not share their classes.
     """
+    shown, loaded = _shown(jobs, labels), jobs[0].loaded
     rows = sample_rows(
-        jobs, labels, seed=seed, device=device, batch_size=batch_size, progress=progress
+        jobs, shown, seed=seed, device=device, batch_size=batch_size, progress=progress
     )
-    loaded = jobs[0].loaded
-    shown = list(labels) or _default_labels(_classes_of(jobs))
     columns = [_condition(loaded, label) for label in shown]
     save_grid(out, [*above, *rows], columns=columns, sentences=loaded.teacher.text is not None)
 
@@ -92,7 +86,7 @@ def sample_rows(
     progress: Progress = quiet,
 ) -> list[Row]:
     """One row per job; arguments and errors as for `draw_samples`."""
-    shown = list(labels) or _default_labels(_classes_of(jobs))
+    shown = _shown(jobs, labels)
     several = len({job.loaded.teacher.name for job in jobs}) > 1
     rows = []
     for number, job in enumerate(jobs, start=1):
@@ -102,13 +96,11 @@ def sample_rows(
             progress(what, done, len(shown), "images")
 
         images, nfe = _row(job, shown, seed, device, batch_size, on_done)
-        rows.append((_caption(job, nfe, name_teacher=several), images))
+        assert job.settings is not None
+        steps = job.settings.num_steps
+        method = f"{job.name} [{job.loaded.teacher.name}]" if several else job.name
+        rows.append((f"{method}\n{steps} step{'s' if steps > 1 else ''}, NFE {nfe}", images))
     return rows
-
-
-def _classes_of(jobs: Sequence[Job]) -> int:
-    shared_classes(job.loaded.teacher for job in jobs)
-    return jobs[0].loaded.num_conditions
 
 
 def write_picture(job: Job, folder: Path, run_id: str, *, seed: int, device: torch.device) -> None:
@@ -116,21 +108,13 @@ def write_picture(job: Job, folder: Path, run_id: str, *, seed: int, device: tor
 
     All records of a protocol have the same labels and seed, so pictures compare image by image. The
     text chunk `dimo` holds them as JSON: `seed`, `columns`, `labels` (names).
-
-    Args:
-        job: A network with its settings.
-        folder: Folder of the results.
-        run_id: Id of the record.
-        seed: The protocol's reporting seed.
-        device: Device of the network.
     """
     classes = job.loaded.num_conditions
     if classes <= _FEW_CLASSES:
         columns = classes
         labels = math.ceil(max(_ENOUGH, 2 * columns) / columns) * list(range(columns))
     else:
-        columns, count = _COLUMNS, 2 * _COLUMNS
-        labels = [(2 * i + 1) * classes // (2 * count) for i in range(count)]
+        columns, labels = _COLUMNS, _spread(classes, 2 * _COLUMNS)
     images, _ = _row(job, labels, seed, device, len(labels), lambda done: None)
     names = [_condition(job.loaded, label) for label in labels]
     text = json.dumps({"seed": seed, "columns": columns, "labels": names})
@@ -157,10 +141,18 @@ def _tiled(images: Tensor, columns: int) -> Tensor:
     return grid.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)[:-gap, :-gap]
 
 
-def _default_labels(classes: int) -> list[int]:
-    if classes <= _FEW_CLASSES:
-        return 2 * list(range(classes))
-    return [(2 * i + 1) * classes // (2 * _COLUMNS) for i in range(_COLUMNS)]
+def _shown(jobs: Sequence[Job], labels: Sequence[int]) -> list[int]:
+    """The given labels, else those of `draw_samples`."""
+    if labels:
+        return list(labels)
+    shared_classes(job.loaded.teacher for job in jobs)
+    classes = jobs[0].loaded.num_conditions
+    return 2 * list(range(classes)) if classes <= _FEW_CLASSES else _spread(classes, _COLUMNS)
+
+
+def _spread(classes: int, count: int) -> list[int]:
+    """`count` labels at equal distances."""
+    return [(2 * i + 1) * classes // (2 * count) for i in range(count)]
 
 
 def _row(
@@ -189,11 +181,3 @@ def _row(
         nfe = batch.nfe
         on_done(min(start + batch_size, len(labels)))
     return torch.cat(parts), nfe
-
-
-def _caption(job: Job, nfe: int, *, name_teacher: bool) -> str:
-    """Method, steps and NFE; with `name_teacher` also the teacher."""
-    assert job.settings is not None
-    steps = job.settings.num_steps
-    method = f"{job.name} [{job.loaded.teacher.name}]" if name_teacher else job.name
-    return f"{method}\n{steps} step{'s' if steps > 1 else ''}, NFE {nfe}"

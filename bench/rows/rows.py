@@ -7,7 +7,6 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +34,11 @@ _FORM = "[NAME=]MODEL[@STEPS], e.g. runs/mine, di4c=runs/mine or di4c=runs/mine@
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network as named on the command line.
+    """A network as named on the command line."""
 
-    Attributes:
-        model: Name of a teacher or student, a run folder, or a file.
-        name: Name in tables; None: its default name.
-        steps: Step counts; empty: those of the command.
-    """
-
-    model: str
-    name: str | None = None
-    steps: tuple[int, ...] = ()
+    model: str  # name of a teacher or student, a run folder, or a file
+    name: str | None = None  # in tables; None: its default name
+    steps: tuple[int, ...] = ()  # empty: those of the command
 
 
 def parse_candidate(text: str) -> Candidate:
@@ -54,9 +47,6 @@ def parse_candidate(text: str) -> Candidate:
     An existing path is taken as it is. Otherwise the first `=` ends NAME unless a slash precedes
     it, and the last `@` begins STEPS unless a slash follows it, so a path may contain both, as in
     `./a=b` or `runs/@2/mine`. To give `a` steps where a path `a@2` exists, write `a/@2`.
-
-    Raises:
-        DimoError: No model, an empty name, or steps that are not positive integers.
     """
     name, model = _split_name(text)
     if name is not None and not name:
@@ -97,27 +87,16 @@ def _exists(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Job:
-    """One row before it is measured: a network with sampler settings, or a fixed set of images.
+    """One row before it is measured: a network with sampler settings, or a fixed set of images."""
 
-    Attributes:
-        name: Name in tables.
-        section: Block of the table.
-        loaded: The network; for a fixed set, the one whose tokenizer or classes it has.
-        settings: Sampler settings; None for a fixed set.
-        images: The fixed set, uint8 [N, 3, H, W]; None for a network.
-        labels: Labels of the fixed set, int64 [N].
-        student: Run folder or name that the student was loaded from.
-        tuning: Sweep that chose the settings (`bench.tuning`).
-    """
-
-    name: str
-    section: Section
-    loaded: Generator
-    settings: SamplerSettings | None = None
-    images: Tensor | None = None
-    labels: Tensor | None = None
-    student: str | None = None
-    tuning: Tuning | None = None
+    name: str  # in tables
+    section: Section  # block of the table
+    loaded: Generator  # for a fixed set, the network whose tokenizer or classes it has
+    settings: SamplerSettings | None = None  # None for a fixed set
+    images: Tensor | None = None  # the fixed set, uint8 [N, 3, H, W]
+    labels: Tensor | None = None  # of the fixed set, int64 [N]
+    student: str | None = None  # run folder or name that the student was loaded from
+    tuning: Tuning | None = None  # the sweep that chose the settings (`bench.tuning`)
 
     @property
     def caption(self) -> str:
@@ -154,7 +133,7 @@ def method_info(job: Job, cost: Cost | None) -> MethodInfo:
             "seed": student.seed,
             **({"ablation": student.ablation} if student.ablation else {}),
         }
-    # False goes without saying, as in records from before there was a choice; so does float32
+    # False and float32 are left out, as in records from before there was a choice
     knobs = {
         name: None if value is False else value
         for name, value in (settings.knobs if settings else {}).items()
@@ -195,18 +174,19 @@ def jobs_of(
 
     Rows of the teacher's own sampler are in the section "Teacher", others in "Sampler". Settings of
     `choice` that a row's sampler does not have are ignored; the precision is that of the network.
-
-    Raises:
-        DimoError: A number of steps out of the range of the sampler.
     """
     choice = dataclasses.replace(choice, precision=loaded.precision)
     if loaded.student is None:
-        return _teacher_jobs(loaded, teacher_settings(loaded.teacher, steps, choice))
+        return _jobs(loaded, teacher_settings(loaded.teacher, steps, choice))
     length = loaded.teacher.num_tokens
-    return _student_jobs(loaded, student_settings(loaded.student, length, student_steps, choice))
+    return _jobs(loaded, student_settings(loaded.student, length, student_steps, choice))
 
 
-def _teacher_jobs(loaded: Generator, rows: Sequence[SamplerSettings]) -> list[Job]:
+def _jobs(
+    loaded: Generator, rows: Sequence[SamplerSettings], student: str | None = None
+) -> list[Job]:
+    if loaded.student is not None:
+        return [Job(loaded.name, "Distill.", loaded, row, student=student) for row in rows]
     own = loaded.teacher.defaults.sampler
     return [
         Job(loaded.name, "Teacher", loaded, row)
@@ -216,27 +196,15 @@ def _teacher_jobs(loaded: Generator, rows: Sequence[SamplerSettings]) -> list[Jo
     ]
 
 
-def _student_jobs(loaded: Generator, rows: Sequence[SamplerSettings]) -> list[Job]:
-    return [Job(loaded.name, "Distill.", loaded, row) for row in rows]
-
-
 @dataclass(frozen=True)
 class Planned:
-    """A network and its rows, before any weights are read.
-
-    Attributes:
-        teacher: The teacher; for a student, its teacher.
-        rows: Settings of each row, at least one.
-        student: Location and settings of the student; None for a teacher.
-        model: Name that the student was requested by; None for a teacher.
-        name: Name in tables; None: its default name.
-    """
+    """A network and its rows, before any weights are read."""
 
     teacher: Teacher
-    rows: Sequence[SamplerSettings]
-    student: FoundStudent | None = None
-    model: str | None = None
-    name: str | None = None
+    rows: Sequence[SamplerSettings]  # at least one
+    student: FoundStudent | None = None  # None for a teacher
+    model: str | None = None  # name that the student was requested by
+    name: str | None = None  # in tables; None: its default name
 
 
 def plan_jobs(
@@ -251,11 +219,8 @@ def plan_jobs(
     """A teacher at each number of steps, then its students; checks settings and files.
 
     Args:
-        teacher: A key of `dimo.zoo.teachers.TEACHERS`.
         models: Students, as for `parse_candidate`.
         steps: Step counts of the teacher (empty: no teacher row) and of multi-step students.
-        weights: Folder of the weights; None: bundled or downloaded ones.
-        choice: Sampler overrides.
         student_steps: Step counts of one-step students.
 
     Raises:
@@ -306,18 +271,19 @@ def load_planned(
     weights: Path | None = None,
     prompts: Sequence[str] | None = None,
 ) -> list[Job]:
-    """Loads the networks in the precision of their rows.
-
-    Args:
-        planned: Result of `plan_jobs` or `plan_models`.
-        device: Device of the networks.
-        weights: Folder of the weights, as for the plan.
-        prompts: Prompts of text-conditioned teachers; None for teachers of classes.
-
-    Raises:
-        DimoError: A missing or foreign weights file; missing or unreadable prompts.
-    """
-    return [job for entry in planned for job in _load(entry, device, weights, prompts)]
+    """Loads the networks in the precision of their rows; arguments and errors as `load_teacher`."""
+    jobs = []
+    for entry in planned:
+        precision = entry.rows[0].precision  # one choice made all rows
+        given: dict[str, Any] = {"weights": weights, "precision": precision, "prompts": prompts}
+        if entry.student is None:
+            loaded = load_teacher(entry.teacher.name, device=device, **given)
+        else:
+            loaded = load_student(entry.student, device=device, **given)
+        if entry.name is not None:
+            loaded = dataclasses.replace(loaded, name=entry.name)
+        jobs += _jobs(loaded, entry.rows, entry.model)
+    return jobs
 
 
 def load_jobs(
@@ -353,25 +319,6 @@ def _plan_student(
         )
     settings = student_settings(found.config, teacher.num_tokens, counts, choice)
     return Planned(teacher, settings, found, candidate.model, candidate.name)
-
-
-def _load(
-    entry: Planned, device: torch.device, weights: Path | None, prompts: Sequence[str] | None
-) -> list[Job]:
-    load = (
-        partial(load_teacher, entry.teacher.name)
-        if entry.student is None
-        else partial(load_student, entry.student)
-    )
-    precision = entry.rows[0].precision  # one choice made all rows
-    loaded = load(device=device, weights=weights, precision=precision, prompts=prompts)
-    if entry.name is not None:
-        loaded = dataclasses.replace(loaded, name=entry.name)
-    if entry.student is None:
-        return _teacher_jobs(loaded, entry.rows)
-    return [
-        dataclasses.replace(job, student=entry.model) for job in _student_jobs(loaded, entry.rows)
-    ]
 
 
 def _find_student(name: str, weights: Path | None) -> FoundStudent:

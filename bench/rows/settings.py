@@ -30,22 +30,15 @@ class SamplerSettings:
 
     `settings.theta` is `settings.knobs["theta"]`, and None if the sampler has no such knob.
 
-    Attributes:
-        sampler: A key of `dimo.samplers.SAMPLERS`.
-        num_steps: Sampling steps.
-        knobs: Value of each knob of the sampler.
-        precision: What the network computes in; set when it is loaded.
-        selected_by: How these values were chosen.
-
     Raises:
         DimoError: Unknown sampler, or a setting that this sampler does not have.
     """
 
-    sampler: str
+    sampler: str  # a key of `dimo.samplers.SAMPLERS`
     num_steps: int
-    knobs: Mapping[str, Any]
-    precision: str
-    selected_by: str
+    knobs: Mapping[str, Any]  # value of each knob of the sampler
+    precision: str  # of the network; set when it is loaded
+    selected_by: str  # how these values were chosen
 
     def __init__(
         self,
@@ -62,14 +55,8 @@ class SamplerSettings:
                 known = ", ".join(sorted(own))
                 raise DimoError(f"sampler {sampler!r} has no {name} ({value}); it has {known}")
         given = {name: knobs[name] for name in own if knobs.get(name) is not None}
-        fields = {
-            "sampler": sampler,
-            "num_steps": num_steps,
-            "knobs": {**own, **given},
-            "precision": precision,
-            "selected_by": selected_by,
-        }
-        for name, value in fields.items():
+        fields = (sampler, num_steps, {**own, **given}, precision, selected_by)
+        for name, value in zip(self.__dataclass_fields__, fields, strict=True):
             object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
@@ -90,11 +77,7 @@ class SamplerSettings:
 
 
 def settings_of(sampler: str) -> Mapping[str, Any]:
-    """The settings a sampler has beside its number of steps, with its own defaults.
-
-    Raises:
-        DimoError: Unknown sampler.
-    """
+    """The settings a sampler has beside its number of steps, with its own defaults."""
     return get_sampler(sampler).defaults
 
 
@@ -106,25 +89,11 @@ def sample_tokens(
     seed: int,
     index: torch.Tensor,
 ) -> Samples:
-    """Tokens of images `index` [B] under conditions `labels` [B].
-
-    Raises:
-        DimoError: Settings the sampler refuses.
-    """
-    sampler = get_sampler(settings.sampler)
+    """Tokens of images `index` [B] under conditions `labels` [B]."""
     given = {name: value for name, value in settings.knobs.items() if value is not None}
-    if settings.sampler != "one_step":
-        given["num_steps"] = settings.num_steps
-    if sampler.of_student:
-        assert loaded.student is not None, "this sampler is for a distilled student"
-        given["init_mask_ratio"] = loaded.student.init_mask_ratio
-        given["embedding_noise"] = loaded.student.embedding_noise
-        given["token_initialization"] = loaded.student.token_initialization
-    if loaded.unconditional is not None:
-        assert sampler.takes_unconditional, "this sampler takes no unconditional model"
-        given["unconditional"] = loaded.unconditional
-    samples: Samples = sampler(loaded.model, labels, ImageNoise(seed, index), **given)
-    return samples
+    return loaded.sample_tokens(
+        settings.sampler, labels, ImageNoise(seed, index), num_steps=settings.num_steps, **given
+    )
 
 
 @torch.inference_mode()
@@ -137,11 +106,7 @@ def sample_images(
     index: torch.Tensor,
     uint8: str,
 ) -> ImageBatch:
-    """Images `index` [B] under conditions `labels` [B], rounded by the rule `uint8`.
-
-    Raises:
-        DimoError: As `sample_tokens`.
-    """
+    """Images `index` [B] under conditions `labels` [B], rounded by the rule `uint8`."""
     samples = sample_tokens(loaded, settings, labels=labels, seed=seed, index=index)
     images = to_uint8(loaded.tokenizer.decode(samples.tokens), uint8)
     return ImageBatch(images, index, labels, samples.nfe)
@@ -160,14 +125,7 @@ def generate(
 ) -> Iterator[ImageBatch]:
     """Samples images 0..num_images-1 in order; the label of image i is i modulo the conditions.
 
-    Args:
-        loaded: Network and tokenizer.
-        settings: Sampler settings.
-        seed: The protocol's seed.
-        num_images: Number of images.
-        batch_size: Images sampled at a time; changes no image.
-        uint8: Rounding rule of the protocol.
-        device: Device of the network.
+    `batch_size` changes no image; `uint8` is the rounding rule of the protocol.
     """
     for start in range(0, num_images, batch_size):
         index = torch.arange(start, min(start + batch_size, num_images), device=device)
@@ -179,19 +137,13 @@ def generate(
 class Choice:
     """Sampler overrides from the command line; empty: the defaults of teacher and sampler.
 
-    Attributes:
-        samplers: Samplers of teachers; empty: each teacher's own.
-        schedules: One row for each, of the samplers that accept it.
-        settings: Knob -> value, for the rows whose sampler has the knob.
-        precision: What the networks compute in.
-
     Raises:
         DimoError: Unknown sampler, schedule, knob or precision; a value out of range.
     """
 
-    samplers: tuple[str, ...] = ()
-    schedules: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    samplers: tuple[str, ...] = ()  # of teachers
+    schedules: tuple[str, ...] = ()  # one row for each, with the samplers that accept it
+    settings: Mapping[str, Any] = field(default_factory=dict)  # knob -> value, where a row has it
     precision: str = "float32"
 
     def __post_init__(self) -> None:
@@ -208,10 +160,7 @@ class Choice:
 
 
 def knob_named(name: str) -> Knob:
-    """
-    Raises:
-        DimoError: No sampler has this knob.
-    """
+    """The knob of that name; a `DimoError` if no sampler has it."""
     knobs = all_knobs()
     if name not in knobs:
         raise unknown_name("sampler setting", name, knobs)
@@ -224,10 +173,7 @@ def teacher_settings(
     """One row per sampler, schedule and number of steps.
 
     Values come from `choice`, else from the teacher, else from the sampler. A teacher's schedule
-    applies to its own sampler only.
-
-    Raises:
-        DimoError: A number of steps out of the range of the sampler.
+    applies to its own sampler only. The number of steps must be in the range of the sampler.
     """
     own = teacher.defaults
     rows = []
@@ -243,13 +189,10 @@ def teacher_settings(
 def student_settings(
     student: StudentConfig, num_tokens: int, steps: Sequence[int], choice: Choice
 ) -> list[SamplerSettings]:
-    """One row per number of steps, at the temperature of `choice`, else the one of the student.
+    """One row per number of steps, at the temperature of `choice`, else that of the student.
 
     One-step students have their own samplers. Students of other methods start from masked tokens
-    and are sampled by confidence with their teacher's settings.
-
-    Raises:
-        DimoError: A number of steps out of the range of the sampler.
+    and are sampled by confidence with their teacher's settings. Errors as `teacher_settings`.
     """
     if not METHODS[student.method].is_one_step:
         return _multi_step_settings(student, num_tokens, steps, choice)
@@ -290,11 +233,7 @@ def _defaults(sampler: str, own: SamplerDefaults) -> dict[str, Any]:
 
 
 def check_used(rows: Sequence[SamplerSettings], choice: Choice) -> None:
-    """Refuses a sampler, schedule or setting that no row uses.
-
-    Raises:
-        DimoError: Names the setting and the samplers that have it.
-    """
+    """Refuses a sampler, schedule or setting that no row uses; names the samplers that have it."""
     used = sorted({row.sampler for row in rows})
     for sampler in choice.samplers:
         if sampler not in used:
@@ -313,11 +252,7 @@ def check_used(rows: Sequence[SamplerSettings], choice: Choice) -> None:
 
 
 def check_protocol(teacher: Teacher, protocol: Protocol) -> None:
-    """Refuses a teacher whose image size or conditions are not those of the protocol.
-
-    Raises:
-        DimoError: Names the protocols that fit.
-    """
+    """Refuses a teacher whose image size or conditions do not fit; names protocols that do."""
     if _fits(teacher, protocol):
         return
     fitting = [other.name for other in fitting_protocols(teacher)]
@@ -356,27 +291,21 @@ def _rows(
     choice: Choice,
 ) -> list[SamplerSettings]:
     given = {name: value for name, value in choice.settings.items() if name in defaults}
-    known = [
-        schedule for schedule in choice.schedules if schedule in get_sampler(sampler).schedules
-    ]
+    row_of_sampler = get_sampler(sampler)
+    known = [schedule for schedule in choice.schedules if schedule in row_of_sampler.schedules]
     names = [name.replace("_", " ") for name in given] + ["schedule"] * bool(known)
     if names:
         rest = f"; else {selected_by}" if selected_by else ""
         selected_by = f"{', '.join(names)} given on the command line{rest}"
-    rows = []
-    for changes in [{"mask_schedule": schedule} for schedule in known] or [{}]:
+    if not row_of_sampler.any_steps:
         for num_steps in steps:
-            if not get_sampler(sampler).any_steps:
-                check_steps(num_steps, num_tokens)
-            row = SamplerSettings(
-                sampler,
-                num_steps,
-                precision=choice.precision,
-                selected_by=selected_by,
-                **defaults,
-            )
-            rows.append(row.changed(**given, **changes))
-    return rows
+            check_steps(num_steps, num_tokens)
+    fixed = {**defaults, "precision": choice.precision, "selected_by": selected_by}
+    return [
+        SamplerSettings(sampler, num_steps, **fixed).changed(**given, **changes)
+        for changes in [{"mask_schedule": schedule} for schedule in known] or [{}]
+        for num_steps in steps
+    ]
 
 
 def _unused(option: str, used: Sequence[str], having: Sequence[str]) -> DimoError:

@@ -1,4 +1,4 @@
-"""How it samples: `SAMPLERS` has one row per sampler, with its label in tables and its knobs.
+"""`SAMPLERS` has one row per sampler, with its label in tables and its knobs.
 
 A new sampler is one file in this folder and one row here: the commands take its knobs, records
 store them and the report shows them. This module does not import torch, because `dimo --help` and
@@ -9,8 +9,7 @@ __all__ = ["SAMPLERS", "Knob", "Sampler", "all_knobs", "get_sampler", "teacher_s
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module
-from types import MappingProxyType
+from pkgutil import resolve_name
 from typing import Any, Self
 
 from dimo.errors import DimoError, unknown_name
@@ -18,33 +17,19 @@ from dimo.errors import DimoError, unknown_name
 
 @dataclass(frozen=True)
 class Knob:
-    """A setting of a sampler beside its number of steps.
+    """A setting of a sampler beside its number of steps."""
 
-    Attributes:
-        name: Keyword argument of the sampler.
-        label: In names of rows, e.g. "choice temperature".
-        heading: Heading in the table of settings.
-        default: Value if nothing is given; None lets the sampler do without.
-        help: For the option on the command line.
-        rule: Which values are allowed, in words.
-        is_allowed: Whether a value of type `kind` is allowed.
-        kind: float, int, bool or str.
-        show: Value -> text in tables.
-        option: Its own option; empty: it is given by `--set-sampler NAME=VALUE`.
-        choices: Allowed values of a str.
-    """
-
-    name: str
-    label: str
-    heading: str
-    default: Any
+    name: str  # keyword argument of the sampler
+    label: str  # in names of rows
+    heading: str  # in the table of settings
+    default: Any  # None lets the sampler do without
     help: str = ""
-    rule: str = ""
+    rule: str = ""  # which values are allowed, in words
     is_allowed: Callable[[Any], bool] = lambda value: True
-    kind: type = float
-    show: Callable[[Any], str] = "{:g}".format
-    option: str = ""
-    choices: tuple[str, ...] = ()
+    kind: type = float  # or int, bool, str
+    show: Callable[[Any], str] = "{:g}".format  # in tables
+    option: str = ""  # empty: it is given by `--set-sampler NAME=VALUE`
+    choices: tuple[str, ...] = ()  # allowed values of a str
 
     def at(self, default: Any, choices: tuple[str, ...] = ()) -> Self:
         """The same knob with another default."""
@@ -56,18 +41,12 @@ class Knob:
         return f"{self.option} {text}" if self.option else f"--set-sampler {self.name}={text}"
 
     def check(self, value: Any) -> None:
-        """
-        Raises:
-            DimoError: The value is not allowed.
-        """
+        """Refuses a value that is not allowed."""
         if not self.is_allowed(value):
             raise DimoError(f"{self.given(value)} must be {self.rule}")
 
     def parse(self, text: str) -> Any:
-        """
-        Raises:
-            DimoError: The text is not of this knob's type.
-        """
+        """The value that a text stands for; a `DimoError` if it is not of this knob's type."""
         values = {"true": True, "false": False}
         try:
             return values[text.lower()] if self.kind is bool else self.kind(text)
@@ -82,26 +61,20 @@ class Knob:
 class Sampler:
     """A row of `SAMPLERS`; calling it calls the function.
 
-    Attributes:
-        label: Name of its rows in tables.
-        function: `dimo.samplers.base.SamplerFunction`, or where it is: "module:function".
-        knobs: Its settings; the defaults are those of the function.
-        of_student: It samples students that start from `x_init` rather than from masked tokens.
-        any_steps: It takes any number of steps, not just 1 to L.
-        takes_unconditional: It takes another model for the unconditional half of guidance.
+    The function is a `dimo.samplers.base.SamplerFunction`, or "module:function", where it is.
     """
 
-    label: str
+    label: str  # name of its rows in tables
     function: str | Callable[..., Any]
-    knobs: tuple[Knob, ...] = ()
-    of_student: bool = False
-    any_steps: bool = False
-    takes_unconditional: bool = False
+    knobs: tuple[Knob, ...] = ()  # their defaults are those of the function
+    of_student: bool = False  # samples students that start from x_init, not from masked tokens
+    any_steps: bool = False  # takes any number of steps, not just 1 to L
+    takes_unconditional: bool = False  # takes a model for the unconditional half of guidance
 
     @property
     def defaults(self) -> Mapping[str, Any]:
         """Knob name -> default."""
-        return MappingProxyType({knob.name: knob.default for knob in self.knobs})
+        return {knob.name: knob.default for knob in self.knobs}
 
     @property
     def schedules(self) -> tuple[str, ...]:
@@ -111,8 +84,7 @@ class Sampler:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         function = self.function
         if isinstance(function, str):
-            module, _, name = function.partition(":")
-            function = getattr(import_module(module), name)
+            function = resolve_name(function)
         return function(*args, **kwargs)
 
 
@@ -250,10 +222,7 @@ SAMPLERS: dict[str, Sampler] = {
 
 
 def get_sampler(name: str) -> Sampler:
-    """
-    Raises:
-        DimoError: Unknown sampler.
-    """
+    """The row of that name; a `DimoError` if there is none."""
     if name not in SAMPLERS:
         raise unknown_name("sampler", name, SAMPLERS)
     return SAMPLERS[name]

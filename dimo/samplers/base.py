@@ -1,7 +1,4 @@
-"""The signature of a sampler, and `Predictor`, which calls the model for it.
-
-`Predictor` applies guidance and temperature, leaves out logits that nobody reads and counts NFE.
-"""
+"""The signature of a sampler, and `Predictor`, which calls the model for it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,20 +20,17 @@ Callback = Callable[[int, Tensor], None]  # a step's number (from 0) and the tok
 class Samples:
     """Tokens and what they cost.
 
-    Attributes:
-        tokens: [B, L] int64, all inside the codebook.
-        nfe: Network forwards per image; a guided step counts two.
-        token_counts: Tokens written at each step, the expected number for samplers that reveal
-            them at random times. Sums to L, except where a student rewrites tokens.
+    `token_counts` are the tokens written at each step, the expected number for samplers that reveal
+    them at random times. They sum to L, except where a student rewrites tokens.
     """
 
-    tokens: Tensor
-    nfe: int
+    tokens: Tensor  # int64 [B, L], all inside the codebook
+    nfe: int  # network forwards per image; a guided step counts two
     token_counts: list[int]
 
 
 class SamplerFunction(Protocol):
-    """Samples tokens from a fully masked grid; these are the settings that all samplers share."""
+    """Samples tokens from a fully masked grid; all samplers share these settings."""
 
     def __call__(
         self,
@@ -53,15 +47,15 @@ class SamplerFunction(Protocol):
         """Samples one grid per condition.
 
         Args:
-            model: Masked model in eval mode: (tokens [B, L], condition [B]) -> logits.
-            condition: [B] int64 labels.
+            model: In eval mode.
+            condition: Labels, int64 [B].
             noise: Per-image random streams; image i is the same in any batch.
             num_steps: Network evaluations along the path, guidance not counted. With one step, all
                 samplers draw every token from the first prediction.
             mask_schedule: How many tokens each step reveals, or at what rate.
             guidance_scale: Largest guidance scale s; 1 = off.
             temperature: Divides the logits; 1 = as trained.
-            callback: Called after each step with its number (from 0) and the tokens [B, L].
+            callback: Called after each step.
 
         Raises:
             DimoError: A setting or label out of range, an unknown schedule.
@@ -72,20 +66,12 @@ _ROWS = 16  # logits are computed at a multiple of this many positions, see `pad
 
 
 class Predictor:
-    """log p(token | revealed tokens) of one batch; the only caller of a multi-step model.
+    """log p(token | revealed tokens) of one batch, with guidance and temperature; counts `nfe`.
 
     It computes logits only at the requested positions. While all tokens are masked, images of one
     label share a forward, and all images share the unconditional one. A model with a latent (di4c)
     shares nothing: each image gets a new latent at each prediction, the same in both guided halves.
-
-    Args:
-        model: Masked model in eval mode.
-        condition: [B] int64 labels.
-        noise: Per-image random streams.
-        unconditional: Model for the unconditional half of guidance; None: the same model.
-
-    Attributes:
-        nfe: Network forwards per image so far; a guided prediction counts 2.
+    The unconditional half of guidance comes from `unconditional`; None: from the same model.
 
     Raises:
         DimoError: A label out of range.
@@ -125,8 +111,6 @@ class Predictor:
             tokens: [B, L], partly masked.
             step: Number of the prediction, from 0; names its latent.
             positions: [B, K]; None: all, K = L.
-            guidance_scale: s; 1 = off.
-            temperature: Divides the logits; 1 = as trained.
 
         Raises:
             DimoError: Temperature not positive.
@@ -138,9 +122,7 @@ class Predictor:
         if not latent and bool((tokens == self.model.mask_token_id).all()):
             logits = gather_positions(self._all_masked_logits(tokens, guidance_scale), positions)
         else:
-            inputs = {}
-            if latent:
-                inputs["z"] = self.noise.uniform(f"sample/latent/{step}", ())  # [B]
+            inputs = {"z": self.noise.uniform(f"sample/latent/{step}", ())} if latent else {}
             logits = self._logits(tokens, guidance_scale, positions, **inputs)
         return (logits[..., : self.model.codebook_size].double() / temperature).log_softmax(-1)
 
@@ -172,11 +154,7 @@ def draw_tokens(
 ) -> Tensor:
     """Draws a token from each row of logits [B, K, V] by Gumbel-max: int64 [B, K].
 
-    Args:
-        logits: At `positions` of the grid.
-        noise: Per-image random streams; each position has its own numbers.
-        stream: Name of the draw.
-        positions: [B, K]; None: all, K = L.
+    Each of the `positions` [B, K] in the grid has its own random numbers; None: all, K = L.
     """
     if positions is None:
         return (logits + noise.gumbel(stream, tuple(logits.shape[1:]))).argmax(-1)
@@ -186,10 +164,8 @@ def draw_tokens(
 def masked_positions(mask: Tensor, count: int | None = None) -> Tensor:
     """Positions of masked tokens in order, padded with revealed ones: int64 [B, K].
 
-    Args:
-        mask: [B, L] bool, True = masked.
-        count: Largest number of masked tokens in an image, if known (counting synchronizes with
-            the GPU); K is `padded_count` of it.
+    K is the `padded_count` of `count`, the largest number of masked tokens in an image; None counts
+    them in `mask` [B, L] (True = masked), which synchronizes with the GPU.
     """
     if count is None:
         count = int(mask.sum(1).max())
@@ -199,8 +175,8 @@ def masked_positions(mask: Tensor, count: int | None = None) -> Tensor:
 def padded_count(count: int, length: int) -> int:
     """Number of positions at which logits are computed when `count` are needed, at most all.
 
-    It is a multiple of 16: the last bits of smaller matrix products depend on their number of rows,
-    so an image would depend on its batch.
+    The last bits of smaller matrix products depend on their number of rows, so without padding an
+    image would depend on its batch.
     """
     return min(length, -(-max(count, 1) // _ROWS) * _ROWS)
 
@@ -211,11 +187,7 @@ def progress_of(step: int, num_steps: int) -> float:
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Refuses labels that would silently read another row of the embedding.
-
-    Raises:
-        DimoError: A label below 0 or above the last class.
-    """
+    """Refuses labels that would silently read another row of the embedding."""
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
         wrong = low if low < 0 else high

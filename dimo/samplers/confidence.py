@@ -1,7 +1,7 @@
 """Confidence-ordered parallel decoding of MaskGIT (Chang et al., arXiv 2202.04200, sec. 3.2).
 
-Meissonic's sampler (arXiv 2410.08261) is that of aMUSEd: the same with constant guidance. Arguments
-without a description are those of `dimo.samplers.base.SamplerFunction`.
+Meissonic's sampler (arXiv 2410.08261) is that of aMUSEd: the same with constant guidance. Other
+arguments and errors are those of `dimo.samplers.base.SamplerFunction`.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,12 +44,9 @@ def sample_confidence(
 
     Args:
         num_steps: 1..L.
-        mask_schedule: One of `DECODING_SCHEDULES`: how many tokens each step reveals.
+        mask_schedule: One of `DECODING_SCHEDULES`.
         choice_temperature: Scale of the confidence noise at the first step; 0 = none.
-        unconditional: Model for the unconditional half of guidance; None: the same model.
-
-    Raises:
-        DimoError: A setting or label out of range, an unknown schedule.
+        unconditional: As in `Predictor`.
     """
     return sample_by_confidence(
         model,
@@ -76,14 +73,9 @@ def sample_by_confidence(
     unconditional: MaskedModel | None = None,
     callback: Callback | None = None,
 ) -> Samples:
-    """As `sample_confidence`, with any counts and guidance.
+    """As `sample_confidence`, with any positive `counts` of tokens per step that sum to L.
 
-    Args:
-        counts: Tokens revealed at each step; positive, sum to L.
-        guidance: Progress, from 0 at the first step to 1 at the last -> guidance scale.
-
-    Raises:
-        DimoError: A setting or label out of range.
+    `guidance` is a function of progress, from 0 at the first step to 1 at the last.
     """
     if choice_temperature < 0:
         raise DimoError(f"choice temperature {choice_temperature:g} is negative; 0 is no noise")
@@ -125,9 +117,6 @@ def sample_meissonic(
     It differs from `sample_confidence` in its guidance, which is the same at every step, and in the
     default counts and noise. Its source calls the noise temperature, (2, 0): from the first step to
     the last. The null condition is a negative prompt.
-
-    Raises:
-        DimoError: A setting or label out of range, an unknown schedule.
     """
     return sample_by_confidence(
         model,

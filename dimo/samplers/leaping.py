@@ -14,7 +14,7 @@ theta-trapezoidal is second order with two predictions per step; a step t -> t -
               with max(0, a1 mu_{t - theta h}(x*) - a2 mu_t(x_t)),
     a1 = 1 / (2 theta (1 - theta)),    a2 = a1 - 1 = ((1 - theta)^2 + theta^2) a1.
 
-Where the positive part cuts, the step is first order. Arguments without a description are those of
+Where the positive part cuts, the step is first order. Other arguments and errors are those of
 `dimo.samplers.base.SamplerFunction`.
 """
 
@@ -59,9 +59,6 @@ def sample_tau_leaping(
     Args:
         num_steps: n, at least 1; may exceed L.
         mask_schedule: A key of `UNMASKING_RATES`, alpha_t.
-
-    Raises:
-        DimoError: A setting or label out of range, an unknown schedule.
     """
     check_predictions(num_steps)
     rate = unmasking_rate(mask_schedule)
@@ -88,15 +85,9 @@ def leap(
     noise: ImageNoise,
     step: int,
 ) -> Tensor:
-    """Draws the masked tokens at `positions` after a leap; returns the tokens [B, L].
+    """Draws the masked tokens at `positions` [B, K] after leap number `step`: tokens [B, L].
 
-    Args:
-        tokens: [B, L].
-        law: Log-probabilities [B, K, V + 1] of `leap_law`; with [B, K, V], nothing stays masked.
-        positions: [B, K].
-        model: Its codebook and mask token.
-        noise: Per-image random streams.
-        step: Number of the leap, which names the draw.
+    `law` holds log-probabilities [B, K, V + 1] of `leap_law`; with [B, K, V], nothing stays masked.
     """
     before = tokens.gather(1, positions)
     outcome = draw_tokens(law, noise, f"sample/tokens/{step}", positions)
@@ -107,13 +98,11 @@ def leap(
 def leap_law(intensity: Tensor) -> Tensor:
     """Log-probabilities of a masked position after a leap: [.., V + 1], last = still masked.
 
-    With constant intensities the first event comes within the leap with probability
-    1 - exp(-sum), and is v with probability intensity_v / sum. A revealed token never jumps again,
-    so that event decides. (Counting events in each class and rejecting positions with more than
-    one loses jumps to first order in the length of the leap.)
-
-    Args:
-        intensity: [.., V], non-negative, times the length of the leap.
+    `intensity` [.., V] is non-negative and multiplied by the length of the leap. The first event
+    comes within the leap with probability 1 - exp(-sum), and is v with probability
+    intensity_v / sum. A revealed token never jumps again, so that event decides. (Counting events
+    in each class and rejecting positions with more than one loses jumps to first order in the
+    length of the leap.)
     """
     total = intensity.sum(-1, keepdim=True)
     possible = total > 0
@@ -123,10 +112,7 @@ def leap_law(intensity: Tensor) -> Tensor:
 
 
 def expected_counts(hazards: Sequence[float], num_tokens: int) -> list[int]:
-    """Expected tokens revealed by leaps of these hazards and a last step that reveals the rest.
-
-    Rounded so that they sum to L.
-    """
+    """Expected tokens that leaps of these hazards reveal, then the rest; rounded to sum to L."""
     masked, hazard = [num_tokens], 0.0
     for more in [*hazards, math.inf]:
         hazard += more
@@ -135,10 +121,7 @@ def expected_counts(hazards: Sequence[float], num_tokens: int) -> list[int]:
 
 
 def check_predictions(num_steps: int) -> None:
-    """
-    Raises:
-        DimoError: Fewer than one prediction; continuous time allows any other number.
-    """
+    """Refuses fewer than one prediction; continuous time allows any other number."""
     if num_steps < 1:
         raise DimoError(f"steps {num_steps} is out of range; this sampler takes 1 or more")
 
@@ -160,17 +143,13 @@ def sample_theta_trapezoidal(
     `num_steps` counts predictions, so that equal steps cost the same as with any other sampler.
     The last prediction, at t = 1/n, draws all that are still masked (the rate diverges at t = 0).
     The n - 1 before it come in pairs, a step of h = 2/n each; if n - 1 is odd, the first is a
-    tau-leap of 1/n. Guidance rises linearly in time, from off at t = 1 to `guidance_scale` at the
-    last prediction.
+    tau-leap of 1/n. Guidance is that of `sample_tau_leaping`.
 
     Args:
         num_steps: n, at least 1; may exceed L.
         theta: Position of the second prediction in a step, strictly between 0 and 1.
         mask_schedule: A key of `UNMASKING_RATES`, alpha_t.
         callback: Called after each prediction, not each step.
-
-    Raises:
-        DimoError: A setting or label out of range, an unknown schedule.
     """
     check_predictions(num_steps)
     rate_at = unmasking_rate(mask_schedule)
@@ -218,11 +197,7 @@ def sample_theta_trapezoidal(
 
 
 def trapezoidal_weights(theta: float) -> tuple[float, float]:
-    """(a1, a2) of the second leap; a1 - a2 = 1.
-
-    Raises:
-        DimoError: Theta outside (0, 1).
-    """
+    """(a1, a2) of the second leap; a `DimoError` for theta outside (0, 1)."""
     if not 0 < theta < 1:
         raise DimoError(f"theta {theta:g} is out of range; it must be strictly between 0 and 1")
     a1 = 1 / (2 * theta * (1 - theta))

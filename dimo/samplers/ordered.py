@@ -2,7 +2,7 @@
 
 Halton order: Besnier et al., Halton scheduler for MaskGIT, arXiv 2503.17076. A low-discrepancy
 sequence spreads the tokens of each step over the grid, so that tokens drawn together are far apart
-and hence nearly independent. Arguments without a description are those of
+and hence nearly independent. Other arguments and errors are those of
 `dimo.samplers.base.SamplerFunction`.
 """
 
@@ -38,10 +38,7 @@ def sample_random(
 
     Args:
         num_steps: 1..L.
-        mask_schedule: One of `DECODING_SCHEDULES`: how many tokens each step reveals.
-
-    Raises:
-        DimoError: A setting or label out of range, an unknown schedule.
+        mask_schedule: One of `DECODING_SCHEDULES`.
     """
     return sample_in_order(
         model,
@@ -66,16 +63,10 @@ def sample_in_order(
     temperature: Callable[[float], float],
     callback: Callback | None = None,
 ) -> Samples:
-    """Reveals the positions in the given order.
+    """Reveals the positions in the given order [B, L], a permutation of them for each image.
 
-    Args:
-        order: [B, L], a permutation of the positions.
-        counts: Tokens revealed at each step; positive, sum to L.
-        guidance: Progress, from 0 at the first step to 1 at the last -> guidance scale.
-        temperature: Progress -> temperature.
-
-    Raises:
-        DimoError: A setting or label out of range.
+    The `counts` of tokens per step are positive and sum to L. Guidance and temperature are
+    functions of progress, from 0 at the first step to 1 at the last.
     """
     predict = Predictor(model, condition, noise)
     tokens, length, done = predict.all_masked(), model.num_tokens, 0
@@ -85,13 +76,8 @@ def sample_in_order(
         start = min(done, length - asked)
         positions = order[:, start : start + asked]  # [B, K]; this step reveals `now` of them
         now = slice(done - start, done - start + count)
-        log_p = predict(
-            tokens,
-            step,
-            positions,
-            guidance_scale=guidance(progress),
-            temperature=temperature(progress),
-        )[:, now]
+        settings = {"guidance_scale": guidance(progress), "temperature": temperature(progress)}
+        log_p = predict(tokens, step, positions, **settings)[:, now]
         proposal = draw_tokens(log_p, noise, f"sample/tokens/{step}", positions[:, now])
         tokens = tokens.scatter(1, positions[:, now], proposal)
         done += count
@@ -116,15 +102,14 @@ def sample_halton(
     """Reveals positions in Halton order, with the same guidance at every step.
 
     Args:
-        model: Masked model in eval mode, on a square grid.
         num_steps: 1..L.
-        mask_schedule: One of `DECODING_SCHEDULES`: how many tokens each step reveals.
+        mask_schedule: One of `DECODING_SCHEDULES`.
         final_temperature: Temperature of the last step; the inverse is linear in between, as in
             Halton-MaskGIT (its example: inverse from 1 to 1.2). None = `temperature` throughout.
         random_start: Start each image at a random place of the order, which then wraps.
 
     Raises:
-        DimoError: A setting or label out of range, an unknown schedule, a grid that is not square.
+        DimoError: Also for a grid that is not square.
     """
     length = model.num_tokens
     side = math.isqrt(length)
@@ -157,36 +142,22 @@ def temperature_between(first: float, last: float, progress: float) -> float:
 
 @lru_cache(maxsize=8)
 def halton_order(side: int) -> Tensor:
-    """The flat positions (row-major) of a `side` x `side` grid in the order they are revealed.
+    """The flat positions (row-major) of a square grid in the order they are revealed, int64 [L].
 
     Point n of the sequence (n = 1, 2, ...) is the radical inverse of n in base 2 (row) and base 3
     (column), times `side`, floored, in float32 as in Halton-MaskGIT; cells that occurred before are
     skipped. Unlike Halton-MaskGIT, points are added until every cell has occurred.
-
-    Returns:
-        int64 [side * side], a permutation.
     """
+    from scipy.stats.qmc import Halton  # slow to import
+
     cells = side * side
     count = 4 * cells
     while True:
-        n = torch.arange(1, count + 1)
-        row, column = ((_radical_inverse(n, base) * side).floor().long() for base in (2, 3))
-        cells_met, cell_of_point = torch.unique(row * side + column, return_inverse=True)
-        if len(cells_met) == cells:
+        points = torch.from_numpy(Halton(2, scramble=False).random(count + 1)[1:]).float()
+        row, column = (points * side).long().T
+        visited, cell_of_point = torch.unique(row * side + column, return_inverse=True)
+        if len(visited) == cells:
             break
         count *= 2
-    first_met = torch.full((cells,), count).scatter_reduce(
-        0, cell_of_point, torch.arange(count), "amin"
-    )
-    return first_met.argsort()
-
-
-def _radical_inverse(n: Tensor, base: int) -> Tensor:
-    """The digits of n mirrored at the point, in (0, 1): float32 [N]."""
-    mirrored, scale = torch.zeros_like(n), torch.ones_like(n)
-    while bool((n > 0).any()):
-        more = n > 0
-        mirrored = torch.where(more, mirrored * base + n % base, mirrored)
-        scale = torch.where(more, scale * base, scale)
-        n = n // base
-    return (mirrored.double() / scale.double()).float()
+    first = torch.full((cells,), count)
+    return first.scatter_reduce(0, cell_of_point, torch.arange(count), "amin").argsort()

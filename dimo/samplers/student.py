@@ -1,8 +1,10 @@
 """One-step sampling of a distilled student: x_init -> all tokens.
 
-Few-step sampling of a one-step student re-masks part of its output and applies it again. Arguments
-without a description are those of `dimo.samplers.base.SamplerFunction`.
+Few-step sampling of a one-step student re-masks part of its output and applies it again. Other
+arguments and errors are those of `dimo.samplers.base.SamplerFunction`.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,17 +30,13 @@ def sample_one_step(
     top_p: float | None = None,
     callback: Callback | None = None,
 ) -> Samples:
-    """Samples all tokens at once, with one forward per image.
+    """Samples all tokens at once, with one forward per image, from the `initial_state` of training.
 
     Args:
-        init_mask_ratio: r, as in training.
-        embedding_noise: sigma, as in training.
-        token_initialization: As in training, see `dimo.initialization`.
+        init_mask_ratio: r.
+        embedding_noise: sigma.
         top_k: Draw among the k likeliest tokens only; None = all.
         top_p: Draw among the likeliest tokens that together reach probability p; None = all.
-
-    Raises:
-        DimoError: A setting or label out of range.
     """
     check_labels(condition, student.num_classes)
     initial = initial_state(
@@ -71,9 +69,6 @@ def restrict_logits(
     """Logits [.., V] divided by the temperature, -inf where top-k or top-p exclude a token.
 
     Top-p applies to the tokens that top-k keeps. Of equal logits the lower id ranks first.
-
-    Raises:
-        DimoError: Temperature not positive, top-k outside 1..V, top-p outside (0, 1].
     """
     vocabulary = logits.shape[-1]
     if temperature <= 0:
@@ -103,14 +98,12 @@ def sample_few_step(
     noise: ImageNoise,
     *,
     num_steps: int,
-    init_mask_ratio: float,
-    embedding_noise: float,
-    token_initialization: str = "mixed",
     mask_schedule: str = "arccos",
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     callback: Callback | None = None,
+    **initialization: Any,
 ) -> Samples:
     """One step from x_init, then steps that redraw part of the tokens.
 
@@ -121,28 +114,16 @@ def sample_few_step(
     Args:
         num_steps: 1..L.
         mask_schedule: gamma, "arccos" or "cosine".
-
-    Raises:
-        DimoError: A setting or label out of range, an unknown schedule.
     """
-    length = student.num_tokens
+    length, embedding_noise = student.num_tokens, initialization["embedding_noise"]
     check_steps(num_steps, length)
     if mask_schedule not in _SCHEDULES:
         raise unknown_name("few-step schedule", mask_schedule, _SCHEDULES)
     u = torch.arange(1, num_steps, dtype=torch.float64) / num_steps
     counts = mask_count(mask_ratio(mask_schedule, u), length).tolist()
-    tokens = sample_one_step(
-        student,
-        condition,
-        noise,
-        init_mask_ratio=init_mask_ratio,
-        embedding_noise=embedding_noise,
-        token_initialization=token_initialization,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        callback=callback,
-    ).tokens
+    restrictions: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    settings = {**initialization, **restrictions, "callback": callback}
+    tokens = sample_one_step(student, condition, noise, **settings).tokens
     for step, count in enumerate(counts, start=1):
         mask = random_mask(noise.random_ranks(f"sample/mask/{step}", length), count)
         perturbation = None
@@ -150,7 +131,7 @@ def sample_few_step(
             perturbation = noise.normal(f"sample/noise/{step}", (length, student.hidden_dim))
         state = TokenInitialization(tokens.masked_fill(mask, student.mask_token_id), perturbation)
         logits = student_logits(student, state, condition, embedding_noise)
-        logits = restrict_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+        logits = restrict_logits(logits, **restrictions)
         tokens = torch.where(mask, draw_tokens(logits, noise, f"sample/tokens/{step}"), tokens)
         if callback is not None:
             callback(step, tokens)

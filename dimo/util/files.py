@@ -1,4 +1,4 @@
-"""Files written whole or not at all, locks, and content hashes."""
+"""Files written completely or not at all, locks, and content hashes."""
 
 import fcntl
 import hashlib
@@ -28,11 +28,8 @@ def replacing(
 ) -> Iterator[Path]:
     """A temporary name beside `path`; the file written there is synced and becomes `path`.
 
-    An exception leaves nothing behind; a killed process leaves its temporary file, see
-    `remove_temporaries`.
-
-    Args:
-        place: Gives the temporary file, the first argument, the name that is the second.
+    `place(temporary, path)` gives it that name. An exception leaves nothing behind; a killed
+    process leaves its temporary file, see `remove_temporaries`.
 
     Raises:
         DimoError: The folder cannot be written.
@@ -59,21 +56,13 @@ def replacing(
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Writes a file by `replacing`.
-
-    Raises:
-        DimoError: The folder cannot be written; nothing is left behind.
-    """
+    """Writes a file by `replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def remove_temporaries(folder: Path, names: str) -> None:
-    """Removes what killed processes left of files in `folder` whose names match the glob `names`.
-
-    Raises:
-        OSError: One cannot be removed.
-    """
+    """Removes temporary files that killed processes left of files matching the glob `names`."""
     for path in folder.glob(f".{names}.*.tmp"):
         path.unlink(missing_ok=True)
 

@@ -5,6 +5,7 @@ another type are errors of one line that name the file, the key and what would b
 with a default may be left out, so that a file format can grow without breaking old files.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -17,32 +18,22 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from dimo.errors import DimoError
 
 T = TypeVar("T")
-_KINDS: dict[Any, str] = {
-    int: "an integer",
-    float: "a finite number",
-    str: "a string",
-    bool: "true or false",
-}
+_KINDS = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where data came from, for error messages.
+    """Where data came from, for error messages."""
 
-    Attributes:
-        source: File name or other name of the data, first in every message.
-        next_step: What the reader of the message should do, last in every message.
-    """
-
-    source: str
-    next_step: str
+    source: str  # file name or other name of the data, first in every message
+    next_step: str  # last in every message
 
     def error(self, problem: str) -> DimoError:
-        """The error of one line for `problem`."""
+        """The one-line error for `problem`."""
         return DimoError(f"{_one_line(self.source)}: {problem}; {self.next_step}")
 
     def unknown_key(self, path: str, key: object, allowed: list[str]) -> DimoError:
-        """The error for `key`, found in the table `path`, where only `allowed` may be."""
+        """The error for `key` in the table `path`, which may only have `allowed` keys."""
         near = difflib.get_close_matches(str(key), allowed, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         known = ", ".join(allowed)
@@ -50,13 +41,10 @@ class Origin:
 
 
 def decode(cls: type[T], data: object, origin: Origin) -> T:
-    """Builds the dataclass `cls` from plain data.
+    """Builds the dataclass `cls` from what a TOML or JSON parser returned.
 
-    Args:
-        cls: A dataclass of bool, int, float, str, Literal, dict, tuple, optional and dataclass
-            fields. `Any` stands for one JSON value.
-        data: What a TOML or JSON parser returned.
-        origin: Named in errors.
+    Its fields may be bool, int, float, str, Literal, dict, tuple, optional or dataclasses; `Any`
+    stands for one JSON value.
 
     Raises:
         DimoError: An unknown or missing key, or a value of another type.
@@ -77,7 +65,7 @@ def encode(value: Any) -> Any:
 
 
 def canonical_json(data: Any) -> str:
-    """One text for equal data: keys sorted, no spaces, ASCII, no NaN. Made to be hashed."""
+    """One text for equal data, to be hashed: keys sorted, no spaces, ASCII, no NaN."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -113,17 +101,13 @@ def _decode(hint: Any, value: object, path: str, origin: Origin) -> Any:
 
 
 def _decode_scalar(kind: type, value: object, path: str, origin: Origin) -> Any:
-    if isinstance(value, bool) and kind is not bool:
-        raise _mismatch(_KINDS[kind], value, path, origin)
-    if kind is float:
-        try:
-            number = float(value) if isinstance(value, (int, float)) else math.nan
-        except OverflowError:
-            number = math.inf
-        if not math.isfinite(number):
-            raise _mismatch(_KINDS[float], value, path, origin)
-        return number
-    if not isinstance(value, kind):
+    accepted = (int, float) if kind is float else kind
+    is_kind = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+    if is_kind and kind is float:
+        with contextlib.suppress(OverflowError):
+            value = float(value)  # type: ignore[arg-type]
+        is_kind = isinstance(value, float) and math.isfinite(value)
+    if not is_kind:
         raise _mismatch(_KINDS[kind], value, path, origin)
     return value
 
@@ -145,12 +129,11 @@ def _decode_dataclass(cls: Any, value: object, path: str, origin: Origin) -> Any
 
 
 def _decode_tuple(arguments: tuple[Any, ...], value: object, path: str, origin: Origin) -> Any:
-    open_ended = arguments[-1] is Ellipsis
     if not isinstance(value, (list, tuple)):
         raise _mismatch("a list", value, path, origin)
-    if not open_ended and len(value) != len(arguments):
-        raise _mismatch(f"a list of {len(arguments)} values", value, path, origin)
-    hints = [arguments[0]] * len(value) if open_ended else arguments
+    hints = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+    if len(value) != len(hints):
+        raise _mismatch(f"a list of {len(hints)} values", value, path, origin)
     return tuple(
         _decode(hint, item, f"{path}[{index}]", origin)
         for index, (hint, item) in enumerate(zip(hints, value, strict=True))
@@ -163,10 +146,9 @@ def _decode_json(value: object, path: str, origin: Origin) -> Any:
     if isinstance(value, float):
         return _decode_scalar(float, value, path, origin)
     if isinstance(value, (list, tuple)):
-        return [_decode_json(item, f"{path}[{i}]", origin) for i, item in enumerate(value)]
+        return list(_decode(tuple[Any, ...], value, path, origin))
     if isinstance(value, dict):
-        table = _table(value, path, origin)
-        return {key: _decode_json(table[key], _join(path, key), origin) for key in table}
+        return _decode(dict[str, Any], value, path, origin)
     raise _mismatch("a JSON value", value, path, origin)
 
 

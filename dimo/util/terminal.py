@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn, TaskID
 
-_LOG_EVERY = 60.0  # seconds between the lines that a log gets in place of a bar
+_LOG_EVERY = 60.0  # seconds between lines in a log, which has no bars
 
 Progress = Callable[[str, int, int, str], None]  # what, done, total, unit
 
@@ -30,19 +30,23 @@ def say(text: str, style: str = "cyan") -> None:
 
 
 class _Bars:
-    """A line for each task, shown from the first one on, so that an early error stands alone.
+    """A line for each task; none before the first update, so that an early error stands alone.
 
     If stderr is not a terminal, one line per minute is printed instead, for logs of batch systems.
+    The default columns are a count, a note and the elapsed time.
     """
 
     def __init__(self, *columns: "ProgressColumn") -> None:
+        from rich import progress as rich
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        layout = (TextColumn("{task.description}"), BarColumn(bar_width=24), *columns)
-        layout += (TextColumn("left"), TimeRemainingColumn())
+        text = rich.TextColumn
+        count = text("{task.completed}/{task.total} {task.fields[unit]}")
+        columns = columns or (count, text("{task.fields[state]}"), rich.TimeElapsedColumn())
+        layout = (text("{task.description}"), rich.BarColumn(bar_width=24), *columns)
+        layout += (text("left"), rich.TimeRemainingColumn())
         console = Console(stderr=True)
-        self._progress = Progress(*layout, console=console, speed_estimate_period=60)
+        self._progress = rich.Progress(*layout, console=console, speed_estimate_period=60)
         self._lines: dict[str, TaskID] = {}
         self._last = time.monotonic()
 
@@ -54,7 +58,7 @@ class _Bars:
             self._progress.stop()
 
     def update(self, what: str, done: int, total: int | None, unit: str, note: str = "") -> None:
-        """Shows that `done` of `total` are done, with their rate if they are images."""
+        """Shows that `done` of `total` are done."""
         if what not in self._lines:
             self._progress.start()
             self._lines[what] = self._progress.add_task(
@@ -80,18 +84,11 @@ class _Bars:
         console.print(f"{what}: {done} {task.fields['state']}{left}", soft_wrap=True)
 
 
-def _counted() -> _Bars:
-    from rich.progress import TextColumn, TimeElapsedColumn
-
-    count = TextColumn("{task.completed}/{task.total} {task.fields[unit]}")
-    return _Bars(count, TextColumn("{task.fields[state]}"), TimeElapsedColumn())
-
-
 @contextmanager
 def training_bar(title: str, steps: int, batch_size: int) -> Iterator[Callable[..., None]]:
     """Shows steps, losses, images/s and the time left; yields the `on_step` of a run."""
     values = ""
-    with _counted() as bars:
+    with _Bars() as bars:
 
         def on_step(step: int, scalars: dict[str, float]) -> None:
             nonlocal values
@@ -106,7 +103,7 @@ def training_bar(title: str, steps: int, batch_size: int) -> Iterator[Callable[.
 @contextmanager
 def work_bar() -> Iterator[Progress]:
     """Shows a line for each task, with rate and time left; yields a `Progress`."""
-    with _counted() as bars:
+    with _Bars() as bars:
 
         def on_progress(what: str, done: int, total: int, unit: str) -> None:
             speed = bars.speed(what) if unit == "images" else 0

@@ -1,8 +1,9 @@
-"""Official weight files: their names, where they come from, and where they lie on this disk."""
+"""Official weight files: their names, their sources, and where they are on this disk."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dimo.errors import DimoError, unknown_name
 
@@ -11,25 +12,15 @@ ASSETS = Path(__file__).parent.parent / "assets"  # the small weights that come 
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """One published file.
+    """One published file; "" and None where the source does not state a value."""
 
-    Attributes:
-        source: Hugging Face repository "owner/name", or an https address of the file's folder.
-        path: Path inside the source; its last part is the file's name.
-        licence: As the source states it; "" if that is not known.
-        size: Bytes, rounded where only a rounded number is published; None if none is.
-        contents: What is in it, in a few words.
-        sha256: Of the file, where it is published; else "".
-        companion: Name of another official file without which this one cannot be used.
-    """
-
-    source: str
-    path: str
-    licence: str
-    size: int | None
-    contents: str
+    source: str  # Hugging Face repository "owner/name", or an https address of the file's folder
+    path: str  # inside the source
+    contents: str  # in a few words
+    licence: str = ""
+    size: int | None = None  # bytes, rounded where only a rounded number is published
     sha256: str = ""
-    companion: str = ""
+    companion: str = ""  # name of another official file without which this one cannot be used
 
     @property
     def filename(self) -> str:
@@ -41,7 +32,7 @@ class OfficialFile:
 
     @property
     def url(self) -> str:
-        """Where a browser gets it."""
+        """The address for a browser."""
         if self.on_hugging_face:
             return f"https://huggingface.co/{self.source}/resolve/main/{self.path}"
         return f"{self.source}/{self.path}"
@@ -50,26 +41,19 @@ class OfficialFile:
 _MB = 1_000_000
 
 
-def _maskgit(
-    path: str, size: int | None, contents: str, sha256: str = "", companion: str = ""
-) -> OfficialFile:
+def _maskgit(path: str, contents: str, *rest: Any, **others: Any) -> OfficialFile:
     path = f"pretrained_maskgit/{path}"
-    return OfficialFile(
-        "llvictorll/Maskgit-pytorch", path, "MIT", size, contents, sha256, companion
-    )
+    return OfficialFile("llvictorll/Maskgit-pytorch", path, contents, "MIT", *rest, **others)
 
 
-def _halton(variant: str, size: int | None, contents: str, sha256: str = "") -> OfficialFile:
-    path = f"ImageNet_{variant}.pth"
-    return OfficialFile("llvictorll/Halton-MaskGIT", path, "MIT", size, contents, sha256)
+def _halton(variant: str, size: int | None = None, sha256: str = "") -> OfficialFile:
+    path, (pixels, name) = f"ImageNet_{variant}.pth", variant.split("_")
+    contents = f"Halton-MaskGIT {name}, {pixels} x {pixels}"
+    return OfficialFile("llvictorll/Halton-MaskGIT", path, contents, "MIT", size, sha256)
 
 
-def _meissonic(
-    path: str, contents: str, *, companion: str = "", size: int | None = None
-) -> OfficialFile:
-    return OfficialFile(
-        "MeissonFlow/Meissonic", path, "Apache-2.0", size, contents, companion=companion
-    )
+def _meissonic(path: str, contents: str, **others: Any) -> OfficialFile:
+    return OfficialFile("MeissonFlow/Meissonic", path, contents, "Apache-2.0", **others)
 
 
 # Sizes and hashes are those that the sources' own pages state; hashes of extractors are those of
@@ -77,59 +61,53 @@ def _meissonic(
 OFFICIAL: dict[str, OfficialFile] = {
     "maskgit-256": _maskgit(
         "MaskGIT/MaskGIT_ImageNet_256.pth",
-        2_090_306_069,
         "MaskGIT v1.0 transformer, ImageNet 256 x 256",
+        2_090_306_069,
         "74b38fa16c92da3db79f9aac3c9d0d2ef5cb6ea283c48908213f10d786304462",
     ),
     "maskgit-512": _maskgit(
         "MaskGIT/MaskGIT_ImageNet_512.pth",
-        2_116_055_573,
         "MaskGIT v1.0 transformer, ImageNet 512 x 512",
+        2_116_055_573,
         "fa1e1286451602c30d1608485797f63f27c8cc9688346fa0f1315952b46b3c03",
     ),
     "maskgit-vqgan": _maskgit(
         "VQGAN/last.ckpt",
-        957_954_257,
         "VQGAN f16/1024, tokenizer of both",
+        957_954_257,
         "e38a3aed8c86e8d47436f611325b3a23888cab70a0cc56c13cd84e8d4aab6e71",
         companion="maskgit-vqgan-config",
     ),
-    "maskgit-vqgan-config": _maskgit("VQGAN/model.yaml", None, "configuration of that VQGAN"),
+    "maskgit-vqgan-config": _maskgit("VQGAN/model.yaml", "configuration of that VQGAN"),
     "dimo-maskgit": OfficialFile(
         "Yuanzhi/DiMO",
         "maskgit/pytorch_model.bin",
-        "MIT",
-        None,
         "one-step student of Di[M]O, ImageNet 256 x 256",
+        "MIT",
     ),
     "di4c-d": OfficialFile(
         "https://zenodo.org/records/15124163/files",
         "maskgit-di4c-d.pth",
-        "",
-        None,
         "few-step student of di4c-d, ImageNet 256 x 256",
     ),
-    "halton-tiny-256": _halton("256_tiny", 276 * _MB, "Halton-MaskGIT tiny, 256 x 256"),
+    "halton-tiny-256": _halton("256_tiny", 276 * _MB),
     "halton-small-256": _halton(
         "256_small",
         832 * _MB,
-        "Halton-MaskGIT small, 256 x 256",
         "760b9937d16157e7e518fbf405efe281552933242b552d5e8262cb10507fb0e2",
     ),
-    "halton-base-256": _halton("256_base", 1710 * _MB, "Halton-MaskGIT base, 256 x 256"),
+    "halton-base-256": _halton("256_base", 1710 * _MB),
     "halton-small-384": _halton(
         "384_small",
         834 * _MB,
-        "Halton-MaskGIT small, 384 x 384",
         "76bad1f175083210e27f794674b27efd54266b5b90471a383322c8840749ae5d",
     ),
     "halton-base-384": _halton(
         "384_base",
         1710 * _MB,
-        "Halton-MaskGIT base, 384 x 384",
         "3e707c8fcf75ddf73d812de04d2561d3ff69f52f21c08e079e0fa4d0b596fcd6",
     ),
-    "halton-large-384": _halton("384_large", None, "Halton-MaskGIT large, 384 x 384"),
+    "halton-large-384": _halton("384_large"),
     "meissonic": _meissonic(
         "transformer/diffusion_pytorch_model.safetensors",
         "Meissonic transformer, 1024 x 1024",
@@ -162,77 +140,61 @@ OFFICIAL: dict[str, OfficialFile] = {
     "llamagen-vq16": OfficialFile(
         "FoundationVision/LlamaGen",
         "vq_ds16_c2i.pt",
-        "MIT",
-        None,
         "LlamaGen VQ-16, tokenizer of Halton-MaskGIT",
+        "MIT",
     ),
     "inception": OfficialFile(
         "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0",
         "weights-inception-2015-12-05-6726825d.pth",
-        "Apache-2.0",
-        None,
         "feature extractor of FID and IS, torch-fidelity's file",
-        "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+        "Apache-2.0",
+        sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
     ),
     "inception-torchscript": OfficialFile(
         "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics",
         "inception-2015-12-05.pt",
-        "",
-        None,
         "feature extractor of clean-fid, NVIDIA's TorchScript file",
-        "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+        sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
     ),
     "dinov2-vit-l-14": OfficialFile(
         "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14",
         "dinov2_vitl14_pretrain.pth",
+        "feature extractor of FD-DINOv2",
         "Apache-2.0",
         1_217_586_395,
-        "feature extractor of FD-DINOv2",
     ),
     "hps-v2.0": OfficialFile(
-        "xswu/HPSv2", "HPS_v2_compressed.pt", "Apache-2.0", None, "CLIP ViT-H/14 of HPS v2.0"
+        "xswu/HPSv2", "HPS_v2_compressed.pt", "CLIP ViT-H/14 of HPS v2.0", "Apache-2.0"
     ),
     "hps-v2.1": OfficialFile(
-        "xswu/HPSv2", "HPS_v2.1_compressed.pt", "Apache-2.0", None, "CLIP ViT-H/14 of HPS v2.1"
+        "xswu/HPSv2", "HPS_v2.1_compressed.pt", "CLIP ViT-H/14 of HPS v2.1", "Apache-2.0"
     ),
     "clip-vit-l-14-336": OfficialFile(
         "https://openaipublic.azureedge.net/clip/models/"
         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
         "ViT-L-14-336px.pt",
-        "MIT",
-        None,
         "feature extractor of CMMD",
-        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+        "MIT",
+        sha256="3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
     ),
 }
 
-# Names that many networks' files have: such a file keeps its source's folders.
+# Names that files of many networks have; such a file keeps the folders of its source.
 _AMBIGUOUS = (
-    "last.ckpt",
-    "model.yaml",
-    "pytorch_model.bin",
-    "diffusion_pytorch_model.safetensors",
-    "model.safetensors",
-    "config.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
+    *("last.ckpt", "model.yaml", "pytorch_model.bin", "diffusion_pytorch_model.safetensors"),
+    *("model.safetensors", "config.json", "vocab.json", "merges.txt", "tokenizer_config.json"),
 )
 _NO_WEIGHTS = (".yaml", ".json", ".txt")
 
 
 def default_folder() -> Path:
-    """Where fetched files lie: `$DIMO_WEIGHTS`, or a folder in the user's cache."""
+    """The folder of fetched files: `$DIMO_WEIGHTS`, or one in the user's cache."""
     given = os.environ.get("DIMO_WEIGHTS")
     return Path(given) if given else Path.home() / ".cache" / "dimo" / "weights"
 
 
 def get_official(name: str) -> OfficialFile:
-    """The row of that name.
-
-    Raises:
-        DimoError: Unknown name.
-    """
+    """The row of that name; a `DimoError` if there is none."""
     if name not in OFFICIAL:
         raise unknown_name("weights", name, OFFICIAL, "they are listed by: dimo weights list")
     return OFFICIAL[name]
@@ -257,11 +219,8 @@ def name_of(path: Path) -> str | None:
 def find(name: str, folder: Path) -> Path | None:
     """The file in `folder`, or None; the places are those of `locate`."""
     parts = Path(get_official(name).path).parts
-    for start in reversed(range(len(parts))):
-        for path in _forms(folder.joinpath(*parts[start:])):
-            if path.is_file():
-                return path
-    return None
+    ends = [folder.joinpath(*parts[start:]) for start in reversed(range(len(parts)))]
+    return next((path for end in ends for path in _forms(end) if path.is_file()), None)
 
 
 def _forms(official: Path) -> list[Path]:
@@ -273,12 +232,8 @@ def _forms(official: Path) -> list[Path]:
 def locate(name: str, folder: Path | None = None) -> Path:
     """The file on this disk, official or converted to safetensors.
 
-    It is looked for in the folder itself under its own name, and under its path in the source,
-    whole or in part, so that a snapshot of the source may be given as it is.
-
-    Args:
-        name: A key of `OFFICIAL`.
-        folder: Where to look; None: `default_folder()`.
+    It is looked for in the folder (None: `default_folder()`) under its own name and under its path
+    in the source, whole or in part, so that a snapshot of the source may be given as it is.
 
     Raises:
         DimoError: Unknown name; no such file.

@@ -1,7 +1,7 @@
 """Official checkpoints: pickles converted to safetensors, and files checked.
 
-`convert` keeps the network's tensors and records where they come from. `check` tells whether a file
-is whole, the published one, and of the network it is used for.
+`convert` keeps the network's tensors and records their source. `check` tells whether a file is
+complete, the published one, and of the network it is used for.
 """
 
 import math
@@ -48,8 +48,7 @@ def convert(
     a zip file, as PyTorch has written them since 1.6.
 
     Args:
-        path: An official checkpoint.
-        out: Folder of the result, the checkpoint's name with the suffix `.safetensors`.
+        out: Folder of the result, which has the checkpoint's name and the suffix `.safetensors`.
         config: The `model.yaml` of a VQGAN; None: the one beside the checkpoint.
         force: Replace an existing result.
 
@@ -100,31 +99,21 @@ _ROUNDING = 0.01  # published sizes have three digits
 class Finding:
     """The result of checking one file.
 
-    Attributes:
-        name: Its official name, else its path.
-        path: None if it is missing.
-        size: Bytes.
-        origin: What the hash was compared with: "published", "recorded" when it was fetched,
-            "converted" (the hash of its tensors was compared), or "not known".
-        structure: What it contains.
-        problems: What is wrong; empty if nothing is.
+    `origin` is what the hash was compared with: "published", "recorded" when it was fetched,
+    "converted" (the hash of its tensors was compared), or "not known".
     """
 
-    name: str
-    path: Path | None = None
-    size: int = 0
+    name: str  # the official name, else the path
+    path: Path | None = None  # None if it is missing
+    size: int = 0  # bytes
     sha256: str = ""
     origin: str = "not known"
-    structure: str = ""
+    structure: str = ""  # what it contains
     problems: list[str] = field(default_factory=list)
 
 
 def check(names: Sequence[str], folder: Path) -> list[Finding]:
-    """Checks official files by name, and any others by path.
-
-    Args:
-        names: Keys of `OFFICIAL` or paths; none: every official file in the folder.
-        folder: Where official files are looked for.
+    """Checks files by official name or path; without names, every official file in the folder.
 
     Raises:
         DimoError: A name that is neither; no names, and no official file in the folder.
@@ -157,8 +146,7 @@ def _check(name: str, folder: Path) -> Finding:
 
 def _check_identity(finding: Finding, official: OfficialFile | None, path: Path) -> None:
     """Compares size and hash with what is published, or was recorded when it was fetched."""
-    published = official.sha256 if official else ""
-    size = official.size if official else None
+    published, size = (official.sha256, official.size) if official else ("", None)
     if path.suffix == ".safetensors":
         origin = load_metadata(path)
         if "state_sha256" in origin:
@@ -186,9 +174,8 @@ def _check_structure(finding: Finding, name: str, path: Path) -> None:
     """Accounts for every key and shape, if the network is known."""
     networks, loaders = official_networks(), _loaders()
     if path.suffix in (".yaml", ".yml"):
-        finding.structure = (
-            f"configuration of a VQGAN with {read_config(path, path)['n_embed']} codes"
-        )
+        codes = read_config(path, path)["n_embed"]
+        finding.structure = f"configuration of a VQGAN with {codes} codes"
         return
     if path.suffix in (".json", ".txt"):
         finding.structure = "text; its content is checked when the network beside it is loaded"
@@ -248,8 +235,10 @@ def _network(
     with torch.device("meta"):
         if name in networks:
             return networks[name]()
-        if kind == VQGAN_KIND and _has_config(path):
-            return VQGAN(**read_config(path))
+        if kind == VQGAN_KIND:
+            stored = path.suffix == ".safetensors" and "config" in load_metadata(path)
+            known = stored or path.with_name("model.yaml").is_file()
+            return VQGAN(**read_config(path)) if known else None
         if kind == MASKGIT_KIND:
             return MaskGIT(**_maskgit_sizes(state))
         if kind == DI4C_KIND:
@@ -266,11 +255,6 @@ def _kind_by_teacher(state: Mapping[str, Tensor]) -> str | None:
         if {key: value.shape for key, value in own.items()} == shapes:
             return row.architecture.__name__
     return None
-
-
-def _has_config(path: Path) -> bool:
-    stored = path.suffix == ".safetensors" and "config" in load_metadata(path)
-    return stored or path.with_name("model.yaml").is_file()
 
 
 def _maskgit_sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Downloading official weight files: resumed after interruptions, checked, and put in place whole.
+"""Downloading official weight files; nothing else uses the network.
 
-The one door to the network. huggingface_hub provides a file's address and SHA-256; the bytes are
-downloaded here, because huggingface_hub 2 starts over after an interruption.
+Interrupted downloads are resumed, and a file is put in place when it is complete and checked.
+huggingface_hub provides its address and SHA-256; the bytes are downloaded here, because
+huggingface_hub 2 starts over after an interruption.
 """
 
 import http.client
@@ -13,8 +14,8 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from dimo import __version__
 from dimo.errors import DimoError
@@ -25,7 +26,7 @@ Progress = Callable[[str, int, int | None], None]  # name, bytes done, bytes in 
 
 _BLOCK = 1 << 20
 _TIMEOUT = 30.0  # seconds without a byte
-_TRIES = 4  # in a row without a byte
+_TRIES = 4  # consecutive failures without a byte
 _PAUSE = 1.0  # seconds before another try
 _BUSY = (http.HTTPStatus.REQUEST_TIMEOUT, http.HTTPStatus.TOO_MANY_REQUESTS)
 _LOST = (OSError, http.client.HTTPException)  # an interruption: the rest may come later
@@ -45,20 +46,15 @@ class _Remote:
 def fetch(name: str, folder: Path, progress: Progress) -> list[Path]:
     """Downloads an official file and its companion into a folder.
 
-    A present file, also a converted one, is left as it is. The SHA-256 of a downloaded file is kept
-    beside it in a `.sha256` file; an unfinished one ends in `.part`.
-
-    Args:
-        name: A key of `OFFICIAL`.
-        folder: See `dimo.weights.catalog.destination`.
-        progress: Called with the name, the bytes so far and the bytes in all.
+    A file that exists, even converted, is left as it is. The SHA-256 of a downloaded file is kept
+    beside it in a `.sha256` file; the name of an unfinished one ends in `.part`.
 
     Returns:
         The files, the companion's first.
 
     Raises:
-        DimoError: Unknown name, no connection, no such file, a full disk, or a file of another
-            size or checksum than stated.
+        DimoError: Unknown name, no connection, no such file, a full disk, or a file whose size or
+            checksum is not the stated one.
     """
     official = get_official(name)
     before = fetch(official.companion, folder, progress) if official.companion else []
@@ -68,7 +64,19 @@ def fetch(name: str, folder: Path, progress: Progress) -> list[Path]:
     target = destination(name, folder)
     by_hand = f"or download {official.url} by hand and put it at {target}"
     remote = _remote(official, by_hand)
-    _download(remote, target, lambda done, total: progress(name, done, total), by_hand)
+    version = re.sub(r"\W", "", remote.version)[:8]
+    part = target.with_name(f"{target.name}.{version}.part" if version else f"{target.name}.part")
+    with _sole_writer(part):
+        _fill(part, remote, partial(progress, name), by_hand)
+        sha256 = sha256_file(part)
+        if remote.sha256 not in ("", sha256):
+            part.unlink()
+            raise DimoError(
+                f"{remote.url} came with sha256 {sha256} instead of {remote.sha256}, and was "
+                f"removed; try again, {by_hand}"
+            )
+        write_atomic(_record(target), f"{sha256}  {target.name}\n")
+        part.replace(target)
     return [*before, target]
 
 
@@ -87,10 +95,8 @@ def _record(path: Path) -> Path:
 
 
 def _remote(official: OfficialFile, by_hand: str) -> _Remote:
-    if official.on_hugging_face:
-        remote = _on_hugging_face(official, by_hand)
-    else:
-        remote = _Remote(official.url)
+    on_hub = official.on_hugging_face
+    remote = _on_hugging_face(official, by_hand) if on_hub else _Remote(official.url)
     if not official.sha256:
         return remote
     if remote.sha256 not in ("", official.sha256):
@@ -121,18 +127,6 @@ def _on_hugging_face(official: OfficialFile, by_hand: str) -> _Remote:
     etag = known.etag or ""
     sha256 = etag if re.fullmatch("[0-9a-f]{64}", etag) else ""  # small files have git's own hash
     return _Remote(url, known.size, sha256, version=etag, token=hub.get_token() or "")
-
-
-def _download(
-    remote: _Remote, target: Path, progress: Callable[[int, int | None], None], by_hand: str
-) -> None:
-    version = re.sub(r"\W", "", remote.version)[:8]
-    part = target.with_name(f"{target.name}.{version}.part" if version else f"{target.name}.part")
-    with _sole_writer(part):
-        _fill(part, remote, progress, by_hand)
-        sha256 = _checked(part, remote, by_hand)
-        write_atomic(_record(target), f"{sha256}  {target.name}\n")
-        part.replace(target)
 
 
 @contextmanager
@@ -169,6 +163,7 @@ def _fill(
         try:
             return _append(part, have, remote, progress)
         except urllib.error.HTTPError as error:
+            error.close()
             problem = f"{error.code} {error.reason}"
             if have and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 os.truncate(part, 0)  # longer than the file is: of another version
@@ -178,7 +173,8 @@ def _fill(
                     f"update dimo, {by_hand}"
                 ) from error
         except _LOST as error:
-            problem = _reason(error)
+            reason = getattr(error, "reason", error)  # what urllib wraps
+            problem = str(reason) or type(reason).__name__
         now = part.stat().st_size
         failures = 0 if now > have else failures + 1
         if failures == _TRIES:
@@ -194,7 +190,13 @@ def _append(
     part: Path, have: int, remote: _Remote, progress: Callable[[int, int | None], None]
 ) -> None:
     """One connection: appends from byte `have` to the end, or raises one of `_LOST`."""
-    with _open(remote, have) as answer:
+    headers = {"User-Agent": f"dimo/{__version__}", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    request = urllib.request.Request(remote.url, headers=headers)
+    if remote.token:  # not for the storage that the hub redirects to
+        request.add_unredirected_header("Authorization", f"Bearer {remote.token}")
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
         if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
             have = 0  # a server that knows no ranges sends the whole
         length = answer.headers.get("Content-Length")
@@ -205,53 +207,15 @@ def _append(
             file.truncate(have)
             file.seek(have)
             while block := answer.read(_BLOCK):
-                _write(file, block)
+                try:
+                    file.write(block)
+                    file.flush()
+                except OSError as error:
+                    raise DimoError(
+                        f"cannot write {file.name}: {error.strerror}; free space, then repeat "
+                        "the command to continue"
+                    ) from error
                 have += len(block)
                 progress(have, total)
     if total is not None and have < total:
         raise http.client.HTTPException(f"the connection closed at byte {have:,} of {total:,}")
-
-
-def _open(remote: _Remote, start: int = 0) -> http.client.HTTPResponse:
-    headers = {"User-Agent": f"dimo/{__version__}", "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    request = urllib.request.Request(remote.url, headers=headers)
-    if remote.token:  # not for the storage that the hub redirects to
-        request.add_unredirected_header("Authorization", f"Bearer {remote.token}")
-    try:
-        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=_TIMEOUT)
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise
-    return answer
-
-
-def _write(file: BinaryIO, block: bytes) -> None:
-    try:
-        file.write(block)
-        file.flush()
-    except OSError as error:
-        raise DimoError(
-            f"cannot write {file.name}: {error.strerror}; free space, then repeat "
-            "the command to continue"
-        ) from error
-
-
-def _checked(part: Path, remote: _Remote, by_hand: str) -> str:
-    """The SHA-256 of a complete file; one that differs from what is stated is removed."""
-    sha256 = sha256_file(part)
-    if remote.sha256 not in ("", sha256):
-        part.unlink()
-        raise DimoError(
-            f"{remote.url} came with sha256 {sha256} instead of {remote.sha256}, and was removed; "
-            f"try again, {by_hand}"
-        )
-    return sha256
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"{error.code} {error.reason}"
-    reason = getattr(error, "reason", error)  # what urllib wraps
-    return str(reason) or type(reason).__name__

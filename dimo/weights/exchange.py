@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,9 +28,8 @@ def export_student(
     keys and carries the student's settings as metadata. Both hold the same bits as the run.
 
     Args:
-        run: Run folder, or name of a shipped or published student.
+        run: As in `find_student`, like `weights`.
         out: The file; its suffix chooses the format.
-        weights: Folder of official files, where a published student is looked for.
         force: Replace an existing file.
 
     Raises:
@@ -78,8 +76,7 @@ def import_student(
 
     Raises:
         DimoError: Unknown teacher; a value out of range, or none for a teacher without a recipe; a
-            file that is missing, damaged or of another network; a folder that is in use or cannot
-            be written.
+            file that is missing, damaged or of another network; a folder that cannot be used.
     """
     row = get_teacher(teacher)
     values = {
@@ -91,13 +88,20 @@ def import_student(
     if None in values.values():
         if temperature is None:
             chosen_by = f"as in the recipe of teacher {teacher!r}"
-        defaults = _recipe_settings(row)
+        if row.recipe is None:
+            raise DimoError(
+                f"teacher {teacher!r} has no recipe to take defaults from; give "
+                "--init-mask-ratio, --embedding-noise and --temperature"
+            )
+        recipe = load_distillation(row.recipe)
+        defaults = METHODS["dimo"].distillation.student_settings(recipe)
+        defaults = {**defaults, "temperature": recipe.temperature}
         values = {name: defaults[name] if v is None else v for name, v in values.items()}
     for name, value in values.items():
         assert value is not None
-        ok = 0 < value < float("inf") if name == "temperature" else 0 <= value <= 1
-        if not ok:
-            allowed = "above 0" if name == "temperature" else "0 to 1"
+        is_temperature = name == "temperature"
+        if not (0 < value < float("inf") if is_temperature else 0 <= value <= 1):
+            allowed = "above 0" if is_temperature else "0 to 1"
             option = f"--{name.replace('_', '-')}"
             raise DimoError(f"{option} {value:g} is out of range; allowed: {allowed}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -113,24 +117,8 @@ def import_student(
     return config
 
 
-def _recipe_settings(teacher: Teacher) -> dict[str, Any]:
-    """How a student of the teacher's Di[M]O recipe is sampled."""
-    if teacher.recipe is None:
-        raise DimoError(
-            f"teacher {teacher.name!r} has no recipe to take defaults from; give "
-            "--init-mask-ratio, --embedding-noise and --temperature"
-        )
-    recipe = load_distillation(teacher.recipe)
-    settings = METHODS["dimo"].distillation.student_settings(recipe)
-    return {**settings, "temperature": recipe.temperature}
-
-
 def _checked_state(teacher: Teacher, path: Path, method: str) -> dict[str, Tensor]:
-    """The state dict of a file in the key order of the student's network.
-
-    Raises:
-        DimoError: The file is of another network, or not in full precision.
-    """
+    """The state dict of a file in full precision, in the key order of the student's network."""
     with torch.device("meta"):
         network = student_architecture(teacher, method)(**teacher.network)
     state = check_state(network, read_state_dict(path), name=str(path))

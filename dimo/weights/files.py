@@ -1,8 +1,8 @@
 """Loading weights safely and strictly; saving them with their provenance.
 
-The one door to safetensors and to `torch.load`. Pickles load with `weights_only=True`, and what
-official files carry beside tensors is replaced by an inert object; every key and shape must fit,
-else the error says which do not, or what the file looks like instead.
+Only this module calls safetensors and `torch.load`. Pickles load with `weights_only=True`, and an
+inert object replaces whatever official files contain beside tensors. Every key and shape must fit;
+otherwise the error says which do not, or what the file looks like instead.
 """
 
 import hashlib
@@ -10,7 +10,8 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ from torch import Tensor, nn
 from dimo.errors import DimoError
 from dimo.util.files import replacing
 
-# Where a trainer's checkpoint keeps the network: Maskgit-pytorch and di4c, VQGAN, LlamaGen.
+# The key of the network in a trainer's checkpoint: Maskgit-pytorch and di4c, VQGAN, LlamaGen.
 _CONTAINERS = ("model_state_dict", "state_dict", "model")
-# What torch.compile and DistributedDataParallel put before every key.
+# The prefix that torch.compile and DistributedDataParallel give every key.
 _WRAPPERS = re.compile(r"(_orig_mod\.|module\.)+")
 
 # Classes that official files name beside their tensors. None of them is ever imported or called.
@@ -38,7 +39,7 @@ _INERT_CLASSES = (
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
 )
-_INERT_MAPPINGS = ("pytorch_lightning.utilities.parsing.AttributeDict",)
+_INERT_MAPPING = "pytorch_lightning.utilities.parsing.AttributeDict"
 
 VQGAN_KIND, MASKGIT_KIND = "taming VQGAN", "MaskGIT v1.0 transformer"
 DI4C_KIND = "di4c student"
@@ -60,7 +61,7 @@ KINDS: dict[str, str] = {
 
 
 class _Inert:
-    """Stands where a file has an object of `_INERT_CLASSES`; takes and keeps nothing."""
+    """Replaces an object of `_INERT_CLASSES` in a file, without its content."""
 
     def __init__(self, *_: object) -> None: ...
 
@@ -74,8 +75,7 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
     """Reads the network of a `.safetensors` or of an official checkpoint pickle to CPU.
 
     Raises:
-        DimoError: Missing, truncated or unreadable file, or one that names classes that no
-            official file has.
+        DimoError: A file that is missing, unreadable or names classes that no official file has.
     """
     path = Path(path)
     if not path.is_file():
@@ -87,10 +87,9 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
             f"cannot read weights {path}: {_reason(error)}; "
             "fetch the file again, or convert it to safetensors"
         ) from error
-    for key in _CONTAINERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
+    if isinstance(content, dict):
+        containers = (content.get(key) for key in _CONTAINERS)
+        content = next((inner for inner in containers if isinstance(inner, dict)), content)
     if not isinstance(content, dict) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     ):
@@ -103,8 +102,7 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
 def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return safetensors.torch.load_file(path)
-    stand_ins: list[Any] = [(_Inert, name) for name in _INERT_CLASSES]
-    stand_ins += [(dict, name) for name in _INERT_MAPPINGS]
+    stand_ins: list[Any] = [(dict, _INERT_MAPPING), *((_Inert, name) for name in _INERT_CLASSES)]
     with torch.serialization.safe_globals(stand_ins):
         # Mapped, an optimizer's state beside the network is never read from disk.
         mapped = zipfile.is_zipfile(path)
@@ -133,13 +131,7 @@ def load_state_dict(
     name: str | None = None,
     ignore: tuple[str, ...] = (),
 ) -> None:
-    """Loads weights in place. Nothing is loaded unless every key and shape fits.
-
-    Args:
-        model: The network.
-        source: A weights file, or a state dict.
-        name: Of the state dict, for errors.
-        ignore: Keys of the source that start with one of these are left out.
+    """Loads a weights file or a state dict in place, if it passes `check_state`.
 
     Raises:
         DimoError: As `check_state`, or the file cannot be read.
@@ -160,14 +152,13 @@ def check_state(
     """The part of `state` that is not ignored, if every key and shape of it fits the network.
 
     Args:
-        model: The network; it may be on the meta device.
-        state: A state dict.
+        model: It may be on the meta device.
         name: Of the state dict, for errors.
         ignore: Keys that start with one of these are left out.
 
     Raises:
-        DimoError: Says what kind of network the weights are of when it is another one, else how
-            many keys are missing, unexpected or of another shape, with examples.
+        DimoError: Says which other kind of network the weights belong to, or how many keys are
+            missing, unexpected or of another shape, with examples.
     """
     own = model.state_dict(keep_vars=True)
     given, needed = looks_like(state), looks_like(own)
@@ -215,11 +206,7 @@ def _example(keys: list[str], own: dict[str, Tensor], given: dict[str, Tensor]) 
 def save_tensors(
     path: str | PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, Any] | None = None
 ) -> None:
-    """Writes a safetensors file atomically; `metadata` is stored as JSON under the key `dimo`.
-
-    Raises:
-        DimoError: The file cannot be written; nothing is left behind.
-    """
+    """Writes a safetensors file atomically; `metadata` is stored as JSON under the key `dimo`."""
     header = {"dimo": json.dumps(metadata, sort_keys=True)} if metadata is not None else None
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     for _, key in _tied(contiguous):
@@ -234,19 +221,9 @@ def save_tensors(
 
 
 def load_metadata(path: str | PathLike[str]) -> dict[str, Any]:
-    """The JSON that `save_tensors` stored; empty when the file has none.
-
-    Raises:
-        DimoError: The file is missing, damaged or no safetensors file.
-    """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("dimo")
-        return {} if text is None else dict(json.loads(text))
-    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
-        raise DimoError(
-            f"cannot read weights {path}: {_reason(error)}; fetch or convert the file again"
-        ) from error
+    """The JSON that `save_tensors` stored; empty when the file has none."""
+    with _opened(path, "weights ", "fetch or convert the file again") as (_, metadata):
+        return metadata
 
 
 def read_tensors(
@@ -257,13 +234,19 @@ def read_tensors(
     Raises:
         DimoError: The file is missing, damaged or no safetensors file; says `next_step`.
     """
+    with _opened(path, "", next_step) as (file, metadata):
+        return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+
+
+@contextmanager
+def _opened(
+    path: str | PathLike[str], what: str, next_step: str
+) -> Iterator[tuple[Any, dict[str, Any]]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("dimo", "{}")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return tensors, dict(json.loads(text))
+            yield file, dict(json.loads((file.metadata() or {}).get("dimo", "{}")))
     except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
-        raise DimoError(f"cannot read {path}: {_reason(error)}; {next_step}") from error
+        raise DimoError(f"cannot read {what}{path}: {_reason(error)}; {next_step}") from error
 
 
 def state_sha256(state: dict[str, Tensor]) -> str:
@@ -272,7 +255,6 @@ def state_sha256(state: dict[str, Tensor]) -> str:
     for key in sorted(state):
         value = state[key].detach().cpu().contiguous()
         digest.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(
-            value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b""
-        )
+        if value.numel():
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +15,13 @@ from dimo.models import digits
 from dimo.models.digits import DigitsTokenizer
 from dimo.weights.files import state_sha256
 
-OnTokenizer: TypeAlias = Callable[[int], None]  # steps done
 _NUM_PROMPTS = 16_384  # of a distillation
 
 
 class TrainingData(Protocol):
-    """Tokens with their conditions; image i depends only on the seed and i.
+    """Tokens with their conditions; image i depends only on the seed and i."""
 
-    Attributes:
-        sha256: Hash of what the images are drawn from.
-    """
-
-    sha256: str
+    sha256: str  # of what the images are drawn from
 
     def __call__(self, seed: int, index: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens int64 [B, L] and labels int64 [B] of images `index` [B], on its device."""
@@ -47,23 +42,14 @@ class EncodedImages:
 
 @dataclass(frozen=True)
 class BundledData:
-    """One data set.
+    """One data set; without captions and prompts, its labels are classes."""
 
-    Attributes:
-        data: Description, for the provenance of weights.
-        fit_tokenizer: Trains the tokenizer; takes `codebook_size`, `steps`, `seed`, `on_step`.
-        training_data: Tokenizer -> the encoded images.
-        captions: The prompt of each label; None: labels are classes.
-        prompts: Prompts of a distillation that names none; None: labels are classes.
-        stored_as: Type of the numbers in weights files; None: as trained.
-    """
-
-    data: str
-    fit_tokenizer: Callable[..., nn.Module]
-    training_data: Callable[[Any], TrainingData]
-    captions: Callable[[], Sequence[str]] | None = None
-    prompts: Callable[[], Sequence[str]] | None = None
-    stored_as: torch.dtype | None = None
+    data: str  # its description, for the provenance of weights
+    fit_tokenizer: Callable[..., nn.Module]  # of `codebook_size`, `steps`, `seed`, `on_step`
+    training_data: Callable[[Any], TrainingData]  # of the tokenizer
+    captions: Callable[[], Sequence[str]] | None = None  # the prompt of each label
+    prompts: Callable[[], Sequence[str]] | None = None  # of a distillation that names none
+    stored_as: torch.dtype | None = None  # type of the numbers in weights files; None: as trained
 
     def stored(self, network: nn.Module) -> dict[str, Tensor]:
         """The state dict of a network as it is written to its weights file."""
@@ -71,9 +57,7 @@ class BundledData:
         return {key: value.to(self.stored_as or value.dtype) for key, value in state.items()}
 
 
-def _fit_digits(
-    *, codebook_size: int, steps: int, seed: int, on_step: OnTokenizer
-) -> DigitsTokenizer:
+def _fit_digits(*, codebook_size: int, seed: int, **others: object) -> DigitsTokenizer:
     """k-means, which has no steps."""
     return DigitsTokenizer.fit(digits.load()[0], codebook_size=codebook_size, seed=seed)
 
@@ -83,13 +67,13 @@ def _digits(tokenizer: DigitsTokenizer) -> TrainingData:
     return EncodedImages(tokenizer.encode(images), labels)
 
 
-def _fit_scenes(*, codebook_size: int, steps: int, seed: int, on_step: OnTokenizer) -> nn.Module:
+def _fit_scenes(*, steps: int, **arguments: Any) -> nn.Module:
     if steps < 1:
         raise DimoError(
             f"recipe key tokenizer_steps = {steps} is out of range; allowed: >= 1, because the "
             "tokenizer of scenes is a network"
         )
-    return fit_tokenizer(codebook_size=codebook_size, steps=steps, seed=seed, on_step=on_step)
+    return fit_tokenizer(steps=steps, **arguments)
 
 
 DIGITS = BundledData("scikit-learn digits, 1,797 images", _fit_digits, _digits)

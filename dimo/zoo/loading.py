@@ -17,7 +17,8 @@ from dimo.models import MaskedModel, MaskedNetwork, TextNetwork, Tokenizer
 from dimo.models.cpu import prepare_for_inference
 from dimo.models.text import Conditions, Prompts, TextConditioned, ZeroText
 from dimo.rng import ImageNoise
-from dimo.samplers import Sampler, get_sampler
+from dimo.samplers import get_sampler
+from dimo.samplers.base import Samples
 from dimo.util.files import sha256_file
 from dimo.weights.catalog import ASSETS, OFFICIAL, locate
 from dimo.zoo.bundled import EncodedImages
@@ -25,18 +26,13 @@ from dimo.zoo.students import FoundStudent, StudentConfig, find_student
 from dimo.zoo.teachers import TEACHERS, Teacher, TextConditioning, get_teacher
 
 _TEACHER_STEPS = 16
-# what a sampler takes from the settings of a one-step student
-_X_INIT = ("init_mask_ratio", "embedding_noise", "token_initialization")
+_INITIALIZATION = ("init_mask_ratio", "embedding_noise", "token_initialization")
 
 
 def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Path:
-    """The weights file of a role, a key of the row's `weights`.
+    """The weights file of a role, a key of the row's `weights`; a `DimoError` if it is missing.
 
-    Args:
-        folder: Where to look; None: the package, or `dimo.weights.catalog.default_folder()`.
-
-    Raises:
-        DimoError: No such file.
+    `folder` is searched; None: the package, or `dimo.weights.catalog.default_folder()`.
     """
     name = teacher.weights[role]
     if name in OFFICIAL:
@@ -56,13 +52,12 @@ def make_network(
     architecture: type[MaskedNetwork] | None = None,
     **changes: Any,
 ) -> MaskedModel:
-    """The row's network with fresh weights.
+    """The row's network with fresh weights; `changes` replace its constructor arguments.
 
     Args:
         conditions: What the labels of a text-conditioned network stand for; None: zeros, to
             inspect the network alone.
         architecture: Replaces the row's.
-        **changes: Constructor arguments that replace the row's.
     """
     build = architecture or teacher.architecture
     return _conditioned(teacher, build(**{**teacher.network, **changes}), conditions)
@@ -74,11 +69,7 @@ def load_network(
     conditions: Conditions | None = None,
     architecture: type[MaskedNetwork] | None = None,
 ) -> MaskedModel:
-    """The row's network with the weights of a file, in eval mode on the CPU; see `make_network`.
-
-    Raises:
-        DimoError: The file does not fit the network.
-    """
+    """As `make_network`, with the weights of a file, which must fit; in eval mode on the CPU."""
     network = (architecture or teacher.architecture).from_official(path, **teacher.network)
     return _conditioned(teacher, network, conditions).eval()
 
@@ -103,12 +94,9 @@ def load_prompts(
 ) -> Prompts | None:
     """The prompts with the teacher's text encoder on the CPU; None if its condition is a class.
 
-    Args:
-        weights: Folder with the row's weight files.
-
     Raises:
         DimoError: Prompts that are missing or that the teacher cannot read, or prompts for a
-            class-conditional teacher; a missing or foreign weights file.
+            class-conditional teacher; a missing or foreign weights file in the folder `weights`.
     """
     text = teacher.text
     if text is None:
@@ -145,26 +133,16 @@ class Images(Tensor):
 
 @dataclass(frozen=True)
 class Generator:
-    """A network ready to sample, with its tokenizer.
+    """A network ready to sample, with its tokenizer."""
 
-    Attributes:
-        teacher: The row; of a student, its teacher's.
-        model: The network in eval mode.
-        weights_sha256: Hash of the network's weights file.
-        name: Name in tables.
-        student: None for a teacher.
-        precision: A key of `dimo.models.cpu.PRECISIONS`.
-        unconditional: Predicts the unconditional half of guidance; None: the network itself.
-    """
-
-    teacher: Teacher
-    model: MaskedModel
+    teacher: Teacher  # for a student, its teacher's row
+    model: MaskedModel  # in eval mode
     tokenizer: Tokenizer
-    weights_sha256: str
-    name: str
+    weights_sha256: str  # of the network's weights file
+    name: str  # in tables
     student: StudentConfig | None = None
-    precision: str = "float32"
-    unconditional: MaskedModel | None = None
+    precision: str = "float32"  # a key of `dimo.models.cpu.PRECISIONS`
+    unconditional: MaskedModel | None = None  # for the unconditional half of guidance
 
     @property
     def num_conditions(self) -> int:
@@ -195,32 +173,49 @@ class Generator:
 
         Args:
             labels: One class per image, or the number of a prompt it was loaded with.
-            prompts: In place of labels: one prompt per image.
+            prompts: One prompt per image, in place of labels.
             steps: Sampling steps; default: 16 for a teacher, 1 for a one-step student.
             sampler: A key of `dimo.samplers.SAMPLERS` for a teacher; default: the teacher's own.
             batch_size: Images at a time; changes speed and memory only.
-            **settings: Settings of the sampler that replace the teacher's or student's, e.g.
-                `guidance_scale`, `temperature`.
+            **settings: Replace the teacher's or student's settings of the sampler, e.g.
+                `temperature`.
 
         Raises:
             DimoError: Conditions of the wrong kind or out of range, an unknown sampler, or a
                 setting that it does not have or refuses.
         """
-        model, labels = self._conditioned_on(labels, prompts)
-        run, chosen = self._sampler(sampler, steps, settings)
-        device = next(model.parameters()).device
+        generator, labels = self._conditioned_on(labels, prompts)
+        sampler, chosen = self._settings(sampler, steps, settings)
+        device = next(self.model.parameters()).device
         conditions = torch.as_tensor(labels, dtype=torch.int64, device=device)
         parts = []
         with torch.inference_mode():
             for index in torch.split(torch.arange(len(conditions), device=device), batch_size):
-                samples = run(model, conditions[index], ImageNoise(seed, index), **chosen)
+                noise = ImageNoise(seed, index)
+                samples = generator.sample_tokens(sampler, conditions[index], noise, **chosen)
                 levels = (self.tokenizer.decode(samples.tokens).float() + 1) * 127.5 + 0.5
                 parts.append(levels.floor().clamp(0, 255).to(torch.uint8).cpu())
         return torch.cat(parts).as_subclass(Images)
 
+    def sample_tokens(
+        self, sampler: str, labels: Tensor, noise: ImageNoise, *, num_steps: int, **knobs: Any
+    ) -> Samples:
+        """Samples one grid per label [B] with a key of `dimo.samplers.SAMPLERS` and its knobs."""
+        row = get_sampler(sampler)
+        if sampler != "one_step":
+            knobs["num_steps"] = num_steps
+        if row.of_student:
+            assert self.student is not None, "this sampler is for a distilled student"
+            knobs |= {key: getattr(self.student, key) for key in _INITIALIZATION}
+        if self.unconditional is not None:
+            assert row.takes_unconditional, "this sampler takes no unconditional model"
+            knobs["unconditional"] = self.unconditional
+        samples: Samples = row(self.model, labels, noise, **knobs)
+        return samples
+
     def _conditioned_on(
         self, labels: Sequence[int] | Tensor | None, prompts: Sequence[str] | None
-    ) -> tuple[MaskedModel, Sequence[int] | Tensor]:
+    ) -> tuple["Generator", Sequence[int] | Tensor]:
         model = self.model
         if prompts is not None and isinstance(model, TextConditioned):
             text, known = self.teacher.text, model.conditions
@@ -228,57 +223,46 @@ class Generator:
             assert isinstance(known, Prompts)
             _check_prompts(text, prompts)
             new = Prompts(known.encoder, prompts, negative_prompt=text.negative_prompt)
-            return TextConditioned(model.network, new), range(len(prompts))
+            model = TextConditioned(model.network, new)
+            return dataclasses.replace(self, model=model), range(len(prompts))
         if prompts is not None or labels is None or not len(labels):
             example = "prompts=['...']" if self.teacher.text else "labels=[0]"
             raise DimoError(f"{self.name} needs one condition per image; e.g. {example}")
-        return model, labels
+        return self, labels
 
-    def _sampler(
-        self, name: str | None, steps: int | None, settings: dict[str, Any]
-    ) -> tuple[Sampler, dict[str, Any]]:
-        """The sampler and its keyword arguments."""
+    def _settings(
+        self, sampler: str | None, steps: int | None, settings: dict[str, Any]
+    ) -> tuple[str, dict[str, Any]]:
+        """The sampler and its settings, with the number of steps."""
         student, own = self.student, self.teacher.defaults
-        if student is not None and name is not None:
-            raise DimoError(f"sampler {name!r} is for teachers; leave it out for {self.name}")
-        steps = steps or (METHODS[student.method].default_steps if student else _TEACHER_STEPS)
-        fixed: dict[str, Any] = {"num_steps": steps}
-        given: dict[str, Any] = {}
-        if student is not None and METHODS[student.method].is_one_step:
-            name = "one_step" if steps == 1 else "few_step"
-            fixed = {"num_steps": steps} if steps > 1 else {}
-            fixed |= {key: getattr(student, key) for key in _X_INIT}
+        if student is None:
+            sampler, steps = sampler or own.sampler, steps or _TEACHER_STEPS
+        elif sampler is not None:
+            raise DimoError(f"sampler {sampler!r} is for teachers; leave it out for {self.name}")
         else:
-            name = name or (METHODS[student.method].sampler if student else own.sampler)
-            given = {k: v for k, v in vars(own).items() if v is not None}
-            if name != own.sampler:
-                del given["mask_schedule"]
-            if student is not None and student.guidance_scale is not None:
-                given["guidance_scale"] = student.guidance_scale
-        if student is not None:
-            given["temperature"] = student.temperature
-        if self.unconditional is not None:
-            fixed["unconditional"] = self.unconditional
-        sampler = get_sampler(name)
-        knobs = {knob.name: knob for knob in sampler.knobs}
-        for key, value in settings.items():
+            method = METHODS[student.method]
+            steps = steps or method.default_steps
+            one_step = "one_step" if steps == 1 else "few_step"
+            sampler = one_step if method.is_one_step else method.sampler
+        knobs = get_sampler(sampler).defaults
+        for key in settings:
             if key not in knobs:
-                raise DimoError(
-                    f"sampler {name!r} has no setting {key!r}; allowed: {', '.join(knobs)}"
-                )
-            knobs[key].check(value)
+                allowed = ", ".join(knobs)
+                raise DimoError(f"this sampler has no setting {key!r}; allowed: {allowed}")
+        chosen = {key: value for key, value in vars(own).items() if value is not None}
+        if sampler != own.sampler:
+            del chosen["mask_schedule"]
+        if student is not None:
+            chosen["temperature"] = student.temperature
+            chosen["guidance_scale"] = student.guidance_scale or own.guidance_scale
         if "temperature" in settings:
-            given["final_temperature"] = None  # a given temperature holds at every step
-        chosen = {**sampler.defaults, **given, **settings}
-        return sampler, fixed | {k: v for k, v in chosen.items() if k in knobs and v is not None}
+            chosen["final_temperature"] = None  # a given temperature holds at every step
+        chosen = {key: value for key, value in {**chosen, **settings}.items() if key in knobs}
+        return sampler, {"num_steps": steps, **chosen}
 
 
 def student_architecture(teacher: Teacher, method: str) -> type[MaskedNetwork]:
     """The class of a student's network, which takes the constructor arguments of its teacher's.
-
-    Args:
-        teacher: The row.
-        method: A key of `dimo.methods.METHODS`.
 
     Raises:
         DimoError: Unknown method, or one that this teacher's network cannot have.
@@ -306,13 +290,11 @@ def load_teacher(
 
     Args:
         weights: Folder with the row's weight files; None: the bundled or the fetched ones.
-        precision: Prepares the network for sampling, see `dimo.models.cpu`; None: leaves it fit
-            for training.
-        prompts: What the labels stand for, if the condition is text; else None.
+        precision: A key of `dimo.models.cpu.PRECISIONS`; None leaves the network fit for training.
+        prompts: What the labels of a text-conditioned teacher stand for.
 
     Raises:
-        DimoError: Unknown teacher or precision; a missing or foreign weights file; as
-            `load_prompts`.
+        DimoError: Unknown teacher or precision; unfit weights file; as `load_prompts`.
     """
     teacher = get_teacher(name)
     path = weights_file(teacher, "transformer", weights)
@@ -336,8 +318,8 @@ def load_student(
             guidance (the official `--lfg` of di4c); None: as in the student's settings.
 
     Raises:
-        DimoError: As `find_student` and `load_teacher`; weights that do not fit; a one-step student
-            with `teacher_unconditional`.
+        DimoError: As `find_student` and `load_teacher`; a one-step student with
+            `teacher_unconditional`.
     """
     found = run if isinstance(run, FoundStudent) else find_student(run, weights=weights)
     config, teacher = found.config, get_teacher(found.config.teacher)
@@ -366,14 +348,11 @@ def load(
 ) -> Generator:
     """Loads a teacher or a student by its name, a run folder, or a file of weights.
 
+    Other arguments are those of `load_teacher`; `Generator.sample` takes other prompts as well.
+
     Args:
         name_or_path: A key of `TEACHERS`, or as in `find_student`.
         device: "auto" takes a GPU if there is one.
-        weights: Folder of weight files; default: the bundled or the fetched ones.
-        precision: A key of `dimo.models.cpu.PRECISIONS`, what it computes in; None leaves the
-            network fit for training.
-        prompts: What the labels of a text-conditioned model stand for; `Generator.sample` takes
-            others.
 
     Raises:
         DimoError: As `load_teacher` and `load_student`; an unknown device.
@@ -391,11 +370,7 @@ def load(
 
 
 def load_tokens(path: Path | None, *, teacher: str, weights: Path | None = None) -> TokenData:
-    """Reads a token cache, or encodes the data set that comes with the teacher.
-
-    Args:
-        path: What `dimo encode` wrote; None: the bundled data.
-        weights: Folder of the tokenizer's weights.
+    """Reads what `dimo encode` wrote to `path`; None: encodes the data bundled with the teacher.
 
     Raises:
         DimoError: No data, a missing tokenizer, or as `dimo.data.tokens.read_tokens`.
@@ -425,13 +400,12 @@ def _load(
     student: StudentConfig | None = None,
     prompts: Sequence[str] | None = None,
 ) -> Generator:
-    # the tokenizer first: a missing or foreign file is reported before the larger one is read
+    # the tokenizer first, so that a missing file is reported before the larger one is read
     tokenizer = teacher.tokenizer(weights_file(teacher, "tokenizer", weights)).to(device)
     conditions = load_prompts(teacher, prompts, weights)
     if conditions is not None:
         conditions.to(device)
-    method = student.method if student else None
-    architecture = student_architecture(teacher, method) if method else teacher.architecture
+    architecture = student_architecture(teacher, student.method) if student else None
     model = _ready(load_network(teacher, path, conditions, architecture), device, precision)
     digest = sha256_file(path)
     return Generator(teacher, model, tokenizer, digest, title, student, precision or "float32")

@@ -24,49 +24,28 @@ class StudentConfig:
     """What sampling a student takes, and how it was trained; `config.json` beside its weights.
 
     None marks facts of the training that the authors did not publish.
-
-    Attributes:
-        teacher: A row of `dimo.zoo.teachers`.
-        init_mask_ratio: r in sampling.
-        embedding_noise: sigma in sampling.
-        temperature: Divides the logits.
-        temperature_selected_by: How that was chosen.
-        training_seconds: Wall-clock time.
-        images_seen: Steps times batch size.
-        ablation: Recipe keys that an ablation varies, with their values; see `varied`.
-        teacher_sha256: Of the teacher's weights file.
-        token_initialization: Of x_init, see `dimo.initialization`.
-        method: A key of `dimo.methods.METHODS`.
-        guidance_scale: s at the last of several steps; None: that of the teacher's row.
-        teacher_unconditional: Guided sampling takes its unconditional branch from the teacher.
-        format: Version of the file.
     """
 
-    teacher: str
-    init_mask_ratio: float
-    embedding_noise: float
+    teacher: str  # a key of `dimo.zoo.teachers.TEACHERS`
+    init_mask_ratio: float  # r in sampling
+    embedding_noise: float  # sigma in sampling
     temperature: float
     temperature_selected_by: str
     recipe: str
     seed: int | None = None
     training_seconds: float | None = None
-    images_seen: int | None = None
-    ablation: dict[str, Any] | None = None
-    teacher_sha256: str | None = None
+    images_seen: int | None = None  # steps times batch size
+    ablation: dict[str, Any] | None = None  # see `varied`
+    teacher_sha256: str | None = None  # of the teacher's weights file
     token_initialization: str = "mixed"
     method: str = "dimo"
-    guidance_scale: float | None = None
-    teacher_unconditional: bool = False
+    guidance_scale: float | None = None  # at the last of several steps; None: the teacher's
+    teacher_unconditional: bool = False  # the unconditional half of guidance is the teacher's
     format: int = 1
 
     @classmethod
     def of_recipe(cls, recipe: DistillationRecipe, name: str, **training: Any) -> Self:
-        """The student of a recipe called `name`.
-
-        Args:
-            **training: `training_seconds`, `images_seen`, `teacher_sha256` and `ablation`, where
-                known.
-        """
+        """The student of a recipe called `name`, with what is known of its training."""
         return cls(
             teacher=recipe.teacher,
             method=recipe.method,
@@ -113,16 +92,15 @@ class FoundStudent:
 
 
 def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStudent:
-    """Finds a student without loading it: a published or shipped name, a run's folder, or a file.
+    """Finds a student without loading it.
 
     Args:
-        run: The name, the folder of a finished run, or a file: one that `dimo export` wrote as
-            safetensors, or the official one of di4c-d.
+        run: A published or shipped name, the folder of a finished run, or a file: one that
+            `dimo export` wrote as safetensors, or the official one of di4c-d.
         weights: Folder of official files, where a published student is looked for.
 
     Raises:
-        DimoError: Unknown student, an unfinished run, an invalid config, or a file without
-            settings.
+        DimoError: Unknown student, unfinished run, invalid config, or file without settings.
     """
     name = str(run)
     if name in PUBLISHED_STUDENTS:
@@ -138,7 +116,12 @@ def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStuden
             f"student run {name!r} {state}; students with a name: {named}; "
             "make or finish one with: dimo distill --teacher digits --out RUN --resume"
         )
-    return _found(_read_student_config(config_path), weights_path, folder.name)
+    origin = Origin(str(config_path), "distil the run again")
+    try:
+        content = json.loads(config_path.read_text())
+    except ValueError as error:
+        raise origin.error(f"not valid JSON: {error}") from error
+    return _found(_checked_config(content, origin), weights_path, folder.name)
 
 
 def _found(config: StudentConfig, path: Path, name: str) -> FoundStudent:
@@ -147,11 +130,7 @@ def _found(config: StudentConfig, path: Path, name: str) -> FoundStudent:
 
 
 def _config_of_file(path: Path) -> StudentConfig:
-    """The settings that a file carries, or those of the published student whose layout it has.
-
-    Raises:
-        DimoError: It carries none.
-    """
+    """The settings that a file carries, or those of the published student whose layout it has."""
     content = load_metadata(path) if path.suffix == ".safetensors" else {}
     if "teacher" in content:
         return _checked_config(content, Origin(str(path), "export the student again"))
@@ -173,11 +152,7 @@ def save_student(folder: Path, state: dict[str, Tensor], config: StudentConfig) 
 
 
 def varied(recipe: Any, keys: Sequence[str]) -> dict[str, Any] | None:
-    """What an ablation notes with a student: the keys that it varies, as the recipe has them.
-
-    Raises:
-        DimoError: The recipe has no such key.
-    """
+    """The recipe keys that an ablation varies, with their values, to be noted with a student."""
     content: dict[str, Any] = encode(recipe)
     for key in keys:
         if key not in content:
@@ -190,26 +165,14 @@ def shipped_students() -> list[str]:
     return sorted(p.parent.name for p in ASSETS.glob("*/student.safetensors"))
 
 
-def _read_student_config(path: Path) -> StudentConfig:
-    origin = Origin(str(path), "distil the run again")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise origin.error(f"not valid JSON: {error}") from error
-    return _checked_config(content, origin)
-
-
 def _checked_config(content: object, origin: Origin) -> StudentConfig:
     config, path = decode(StudentConfig, content, origin), origin.source
-    if config.method not in METHODS:
-        raise unknown_name("method", config.method, METHODS, f"correct {path}")
-    if config.token_initialization not in TOKEN_INITIALIZATIONS:
-        raise unknown_name(
-            "token initialization",
-            config.token_initialization,
-            TOKEN_INITIALIZATIONS,
-            f"correct {path}",
-        )
+    for what, name, known in (
+        ("method", config.method, METHODS),
+        ("token initialization", config.token_initialization, TOKEN_INITIALIZATIONS),
+    ):
+        if name not in known:
+            raise unknown_name(what, name, known, f"correct {path}")
     if config.format != 1:
         raise DimoError(f"{path} has format {config.format}, this version reads 1; update dimo")
     return config

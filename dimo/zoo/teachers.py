@@ -24,24 +24,16 @@ from dimo.zoo.bundled import DIGITS, SCENES, BundledData
 
 @dataclass(frozen=True)
 class SamplerDefaults:
-    """Settings of the multi-step sampler in comparisons.
+    """Settings of the multi-step sampler in comparisons; None: the sampler's default.
 
-    Attributes:
-        sampler: The teacher's own sampler, a key of `dimo.samplers.SAMPLERS`.
-        mask_schedule: For that sampler; another one takes its own default.
-        guidance_scale: s; 1 = off.
-        temperature: Divides the logits.
-        selected_by: Where the values come from.
-        choice_temperature: Scale of the confidence noise; None: the sampler's default.
-        final_temperature: Temperature of the last step; None: `temperature` throughout.
-        random_start: Each image starts at a random place of the Halton order.
+    `mask_schedule` applies to the teacher's own sampler; another one takes its own default.
     """
 
-    sampler: str
+    sampler: str  # a key of `dimo.samplers.SAMPLERS`
     mask_schedule: str
     guidance_scale: float
     temperature: float
-    selected_by: str
+    selected_by: str  # where the values come from
     choice_temperature: float | None = None
     final_temperature: float | None = None
     random_start: bool = False
@@ -54,18 +46,14 @@ class TextConditioning:
     Attributes:
         encoder: Builds the text encoder from its weights file, the row's role "text"; without
             arguments if the row has no such role.
-        negative_prompt: The null condition of guidance.
-        length: Tokens of an encoded prompt.
-        states_dim: Width of a token's state.
-        pooled_dim: Width of the prompt's pooled vector.
         check: Raises a `DimoError` for a prompt that the encoder cannot read; None: it reads any.
     """
 
     encoder: Callable[..., TextEncoder]
-    negative_prompt: str
-    length: int
-    states_dim: int
-    pooled_dim: int
+    negative_prompt: str  # the null condition of guidance
+    length: int  # tokens of an encoded prompt
+    states_dim: int  # width of a token's state
+    pooled_dim: int  # width of the prompt's pooled vector
     check: Callable[[str], None] | None = None
 
 
@@ -74,40 +62,28 @@ class Teacher:
     """One row of the table.
 
     Attributes:
-        name: Its key in `TEACHERS`, what `--teacher` takes.
-        title: Name in tables.
         architecture: Class of the network: a `MaskedModel`, or a `TextNetwork` if `text` is set.
-        network: Its constructor arguments.
-        tokenizer: Builds the tokenizer from its weights file.
         weights: Role ("transformer", "tokenizer", "text") -> a key of
             `dimo.weights.catalog.OFFICIAL`, or the name of a bundled file.
-        image_size: Side of the images in pixels.
-        num_tokens: L.
-        num_classes: Number of classes; 0: the condition is text.
-        names: Returns one name per class, for captions.
         label_smoothing: Used in the teacher's training, and by the auxiliary model.
-        defaults: Sampler settings for comparisons.
-        recipe: The default Di[M]O recipe.
-        other_recipes: Default recipes of other methods, by method.
-        text: How it reads prompts; None: its condition is a class.
         bundled: The data set it was trained on, if the package has it; None: published weights.
     """
 
-    name: str
-    title: str
+    name: str  # its key in `TEACHERS`
+    title: str  # its name in tables
     architecture: type[MaskedNetwork]
-    network: Mapping[str, Any]
-    tokenizer: Callable[[Path], Tokenizer]
+    network: Mapping[str, Any]  # constructor arguments
+    tokenizer: Callable[[Path], Tokenizer]  # of its weights file
     weights: Mapping[str, str]
-    image_size: int
+    image_size: int  # side of the images in pixels
     num_tokens: int
-    num_classes: int
-    names: Callable[[], tuple[str, ...]]
+    num_classes: int  # 0: the condition is text
+    names: Callable[[], tuple[str, ...]]  # one per class, for captions
     label_smoothing: float
     defaults: SamplerDefaults
-    recipe: str | None = None
-    other_recipes: Mapping[str, str] = field(default_factory=dict)
-    text: TextConditioning | None = None
+    recipe: str | None = None  # of Di[M]O
+    other_recipes: Mapping[str, str] = field(default_factory=dict)  # by method
+    text: TextConditioning | None = None  # None: the condition is a class
     bundled: BundledData | None = None
 
     @property
@@ -160,11 +136,7 @@ def _digits() -> Teacher:
             selected_by="as Maskgit-pytorch (choice temperature 4.5, temperature 1), no guidance",
         ),
         recipe="digits",
-        other_recipes={
-            "di4c": "digits-di4c",
-            "di4c-d": "digits-di4c-d",
-            "sdtt": "digits-sdtt",
-        },
+        other_recipes={method: f"digits-{method}" for method in ("di4c", "di4c-d", "sdtt")},
         bundled=DIGITS,
     )
 
@@ -206,17 +178,8 @@ def _maskgit(name: str, side: int, *, w: float, choice_temperature: float, steps
     )
 
 
-_FINAL_INVERSE_TEMPERATURE = 1.2  # sm_temp_max
-
-
 def _halton(size: str, side: int, *, w: float) -> Teacher:
-    """Halton-MaskGIT at `side` pixels; its CFG w is (1 + w) c - w u, so the scale is 1 + w.
-
-    Args:
-        size: A key of `SIZES`.
-        side: Of the images.
-        w: The CFG of its README's table.
-    """
+    """Halton-MaskGIT at `side` pixels, with the CFG w of its README: (1 + w) c - w u."""
     return Teacher(
         name=f"halton-{size}",
         title=f"Halton-MaskGIT-{size}",
@@ -234,7 +197,7 @@ def _halton(size: str, side: int, *, w: float) -> Teacher:
             mask_schedule="arccos-halton",
             guidance_scale=1 + w,
             temperature=1.0,
-            final_temperature=1 / _FINAL_INVERSE_TEMPERATURE,
+            final_temperature=1 / 1.2,  # sm_temp_max
             random_start=True,
             selected_by=f"README of Halton-MaskGIT for {side} x {side} and 32 steps: CFG {w:g} "
             f"(scale {1 + w:g}); inverse temperature 1 to 1.2 and random start of its example",
@@ -288,13 +251,7 @@ def _scenes() -> Teacher:
         name="scenes",
         title="MaskGIT-scenes",
         architecture=SceneTransformer,
-        network={
-            "hidden_dim": 160,
-            "codebook_size": 256,
-            "depth": 6,
-            "heads": 4,
-            "mlp_dim": 320,
-        },
+        network={"hidden_dim": 160, "codebook_size": 256, "depth": 6, "heads": 4, "mlp_dim": 320},
         tokenizer=SceneTokenizer.from_file,
         weights={
             "transformer": "scenes-teacher.safetensors",
@@ -343,10 +300,7 @@ TEACHERS: dict[str, Teacher] = {
 
 
 def get_teacher(name: str) -> Teacher:
-    """
-    Raises:
-        DimoError: Unknown teacher.
-    """
+    """The row of that name; a `DimoError` if there is none."""
     if name not in TEACHERS:
         raise unknown_name("teacher", name, TEACHERS)
     return TEACHERS[name]

@@ -64,7 +64,7 @@ def toy(monkeypatch, tmp_path):
         recipe="digits",
     )
     monkeypatch.setitem(TEACHERS, "toy", row)
-    known = OfficialFile("https://example.org", "toy.pth", "MIT", None, "a toy network")
+    known = OfficialFile("https://example.org", "toy.pth", "a toy network", "MIT")
     monkeypatch.setitem(OFFICIAL, "toy", known)
     return row
 

@@ -154,7 +154,7 @@ def row(monkeypatch):
     def change(name, path, **known):
         old = OFFICIAL[name]
         known = {"size": path.stat().st_size, **known}
-        new = OfficialFile(old.source, old.path, old.licence, contents=old.contents, **known)
+        new = OfficialFile(old.source, old.path, old.contents, old.licence, **known)
         monkeypatch.setitem(OFFICIAL, name, new)
 
     return change
