@@ -171,7 +171,7 @@ def _scoring(
     view: "_View", protocol: "Protocol", options: Watching, weights: Path | None
 ) -> "tuple[Suite, _View]":
     """The suite that scores the EMA, and the view it is sampled with: on the protocol's prompts."""
-    from bench.features.cache import cache_folder
+    from bench.features.extraction import cache_folder
     from bench.suites.base import Assets, load_suite
     from dimo.engine.distributed import Runtime
     from dimo.zoo.loading import load_prompts

@@ -17,7 +17,7 @@ from bench.features import (
     extract_batches,
     join_features,
 )
-from bench.features.cache import FeatureCache, feature_key
+from bench.features.extraction import FeatureCache, feature_key
 from bench.features.stats import FeatureStats, StreamingStats, check_features
 from bench.images import (
     Findings,

@@ -7,7 +7,7 @@ al. 2024, arXiv 2401.09603) takes `k = exp(-|x - y|^2 / (2 sigma^2))` on normali
 and the biased estimate over all pairs.
 
 Each comes with the contribution of every generated sample, from the same kernels. Measured
-against fresh samples, an interval from these contributions (`bench.metrics.uncertainty`) has the
+against fresh samples, an interval from these contributions (`bench.metrics.base`) has the
 right width to about 10 % for clearly different distributions; for nearly equal ones it is too
 wide, by up to 20 % for KID and up to a factor sqrt(2) for CMMD. KID's subsets mix labels at random,
 so `labels` of `bootstrap_interval` hardly reduces its width, which is then up to three

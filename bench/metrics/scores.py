@@ -6,8 +6,7 @@ import torch
 
 from bench.features import Features
 from bench.features.references import ReferenceSet
-from bench.metrics.base import Samples, Score
-from bench.metrics.uncertainty import bootstrap_interval
+from bench.metrics.base import Samples, Score, bootstrap_interval
 from bench.protocol import Metric, Protocol
 from bench.protocol.catalog import METRICS, load
 from bench.records.record import MetricValue

@@ -149,7 +149,10 @@ METRICS: dict[str, MetricKind] = {
         compute="bench.metrics.kernel:score_cmmd",
     ),
     "class_accuracy": MetricKind(
-        "Acc.", higher_is_better=True, needs="logits", compute="bench.metrics.accuracy:score"
+        "Acc.",
+        higher_is_better=True,
+        needs="logits",
+        compute="bench.metrics.per_image:score_accuracy",
     ),
     "geneval": MetricKind("GenEval", higher_is_better=True, needs="detections", tunable=True),
     **{
@@ -209,7 +212,7 @@ class ExtractorKind:
 EXTRACTORS: dict[str, ExtractorKind] = {
     "digits-cnn": ExtractorKind(
         ("features", "logits"),
-        "bench.features.digits:load_digits_cnn",
+        "bench.features.small:load_digits_cnn",
         shipped=ASSETS / "digits-cnn.safetensors",
         image_size=(8, 8),
     ),

@@ -99,7 +99,7 @@ def _train_extractor(name: str, recipe: str, settings: list[str], out: Path | No
 def _train_digits_cnn(
     recipe: "ExtractorRecipe", on_step: Callable[[int, float], None]
 ) -> "tuple[Module, str]":
-    from bench.features.digits import train_digits_cnn
+    from bench.features.small import train_digits_cnn
     from dimo.data import digits
 
     model = train_digits_cnn(
