@@ -1,6 +1,6 @@
 """CLIP with open_clip's networks: features of CMMD (arXiv:2401.09603), and pairs of image and text.
 
-CMMD's are of ViT-L/14 at 336 pixels. OpenAI's weights were trained with QuickGELU; plain GELU loads
+CMMD uses ViT-L/14 at 336 pixels. OpenAI's weights were trained with QuickGELU; plain GELU loads
 them too and is wrong.
 """
 
@@ -36,12 +36,8 @@ _TOWER = "visual."  # what the keys of the image tower begin with
 class CLIPImages(nn.Module):
     """uint8 images [B, 3, H, W] -> features [B, D]: image embeddings, not normalised.
 
-    The largest central square is taken first, as CMMD's code does.
-
-    Args:
-        tower: open_clip's image tower.
-        side: Height and width of its images.
-        resize: "pil-bicubic", on bytes and antialiased as CMMD's code, or "torch-bicubic".
+    The largest central square is taken first, as CMMD's code does, and resized to `side` by
+    "pil-bicubic", antialiased on bytes as CMMD's code, or "torch-bicubic".
     """
 
     mean: Tensor
@@ -65,12 +61,9 @@ class CLIPImages(nn.Module):
 def load_clip(weights: Path, resize: str) -> CLIPImages:
     """The image tower of OpenAI's ViT-L/14 at 336 pixels.
 
-    Args:
-        weights: OpenAI's archive, or a state dict with open_clip's keys.
-        resize: As for `CLIPImages`.
+    `weights` are OpenAI's archive or a state dict with open_clip's keys.
 
-    Raises:
-        DimoError: Unreadable file, or weights of another network.
+    Raises: DimoError: Unreadable file, or weights of another network.
     """
     if is_torchscript(weights):
         state = load_torchscript(weights).state_dict()
@@ -84,13 +77,9 @@ def load_clip(weights: Path, resize: str) -> CLIPImages:
 def make_clip(
     state: dict[str, Tensor], resize: str, config: dict[str, Any], *, name: str
 ) -> CLIPImages:
-    """The image tower of a state dict; what belongs to the text tower is left out.
+    """The image tower of a state dict with the keys of OpenAI's archive or open_clip's checkpoints.
 
-    Args:
-        state: Keys as in OpenAI's archive and open_clip's checkpoints.
-        resize: As for `CLIPImages`.
-        config: As `open_clip.get_model_config` gives it.
-        name: The weights' name in errors.
+    `config` is from `open_clip.get_model_config`; `name` names the weights in errors.
     """
     state = {k.removeprefix(_TOWER): v for k, v in state.items() if k.startswith(_TOWER)}
     if not state:
@@ -112,10 +101,7 @@ class CLIPPairs(nn.Module):
         network: open_clip's.
         preprocessing: How images reach its size, see `bench.features.resize.central_square`.
         side: Height and width of its images.
-        context_length: Tokens of a text; what is longer is cut off.
-
-    Raises:
-        DimoError: Unknown preprocessing.
+        context_length: Tokens of a text; longer ones are truncated.
     """
 
     mean: Tensor
@@ -159,16 +145,11 @@ class CLIPPairs(nn.Module):
 
 
 def load_pairs(weights: Path, architecture: str, preprocessing: str) -> CLIPPairs:
-    """Both towers of a checkpoint, every key accounted for.
+    """Both towers of a checkpoint: open_clip's (keys alone or under "state_dict"), or OpenAI's.
 
-    Args:
-        weights: A state dict with open_clip's keys, alone or under "state_dict"; or OpenAI's
-            archive.
-        architecture: open_clip's name, e.g. "ViT-H-14" or "ViT-L-14-quickgelu".
-        preprocessing: As for `CLIPPairs`.
+    `architecture` is open_clip's name, e.g. "ViT-H-14"; `preprocessing` as for `CLIPPairs`.
 
-    Raises:
-        DimoError: Unknown architecture or preprocessing, unreadable file, or other weights.
+    Raises: DimoError: Unknown architecture or preprocessing, unreadable file, or other weights.
     """
     config = open_clip.get_model_config(architecture)
     if config is None or config.keys() - {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}:
@@ -186,16 +167,9 @@ def load_pairs(weights: Path, architecture: str, preprocessing: str) -> CLIPPair
 def make_pairs(
     state: dict[str, Tensor], preprocessing: str, config: dict[str, Any], *, name: str
 ) -> CLIPPairs:
-    """Both towers of a state dict, in float32.
+    """Both towers of a state dict, in float32; arguments as for `make_clip` and `CLIPPairs`.
 
-    Args:
-        state: Keys as in open_clip's checkpoints, or OpenAI's archive with three sizes beside them.
-        preprocessing: As for `CLIPPairs`.
-        config: As `open_clip.get_model_config` gives it.
-        name: The weights' name in errors.
-
-    Raises:
-        DimoError: Keys or shapes that do not fit; unknown preprocessing.
+    Raises: DimoError: Keys or shapes that do not fit; unknown preprocessing.
     """
     with torch.device("meta"):  # nothing is drawn that is overwritten anyway
         network = open_clip.CLIP(**config)

@@ -1,4 +1,4 @@
-"""Images in batches -> the features of a whole set, in order; and the cache of such features."""
+"""Batches of images -> the features of a whole set, in order; and the cache of such features."""
 
 import json
 import os
@@ -32,7 +32,6 @@ class Extractor:
         sha256: Hash of the weights file; empty without one.
         packages: Name -> version of what computes the features.
         outputs: "features", and "logits" or "spatial" if it has them.
-        device: Where the network is.
         image_size: The only height and width it takes; None for any.
     """
 
@@ -53,13 +52,8 @@ class Extractor:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Features of one set of images, in its order.
-
-    Attributes:
-        features: float32 [N, D].
-        logits: float32 [N, C], if the extractor classifies.
-        spatial: float32 [N, 2023], if the extractor has sFID's features.
-        labels: int64 [N], if they are known.
+    """Features of one set of images: float32 [N, D], logits [N, C], sFID's `spatial` [N, 2023], and
+    int64 labels [N]; None for what the extractor or the set does not have.
     """
 
     features: npt.NDArray[np.float32]
@@ -75,16 +69,14 @@ def extract(
     *,
     count: int | None = None,
 ) -> Features:
-    """Features of all images, in order, in float32 without shortcuts to lower precision.
+    """Features of all images, in order, in full float32.
 
     Args:
         extractor: What maps images to features.
-        batches: (uint8 images [B, 3, H, W], labels [B] or None), B as it comes.
+        batches: (uint8 images [B, 3, H, W], labels [B] or None), of any B.
         count: How many images there will be, if known: saves a copy of all features.
 
-    Raises:
-        DimoError: No images, another number than `count`, images that the extractor does not take
-            or features that are not finite.
+    Raises: DimoError: No images, another number than `count`, or as `extract_batches`.
     """
     labels: list[Tensor | None] = []
     columns = {output: _Column(count) for output in extractor.outputs}
@@ -128,13 +120,9 @@ def extract_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """Outputs float32 [b, *] of all images in order, b at most `FORWARD_BATCH`.
 
-    Args:
-        extractor: What maps images to features.
-        batches: (uint8 images [B, 3, H, W], labels [B] or None), B as it comes.
-        labels: Gets the labels of each batch.
+    `batches` as in `extract`; `labels` collects the labels of each batch.
 
-    Raises:
-        DimoError: Images that the extractor does not take, or features that are not finite.
+    Raises: DimoError: Images that the extractor does not take, or features that are not finite.
     """
     done = 0
     for images in _rebatch(_images(batches, extractor, [] if labels is None else labels)):
@@ -147,7 +135,7 @@ def _images(
     extractor: Extractor,
     labels: list[Tensor | None],
 ) -> Iterator[Tensor]:
-    """The images of each batch, checked; its labels are put aside."""
+    """The images of each batch, checked; its labels are appended to `labels`."""
     size = extractor.image_size
     for images, batch_labels in batches:
         assert images.dtype == torch.uint8
@@ -176,7 +164,7 @@ def _rebatch(batches: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def _forward(extractor: Extractor, images: Tensor, done: int) -> dict[str, Tensor]:
-    """float32 outputs of up to `FORWARD_BATCH` images, of which `done` came before."""
+    """float32 outputs of up to `FORWARD_BATCH` images, after `done` others."""
     count = len(images)
     images = images.to(extractor.device)
     if count < FORWARD_BATCH:
@@ -211,7 +199,7 @@ def _full_precision() -> Iterator[None]:
 
 
 class _Column:
-    """Rows of one output as they come: into their place if the number is known, else in a list."""
+    """Rows of one output: written into place if their number is known, else collected in a list."""
 
     def __init__(self, count: int | None) -> None:
         self.count, self.done = count, 0
@@ -236,11 +224,9 @@ _OUTPUTS = ("features", "logits", "spatial")
 
 
 def cache_folder(given: str = "") -> Path | None:
-    """The folder of cached features.
+    """The folder of cached features: `given`, or None for "none".
 
-    Args:
-        given: A folder; "none": no cache; "": `$DIMO_CACHE`, or `dimo/features` in
-            `$XDG_CACHE_HOME` (default: `~/.cache`).
+    The default is `$DIMO_CACHE`, else `dimo/features` in `$XDG_CACHE_HOME` (`~/.cache`).
     """
     given = given or os.environ.get("DIMO_CACHE", "")
     if given == "none":
@@ -250,12 +236,10 @@ def cache_folder(given: str = "") -> Path | None:
 
 
 def feature_key(content_sha256: str, extractor: Extractor, device: str) -> str:
-    """Hash of all that determines features: images, weights, resize, versions, kind of device.
+    """Hash of all that determines features.
 
-    Args:
-        content_sha256: Hash of the images, in order.
-        extractor: Its name, resize, weights hash and package versions enter the key.
-        device: "cpu" or "cuda": their last digits differ.
+    `content_sha256` is that of the images, in order; `device` is "cpu" or "cuda", whose last digits
+    differ.
     """
     parts: Mapping[str, object] = {
         "images": content_sha256,
@@ -269,14 +253,10 @@ def feature_key(content_sha256: str, extractor: Extractor, device: str) -> str:
 
 
 class FeatureCache:
-    """A folder of feature files. Problems with it cost time, never a result.
+    """A folder of feature files; None disables it. Problems with it cost time, never a result.
 
     An entry is `KEY.npz` and `KEY.json`, which holds the hash of the former, so that a truncated
-    or altered entry is detected and extracted again.
-
-    Args:
-        folder: Where; None switches caching off.
-        say: Called with one-line warnings about the folder or an entry.
+    or altered entry is detected and extracted again. `say` is called with one-line warnings.
     """
 
     def __init__(self, folder: Path | None, say: Callable[[str], None]) -> None:

@@ -1,8 +1,6 @@
-"""Inception of FID, with torch-fidelity's network: features, logits and sFID's spatial features.
-
-The weights are TensorFlow's `inception-2015-12-05`, so numbers agree with ADM's evaluator.
-
-NVIDIA's TorchScript Inception, the network of clean-fid: features only.
+"""Inception of FID: torch-fidelity's network (features, logits, sFID's spatial features) with
+TensorFlow's weights `inception-2015-12-05`, as ADM's evaluator; and NVIDIA's TorchScript archive,
+the network of clean-fid (features only).
 """
 
 import io
@@ -60,7 +58,7 @@ class Inception(nn.Module):
         network: torch-fidelity's, whose operations are kept as they are: folding its batch
             normalisations would save 15 % of the time on a CPU and cost bit-equality.
         resize: "tf1-bilinear" (ADM), "pil-bicubic" (clean-fid), "pil-bicubic-floor" (Halton) or
-            "torch-bilinear", which brings pytorch-fid's normalisation with it.
+            "torch-bilinear", which includes pytorch-fid's normalisation.
     """
 
     def __init__(self, network: nn.Module, resize: str) -> None:
@@ -95,8 +93,7 @@ class Inception(nn.Module):
 def load_inception(weights: Path, resize: str) -> Inception:
     """The network with the weights of torch-fidelity's (and pytorch-fid's) file.
 
-    Raises:
-        DimoError: Unreadable file, or weights of another network.
+    Raises: DimoError: Unreadable file, or weights of another network.
     """
     # The constructor unpickles whatever path it is given; a copy of what was safely read is safe.
     buffer = io.BytesIO()
@@ -123,7 +120,7 @@ class TorchScriptInception(nn.Module):
 
     Args:
         network: The archive: maps images of any size, and its part `layers` normalised ones.
-        resize: "tf1-bilinear", which the archive does itself (clean-fid's `legacy_tensorflow`), or
+        resize: "tf1-bilinear", by the archive itself (clean-fid's `legacy_tensorflow`), or
             "pil-bicubic" (clean-fid's `clean`).
     """
 
@@ -146,8 +143,7 @@ class TorchScriptInception(nn.Module):
 def load_inception_torchscript(weights: Path, resize: str) -> TorchScriptInception:
     """The network of NVIDIA's archive `inception-2015-12-05.pt`.
 
-    Raises:
-        DimoError: Unreadable file, or an archive of another network.
+    Raises: DimoError: Unreadable file, or an archive of another network.
     """
     network = load_torchscript(weights)
     if not hasattr(network, "layers"):

@@ -1,4 +1,4 @@
-"""A set of image files -> checked, named by content, turned into features; cached and sharded."""
+"""Sets of image files -> checked, hashed, turned into features; cached, and sharded over ranks."""
 
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -45,10 +45,8 @@ class FeaturesOfSet:
 
     Attributes:
         features: In order of the set; None on every rank but the first.
-        count: Number of images.
         images_sha256: Over all images and labels, in order.
-        labels_sha256: Hash of the labels; empty without any.
-        findings: What the checks found.
+        labels_sha256: Empty without labels.
     """
 
     features: Features | None
@@ -77,7 +75,7 @@ def features_of_paths(
         paths: Folders or archives: shards of one set, in order.
         spec: The protocol's requirements.
         extractor: From images to features.
-        cache: Features of sets that were extracted before.
+        cache: Where features of sets extracted before are looked up.
         count: Required number of images; None for any.
         balanced: Whether every class must have as many.
         runtime: Where the extractor runs, and the ranks that share the work.
@@ -85,8 +83,7 @@ def features_of_paths(
         labels: Where labels come from, see `open_images`.
         accept: Called with the findings before anything is extracted; refuses by raising.
 
-    Raises:
-        DimoError: The set cannot be read, or is not accepted; on all ranks.
+    Raises: DimoError: The set cannot be read, or is not accepted; on all ranks.
     """
     ranks = runtime.ranks
     images = ranks.synchronized(lambda: open_images(paths, recursive=recursive, labels=labels))
@@ -112,15 +109,10 @@ def features_of_paths(
 
 
 def read_features(path: Path) -> Features:
-    """Precomputed features: an npz with `features` [N, D] and optionally `logits` [N, C],
-    `spatial` [N, S] and `labels` int [N].
+    """Precomputed features: an npz with `features` [N, D] and optionally `logits` [N, C], `spatial`
+    [N, S] (real numbers, returned as float32) and `labels` int [N].
 
-    Returns:
-        Real numbers as float32, labels as int64.
-
-    Raises:
-        DimoError: It cannot be read, has no `features`, or an array has another form or holds
-            numbers that are not finite.
+    Raises: DimoError: Unreadable, no `features`, wrong shapes, or numbers that are not finite.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
     try:
@@ -159,10 +151,9 @@ def read_features(path: Path) -> Features:
 
 
 def features_of_file(path: Path) -> FeaturesOfSet:
-    """Features that were extracted elsewhere, from an npz: never conforming, as nothing says how.
+    """Features that were extracted elsewhere, from an npz: always off-protocol.
 
-    Raises:
-        DimoError: The file cannot be read, or what it holds is no features.
+    Raises: DimoError: As `read_features`.
     """
     features = read_features(path)
     reason = f"{path} holds features, which do not say from which images and weights they come"
@@ -183,20 +174,11 @@ def statistics_of_paths(
 ) -> tuple[dict[str, FeatureStats], npt.NDArray[np.float32], str] | None:
     """Mean and covariance of a set of any size, in memory that does not grow with it.
 
-    Args:
-        paths: Folders or archives: shards of one set, in order.
-        spec: The protocol's requirements; the number of images is free.
-        extractor: From images to features.
-        keep: Number of images, spread evenly over the set, whose features are kept.
-        runtime: Where the extractor runs, and the ranks that share the work.
-        recursive: Whether folders are read with their subfolders.
+    Arguments as of `features_of_paths`; `keep` is the number of images, spread evenly over the set,
+    whose features are kept. Returns statistics by output ("features", "spatial"), features float32
+    [keep, D] and the content hash; None on every rank but the first.
 
-    Returns:
-        Statistics by output ("features", "spatial"), features float32 [keep, D], and the content
-        hash; None on every rank but the first.
-
-    Raises:
-        DimoError: The set cannot be read, does not conform, or has fewer than `keep` images.
+    Raises: DimoError: The set cannot be read, is off-protocol, or has fewer than `keep` images.
     """
     ranks = runtime.ranks
     images = ranks.synchronized(lambda: open_images(paths, recursive=recursive))
@@ -261,7 +243,7 @@ def _scan(
     count: int | None,
     balanced: bool,
 ) -> tuple[list[ImageInfo], Findings]:
-    """Reads every byte once: what the images are, and what is wrong with the set."""
+    """Reads every byte once: image infos, and what is wrong with the set."""
     scans = ranks.all_gather(lambda: images.scan(share, meter.start("read")))
     infos = [info for scan in scans for info in scan]
     findings = find_problems(
@@ -303,7 +285,7 @@ class _Meter:
         self.progress, self.ranks, self.share, self.total = progress, ranks, share, total
 
     def start(self, what: str) -> Callable[[int], None]:
-        """A function to be told how many of this rank's images are done."""
+        """A function to call with how many of this rank's images are done."""
 
         def on_done(done: int) -> None:
             if self.ranks.is_first and self.share:

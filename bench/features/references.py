@@ -54,7 +54,7 @@ ExtractPaths = Callable[[list[Path]], tuple[Features | None, str, int]]  # conte
 
 
 def reference_sha256(images: Tensor) -> str:
-    """Hash of uint8 images [N, 3, H, W]: of their shape and bytes."""
+    """Hash of the shape and bytes of uint8 images [N, 3, H, W]."""
     images = images.cpu().contiguous()
     assert images.dtype == torch.uint8
     return sha256_bytes(repr(tuple(images.shape)).encode() + images.numpy().tobytes())
@@ -63,8 +63,7 @@ def reference_sha256(images: Tensor) -> str:
 def reference_images(protocol: Protocol) -> tuple[Tensor, Tensor]:
     """A bundled reference: images uint8 [N, 3, H, W] and labels int64 [N].
 
-    Raises:
-        DimoError: The protocol's reference is not bundled, or its hash or count differs.
+    Raises: DimoError: The protocol's reference is not bundled, or its hash or count differs.
     """
     expected = protocol.reference
     if expected.name not in BUNDLED_REFERENCES:
@@ -85,11 +84,7 @@ def reference_images(protocol: Protocol) -> tuple[Tensor, Tensor]:
 
 
 def bundled_reference(protocol: Protocol, extractor: Extractor) -> ReferenceSet:
-    """The protocol's bundled reference in the features of `extractor`.
-
-    Raises:
-        DimoError: As `reference_images`.
-    """
+    """The protocol's bundled reference in the features of `extractor`."""
     images, labels = reference_images(protocol)
     features = extract(extractor, [(images, labels)], count=len(images))
     found = ReferenceSet(
@@ -107,15 +102,10 @@ def load_reference(
 ) -> ReferenceSet:
     """The protocol's reference in the features of `extractor`.
 
-    Args:
-        protocol: Names the reference and what its metrics need.
-        extractor: The protocol's extractor.
-        path: A file or folder that stands for it; None for a bundled reference.
-        extract_paths: Features and content hash of a set of image files.
+    `path` is a file or folder; None for a bundled reference. `extract_paths` gives features,
+    content hash and count of image files.
 
-    Raises:
-        DimoError: It is missing, is of another extractor or dimension, or lacks what a metric
-            needs.
+    Raises: DimoError: It is missing, of another extractor, or lacks what a metric needs.
     """
     if path is None:
         return bundled_reference(protocol, extractor)
@@ -124,7 +114,7 @@ def load_reference(
 
 
 def _with_statistics(found: ReferenceSet, protocol: Protocol, extractor: Extractor) -> ReferenceSet:
-    """The same with those of each output that a Frechet distance needs."""
+    """Adds the statistics of each output that a Frechet distance needs."""
     stats = dict(found.stats)
     for metric in protocol.metrics:
         kind = METRICS[metric.name]
@@ -157,11 +147,9 @@ def make_reference(
         recursive: Whether folders are read with their subfolders.
         runtime: Where the extractor runs, and the ranks that share the work.
 
-    Returns:
-        The statistics; None on every rank but the first.
+    Returns the statistics; None on every rank but the first.
 
-    Raises:
-        DimoError: The images cannot be read or are not as the protocol asks.
+    Raises: DimoError: The images cannot be read or are not as the protocol requires.
     """
     extractor = load_extractor(
         protocol.extractor.name,

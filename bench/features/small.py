@@ -1,4 +1,4 @@
-"""The small bundled networks: the extractor of digits, the convolutions for scenes."""
+"""The bundled extractor of digits, the convolutions for scenes, and the training of both."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,16 +23,7 @@ def fit_network(
     weight_decay: float,
     on_step: TrainingStep | None = None,
 ) -> None:
-    """Trains in place by AdamW.
-
-    Args:
-        network: In train mode.
-        loss_at: Step -> its loss, a scalar.
-        steps: Optimizer steps.
-        learning_rate: Step -> learning rate.
-        weight_decay: AdamW's.
-        on_step: Called with the number of steps done and the loss.
-    """
+    """Trains in place by AdamW; `loss_at(step)` is a scalar, `on_step` gets steps done and loss."""
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=weight_decay)
     for step in range(steps):
         loss = loss_at(step)
@@ -48,9 +39,9 @@ def fit_network(
 class SceneNetwork(nn.Module):
     """uint8 images [B, 3, 32, 32] -> maps and features.
 
-    Gives `shapes` [B, 7, 16, 16], logits; `boxes` [B, 4, 16, 16], pixels from the middle of a cell
-    to the left, top, right and bottom of its object; `foreground` [B, 32, 32], logits;
-    and `features` [B, 112], averages over two layers.
+    `shapes` [B, 7, 16, 16] and `foreground` [B, 32, 32] are logits; `boxes` [B, 4, 16, 16] pixels
+    from the middle of a cell to the left, top, right and bottom of its object; `features` [B, 112]
+    averages over two layers.
     """
 
     feature_dim = 112
@@ -122,8 +113,7 @@ class DigitsCNN(nn.Module):
 def load_digits_cnn(weights: Path, resize: str) -> DigitsCNN:
     """The classifier with the weights of a file; images are never resized.
 
-    Raises:
-        DimoError: Unreadable file, or weights of another network.
+    Raises: DimoError: Unreadable file, or weights of another network.
     """
     network = DigitsCNN()
     load_state_dict(network, weights)

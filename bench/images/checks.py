@@ -24,13 +24,9 @@ _MAX_BAD_NAMES = 20
 
 @dataclass(frozen=True)
 class Findings:
-    """Result of checking a set, one line per finding.
+    """Result of checking a set: one line per finding, and the number of duplicates.
 
-    Attributes:
-        errors: Why it cannot be scored.
-        nonconforming: Why its score is not one of the protocol.
-        notes: Other remarks.
-        duplicates: Number of images that are exact copies of an earlier one.
+    `errors` prevent scoring; `nonconforming` findings make the score off-protocol.
     """
 
     errors: list[str]
@@ -40,7 +36,7 @@ class Findings:
 
 
 def content_sha256(infos: Sequence[ImageInfo], labels: Labels | None) -> str:
-    """Names a set by its images, their order and their labels.
+    """Hash of a set's images, their order and their labels.
 
     Order counts, because image i belongs to random stream i and is shuffled into splits.
     """
@@ -67,7 +63,7 @@ def find_problems(
     """Compares a scanned set with the protocol's requirements.
 
     Args:
-        infos: Of every image, as `ImageSet.scan` returns them.
+        infos: One per image, from `ImageSet.scan`.
         labels: int64 [N], or None if unknown.
         names: Name of every image.
         ignored: Files that are no part of the set.
@@ -111,7 +107,7 @@ def find_problems(
 
 
 def sizes_text(sizes: Mapping[tuple[int, int], Sequence[str]]) -> str:
-    """The line for images of several sizes, given the names of those of each (height, width)."""
+    """The line for images of several sizes, given the names by (height, width)."""
     ordered = sorted(sizes.items(), key=lambda item: -len(item[1]))
     examples = [f"{height} x {width} in {_images(names)}" for (height, width), names in ordered[:3]]
     more = f" and {len(ordered) - 3:,} more sizes" if len(ordered) > 3 else ""
@@ -225,11 +221,11 @@ def _images(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Content:
-    """The images of one row.
+    """The images of one row of a table.
 
     Attributes:
         images_sha256: Over the hashes of all images and their labels, in order.
-        labels_sha256: Over the labels in order; empty where there are none.
+        labels_sha256: Empty without labels.
         copies: Number of images that equal an earlier one.
         paths: Paths of the set; empty for generated images.
         notes: One-line findings of the checks.
@@ -245,7 +241,7 @@ class Content:
 
 
 class Tally:
-    """Hashes images on their way to a network. Generated ones get the hash of an npz of them."""
+    """Hashes images on their way to a network; generated ones as an npz would store them."""
 
     def __init__(self) -> None:
         self._infos: list[ImageInfo] = []
@@ -270,16 +266,11 @@ class Tally:
         progress: Progress = quiet,
         total: int | None = None,
     ) -> Iterator[npt.NDArray[np.uint8]]:
-        """Reads and counts one image after the other: uint8 [H, W, 3].
+        """Reads and counts images one by one: uint8 [H, W, 3].
 
-        Args:
-            files: In order.
-            labels: One per file.
-            progress: Called before each image.
-            total: Number of images of the whole set; default: those of `files`.
+        `labels` has one per file; `total` is the number of images of the whole set (default: `files`).
 
-        Raises:
-            DimoError: A file cannot be read.
+        Raises: DimoError: A file cannot be read.
         """
         for file, label in zip(files, labels, strict=True):
             progress("images", len(self), len(files) if total is None else total, "images")
@@ -289,12 +280,7 @@ class Tally:
             yield pixels
 
     def content(self, path: Path | None = None, nonconforming: Sequence[str] = ()) -> Content:
-        """The content so far.
-
-        Args:
-            path: Folder that the images were read from; None: they were generated.
-            nonconforming: Why the set is off-protocol.
-        """
+        """The content so far; `path` is the folder that was read, None for generated images."""
         labels = np.concatenate(self._labels)
         copies = len(self._infos) - len({info.sha256 for info in self._infos})
         notes = [] if path is None else list(self._notes(copies))

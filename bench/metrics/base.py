@@ -1,4 +1,20 @@
-"""What metrics take and return, and the bootstrap interval of any metric."""
+"""What metrics take and return, and the bootstrap interval of any metric.
+
+A row of `bench.protocol.catalog.METRICS` names a function `(samples: Samples, **params) -> Score`,
+where `params` are the metric's integers in the protocol.
+
+An interval says how far the value may move when the same model draws other images. The
+reference set and its balls are held fixed, as the protocol fixes them. A metric comes with an
+array of contributions, one per sample, such that resampling the samples moves the metric by the
+mean of the resampled contributions less the mean of all, to first order. The bootstrap (Efron
+1979) of that mean, laid around the metric's value, is the interval; the difference of two rows on
+the same samples is treated the same way. The value's own bias at this N is not corrected. Nothing
+is approximate for precision, density, class accuracy (means over the generated images), recall and
+coverage (over the reference images).
+
+Draws come from `numpy.random.RandomState`, whose stream numpy has frozen: a seed gives the same
+interval under every numpy version.
+"""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +37,7 @@ class Samples:
     Attributes:
         generated: `[N, D]` float32, the extractor output that the metric's row names in `needs`.
         reference: `[M, D]` float32; None unless the row compares with samples.
-        statistics: Mean and covariance of the reference; None unless the row compares with them.
+        statistics: Of the reference; None unless the row compares with them.
         labels: `[N]` requested classes; None if unknown.
         device: Where distances between samples are computed.
         shared: Intermediate results that several metrics use, by a key of the metric's choice.
@@ -46,10 +62,8 @@ class Score:
     """One metric of one set of images.
 
     Attributes:
-        value: The metric.
-        contributions: `[K]`, what each sample adds to the value, to first order
-            (`bench.metrics.base`).
-        labels: Label of each of these samples, where the protocol fixes how many have each.
+        contributions: `[K]`, what each sample adds to the value, to first order.
+        labels: `[K]`, where the protocol fixes how many samples each label has.
         extra: Further numbers for the record.
         smallest: Lowest possible value, where intervals end; None if unbounded.
         of_reference: Whether the contributions are those of the reference images.
@@ -84,21 +98,20 @@ def bootstrap_interval(
     smallest: float | None = None,
     labels: Features | None = None,
 ) -> Interval:
-    """Percentile interval of the metric whose value is `point`; it holds `point`.
+    """Percentile interval of the metric whose value is `point`; it contains `point`.
 
     Args:
-        contributions: `[N]`, one a sample.
+        contributions: `[N]`, one per sample.
         point: The metric's value.
         n_bootstrap: Number of resamples.
         seed: Seed of the resamples.
         level: Confidence level, between 0 and 1.
         smallest: The least value the metric can take, where the low end stops.
-        labels: `[N]` integers: how many samples each label has is fixed by the protocol, not by
-            chance, and only the spread within labels counts. Labels of a single sample are
-            treated as one. None: samples are drawn from one distribution.
+        labels: `[N]` integers: the protocol fixes how many samples each label has, so only the
+            spread within labels counts; labels of a single sample are treated as one. None:
+            samples are drawn from one distribution.
 
-    Raises:
-        DimoError: Not `[N]`, empty or not finite; labels do not fit; or a setting is out of range.
+    Raises: DimoError: Not `[N]`, empty or not finite, labels do not fit, or a setting out of range.
     """
     if n_bootstrap < 1 or not 0.0 < level < 1.0:
         raise DimoError(
@@ -126,22 +139,11 @@ def paired_interval(
     level: float = 0.95,
     labels: Features | None = None,
 ) -> Interval:
-    """Interval of the difference of one metric between two rows of a table.
+    """Interval of the difference (a less b) of one metric between two rows of a table.
 
-    Sample i of both rows has the same seed and label, or is the same reference image. What
-    happens to both at once then drops out.
-
-    Args:
-        a: `[N]` contributions to the first row's value.
-        b: `[N]` contributions to the second row's value, in the same order.
-        difference: First value less second.
-        n_bootstrap: Number of resamples.
-        seed: Seed of the resamples.
-        level: Confidence level, between 0 and 1.
-        labels: As in `bootstrap_interval`.
-
-    Raises:
-        DimoError: The rows have different numbers of samples, or as in `bootstrap_interval`.
+    Sample i of both rows (`[N]` contributions each) has the same seed and label, or is the same
+    reference image, so what happens to both at once drops out. The other arguments and errors are
+    those of `bootstrap_interval`.
     """
     first, second = _check_contributions(a), _check_contributions(b)
     if len(first) != len(second):

@@ -12,14 +12,13 @@ from dimo.errors import DimoError
 
 
 def class_accuracy(logits: Features, labels: Features) -> float:
-    """Fraction of images whose predicted class is the requested one, in 0 to 1.
+    """Fraction of images whose predicted class is the requested one.
 
     Args:
-        logits: `[N, C]` class scores. The first of several equal maxima is the prediction.
+        logits: `[N, C]` class scores; the first of several equal maxima is the prediction.
         labels: `[N]` integers, 0 to C - 1.
 
-    Raises:
-        DimoError: Shapes or dtypes do not fit, a logit is not finite, a label is out of range.
+    Raises: DimoError: Shapes or dtypes do not fit, a logit is not finite, a label is out of range.
     """
     return float(class_hits(logits, labels).mean())
 
@@ -48,21 +47,15 @@ def class_hits(logits: Features, labels: Features) -> npt.NDArray[np.float64]:
             f"{requested[outside][0]}; allowed: 0 to {array.shape[1] - 1}; "
             "check that labels and classifier count the same classes"
         )
-    hits: npt.NDArray[np.bool_] = array.argmax(axis=1) == requested
-    return hits.astype(np.float64)
+    return (array.argmax(axis=1) == requested).astype(np.float64)
 
 
 def cosines(*, images: Features, texts: Features) -> npt.NDArray[np.float64]:
-    """Cosine of each image's embedding with its own prompt's, [N] in -1 to 1.
+    """Cosine of each image's embedding `[N, D]` with that of its prompt, `[N, D]`: `[N]` float64.
 
-    Their mean is the CLIP score of GigaGAN's script and of Di[M]O.
+    Their mean is the CLIP score (arXiv 2104.08718) of GigaGAN's script and of Di[M]O.
 
-    Args:
-        images: [N, D] embeddings, of any length.
-        texts: [N, D], row i of the prompt of image i.
-
-    Raises:
-        DimoError: Shapes that do not fit, a number that is not finite, or an embedding of zeros.
+    Raises: DimoError: Shapes that do not fit, a value that is not finite, or an embedding of zeros.
     """
     first = check_features(images, name="image embeddings").astype(np.float64)
     second = check_features(texts, name="text embeddings", dim=first.shape[1]).astype(np.float64)
@@ -77,12 +70,11 @@ def cosines(*, images: Features, texts: Features) -> npt.NDArray[np.float64]:
             f"embedding {int(np.argmin(lengths))} is zero and has no direction; "
             "check the network that made it"
         )
-    result: npt.NDArray[np.float64] = (first * second).sum(axis=1) / lengths
-    return result
+    return (first * second).sum(axis=1) / lengths
 
 
 def scaled_cosines(*, images: Features, texts: Features) -> npt.NDArray[np.float64]:
-    """100 max(cosine, 0), [N], what torchmetrics averages; arguments as for `cosines`."""
+    """`100 max(cosine, 0)`, `[N]`, which torchmetrics averages; arguments as for `cosines`."""
     return 100 * np.maximum(cosines(images=images, texts=texts), 0)
 
 
@@ -92,12 +84,7 @@ GROUPS = 10  # consecutive groups of prompts, over whose means the deviation is 
 
 @dataclass(frozen=True)
 class StyleScore:
-    """Scores of the images of one style.
-
-    Attributes:
-        mean: Over the images.
-        std: Standard deviation of the means of `GROUPS` consecutive groups (ddof 0).
-    """
+    """Mean of a style's scores, and the deviation (ddof 0) of the means of `GROUPS` groups."""
 
     mean: float
     std: float
@@ -105,21 +92,20 @@ class StyleScore:
 
 @dataclass(frozen=True)
 class HPSSummary:
-    """The benchmark's row: by style, in the order of `STYLES`, and over all images."""
+    """Scores by style, in the order of `STYLES`, and the mean over all images."""
 
     styles: Mapping[str, StyleScore]
     average: float
 
 
 def hps_summary(scores: Mapping[str, Features], *, prompts_per_style: int = 800) -> HPSSummary:
-    """Means as HPSv2's benchmark takes them.
+    """The averages of HPSv2's benchmark (arXiv 2306.09341).
 
     Args:
-        scores: Style -> [N] scores in the order of its prompts, cosine times 100.
+        scores: Style -> `[N]` scores (100 times the cosine) in the order of its prompts.
         prompts_per_style: N; a multiple of `GROUPS`.
 
-    Raises:
-        DimoError: Another style or one missing, another number of scores, or one not finite.
+    Raises: DimoError: Unknown or missing style, wrong number of scores, or one not finite.
     """
     if sorted(scores) != sorted(STYLES):
         raise DimoError(

@@ -52,8 +52,7 @@ _NEXT_STEP = "the keys are explained in protocols/README.md"
 def load_protocol(name_or_path: str | os.PathLike[str]) -> Protocol:
     """Reads a shipped protocol by name, or any `.toml` file by its path.
 
-    Raises:
-        DimoError: The name is unknown, or the file is not a valid protocol.
+    Raises: DimoError: The name is unknown, or the file is not a valid protocol.
     """
     return validate_file(_find(name_or_path))
 
@@ -64,11 +63,7 @@ def list_protocols() -> list[Protocol]:
 
 
 def protocol_text(name_or_path: str | os.PathLike[str]) -> str:
-    """The protocol's file as it is, comments included, after checking that it is valid.
-
-    Raises:
-        DimoError: As `load_protocol`.
-    """
+    """The text of a valid protocol's file, comments included; errors as `load_protocol`."""
     path = _find(name_or_path)
     validate_file(path)
     return path.read_text(encoding="utf-8")
@@ -77,9 +72,8 @@ def protocol_text(name_or_path: str | os.PathLike[str]) -> str:
 def validate_file(path: str | os.PathLike[str]) -> Protocol:
     """Reads one file strictly.
 
-    Raises:
-        DimoError: The file cannot be read or is no TOML, a key is unknown, missing or of another
-            type, or values contradict one another. The message names the file and the key.
+    Raises: DimoError: Unreadable file, no TOML, an unknown, missing or ill-typed key, or values
+        that contradict one another. The message names the file and the key.
     """
     origin = Origin(str(path), _NEXT_STEP)
     try:
