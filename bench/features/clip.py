@@ -4,10 +4,9 @@ CMMD uses ViT-L/14 at 336 pixels. OpenAI's weights were trained with QuickGELU; 
 them too and is wrong.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from bench.features import is_torchscript, load_torchscript
-from bench.features.resize import Resizer, central_square, pil_bicubic_bytes, torch_bicubic
+from bench.features.extraction import embed
+from bench.features.resize import central_square, pil_bicubic_bytes, torch_bicubic
 from bench.protocol.catalog import PREPROCESSINGS
 from dimo.errors import DimoError, unknown_name
 from dimo.weights.files import load_state_dict, read_state_dict
 
-T = TypeVar("T")
-
 _ARCHITECTURE = "ViT-L-14-336-quickgelu"
-_RESIZERS: dict[str, Resizer] = {
-    "pil-bicubic": pil_bicubic_bytes,
-    "torch-bicubic": torch_bicubic,
-}
-_FORWARD = 32  # images or texts in a forward
+_RESIZERS = {"pil-bicubic": pil_bicubic_bytes, "torch-bicubic": torch_bicubic}
 _OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")  # tensors in its archive
 _TOWER = "visual."  # what the keys of the image tower begin with
 
@@ -65,13 +59,9 @@ def load_clip(weights: Path, resize: str) -> CLIPImages:
 
     Raises: DimoError: Unreadable file, or weights of another network.
     """
-    if is_torchscript(weights):
-        state = load_torchscript(weights).state_dict()
-    else:
-        state = read_state_dict(weights)
     config = open_clip.get_model_config(_ARCHITECTURE)
     assert config is not None
-    return make_clip(state, resize, config, name=str(weights))
+    return make_clip(_read_state(weights), resize, config, name=str(weights))
 
 
 def make_clip(
@@ -127,21 +117,22 @@ class CLIPPairs(nn.Module):
     @torch.inference_mode()
     def images(self, images: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         """Images uint8 [H, W, 3] of any sizes -> embeddings of length one, float32 [N, D]."""
-        return _stacked(
-            self.network.encode_image(
-                torch.stack([self.preprocess(image) for image in part]).to(self.mean.device),
-                normalize=True,
-            )
-            for part in _parts(images)
-        )
+
+        def forward(part: list[npt.NDArray[np.uint8]]) -> Any:
+            batch = torch.stack([self.preprocess(image) for image in part])
+            return self.network.encode_image(batch.to(self.mean.device), normalize=True)
+
+        return embed(images, forward)
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Texts -> embeddings of length one, float32 [N, D]."""
-        return _stacked(
-            self.network.encode_text(self.tokenizer(part).to(self.mean.device), normalize=True)
-            for part in _parts(texts)
-        )
+
+        def forward(part: list[str]) -> Any:
+            tokens = self.tokenizer(part).to(self.mean.device)
+            return self.network.encode_text(tokens, normalize=True)
+
+        return embed(texts, forward)
 
 
 def load_pairs(weights: Path, architecture: str, preprocessing: str) -> CLIPPairs:
@@ -157,11 +148,7 @@ def load_pairs(weights: Path, architecture: str, preprocessing: str) -> CLIPPair
             f"architecture {architecture!r} is no plain CLIP of open_clip; allowed are e.g. "
             "'ViT-B-32', 'ViT-L-14-quickgelu', 'ViT-H-14', 'ViT-g-14'"
         )
-    if is_torchscript(weights):
-        state = load_torchscript(weights).state_dict()
-    else:
-        state = read_state_dict(weights)
-    return make_pairs(state, preprocessing, config, name=str(weights))
+    return make_pairs(_read_state(weights), preprocessing, config, name=str(weights))
 
 
 def make_pairs(
@@ -182,11 +169,7 @@ def make_pairs(
     return pairs.requires_grad_(False)
 
 
-def _parts(items: Iterable[T]) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while part := list(islice(iterator, _FORWARD)):
-        yield part
-
-
-def _stacked(parts: Iterator[Tensor]) -> npt.NDArray[np.float32]:
-    return np.concatenate([part.float().cpu().numpy() for part in parts])
+def _read_state(weights: Path) -> dict[str, Tensor]:
+    if is_torchscript(weights):
+        return load_torchscript(weights).state_dict()
+    return read_state_dict(weights)

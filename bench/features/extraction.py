@@ -5,7 +5,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,8 @@ from bench.features.stats import full_float32
 from dimo.errors import DimoError
 from dimo.util.files import replacing, sha256_bytes, sha256_file, write_atomic
 from dimo.util.schema import canonical_json
+
+T = TypeVar("T")
 
 FORWARD_BATCH = 32
 """Images in each forward of a network: fixed, as the last digits of features depend on it."""
@@ -196,6 +200,15 @@ def _full_precision() -> Iterator[None]:
     flags = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
     with full_float32(), flags:
         yield
+
+
+def embed(items: Iterable[T], network: Callable[[list[T]], Tensor]) -> npt.NDArray[np.float32]:
+    """Embeddings [N, D] of images or texts, `FORWARD_BATCH` in each forward of the network."""
+    iterator = iter(items)
+    parts = []
+    while batch := list(islice(iterator, FORWARD_BATCH)):
+        parts.append(network(batch).float().cpu().numpy())
+    return np.concatenate(parts)
 
 
 class _Column:

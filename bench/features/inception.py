@@ -13,7 +13,6 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from bench.features import load_torchscript
 from bench.features import resize as r
-from bench.features.resize import pil_bicubic
 from dimo.errors import DimoError
 from dimo.weights.files import read_state_dict
 
@@ -28,20 +27,9 @@ _RESIZERS: dict[str, r.Resizer] = {
     "torch-bilinear": r.torch_bilinear,
 }
 _LOWER = (
-    "Conv2d_1a_3x3",
-    "Conv2d_2a_3x3",
-    "Conv2d_2b_3x3",
-    "MaxPool_1",
-    "Conv2d_3b_1x1",
-    "Conv2d_4a_3x3",
-    "MaxPool_2",
-    "Mixed_5b",
-    "Mixed_5c",
-    "Mixed_5d",
-    "Mixed_6a",
-    "Mixed_6b",
-    "Mixed_6c",
-    "Mixed_6d",
+    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1"),
+    *("Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"),
+    *(f"Mixed_{block}" for block in ("5b", "5c", "5d", "6a", "6b", "6c", "6d")),
 )
 _UPPER = ("Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool")
 
@@ -112,9 +100,6 @@ def load_inception(weights: Path, resize: str) -> Inception:
     return Inception(network, resize)
 
 
-_CLEAN_SIDE = 299
-
-
 class TorchScriptInception(nn.Module):
     """uint8 images [B, 3, H, W] -> features [B, 2048].
 
@@ -134,7 +119,7 @@ class TorchScriptInception(nn.Module):
             if self.resizes_itself:
                 features = self.network(images.float(), return_features=True)
             else:
-                levels = pil_bicubic(images, _CLEAN_SIDE)
+                levels = r.pil_bicubic(images, _SIDE)
                 layers = cast(nn.Module, self.network.layers)
                 features = layers((levels - 128) / 128)
         return {"features": features.flatten(1)}

@@ -1,9 +1,8 @@
 """Sets of image files -> checked, hashed, turned into features; cached, and sharded over ranks."""
 
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +18,7 @@ from bench.features import (
 )
 from bench.features.extraction import FeatureCache, feature_key
 from bench.features.stats import FeatureStats, StreamingStats, check_features
-from bench.images import (
-    Findings,
-    ImageSet,
-    content_sha256,
-    find_problems,
-    open_images,
-)
+from bench.images import Findings, ImageSet, content_sha256, find_problems, open_images
 from bench.images.codec import ImageInfo
 from bench.images.labels import labels_sha256
 from bench.images.readers import check_labels
@@ -104,7 +97,7 @@ def features_of_paths(
             features = join_features([part for part in parts if part is not None])
             cache.put(key, features)
     if features is not None:
-        features = Features(features.features, features.logits, features.spatial, images.labels)
+        features = replace(features, labels=images.labels)
     return FeaturesOfSet(features, total, content, labels_sha256(images.labels), findings)
 
 
@@ -114,13 +107,11 @@ def read_features(path: Path) -> Features:
 
     Raises: DimoError: Unreadable, no `features`, wrong shapes, or numbers that are not finite.
     """
-    arrays: dict[str, npt.NDArray[Any]] = {}
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             keys = sorted(file.files)
-            for key in ("features", "logits", "spatial", "labels"):
-                if key in keys:
-                    arrays[key] = file[key]
+            known = ("features", "logits", "spatial", "labels")
+            arrays = {key: file[key] for key in known if key in keys}
     except (*READ_ERRORS, AttributeError, TypeError) as error:
         raise DimoError(
             f"cannot read features from {path}: {reason(error)}; give an npz with the key features"
@@ -132,22 +123,19 @@ def read_features(path: Path) -> Features:
         )
     count = len(arrays["features"]) if arrays["features"].ndim else 0
     labels = arrays.pop("labels", None)
-    found: dict[str, npt.NDArray[np.float32]] = {}
+    outputs: dict[str, npt.NDArray[np.float32]] = {}
     for key, array in arrays.items():
         with np.errstate(over="ignore"):  # too large for float32 is found to be infinite
             array = check_features(array, name=f"{key} of {path}").astype(np.float32, copy=False)
-        found[key] = check_features(array, name=f"{key} of {path} in float32")
+        outputs[key] = check_features(array, name=f"{key} of {path} in float32")
         if len(array) != count:
             raise DimoError(
                 f"{key} of {path} have {len(array):,} rows, its features {count:,}; allowed: one "
                 "row an image in each; make the file again"
             )
-    return Features(
-        features=found["features"],
-        logits=found.get("logits"),
-        spatial=found.get("spatial"),
-        labels=None if labels is None else check_labels(labels, count, f"labels of {path}"),
-    )
+    if labels is not None:
+        labels = check_labels(labels, count, f"labels of {path}")
+    return Features(**outputs, labels=labels)
 
 
 def features_of_file(path: Path) -> FeaturesOfSet:
@@ -221,10 +209,8 @@ def _accumulate(
         for output in ("features", "spatial"):
             if output in outputs:
                 values = outputs[output].cpu().numpy()
-                total = totals.setdefault(
-                    output, StreamingStats(extractor.identity, values.shape[1])
-                )
-                total.update(values)
+                empty = StreamingStats(extractor.identity, values.shape[1])
+                totals.setdefault(output, empty).update(values)
         features = outputs["features"].cpu().numpy()
         chosen = [row for row in range(len(features)) if place + row in kept]
         rows.append(features[chosen])

@@ -87,10 +87,9 @@ def bundled_reference(protocol: Protocol, extractor: Extractor) -> ReferenceSet:
     """The protocol's bundled reference in the features of `extractor`."""
     images, labels = reference_images(protocol)
     features = extract(extractor, [(images, labels)], count=len(images))
-    found = ReferenceSet(
-        protocol.reference.name, reference_sha256(images), {}, features, len(images)
-    )
-    return _with_statistics(found, protocol, extractor)
+    expected = protocol.reference
+    loaded = ReferenceSet(expected.name, expected.sha256, {}, features, len(images))
+    return _with_statistics(loaded, protocol, extractor)
 
 
 def load_reference(
@@ -109,21 +108,21 @@ def load_reference(
     """
     if path is None:
         return bundled_reference(protocol, extractor)
-    found = _from_path(protocol, extractor, path, extract_paths)
-    return _with_statistics(found, protocol, extractor)
+    loaded = _from_path(protocol, extractor, path, extract_paths)
+    return _with_statistics(loaded, protocol, extractor)
 
 
 def _with_statistics(found: ReferenceSet, protocol: Protocol, extractor: Extractor) -> ReferenceSet:
     """Adds the statistics of each output that a Frechet distance needs."""
-    stats = dict(found.stats)
-    for metric in protocol.metrics:
-        kind = METRICS[metric.name]
-        output, frechet = kind.needs, kind.compares_with == "statistics"
-        if frechet and output not in stats and found.features is not None:
-            stats[output] = compute_stats(
-                getattr(found.features, output), extractor=extractor.identity
-            )
-    return dataclasses.replace(found, stats=stats)
+    if found.features is None:
+        return found
+    kinds = [METRICS[metric.name] for metric in protocol.metrics]
+    needed = {kind.needs for kind in kinds if kind.compares_with == "statistics"}
+    stats = {
+        output: compute_stats(getattr(found.features, output), extractor=extractor.identity)
+        for output in needed - found.stats.keys()
+    }
+    return dataclasses.replace(found, stats=found.stats | stats)
 
 
 def make_reference(
@@ -228,15 +227,15 @@ def _from_path(
 
 def reference_conformity(protocol: Protocol, reference: ReferenceSet) -> list[str]:
     """Why a reference is not the protocol's: its hash, or how many images it has."""
-    wanted = protocol.reference
+    expected = protocol.reference
     problems = []
-    if wanted.sha256 not in (ANY, reference.sha256):
+    if expected.sha256 not in (ANY, reference.sha256):
         problems.append(
             f"the reference has sha256 {reference.sha256[:12]}..., the protocol names "
-            f"{wanted.sha256[:12]}... ({wanted.name})"
+            f"{expected.sha256[:12]}... ({expected.name})"
         )
-    if reference.count is not None and reference.count != wanted.count:
+    if reference.count not in (None, expected.count):
         problems.append(
-            f"the reference has {reference.count:,} images, the protocol {wanted.count:,}"
+            f"the reference has {reference.count:,} images, the protocol {expected.count:,}"
         )
     return problems

@@ -9,10 +9,8 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.features.extraction import embed
 from bench.features.small import SceneNetwork, TrainingStep, fit_network
 from dimo.data.scenes import SIDE, batch
 from dimo.data.scenes.prompts import BACKGROUNDS, COLORS, NUMBERS, SHAPES, SIZES, plural, prompts
@@ -29,9 +28,6 @@ from dimo.rng import uniform
 from dimo.weights.catalog import ASSETS
 from dimo.weights.files import load_state_dict
 
-T = TypeVar("T")
-
-_FORWARD = 32  # images or texts in a forward
 _CELLS = 8  # along each side of the last maps
 _CHANNELS = 96  # of the last maps
 _PAIRS = 128  # features of a pair of words
@@ -69,12 +65,8 @@ class SceneCLIP(nn.Module):
         super().__init__()
         same = SceneNetwork()
         self.fine, self.coarse = same.fine, same.coarse
-        self.cells = nn.Sequential(
-            nn.Conv2d(48 + 64, _CHANNELS, 1),
-            nn.GELU(),
-            nn.Conv2d(_CHANNELS, _CHANNELS, 1),
-            nn.GELU(),
-        )
+        first, second = nn.Conv2d(48 + 64, _CHANNELS, 1), nn.Conv2d(_CHANNELS, _CHANNELS, 1)
+        self.cells = nn.Sequential(first, nn.GELU(), second, nn.GELU())
         self.views = nn.Parameter(_waves())
         self.norm = nn.LayerNorm(len(_WAVES) * _CHANNELS)
         self.seen = nn.Linear(len(_WAVES) * _CHANNELS, self.feature_dim)
@@ -112,12 +104,12 @@ class SceneCLIP(nn.Module):
 
         Raises: DimoError: An image of another size.
         """
-        return _stacked(self.embed_images(self._batch(part)) for part in _parts(images))
+        return embed(images, lambda part: self.embed_images(self._batch(part)))
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Texts -> embeddings of length one, float32 [N, 64]; errors as `embed_texts`."""
-        return _stacked(self.embed_texts(part) for part in _parts(texts))
+        return embed(texts, self.embed_texts)
 
     def _batch(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
         for height, width, _ in (image.shape for image in pixels):
@@ -142,13 +134,13 @@ def load_scene_clip(weights: Path, resize: str = "") -> SceneCLIP:
 def wrong_captions(text: str) -> dict[str, list[str]]:
     """A caption with one thing wrong, by kind of fault; no image of `text` shows any of them."""
     words = text.split()
-    found: dict[str, list[str]] = {}
+    faults: dict[str, list[str]] = {}
 
     def put(kind: str, *changes: tuple[int, str]) -> None:
         other = [*words]
         for place, word in changes:
             other[place] = word
-        found.setdefault(kind, []).append(_with_articles(" ".join(other)))
+        faults.setdefault(kind, []).append(_with_articles(" ".join(other)))
 
     colored = [place for place, word in enumerate(words) if word in COLORS]
     if len(colored) == 2:
@@ -158,11 +150,10 @@ def wrong_captions(text: str) -> dict[str, list[str]]:
         if word in _OPPOSITES:
             put("relation", (place, _OPPOSITES[word]))
         for kind, group in _GROUPS:
-            if word in group:
-                for other in group:
-                    if other not in words:
-                        put(kind, (place, other))
-    return found
+            for other in group if word in group else ():
+                if other not in words:
+                    put(kind, (place, other))
+    return faults
 
 
 def contrastive_loss(
@@ -272,13 +263,3 @@ def _held_out_texts() -> frozenset[str]:
 def _with_articles(text: str) -> str:
     """The text with "a" and "an" corrected."""
     return re.sub(r"\ban?\b(?= (\w))", lambda m: "an" if m[1] in "aeiou" else "a", text)
-
-
-def _parts(items: Iterable[T]) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while part := list(islice(iterator, _FORWARD)):
-        yield part
-
-
-def _stacked(parts: Iterator[Tensor]) -> npt.NDArray[np.float32]:
-    return np.concatenate([part.cpu().numpy() for part in parts])

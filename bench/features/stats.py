@@ -251,35 +251,23 @@ def check_features(
             f"{name} have shape {list(array.shape)}; allowed: at least {min_count} samples "
             "of dimension 1 or more; score more images"
         )
-    counts = np.zeros(3, dtype=np.int64)  # NaN, infinite, rows with either
-    first = -1
-    for rows in row_blocks(len(array), _BLOCK_ROWS):
-        finite = np.isfinite(array[rows])
-        if finite.all():
-            continue
-        bad_rows = np.flatnonzero(~finite.all(axis=1))
-        nan = int(np.isnan(array[rows]).sum())
-        counts += nan, finite.size - int(finite.sum()) - nan, len(bad_rows)
-        first = rows.start + int(bad_rows[0]) if first < 0 else first
-    if counts[2]:
+    blocks = row_blocks(len(array), _BLOCK_ROWS)
+    finite = np.concatenate([np.isfinite(array[rows]).all(axis=1) for rows in blocks])
+    if not finite.all():
+        bad = array[~finite]
         raise DimoError(
-            f"{name} hold {counts[0]} NaN and {counts[1]} infinite values in {counts[2]} of "
-            f"{len(array)} rows, the first in row {first}; allowed: finite numbers; "
-            "check those images and run the extractor in float32"
+            f"{name} hold {np.isnan(bad).sum()} NaN and {np.isinf(bad).sum()} infinite values in "
+            f"{len(bad)} of {len(array)} rows, the first in row {finite.argmin()}; allowed: finite "
+            "numbers; check those images and run the extractor in float32"
         )
     return array
 
 
 def as_numpy(features: Features) -> npt.NDArray[Any]:
     """`features` as a numpy array: no copy where none is needed, float32 for bfloat16."""
-    if isinstance(features, np.ndarray):
-        return features
-    if hasattr(features, "detach"):
+    if isinstance(features, torch.Tensor):
         tensor = features.detach().cpu()
-        if str(tensor.dtype) == "torch.bfloat16":  # numpy has no such type; float32 holds it whole
-            tensor = tensor.float()
-        array: npt.NDArray[Any] = tensor.numpy()
-        return array
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return np.asarray(features)
 
 

@@ -268,7 +268,7 @@ class Tally:
     ) -> Iterator[npt.NDArray[np.uint8]]:
         """Reads and counts images one by one: uint8 [H, W, 3].
 
-        `labels` has one per file; `total` is the number of images of the whole set (default: `files`).
+        `labels` has one per file; `total` counts the images of the whole set (default: `files`).
 
         Raises: DimoError: A file cannot be read.
         """

@@ -77,8 +77,8 @@ class ImageSet:
     def load(self, rows: range, *, side: int | None = None) -> Tensor:
         """The images `rows` (ascending, not empty) as uint8 [n, 3, H, W].
 
-        With `side`, each is cropped and resized to it by `bench.images.codec.centre_crop`, and colours
-        that lose something on the way to RGB are accepted.
+        With `side`, each is cropped and resized to it by `bench.images.codec.centre_crop`, and
+        colours that lose something on the way to RGB are accepted.
 
         Raises: DimoError: One is no image, not 8-bit RGB without a loss or guess, or sizes differ.
         """

@@ -63,7 +63,7 @@ def class_folders(names: Sequence[str]) -> Labels:
 
 
 def parse_label(value: object, where: str) -> int:
-    """An integer, or a string of digits, as a label of int64; `where` says in errors whose label it is."""
+    """An integer, or a string of digits, as an int64 label; `where` says in errors whose it is."""
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,19}\s*", value):
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:

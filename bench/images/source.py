@@ -49,7 +49,7 @@ class Source(Protocol):
         """Checks one image; never raises for a bad one."""
 
     def decode(self, item: Any, *, lossy: bool) -> npt.NDArray[np.uint8]:
-        """One image, uint8 [H, W, 3], or a DimoError that names it; `lossy` as in `decode_image`."""
+        """One image, uint8 [H, W, 3]; a DimoError names it. `lossy` as in `decode_image`."""
 
 
 def reason(error: Exception) -> str:

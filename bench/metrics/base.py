@@ -77,9 +77,6 @@ class Score:
     of_reference: bool = False
 
 
-_Floats = npt.NDArray[np.float64]
-
-
 @dataclass(frozen=True)
 class Interval:
     """A confidence interval, `low <= high`."""

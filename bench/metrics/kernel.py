@@ -181,7 +181,8 @@ def _polynomial(
 
 def _mean_of_others(kernel: _Floats) -> _Floats:
     """Row means `[m]` of a square kernel matrix without its diagonal."""
-    return (kernel.sum(axis=1) - kernel.diagonal()) / (len(kernel) - 1)
+    means: _Floats = (kernel.sum(axis=1) - kernel.diagonal()) / (len(kernel) - 1)
+    return means
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +196,7 @@ class _UnitRows:
         return len(self.array)
 
     def __getitem__(self, rows: slice) -> _Floats:
-        return self.array[rows] / self.norms[rows, None]  # type: ignore[no-any-return]
+        return self.array[rows] / self.norms[rows, None]
 
 
 def _unit_rows(

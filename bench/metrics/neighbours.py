@@ -78,7 +78,7 @@ class Pairs(NamedTuple):
     upper: _Floats
 
     def where(self, chosen: _Array) -> "Pairs":
-        return Pairs(*(column[chosen] for column in self))
+        return Pairs(self.row[chosen], self.col[chosen], self.lower[chosen], self.upper[chosen])
 
     def settled(self, left: Distinct, right: Distinct, doubtful: npt.NDArray[np.bool_]) -> "Pairs":
         """These pairs, with the distance itself as both bounds of the doubtful ones."""
@@ -129,7 +129,8 @@ class Points:
 
     def block(self, rows: slice, precision: torch.dtype) -> _Block:
         if precision == torch.float32:
-            return _Block(*(column[rows] for column in self._kept))
+            rounded, norms, errors = self._kept
+            return _Block(rounded[rows], norms[rows], errors[rows])
         return self._prepared(rows, precision)
 
     def _prepared(self, rows: slice, precision: torch.dtype) -> _Block:
@@ -196,7 +197,7 @@ class Tile:
             near.fill_diagonal_(False)
         if near.device.type == "cpu":
             return np.flatnonzero(near.numpy())
-        return near.flatten().nonzero().flatten().cpu().numpy()  # type: ignore[no-any-return]
+        return near.flatten().nonzero().flatten().cpu().numpy()
 
     def pairs(self, places: _Ints) -> Pairs:
         """The pairs at these places, as indices of the whole sets."""
@@ -216,7 +217,8 @@ class Tile:
         nearest = x.topk(k, dim=1, sorted=False).indices.cpu().numpy()
         own = np.arange(len(x))[:, None]
         places = nearest * len(x) + own if of_columns else own * x.shape[1] + nearest
-        return self.pairs(places.ravel()).upper.reshape(-1, k).max(axis=1)  # type: ignore[no-any-return]
+        farthest: _Floats = self.pairs(places.ravel()).upper.reshape(-1, k).max(axis=1)
+        return farthest
 
 
 def points_of(*sets: Distinct, device: torch.device) -> list[Points]:

@@ -10,6 +10,8 @@ from bench.features.stats import Features, as_numpy, check_features
 from bench.metrics.base import Samples, Score
 from dimo.errors import DimoError
 
+_Floats = npt.NDArray[np.float64]
+
 
 def class_accuracy(logits: Features, labels: Features) -> float:
     """Fraction of images whose predicted class is the requested one.
@@ -31,7 +33,7 @@ def score_accuracy(samples: Samples) -> Score:
     return Score(float(hits.mean()), hits)
 
 
-def class_hits(logits: Features, labels: Features) -> npt.NDArray[np.float64]:
+def class_hits(logits: Features, labels: Features) -> _Floats:
     """What `class_accuracy` averages: `[N]`, 1.0 where the prediction is the label, else 0.0."""
     array = check_features(logits, name="logits")
     requested = as_numpy(labels)
@@ -47,10 +49,11 @@ def class_hits(logits: Features, labels: Features) -> npt.NDArray[np.float64]:
             f"{requested[outside][0]}; allowed: 0 to {array.shape[1] - 1}; "
             "check that labels and classifier count the same classes"
         )
-    return (array.argmax(axis=1) == requested).astype(np.float64)
+    hits: _Floats = (array.argmax(axis=1) == requested).astype(np.float64)
+    return hits
 
 
-def cosines(*, images: Features, texts: Features) -> npt.NDArray[np.float64]:
+def cosines(*, images: Features, texts: Features) -> _Floats:
     """Cosine of each image's embedding `[N, D]` with that of its prompt, `[N, D]`: `[N]` float64.
 
     Their mean is the CLIP score (arXiv 2104.08718) of GigaGAN's script and of Di[M]O.
@@ -70,13 +73,16 @@ def cosines(*, images: Features, texts: Features) -> npt.NDArray[np.float64]:
             f"embedding {int(np.argmin(lengths))} is zero and has no direction; "
             "check the network that made it"
         )
-    return (first * second).sum(axis=1) / lengths
+    result: _Floats = (first * second).sum(axis=1) / lengths
+    return result
 
 
-def scaled_cosines(*, images: Features, texts: Features) -> npt.NDArray[np.float64]:
+def scaled_cosines(*, images: Features, texts: Features) -> _Floats:
     """`100 max(cosine, 0)`, `[N]`, which torchmetrics averages; arguments as for `cosines`."""
     return 100 * np.maximum(cosines(images=images, texts=texts), 0)
 
+
+_Floats = npt.NDArray[np.float64]
 
 STYLES = ("anime", "concept-art", "paintings", "photo")
 GROUPS = 10  # consecutive groups of prompts, over whose means the deviation is taken

@@ -84,7 +84,9 @@ def validate_file(path: str | os.PathLike[str]) -> Protocol:
         ) from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise origin.error(f"not valid TOML: {error}") from error
-    _check_format(data, origin)
+    version = data.get("format", _FORMAT)
+    if isinstance(version, bool) or version != _FORMAT:
+        raise origin.error(f"'format' must be {_FORMAT}, the one this dimo reads, not {version!r}")
     if isinstance(data.get("metrics"), list):
         data["metrics"] = [
             _gather_params(table, f"metrics[{index}]", origin)
@@ -107,19 +109,9 @@ def _find(name_or_path: str | os.PathLike[str]) -> Path:
         return Path(text)
     shipped = _shipped()
     if text not in shipped:
-        raise unknown_name(
-            "protocol",
-            text,
-            shipped,
-            "or give the path of a .toml file; list them with: dimo protocols list",
-        )
+        advice = "or give the path of a .toml file; list them with: dimo protocols list"
+        raise unknown_name("protocol", text, shipped, advice)
     return shipped[text]
-
-
-def _check_format(data: dict[str, Any], origin: Origin) -> None:
-    version = data.get("format")
-    if "format" in data and (isinstance(version, bool) or version != _FORMAT):
-        raise origin.error(f"'format' must be {_FORMAT}, the one this dimo reads, not {version!r}")
 
 
 def _gather_params(table: Any, path: str, origin: Origin) -> Any:
@@ -127,16 +119,11 @@ def _gather_params(table: Any, path: str, origin: Origin) -> Any:
     if not isinstance(table, dict) or not isinstance(table.get("name"), str):
         return table
     if table["name"] not in METRICS:
-        problem = unknown_name(f"'{path}.name'", table["name"], METRICS)
-        raise origin.error(str(problem))
+        raise origin.error(str(unknown_name(f"'{path}.name'", table["name"], METRICS)))
     kind = METRICS[table["name"]]
     fields = ("name", "higher_is_better")
-    optional = [key for key, param in kind.params.items() if param.optional]
-    params = [
-        key
-        for key in kind.params
-        if key not in optional or any(other in table for other in optional)
-    ]
+    all_given = any(param.optional and key in table for key, param in kind.params.items())
+    params = [key for key, param in kind.params.items() if all_given or not param.optional]
     for key in table:
         if key not in (*fields, *params):
             raise origin.unknown_key(path, key, [*fields, *kind.params])

@@ -75,7 +75,16 @@ class MetricKind:
 
 _SEED = Param(0, lambda generated, reference: 2**32 - 1)
 _PAIRED = Param(2, min)
-_FRECHET = "bench.metrics.frechet:score"
+
+
+def _frechet(label: str, **more: Any) -> MetricKind:
+    return MetricKind(
+        label,
+        higher_is_better=False,
+        compares_with="statistics",
+        compute="bench.metrics.frechet:score",
+        **more,
+    )
 
 
 def _neighbours(name: str, label: str) -> MetricKind:
@@ -94,29 +103,9 @@ def _neighbours(name: str, label: str) -> MetricKind:
 
 
 METRICS: dict[str, MetricKind] = {
-    "fid": MetricKind(
-        "FID",
-        higher_is_better=False,
-        compares_with="statistics",
-        compute=_FRECHET,
-        decimals=2,
-        more_below_one=True,
-        tunable=True,
-    ),
-    "sfid": MetricKind(
-        "sFID",
-        higher_is_better=False,
-        needs="spatial",
-        compares_with="statistics",
-        compute=_FRECHET,
-    ),
-    "fd_dinov2": MetricKind(
-        "FD-DINOv2",
-        higher_is_better=False,
-        compares_with="statistics",
-        compute=_FRECHET,
-        tunable=True,
-    ),
+    "fid": _frechet("FID", decimals=2, more_below_one=True, tunable=True),
+    "sfid": _frechet("sFID", needs="spatial"),
+    "fd_dinov2": _frechet("FD-DINOv2", tunable=True),
     "inception_score": MetricKind(
         "IS",
         higher_is_better=True,
@@ -344,9 +333,7 @@ _FOLDERS = {  # in a wheel, in a checkout
 
 
 def data_dir(kind: Literal["protocols", "published"]) -> Path:
-    """The folder of the shipped protocols, or the one that holds `published.csv`: `bench/_data` in a
-    wheel, `protocols/` and `results/` in a checkout.
-    """
+    """The folder of the shipped protocols, or the one that holds `published.csv`."""
     for folder in _FOLDERS[kind]:
         if folder.is_dir():
             return folder

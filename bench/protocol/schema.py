@@ -32,9 +32,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Seeds:
-    """Seeds of the `num_images` reported images and, always another one, of the `n_select` images on
-    which sampler settings are compared.
-    """
+    """Seeds of the reported images and, a different one, of the `n_select` images for tuning."""
 
     report: int
     select: int
@@ -112,7 +110,7 @@ class Detector:
         sha256: Hash of its weights file, or `"any"`.
         colors: What classifies colours, in words.
         colors_sha256: Hash of that classifier's weights, or `"any"`; empty without weights.
-        accuracy: Fraction of correct decisions on images of known content, by tag; empty if unknown.
+        accuracy: Fraction of correct decisions on images of known content by tag, if known.
     """
 
     name: str
