@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from bench.features.cache import cache_folder
+from bench.features.extraction import cache_folder
 from bench.protocol import Protocol, load_protocol
 from bench.protocol.catalog import BUNDLED_PROMPTS
 from bench.records.selection import CRITERIA, Criterion, criterion_of

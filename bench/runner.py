@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import pandas as pd
 
-from bench.features.cache import cache_folder
+from bench.features.extraction import cache_folder
 from bench.protocol import Protocol, load_protocol
 from bench.records import compare as pairs
 from bench.records.record import ResultRecord, protocol_of

@@ -1,9 +1,6 @@
 """uint8 images -> features: loading extractors, each pinned by the hash of its weights.
 
-`bench.protocol.catalog` says what each extractor gives; importing this loads no extractor's
-library.
-
-TorchScript archives: networks that bring their own code with their weights.
+`bench.protocol.catalog` lists the extractors; importing this package loads no extractor's library.
 """
 
 __all__ = [
@@ -48,10 +45,9 @@ def is_torchscript(path: Path) -> bool:
 
 
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:
-    """Loads an archive to the CPU, in evaluation mode.
+    """Loads an archive, which brings its own code, to the CPU in evaluation mode.
 
-    Raises:
-        DimoError: The file is damaged or no TorchScript archive.
+    Raises: DimoError: The file is damaged or no TorchScript archive.
     """
     try:
         with warnings.catch_warnings():
@@ -81,17 +77,16 @@ def load_extractor(
 
     Args:
         name: Of `EXTRACTORS`, or "package.module:attribute" for custom code: `attribute(weights:
-            Path | None) -> nn.Module` gives the network that `Extractor` describes; where that has
-            more outputs than "features" it lists them in its attribute `outputs`.
+            Path | None) -> nn.Module` returns the network that `Extractor` describes; outputs other
+            than "features" are listed in its attribute `outputs`.
         resize: How images reach the input size; empty for the extractor's first.
         sha256: Expected hash of the weights file; "any" accepts any file and records its hash.
         weights: The weights file, where dimo ships none.
         device: Where the network runs.
-        allow_code: Lets code run that is neither dimo's nor named by a hash that dimo knows.
+        allow_code: Allow code that is neither dimo's nor named by a hash that dimo knows.
 
-    Raises:
-        DimoError: Unknown extractor or resize; missing weights, or weights of another hash;
-            foreign code that was not allowed; a library that is not installed.
+    Raises: DimoError: Unknown extractor or resize, wrong or missing weights, code that is not
+        allowed, or a library that is not installed.
     """
     if ":" in name:
         return _load_foreign(name, resize, sha256, weights, device, allow_code)

@@ -1,13 +1,12 @@
 """CLIP with open_clip's networks: features of CMMD (arXiv:2401.09603), and pairs of image and text.
 
-CMMD's are of ViT-L/14 at 336 pixels. OpenAI's weights were trained with QuickGELU; plain GELU loads
+CMMD uses ViT-L/14 at 336 pixels. OpenAI's weights were trained with QuickGELU; plain GELU loads
 them too and is wrong.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from bench.features import is_torchscript, load_torchscript
-from bench.features.resize import Resizer, central_square, pil_bicubic_bytes, torch_bicubic
+from bench.features.extraction import embed
+from bench.features.resize import central_square, pil_bicubic_bytes, torch_bicubic
 from bench.protocol.catalog import PREPROCESSINGS
 from dimo.errors import DimoError, unknown_name
 from dimo.weights.files import load_state_dict, read_state_dict
 
-T = TypeVar("T")
-
 _ARCHITECTURE = "ViT-L-14-336-quickgelu"
-_RESIZERS: dict[str, Resizer] = {
-    "pil-bicubic": pil_bicubic_bytes,
-    "torch-bicubic": torch_bicubic,
-}
-_FORWARD = 32  # images or texts in a forward
+_RESIZERS = {"pil-bicubic": pil_bicubic_bytes, "torch-bicubic": torch_bicubic}
 _OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")  # tensors in its archive
 _TOWER = "visual."  # what the keys of the image tower begin with
 
@@ -36,12 +30,8 @@ _TOWER = "visual."  # what the keys of the image tower begin with
 class CLIPImages(nn.Module):
     """uint8 images [B, 3, H, W] -> features [B, D]: image embeddings, not normalised.
 
-    The largest central square is taken first, as CMMD's code does.
-
-    Args:
-        tower: open_clip's image tower.
-        side: Height and width of its images.
-        resize: "pil-bicubic", on bytes and antialiased as CMMD's code, or "torch-bicubic".
+    The largest central square is taken first, as CMMD's code does, and resized to `side` by
+    "pil-bicubic", antialiased on bytes as CMMD's code, or "torch-bicubic".
     """
 
     mean: Tensor
@@ -65,32 +55,21 @@ class CLIPImages(nn.Module):
 def load_clip(weights: Path, resize: str) -> CLIPImages:
     """The image tower of OpenAI's ViT-L/14 at 336 pixels.
 
-    Args:
-        weights: OpenAI's archive, or a state dict with open_clip's keys.
-        resize: As for `CLIPImages`.
+    `weights` are OpenAI's archive or a state dict with open_clip's keys.
 
-    Raises:
-        DimoError: Unreadable file, or weights of another network.
+    Raises: DimoError: Unreadable file, or weights of another network.
     """
-    if is_torchscript(weights):
-        state = load_torchscript(weights).state_dict()
-    else:
-        state = read_state_dict(weights)
     config = open_clip.get_model_config(_ARCHITECTURE)
     assert config is not None
-    return make_clip(state, resize, config, name=str(weights))
+    return make_clip(_read_state(weights), resize, config, name=str(weights))
 
 
 def make_clip(
     state: dict[str, Tensor], resize: str, config: dict[str, Any], *, name: str
 ) -> CLIPImages:
-    """The image tower of a state dict; what belongs to the text tower is left out.
+    """The image tower of a state dict with the keys of OpenAI's archive or open_clip's checkpoints.
 
-    Args:
-        state: Keys as in OpenAI's archive and open_clip's checkpoints.
-        resize: As for `CLIPImages`.
-        config: As `open_clip.get_model_config` gives it.
-        name: The weights' name in errors.
+    `config` is from `open_clip.get_model_config`; `name` names the weights in errors.
     """
     state = {k.removeprefix(_TOWER): v for k, v in state.items() if k.startswith(_TOWER)}
     if not state:
@@ -112,10 +91,7 @@ class CLIPPairs(nn.Module):
         network: open_clip's.
         preprocessing: How images reach its size, see `bench.features.resize.central_square`.
         side: Height and width of its images.
-        context_length: Tokens of a text; what is longer is cut off.
-
-    Raises:
-        DimoError: Unknown preprocessing.
+        context_length: Tokens of a text; longer ones are truncated.
     """
 
     mean: Tensor
@@ -141,34 +117,30 @@ class CLIPPairs(nn.Module):
     @torch.inference_mode()
     def images(self, images: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         """Images uint8 [H, W, 3] of any sizes -> embeddings of length one, float32 [N, D]."""
-        return _stacked(
-            self.network.encode_image(
-                torch.stack([self.preprocess(image) for image in part]).to(self.mean.device),
-                normalize=True,
-            )
-            for part in _parts(images)
-        )
+
+        def forward(part: list[npt.NDArray[np.uint8]]) -> Any:
+            batch = torch.stack([self.preprocess(image) for image in part])
+            return self.network.encode_image(batch.to(self.mean.device), normalize=True)
+
+        return embed(images, forward)
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Texts -> embeddings of length one, float32 [N, D]."""
-        return _stacked(
-            self.network.encode_text(self.tokenizer(part).to(self.mean.device), normalize=True)
-            for part in _parts(texts)
-        )
+
+        def forward(part: list[str]) -> Any:
+            tokens = self.tokenizer(part).to(self.mean.device)
+            return self.network.encode_text(tokens, normalize=True)
+
+        return embed(texts, forward)
 
 
 def load_pairs(weights: Path, architecture: str, preprocessing: str) -> CLIPPairs:
-    """Both towers of a checkpoint, every key accounted for.
+    """Both towers of a checkpoint: open_clip's (keys alone or under "state_dict"), or OpenAI's.
 
-    Args:
-        weights: A state dict with open_clip's keys, alone or under "state_dict"; or OpenAI's
-            archive.
-        architecture: open_clip's name, e.g. "ViT-H-14" or "ViT-L-14-quickgelu".
-        preprocessing: As for `CLIPPairs`.
+    `architecture` is open_clip's name, e.g. "ViT-H-14"; `preprocessing` as for `CLIPPairs`.
 
-    Raises:
-        DimoError: Unknown architecture or preprocessing, unreadable file, or other weights.
+    Raises: DimoError: Unknown architecture or preprocessing, unreadable file, or other weights.
     """
     config = open_clip.get_model_config(architecture)
     if config is None or config.keys() - {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}:
@@ -176,26 +148,15 @@ def load_pairs(weights: Path, architecture: str, preprocessing: str) -> CLIPPair
             f"architecture {architecture!r} is no plain CLIP of open_clip; allowed are e.g. "
             "'ViT-B-32', 'ViT-L-14-quickgelu', 'ViT-H-14', 'ViT-g-14'"
         )
-    if is_torchscript(weights):
-        state = load_torchscript(weights).state_dict()
-    else:
-        state = read_state_dict(weights)
-    return make_pairs(state, preprocessing, config, name=str(weights))
+    return make_pairs(_read_state(weights), preprocessing, config, name=str(weights))
 
 
 def make_pairs(
     state: dict[str, Tensor], preprocessing: str, config: dict[str, Any], *, name: str
 ) -> CLIPPairs:
-    """Both towers of a state dict, in float32.
+    """Both towers of a state dict, in float32; arguments as for `make_clip` and `CLIPPairs`.
 
-    Args:
-        state: Keys as in open_clip's checkpoints, or OpenAI's archive with three sizes beside them.
-        preprocessing: As for `CLIPPairs`.
-        config: As `open_clip.get_model_config` gives it.
-        name: The weights' name in errors.
-
-    Raises:
-        DimoError: Keys or shapes that do not fit; unknown preprocessing.
+    Raises: DimoError: Keys or shapes that do not fit; unknown preprocessing.
     """
     with torch.device("meta"):  # nothing is drawn that is overwritten anyway
         network = open_clip.CLIP(**config)
@@ -208,11 +169,7 @@ def make_pairs(
     return pairs.requires_grad_(False)
 
 
-def _parts(items: Iterable[T]) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while part := list(islice(iterator, _FORWARD)):
-        yield part
-
-
-def _stacked(parts: Iterator[Tensor]) -> npt.NDArray[np.float32]:
-    return np.concatenate([part.float().cpu().numpy() for part in parts])
+def _read_state(weights: Path) -> dict[str, Tensor]:
+    if is_torchscript(weights):
+        return load_torchscript(weights).state_dict()
+    return read_state_dict(weights)

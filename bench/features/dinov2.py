@@ -21,11 +21,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, on the
 class DINOv2(nn.Module):
     """uint8 images [B, 3, H, W] -> features [B, D]: the class token after the last normalisation.
 
-    Images are resized as bytes, antialiased, without keeping their aspect.
-
-    Args:
-        network: timm's vision transformer without a head.
-        side: Height and width of its images.
+    Images are resized as bytes, antialiased, to `side` x `side`, ignoring their aspect.
     """
 
     mean: Tensor
@@ -45,12 +41,7 @@ class DINOv2(nn.Module):
 def load_dinov2(weights: Path, resize: str) -> DINOv2:
     """The network of `dinov2_vitl14`, from the official file or timm's safetensors.
 
-    Args:
-        weights: The file.
-        resize: "pil-bicubic", the only way.
-
-    Raises:
-        DimoError: Unreadable file, or weights of another network.
+    Raises: DimoError: Unreadable file, or weights of another network.
     """
     return make_dinov2(read_state_dict(weights), name=str(weights))
 
@@ -58,13 +49,10 @@ def load_dinov2(weights: Path, resize: str) -> DINOv2:
 def make_dinov2(
     state: dict[str, Tensor], *, name: str, side: int = _SIDE, **architecture: Any
 ) -> DINOv2:
-    """The network of a state dict, at `side` x `side` pixels.
+    """The network of a state dict, at `side` x `side` pixels, a multiple of 14.
 
-    Args:
-        state: Keys as in the official file, which are timm's but for `mask_token`.
-        name: The weights' name in errors.
-        side: A multiple of 14.
-        architecture: Changes to timm's `vit_large_patch14_dinov2`, e.g. `depth`.
+    Keys are those of the official file, i.e. timm's but for `mask_token`; `name` names the weights
+    in errors; `architecture` changes timm's `vit_large_patch14_dinov2`, e.g. `depth`.
     """
     with torch.device("meta"):  # nothing is drawn that is overwritten anyway
         network = timm.create_model(
@@ -82,8 +70,7 @@ def make_dinov2(
 def _resize_positions(given: Tensor, own: Tensor, name: str) -> Tensor:
     """Position embeddings [1, 1 + M * M, D] for another number of patches.
 
-    As the official network interpolates them: bicubic, no antialiasing, and 0.1 added to the
-    number of patches in the scale factor.
+    The official interpolation: bicubic, no antialiasing, 0.1 added to the number of patches.
     """
     if given.shape == own.shape:
         return given

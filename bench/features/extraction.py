@@ -1,8 +1,13 @@
-"""From batches of images, however they come, to the features of a whole set."""
+"""Batches of images -> the features of a whole set, in order; and the cache of such features."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +16,10 @@ from torch import Tensor, nn
 
 from bench.features.stats import full_float32
 from dimo.errors import DimoError
+from dimo.util.files import replacing, sha256_bytes, sha256_file, write_atomic
+from dimo.util.schema import canonical_json
+
+T = TypeVar("T")
 
 FORWARD_BATCH = 32
 """Images in each forward of a network: fixed, as the last digits of features depend on it."""
@@ -27,7 +36,6 @@ class Extractor:
         sha256: Hash of the weights file; empty without one.
         packages: Name -> version of what computes the features.
         outputs: "features", and "logits" or "spatial" if it has them.
-        device: Where the network is.
         image_size: The only height and width it takes; None for any.
     """
 
@@ -48,13 +56,8 @@ class Extractor:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Features of one set of images, in its order.
-
-    Attributes:
-        features: float32 [N, D].
-        logits: float32 [N, C], if the extractor classifies.
-        spatial: float32 [N, 2023], if the extractor has sFID's features.
-        labels: int64 [N], if they are known.
+    """Features of one set of images: float32 [N, D], logits [N, C], sFID's `spatial` [N, 2023], and
+    int64 labels [N]; None for what the extractor or the set does not have.
     """
 
     features: npt.NDArray[np.float32]
@@ -70,16 +73,14 @@ def extract(
     *,
     count: int | None = None,
 ) -> Features:
-    """Features of all images, in order, in float32 without shortcuts to lower precision.
+    """Features of all images, in order, in full float32.
 
     Args:
         extractor: What maps images to features.
-        batches: (uint8 images [B, 3, H, W], labels [B] or None), B as it comes.
+        batches: (uint8 images [B, 3, H, W], labels [B] or None), of any B.
         count: How many images there will be, if known: saves a copy of all features.
 
-    Raises:
-        DimoError: No images, another number than `count`, images that the extractor does not take
-            or features that are not finite.
+    Raises: DimoError: No images, another number than `count`, or as `extract_batches`.
     """
     labels: list[Tensor | None] = []
     columns = {output: _Column(count) for output in extractor.outputs}
@@ -123,13 +124,9 @@ def extract_batches(
 ) -> Iterator[dict[str, Tensor]]:
     """Outputs float32 [b, *] of all images in order, b at most `FORWARD_BATCH`.
 
-    Args:
-        extractor: What maps images to features.
-        batches: (uint8 images [B, 3, H, W], labels [B] or None), B as it comes.
-        labels: Gets the labels of each batch.
+    `batches` as in `extract`; `labels` collects the labels of each batch.
 
-    Raises:
-        DimoError: Images that the extractor does not take, or features that are not finite.
+    Raises: DimoError: Images that the extractor does not take, or features that are not finite.
     """
     done = 0
     for images in _rebatch(_images(batches, extractor, [] if labels is None else labels)):
@@ -142,7 +139,7 @@ def _images(
     extractor: Extractor,
     labels: list[Tensor | None],
 ) -> Iterator[Tensor]:
-    """The images of each batch, checked; its labels are put aside."""
+    """The images of each batch, checked; its labels are appended to `labels`."""
     size = extractor.image_size
     for images, batch_labels in batches:
         assert images.dtype == torch.uint8
@@ -171,7 +168,7 @@ def _rebatch(batches: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def _forward(extractor: Extractor, images: Tensor, done: int) -> dict[str, Tensor]:
-    """float32 outputs of up to `FORWARD_BATCH` images, of which `done` came before."""
+    """float32 outputs of up to `FORWARD_BATCH` images, after `done` others."""
     count = len(images)
     images = images.to(extractor.device)
     if count < FORWARD_BATCH:
@@ -205,8 +202,17 @@ def _full_precision() -> Iterator[None]:
         yield
 
 
+def embed(items: Iterable[T], network: Callable[[list[T]], Tensor]) -> npt.NDArray[np.float32]:
+    """Embeddings [N, D] of images or texts, `FORWARD_BATCH` in each forward of the network."""
+    iterator = iter(items)
+    parts = []
+    while batch := list(islice(iterator, FORWARD_BATCH)):
+        parts.append(network(batch).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
 class _Column:
-    """Rows of one output as they come: into their place if the number is known, else in a list."""
+    """Rows of one output: written into place if their number is known, else collected in a list."""
 
     def __init__(self, count: int | None) -> None:
         self.count, self.done = count, 0
@@ -225,3 +231,78 @@ class _Column:
 
     def join(self) -> npt.NDArray[np.float32]:
         return self.parts[0] if self.count is not None else np.concatenate(self.parts)
+
+
+_OUTPUTS = ("features", "logits", "spatial")
+
+
+def cache_folder(given: str = "") -> Path | None:
+    """The folder of cached features: `given`, or None for "none".
+
+    The default is `$DIMO_CACHE`, else `dimo/features` in `$XDG_CACHE_HOME` (`~/.cache`).
+    """
+    given = given or os.environ.get("DIMO_CACHE", "")
+    if given == "none":
+        return None
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(base) / "dimo" / "features"
+
+
+def feature_key(content_sha256: str, extractor: Extractor, device: str) -> str:
+    """Hash of all that determines features.
+
+    `content_sha256` is that of the images, in order; `device` is "cpu" or "cuda", whose last digits
+    differ.
+    """
+    parts: Mapping[str, object] = {
+        "images": content_sha256,
+        "extractor": extractor.name,
+        "resize": extractor.resize,
+        "weights": extractor.sha256,
+        "packages": extractor.packages,
+        "device": device,
+    }
+    return sha256_bytes(canonical_json(parts).encode())
+
+
+class FeatureCache:
+    """A folder of feature files; None disables it. Problems with it cost time, never a result.
+
+    An entry is `KEY.npz` and `KEY.json`, which holds the hash of the former, so that a truncated
+    or altered entry is detected and extracted again. `say` is called with one-line warnings.
+    """
+
+    def __init__(self, folder: Path | None, say: Callable[[str], None]) -> None:
+        self.folder, self.say = folder, say
+
+    def get(self, key: str) -> Features | None:
+        """The features of an intact entry, else None. Labels are not cached."""
+        if self.folder is None:
+            return None
+        data, seal = self.folder / f"{key}.npz", self.folder / f"{key}.json"
+        if not data.is_file() and not seal.is_file():
+            return None
+        try:
+            if json.loads(seal.read_text())["sha256"] == sha256_file(data):
+                with np.load(data, allow_pickle=False) as file:
+                    return Features(**{output: file[output] for output in file.files})
+            reason = "its content is not what was written"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"it cannot be read ({type(error).__name__})"
+        self.say(f"cache entry {data} is left out, {reason}; extracting again")
+        return None
+
+    def put(self, key: str, features: Features) -> None:
+        """Stores features atomically; warns if the disk is full or the folder is read-only."""
+        if self.folder is None:
+            return
+        arrays = {k: a for k in _OUTPUTS if (a := getattr(features, k)) is not None}
+        path = self.folder / f"{key}.npz"
+        try:
+            with replacing(path) as temporary:
+                with temporary.open("wb") as file:
+                    np.savez(file, **arrays)
+                digest = sha256_file(temporary)
+            write_atomic(path.with_suffix(".json"), json.dumps({"sha256": digest}) + "\n")
+        except DimoError as error:
+            self.say(f"features are not cached (scores are not affected): {error}; see --cache")

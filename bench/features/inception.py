@@ -1,8 +1,6 @@
-"""Inception of FID, with torch-fidelity's network: features, logits and sFID's spatial features.
-
-The weights are TensorFlow's `inception-2015-12-05`, so numbers agree with ADM's evaluator.
-
-NVIDIA's TorchScript Inception, the network of clean-fid: features only.
+"""Inception of FID: torch-fidelity's network (features, logits, sFID's spatial features) with
+TensorFlow's weights `inception-2015-12-05`, as ADM's evaluator; and NVIDIA's TorchScript archive,
+the network of clean-fid (features only).
 """
 
 import io
@@ -15,7 +13,6 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from bench.features import load_torchscript
 from bench.features import resize as r
-from bench.features.resize import pil_bicubic
 from dimo.errors import DimoError
 from dimo.weights.files import read_state_dict
 
@@ -30,20 +27,9 @@ _RESIZERS: dict[str, r.Resizer] = {
     "torch-bilinear": r.torch_bilinear,
 }
 _LOWER = (
-    "Conv2d_1a_3x3",
-    "Conv2d_2a_3x3",
-    "Conv2d_2b_3x3",
-    "MaxPool_1",
-    "Conv2d_3b_1x1",
-    "Conv2d_4a_3x3",
-    "MaxPool_2",
-    "Mixed_5b",
-    "Mixed_5c",
-    "Mixed_5d",
-    "Mixed_6a",
-    "Mixed_6b",
-    "Mixed_6c",
-    "Mixed_6d",
+    *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1"),
+    *("Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2"),
+    *(f"Mixed_{block}" for block in ("5b", "5c", "5d", "6a", "6b", "6c", "6d")),
 )
 _UPPER = ("Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c", "AvgPool")
 
@@ -60,7 +46,7 @@ class Inception(nn.Module):
         network: torch-fidelity's, whose operations are kept as they are: folding its batch
             normalisations would save 15 % of the time on a CPU and cost bit-equality.
         resize: "tf1-bilinear" (ADM), "pil-bicubic" (clean-fid), "pil-bicubic-floor" (Halton) or
-            "torch-bilinear", which brings pytorch-fid's normalisation with it.
+            "torch-bilinear", which includes pytorch-fid's normalisation.
     """
 
     def __init__(self, network: nn.Module, resize: str) -> None:
@@ -95,8 +81,7 @@ class Inception(nn.Module):
 def load_inception(weights: Path, resize: str) -> Inception:
     """The network with the weights of torch-fidelity's (and pytorch-fid's) file.
 
-    Raises:
-        DimoError: Unreadable file, or weights of another network.
+    Raises: DimoError: Unreadable file, or weights of another network.
     """
     # The constructor unpickles whatever path it is given; a copy of what was safely read is safe.
     buffer = io.BytesIO()
@@ -115,15 +100,12 @@ def load_inception(weights: Path, resize: str) -> Inception:
     return Inception(network, resize)
 
 
-_CLEAN_SIDE = 299
-
-
 class TorchScriptInception(nn.Module):
     """uint8 images [B, 3, H, W] -> features [B, 2048].
 
     Args:
         network: The archive: maps images of any size, and its part `layers` normalised ones.
-        resize: "tf1-bilinear", which the archive does itself (clean-fid's `legacy_tensorflow`), or
+        resize: "tf1-bilinear", by the archive itself (clean-fid's `legacy_tensorflow`), or
             "pil-bicubic" (clean-fid's `clean`).
     """
 
@@ -137,7 +119,7 @@ class TorchScriptInception(nn.Module):
             if self.resizes_itself:
                 features = self.network(images.float(), return_features=True)
             else:
-                levels = pil_bicubic(images, _CLEAN_SIDE)
+                levels = r.pil_bicubic(images, _SIDE)
                 layers = cast(nn.Module, self.network.layers)
                 features = layers((levels - 128) / 128)
         return {"features": features.flatten(1)}
@@ -146,8 +128,7 @@ class TorchScriptInception(nn.Module):
 def load_inception_torchscript(weights: Path, resize: str) -> TorchScriptInception:
     """The network of NVIDIA's archive `inception-2015-12-05.pt`.
 
-    Raises:
-        DimoError: Unreadable file, or an archive of another network.
+    Raises: DimoError: Unreadable file, or an archive of another network.
     """
     network = load_torchscript(weights)
     if not hasattr(network, "layers"):

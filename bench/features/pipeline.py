@@ -1,9 +1,8 @@
-"""A set of image files -> checked, named by content, turned into features; cached and sharded."""
+"""Sets of image files -> checked, hashed, turned into features; cached, and sharded over ranks."""
 
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +16,9 @@ from bench.features import (
     extract_batches,
     join_features,
 )
-from bench.features.cache import FeatureCache, feature_key
+from bench.features.extraction import FeatureCache, feature_key
 from bench.features.stats import FeatureStats, StreamingStats, check_features
-from bench.images import (
-    Findings,
-    ImageSet,
-    content_sha256,
-    find_problems,
-    open_images,
-)
+from bench.images import Findings, ImageSet, content_sha256, find_problems, open_images
 from bench.images.codec import ImageInfo
 from bench.images.labels import labels_sha256
 from bench.images.readers import check_labels
@@ -45,10 +38,8 @@ class FeaturesOfSet:
 
     Attributes:
         features: In order of the set; None on every rank but the first.
-        count: Number of images.
         images_sha256: Over all images and labels, in order.
-        labels_sha256: Hash of the labels; empty without any.
-        findings: What the checks found.
+        labels_sha256: Empty without labels.
     """
 
     features: Features | None
@@ -77,7 +68,7 @@ def features_of_paths(
         paths: Folders or archives: shards of one set, in order.
         spec: The protocol's requirements.
         extractor: From images to features.
-        cache: Features of sets that were extracted before.
+        cache: Where features of sets extracted before are looked up.
         count: Required number of images; None for any.
         balanced: Whether every class must have as many.
         runtime: Where the extractor runs, and the ranks that share the work.
@@ -85,8 +76,7 @@ def features_of_paths(
         labels: Where labels come from, see `open_images`.
         accept: Called with the findings before anything is extracted; refuses by raising.
 
-    Raises:
-        DimoError: The set cannot be read, or is not accepted; on all ranks.
+    Raises: DimoError: The set cannot be read, or is not accepted; on all ranks.
     """
     ranks = runtime.ranks
     images = ranks.synchronized(lambda: open_images(paths, recursive=recursive, labels=labels))
@@ -107,28 +97,21 @@ def features_of_paths(
             features = join_features([part for part in parts if part is not None])
             cache.put(key, features)
     if features is not None:
-        features = Features(features.features, features.logits, features.spatial, images.labels)
+        features = replace(features, labels=images.labels)
     return FeaturesOfSet(features, total, content, labels_sha256(images.labels), findings)
 
 
 def read_features(path: Path) -> Features:
-    """Precomputed features: an npz with `features` [N, D] and optionally `logits` [N, C],
-    `spatial` [N, S] and `labels` int [N].
+    """Precomputed features: an npz with `features` [N, D] and optionally `logits` [N, C], `spatial`
+    [N, S] (real numbers, returned as float32) and `labels` int [N].
 
-    Returns:
-        Real numbers as float32, labels as int64.
-
-    Raises:
-        DimoError: It cannot be read, has no `features`, or an array has another form or holds
-            numbers that are not finite.
+    Raises: DimoError: Unreadable, no `features`, wrong shapes, or numbers that are not finite.
     """
-    arrays: dict[str, npt.NDArray[Any]] = {}
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             keys = sorted(file.files)
-            for key in ("features", "logits", "spatial", "labels"):
-                if key in keys:
-                    arrays[key] = file[key]
+            known = ("features", "logits", "spatial", "labels")
+            arrays = {key: file[key] for key in known if key in keys}
     except (*READ_ERRORS, AttributeError, TypeError) as error:
         raise DimoError(
             f"cannot read features from {path}: {reason(error)}; give an npz with the key features"
@@ -140,29 +123,25 @@ def read_features(path: Path) -> Features:
         )
     count = len(arrays["features"]) if arrays["features"].ndim else 0
     labels = arrays.pop("labels", None)
-    found: dict[str, npt.NDArray[np.float32]] = {}
+    outputs: dict[str, npt.NDArray[np.float32]] = {}
     for key, array in arrays.items():
         with np.errstate(over="ignore"):  # too large for float32 is found to be infinite
             array = check_features(array, name=f"{key} of {path}").astype(np.float32, copy=False)
-        found[key] = check_features(array, name=f"{key} of {path} in float32")
+        outputs[key] = check_features(array, name=f"{key} of {path} in float32")
         if len(array) != count:
             raise DimoError(
                 f"{key} of {path} have {len(array):,} rows, its features {count:,}; allowed: one "
                 "row an image in each; make the file again"
             )
-    return Features(
-        features=found["features"],
-        logits=found.get("logits"),
-        spatial=found.get("spatial"),
-        labels=None if labels is None else check_labels(labels, count, f"labels of {path}"),
-    )
+    if labels is not None:
+        labels = check_labels(labels, count, f"labels of {path}")
+    return Features(**outputs, labels=labels)
 
 
 def features_of_file(path: Path) -> FeaturesOfSet:
-    """Features that were extracted elsewhere, from an npz: never conforming, as nothing says how.
+    """Features that were extracted elsewhere, from an npz: always off-protocol.
 
-    Raises:
-        DimoError: The file cannot be read, or what it holds is no features.
+    Raises: DimoError: As `read_features`.
     """
     features = read_features(path)
     reason = f"{path} holds features, which do not say from which images and weights they come"
@@ -183,20 +162,11 @@ def statistics_of_paths(
 ) -> tuple[dict[str, FeatureStats], npt.NDArray[np.float32], str] | None:
     """Mean and covariance of a set of any size, in memory that does not grow with it.
 
-    Args:
-        paths: Folders or archives: shards of one set, in order.
-        spec: The protocol's requirements; the number of images is free.
-        extractor: From images to features.
-        keep: Number of images, spread evenly over the set, whose features are kept.
-        runtime: Where the extractor runs, and the ranks that share the work.
-        recursive: Whether folders are read with their subfolders.
+    Arguments as of `features_of_paths`; `keep` is the number of images, spread evenly over the set,
+    whose features are kept. Returns statistics by output ("features", "spatial"), features float32
+    [keep, D] and the content hash; None on every rank but the first.
 
-    Returns:
-        Statistics by output ("features", "spatial"), features float32 [keep, D], and the content
-        hash; None on every rank but the first.
-
-    Raises:
-        DimoError: The set cannot be read, does not conform, or has fewer than `keep` images.
+    Raises: DimoError: The set cannot be read, is off-protocol, or has fewer than `keep` images.
     """
     ranks = runtime.ranks
     images = ranks.synchronized(lambda: open_images(paths, recursive=recursive))
@@ -239,10 +209,8 @@ def _accumulate(
         for output in ("features", "spatial"):
             if output in outputs:
                 values = outputs[output].cpu().numpy()
-                total = totals.setdefault(
-                    output, StreamingStats(extractor.identity, values.shape[1])
-                )
-                total.update(values)
+                empty = StreamingStats(extractor.identity, values.shape[1])
+                totals.setdefault(output, empty).update(values)
         features = outputs["features"].cpu().numpy()
         chosen = [row for row in range(len(features)) if place + row in kept]
         rows.append(features[chosen])
@@ -261,7 +229,7 @@ def _scan(
     count: int | None,
     balanced: bool,
 ) -> tuple[list[ImageInfo], Findings]:
-    """Reads every byte once: what the images are, and what is wrong with the set."""
+    """Reads every byte once: image infos, and what is wrong with the set."""
     scans = ranks.all_gather(lambda: images.scan(share, meter.start("read")))
     infos = [info for scan in scans for info in scan]
     findings = find_problems(
@@ -303,7 +271,7 @@ class _Meter:
         self.progress, self.ranks, self.share, self.total = progress, ranks, share, total
 
     def start(self, what: str) -> Callable[[int], None]:
-        """A function to be told how many of this rank's images are done."""
+        """A function to call with how many of this rank's images are done."""
 
         def on_done(done: int) -> None:
             if self.ranks.is_first and self.share:

@@ -54,7 +54,7 @@ ExtractPaths = Callable[[list[Path]], tuple[Features | None, str, int]]  # conte
 
 
 def reference_sha256(images: Tensor) -> str:
-    """Hash of uint8 images [N, 3, H, W]: of their shape and bytes."""
+    """Hash of the shape and bytes of uint8 images [N, 3, H, W]."""
     images = images.cpu().contiguous()
     assert images.dtype == torch.uint8
     return sha256_bytes(repr(tuple(images.shape)).encode() + images.numpy().tobytes())
@@ -63,8 +63,7 @@ def reference_sha256(images: Tensor) -> str:
 def reference_images(protocol: Protocol) -> tuple[Tensor, Tensor]:
     """A bundled reference: images uint8 [N, 3, H, W] and labels int64 [N].
 
-    Raises:
-        DimoError: The protocol's reference is not bundled, or its hash or count differs.
+    Raises: DimoError: The protocol's reference is not bundled, or its hash or count differs.
     """
     expected = protocol.reference
     if expected.name not in BUNDLED_REFERENCES:
@@ -85,17 +84,12 @@ def reference_images(protocol: Protocol) -> tuple[Tensor, Tensor]:
 
 
 def bundled_reference(protocol: Protocol, extractor: Extractor) -> ReferenceSet:
-    """The protocol's bundled reference in the features of `extractor`.
-
-    Raises:
-        DimoError: As `reference_images`.
-    """
+    """The protocol's bundled reference in the features of `extractor`."""
     images, labels = reference_images(protocol)
     features = extract(extractor, [(images, labels)], count=len(images))
-    found = ReferenceSet(
-        protocol.reference.name, reference_sha256(images), {}, features, len(images)
-    )
-    return _with_statistics(found, protocol, extractor)
+    expected = protocol.reference
+    loaded = ReferenceSet(expected.name, expected.sha256, {}, features, len(images))
+    return _with_statistics(loaded, protocol, extractor)
 
 
 def load_reference(
@@ -107,33 +101,28 @@ def load_reference(
 ) -> ReferenceSet:
     """The protocol's reference in the features of `extractor`.
 
-    Args:
-        protocol: Names the reference and what its metrics need.
-        extractor: The protocol's extractor.
-        path: A file or folder that stands for it; None for a bundled reference.
-        extract_paths: Features and content hash of a set of image files.
+    `path` is a file or folder; None for a bundled reference. `extract_paths` gives features,
+    content hash and count of image files.
 
-    Raises:
-        DimoError: It is missing, is of another extractor or dimension, or lacks what a metric
-            needs.
+    Raises: DimoError: It is missing, of another extractor, or lacks what a metric needs.
     """
     if path is None:
         return bundled_reference(protocol, extractor)
-    found = _from_path(protocol, extractor, path, extract_paths)
-    return _with_statistics(found, protocol, extractor)
+    loaded = _from_path(protocol, extractor, path, extract_paths)
+    return _with_statistics(loaded, protocol, extractor)
 
 
 def _with_statistics(found: ReferenceSet, protocol: Protocol, extractor: Extractor) -> ReferenceSet:
-    """The same with those of each output that a Frechet distance needs."""
-    stats = dict(found.stats)
-    for metric in protocol.metrics:
-        kind = METRICS[metric.name]
-        output, frechet = kind.needs, kind.compares_with == "statistics"
-        if frechet and output not in stats and found.features is not None:
-            stats[output] = compute_stats(
-                getattr(found.features, output), extractor=extractor.identity
-            )
-    return dataclasses.replace(found, stats=stats)
+    """Adds the statistics of each output that a Frechet distance needs."""
+    if found.features is None:
+        return found
+    kinds = [METRICS[metric.name] for metric in protocol.metrics]
+    needed = {kind.needs for kind in kinds if kind.compares_with == "statistics"}
+    stats = {
+        output: compute_stats(getattr(found.features, output), extractor=extractor.identity)
+        for output in needed - found.stats.keys()
+    }
+    return dataclasses.replace(found, stats=found.stats | stats)
 
 
 def make_reference(
@@ -157,11 +146,9 @@ def make_reference(
         recursive: Whether folders are read with their subfolders.
         runtime: Where the extractor runs, and the ranks that share the work.
 
-    Returns:
-        The statistics; None on every rank but the first.
+    Returns the statistics; None on every rank but the first.
 
-    Raises:
-        DimoError: The images cannot be read or are not as the protocol asks.
+    Raises: DimoError: The images cannot be read or are not as the protocol requires.
     """
     extractor = load_extractor(
         protocol.extractor.name,
@@ -240,15 +227,15 @@ def _from_path(
 
 def reference_conformity(protocol: Protocol, reference: ReferenceSet) -> list[str]:
     """Why a reference is not the protocol's: its hash, or how many images it has."""
-    wanted = protocol.reference
+    expected = protocol.reference
     problems = []
-    if wanted.sha256 not in (ANY, reference.sha256):
+    if expected.sha256 not in (ANY, reference.sha256):
         problems.append(
             f"the reference has sha256 {reference.sha256[:12]}..., the protocol names "
-            f"{wanted.sha256[:12]}... ({wanted.name})"
+            f"{expected.sha256[:12]}... ({expected.name})"
         )
-    if reference.count is not None and reference.count != wanted.count:
+    if reference.count not in (None, expected.count):
         problems.append(
-            f"the reference has {reference.count:,} images, the protocol {wanted.count:,}"
+            f"the reference has {reference.count:,} images, the protocol {expected.count:,}"
         )
     return problems

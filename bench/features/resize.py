@@ -85,12 +85,7 @@ def pil_bicubic_bytes(images: Tensor, side: int) -> Tensor:
 
 
 def pil_central_square(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
-    """CLIP's: the shorter side to `side`, antialiased and on bytes, then the central square.
-
-    Args:
-        image: uint8 [H, W, 3] of any size.
-        side: Height and width of what is returned.
-    """
+    """CLIP's: uint8 [H, W, 3], its shorter side to `side` on bytes, then the central square."""
     height, width = image.shape[:2]
     short = min(height, width)
     size = (side * width // short, side * height // short)
@@ -102,18 +97,11 @@ def pil_central_square(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[n
 # How CLIP's image reaches its size: on bytes by Pillow; as a float tensor, antialiased or not.
 # torchvision antialiases tensors since 0.17 only, so that one call stands for the last two.
 def central_square(pixels: npt.NDArray[np.uint8], side: int, preprocessing: str) -> Tensor:
-    """The image resized until its shorter side fits, and its central square: [3, S, S].
+    """A uint8 image [H, W, 3], its shorter side resized to fit, and its central square [3, S, S].
 
-    Args:
-        pixels: uint8 [H, W, 3].
-        side: S.
-        preprocessing: One of `PREPROCESSINGS`, bicubic all.
+    Returns float32, 0 to 1, or a little beyond, as a tensor's bicubic overshoots without clipping.
 
-    Returns:
-        float32, 0 to 1; as a tensor's bicubic overshoots and is not clipped, a little beyond.
-
-    Raises:
-        DimoError: Unknown preprocessing, or pixels of another shape or type.
+    Raises: DimoError: Unknown preprocessing, or pixels of another shape or type.
     """
     if preprocessing not in PREPROCESSINGS:
         raise unknown_name("preprocessing", preprocessing, PREPROCESSINGS)
@@ -143,6 +131,6 @@ def _pil_resize(image: Image.Image, side: int) -> _Pixels:
 
 
 def _in_threads(one: Callable[[_Pixels, _Pixels], None], source: _Pixels, target: _Pixels) -> None:
-    """Calls `one` on each pair of images; Pillow lets other threads run while it resizes."""
+    """Calls `one` on each pair of images; Pillow releases the interpreter's lock meanwhile."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(one, source, target))

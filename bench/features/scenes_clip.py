@@ -1,7 +1,7 @@
 """A small CLIP for `scenes`: features of the protocol `scenes-geneval`, and its CLIP score.
 
-Two towers trained contrastively (Radford et al., arXiv:2103.00020). Each picture is set against the
-captions of the others in its batch and, as these seldom differ in one word only, against its own
+Two towers trained contrastively (Radford et al., arXiv:2103.00020). Each image is compared with the
+captions of the others in its batch and, as these seldom differ in one word only, with its own
 caption with one thing wrong (NegCLIP; Yuksekgonul et al., arXiv:2210.01936).
 """
 
@@ -9,10 +9,8 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.features.extraction import embed
 from bench.features.small import SceneNetwork, TrainingStep, fit_network
 from dimo.data.scenes import SIDE, batch
 from dimo.data.scenes.prompts import BACKGROUNDS, COLORS, NUMBERS, SHAPES, SIZES, plural, prompts
@@ -29,9 +28,6 @@ from dimo.rng import uniform
 from dimo.weights.catalog import ASSETS
 from dimo.weights.files import load_state_dict
 
-T = TypeVar("T")
-
-_FORWARD = 32  # images or texts in a forward
 _CELLS = 8  # along each side of the last maps
 _CHANNELS = 96  # of the last maps
 _PAIRS = 128  # features of a pair of words
@@ -49,7 +45,7 @@ _GROUPS = (  # words of which one stands for another in a wrong caption
 
 
 def _waves() -> Tensor:
-    """What the sums over all places start from: float32 [6, 8, 8], low frequencies of a cosine."""
+    """Initial weights of the sums over places: float32 [6, 8, 8], low frequencies of a cosine."""
     places = (torch.arange(_CELLS) + 0.5) * math.pi / _CELLS
     waves = [torch.outer((y * places).cos(), (x * places).cos()) for y, x in _WAVES]
     return torch.stack(waves) / _CELLS
@@ -58,9 +54,9 @@ def _waves() -> Tensor:
 class SceneCLIP(nn.Module):
     """uint8 images [B, 3, 32, 32] -> `features` float32 [B, 64]; images and texts -> embeddings.
 
-    Both towers say what belongs together. The image tower sees each cell of its last maps on its
-    own and sums over the cells with several learned weights, so that it knows what is where; the
-    text tower sums over pairs of neighbouring words: "red circle", "circle above".
+    The image tower processes each cell of its last maps on its own and sums over the cells with
+    several learned weights, so that it knows what is where; the text tower sums over pairs of
+    neighbouring words: "red circle", "circle above".
     """
 
     feature_dim = 64
@@ -69,12 +65,8 @@ class SceneCLIP(nn.Module):
         super().__init__()
         same = SceneNetwork()
         self.fine, self.coarse = same.fine, same.coarse
-        self.cells = nn.Sequential(
-            nn.Conv2d(48 + 64, _CHANNELS, 1),
-            nn.GELU(),
-            nn.Conv2d(_CHANNELS, _CHANNELS, 1),
-            nn.GELU(),
-        )
+        first, second = nn.Conv2d(48 + 64, _CHANNELS, 1), nn.Conv2d(_CHANNELS, _CHANNELS, 1)
+        self.cells = nn.Sequential(first, nn.GELU(), second, nn.GELU())
         self.views = nn.Parameter(_waves())
         self.norm = nn.LayerNorm(len(_WAVES) * _CHANNELS)
         self.seen = nn.Linear(len(_WAVES) * _CHANNELS, self.feature_dim)
@@ -100,8 +92,7 @@ class SceneCLIP(nn.Module):
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> float32 [B, 64] of length one.
 
-        Raises:
-            DimoError: A word that is none of the data set's, or too many of them.
+        Raises: DimoError: A word that is none of the data set's, or too many of them.
         """
         words = SceneWords()(texts).states.to(self.log_scale.device)  # [B, 8, W], one-hot
         pairs = F.gelu(self.pairs(words.mT)).sum(dim=2)  # [B, _PAIRS]
@@ -111,19 +102,14 @@ class SceneCLIP(nn.Module):
     def images(self, images: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
         """Images uint8 [32, 32, 3] -> embeddings of length one, float32 [N, 64].
 
-        Raises:
-            DimoError: An image of another size.
+        Raises: DimoError: An image of another size.
         """
-        return _stacked(self.embed_images(self._batch(part)) for part in _parts(images))
+        return embed(images, lambda part: self.embed_images(self._batch(part)))
 
     @torch.inference_mode()
     def texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Texts -> embeddings of length one, float32 [N, 64].
-
-        Raises:
-            DimoError: As `embed_texts`.
-        """
-        return _stacked(self.embed_texts(part) for part in _parts(texts))
+        """Texts -> embeddings of length one, float32 [N, 64]; errors as `embed_texts`."""
+        return embed(texts, self.embed_texts)
 
     def _batch(self, pixels: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
         for height, width, _ in (image.shape for image in pixels):
@@ -138,8 +124,7 @@ class SceneCLIP(nn.Module):
 def load_scene_clip(weights: Path, resize: str = "") -> SceneCLIP:
     """Both towers with the weights of a file; images are never resized.
 
-    Raises:
-        DimoError: Unreadable file, or weights of another network.
+    Raises: DimoError: Unreadable file, or weights of another network.
     """
     network = SceneCLIP()
     load_state_dict(network, weights)
@@ -147,19 +132,15 @@ def load_scene_clip(weights: Path, resize: str = "") -> SceneCLIP:
 
 
 def wrong_captions(text: str) -> dict[str, list[str]]:
-    """The caption with one thing wrong, by what it is; no picture of `text` shows any of them.
-
-    Args:
-        text: A caption of scenes.
-    """
+    """A caption with one thing wrong, by kind of fault; no image of `text` shows any of them."""
     words = text.split()
-    found: dict[str, list[str]] = {}
+    faults: dict[str, list[str]] = {}
 
     def put(kind: str, *changes: tuple[int, str]) -> None:
         other = [*words]
         for place, word in changes:
             other[place] = word
-        found.setdefault(kind, []).append(_with_articles(" ".join(other)))
+        faults.setdefault(kind, []).append(_with_articles(" ".join(other)))
 
     colored = [place for place, word in enumerate(words) if word in COLORS]
     if len(colored) == 2:
@@ -169,26 +150,25 @@ def wrong_captions(text: str) -> dict[str, list[str]]:
         if word in _OPPOSITES:
             put("relation", (place, _OPPOSITES[word]))
         for kind, group in _GROUPS:
-            if word in group:
-                for other in group:
-                    if other not in words:
-                        put(kind, (place, other))
-    return found
+            for other in group if word in group else ():
+                if other not in words:
+                    put(kind, (place, other))
+    return faults
 
 
 def contrastive_loss(
     clip: SceneCLIP, images: Tensor, captions: Sequence[str], wrong: Sequence[Sequence[str]]
 ) -> Tensor:
-    """Cross-entropy of captions given pictures, of pictures given captions, and of own captions.
+    """Cross-entropy of captions given images, of images given captions, and of own captions.
 
-    Every caption that reads as a picture's own is right for it, wherever in the batch it stands.
+    Every caption that reads as an image's own is right for it, wherever in the batch it stands.
 
     Args:
         clip: Both towers.
         images: uint8 [B, 3, 32, 32].
-        captions: B texts, row i of picture i.
-        wrong: B lists of wrong captions of picture i; they compete for every picture, and once
-            more with picture i's own caption only, which most of them are close to.
+        captions: B texts, row i of image i.
+        wrong: B lists of wrong captions of image i; they compete for every image, and once
+            more with image i's own caption only, which most of them are close to.
     """
     texts = [*captions, *(other for others in wrong for other in others)]  # B + W
     count = len(captions)
@@ -215,18 +195,10 @@ def train_scene_clip(
     seed: int,
     on_step: TrainingStep | None = None,
 ) -> SceneCLIP:
-    """Trains on pictures of the training prompts, each with wrong captions of every kind too.
+    """Trains on images of the training prompts, each with wrong captions of every kind too.
 
-    The convolutions start as those of the shipped detector, which know the shapes, and are trained
-    on. No caption of a held-out prompt is seen, not even as a wrong one.
-
-    Args:
-        steps: Optimizer steps.
-        batch_size: Pictures per step.
-        learning_rate: Step -> learning rate.
-        weight_decay: AdamW's.
-        seed: Seed of weights and pictures.
-        on_step: Called with the number of steps done and the loss.
+    The convolutions start from those of the shipped detector, which know the shapes. No caption of
+    a held-out prompt is seen, not even as a wrong one. Arguments as of `train_digits_cnn`.
     """
     torch.manual_seed(seed)
     clip = SceneCLIP().train()
@@ -256,15 +228,9 @@ def train_scene_clip(
 
 
 def caption_accuracy(clip: SceneCLIP, *, seed: int, per_prompt: int) -> dict[str, float]:
-    """How often a rendered picture fits its caption better than the same with one thing wrong.
+    """How often a rendered image fits its caption better than the same with one thing wrong.
 
-    Args:
-        clip: Trained.
-        seed: Seed of the pictures.
-        per_prompt: Pictures per held-out prompt.
-
-    Returns:
-        Share of right choices by what is wrong, see `wrong_captions`, over all wrong captions.
+    By kind of fault (see `wrong_captions`), over `per_prompt` images of each held-out prompt.
     """
     asked = prompts("held-out")
     right, all_of = Counter[str](), Counter[str]()
@@ -295,15 +261,5 @@ def _held_out_texts() -> frozenset[str]:
 
 
 def _with_articles(text: str) -> str:
-    """The text with "a" and "an" as its words ask for."""
+    """The text with "a" and "an" corrected."""
     return re.sub(r"\ban?\b(?= (\w))", lambda m: "an" if m[1] in "aeiou" else "a", text)
-
-
-def _parts(items: Iterable[T]) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while part := list(islice(iterator, _FORWARD)):
-        yield part
-
-
-def _stacked(parts: Iterator[Tensor]) -> npt.NDArray[np.float32]:
-    return np.concatenate([part.cpu().numpy() for part in parts])

@@ -1,6 +1,7 @@
-"""What the small bundled networks share: their training loop, and the convolutions for scenes."""
+"""The bundled extractor of digits, the convolutions for scenes, and the training of both."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dimo.data.scenes.prompts import SHAPES
+from dimo.weights.files import load_state_dict
 
 TrainingStep: TypeAlias = Callable[[int, float], None]
 
@@ -21,16 +23,7 @@ def fit_network(
     weight_decay: float,
     on_step: TrainingStep | None = None,
 ) -> None:
-    """Trains in place by AdamW.
-
-    Args:
-        network: In train mode.
-        loss_at: Step -> its loss, a scalar.
-        steps: Optimizer steps.
-        learning_rate: Step -> learning rate.
-        weight_decay: AdamW's.
-        on_step: Called with the number of steps done and the loss.
-    """
+    """Trains in place by AdamW; `loss_at(step)` is a scalar, `on_step` gets steps done and loss."""
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=weight_decay)
     for step in range(steps):
         loss = loss_at(step)
@@ -46,9 +39,9 @@ def fit_network(
 class SceneNetwork(nn.Module):
     """uint8 images [B, 3, 32, 32] -> maps and features.
 
-    Gives `shapes` [B, 7, 16, 16], logits; `boxes` [B, 4, 16, 16], pixels from the middle of a cell
-    to the left, top, right and bottom of its object; `foreground` [B, 32, 32], logits;
-    and `features` [B, 112], averages over two layers.
+    `shapes` [B, 7, 16, 16] and `foreground` [B, 32, 32] are logits; `boxes` [B, 4, 16, 16] pixels
+    from the middle of a cell to the left, top, right and bottom of its object; `features` [B, 112]
+    averages over two layers.
     """
 
     feature_dim = 112
@@ -89,3 +82,91 @@ class SceneNetwork(nn.Module):
             "foreground": F.pixel_shuffle(foreground, self.stride)[:, 0],
             "features": torch.cat([fine.mean(dim=(2, 3)), coarse.mean(dim=(2, 3))], dim=1),
         }
+
+
+class DigitsCNN(nn.Module):
+    """uint8 images [B, 3, 8, 8] -> features float32 [B, 64] and class logits float32 [B, 10]."""
+
+    feature_dim = 64
+    num_classes = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(3, 32, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.GELU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.GELU(),
+        )
+        self.features = nn.Linear(64 * 4 * 4, self.feature_dim)
+        self.head = nn.Linear(self.feature_dim, self.num_classes)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        x = images.float().div(255)
+        features = F.gelu(self.features(self.convolutions(x).flatten(1)))
+        return {"features": features, "logits": self.head(features)}
+
+
+def load_digits_cnn(weights: Path, resize: str) -> DigitsCNN:
+    """The classifier with the weights of a file; images are never resized.
+
+    Raises: DimoError: Unreadable file, or weights of another network.
+    """
+    network = DigitsCNN()
+    load_state_dict(network, weights)
+    return network
+
+
+def train_digits_cnn(
+    data: tuple[Tensor, Tensor],
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: Callable[[int], float],
+    weight_decay: float,
+    label_smoothing: float,
+    pixel_noise: float,
+    shift_probability: float,
+    seed: int,
+    on_step: TrainingStep | None = None,
+) -> DigitsCNN:
+    """Trains the classifier with shifts of one pixel and additive noise.
+
+    Args:
+        data: Images uint8 [N, 3, 8, 8] and labels int64 [N].
+        steps: Optimizer steps.
+        batch_size: Images per step.
+        learning_rate: Step -> learning rate.
+        weight_decay: AdamW's.
+        label_smoothing: Keeps the features' scale bounded.
+        pixel_noise: Standard deviation of the noise, in grey levels of 255.
+        shift_probability: Fraction of steps whose batch is shifted by up to one pixel.
+        seed: Seed of weights and draws.
+        on_step: Called with the number of steps done and the loss.
+    """
+    images, labels = data
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    model = DigitsCNN().train()
+
+    def loss_at(step: int) -> Tensor:
+        rows = torch.randint(len(images), (batch_size,), generator=generator)
+        shift = torch.rand((), generator=generator) < shift_probability
+        dx, dy = torch.randint(3, (2,), generator=generator).tolist() if shift else (1, 1)
+        batch = F.pad(images[rows].float(), (1, 1, 1, 1))[:, :, dy : dy + 8, dx : dx + 8]
+        batch = batch + pixel_noise * torch.randn(batch_size, 1, 8, 8, generator=generator)
+        logits = model(batch)["logits"]
+        return F.cross_entropy(logits, labels[rows], label_smoothing=label_smoothing)
+
+    fit_network(
+        model,
+        loss_at,
+        steps=steps,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        on_step=on_step,
+    )
+    return model.eval()

@@ -25,16 +25,11 @@ _BLOCK_ROWS = 4096  # Rows converted to float64 at a time; bounds memory, not re
 
 @dataclass(frozen=True, eq=False)
 class FeatureStats:
-    """Mean and covariance of one set of features.
+    """Mean `mu` [D] and unbiased covariance `sigma` [D, D] of `count` >= 2 features, float64.
 
-    Attributes:
-        extractor: Name of the feature extractor; statistics of two extractors never mix.
-        count: Number of samples, at least 2.
-        mu: Mean, `[D]` float64.
-        sigma: Unbiased covariance (divided by `count - 1`), `[D, D]` float64, symmetric.
+    `extractor` names the feature extractor; statistics of two extractors never mix.
 
-    Raises:
-        DimoError: The count, the shapes or the values cannot be those of a covariance.
+    Raises: DimoError: The count, the shapes or the values cannot be those of a covariance.
     """
 
     extractor: str
@@ -81,10 +76,6 @@ class StreamingStats:
     Keeps count, mean and scatter about the mean, and combines them pairwise (Chan, Golub and
     LeVeque 1979), so a large common offset costs no digits. The split into batches and the order
     of `merge` change the result by rounding only.
-
-    Args:
-        extractor: Name of the feature extractor.
-        dim: Feature dimension D.
     """
 
     def __init__(self, extractor: str, dim: int) -> None:
@@ -95,13 +86,9 @@ class StreamingStats:
         self._scatter = np.zeros((dim, dim))
 
     def update(self, features: Features) -> None:
-        """Adds samples.
+        """Adds samples `[N, D]` of any real dtype.
 
-        Args:
-            features: `[N, D]`, any real dtype.
-
-        Raises:
-            DimoError: Not `[N, D]`, empty, or not finite; nothing is added then.
+        Raises: DimoError: Not `[N, D]`, empty, or not finite; nothing is added then.
         """
         array = check_features(features, name="features", dim=self.dim)
         for rows in row_blocks(len(array), _BLOCK_ROWS):
@@ -113,8 +100,7 @@ class StreamingStats:
     def merge(self, other: "StreamingStats") -> None:
         """Adds everything `other` has seen, e.g. on another rank.
 
-        Raises:
-            DimoError: `other` has another extractor or dimension.
+        Raises: DimoError: `other` has another extractor or dimension.
         """
         if (other.extractor, other.dim) != (self.extractor, self.dim):
             raise DimoError(
@@ -125,11 +111,7 @@ class StreamingStats:
             self._combine(other.count, other._mean, other._scatter)
 
     def finalize(self) -> FeatureStats:
-        """The statistics so far; updating may go on afterwards.
-
-        Raises:
-            DimoError: Fewer than 2 samples were added.
-        """
+        """The statistics of at least 2 samples so far; more may be added afterwards."""
         scale = max(self.count - 1, 1)
         return FeatureStats(self.extractor, self.count, self._mean.copy(), self._scatter / scale)
 
@@ -150,8 +132,7 @@ def compute_stats(features: Features, *, extractor: str) -> FeatureStats:
     Equal to `numpy.mean` and `numpy.cov(rowvar=False)` in float64, without a float64 copy of the
     features.
 
-    Raises:
-        DimoError: Not `[N, D]`, fewer than 2 samples, or not finite.
+    Raises: DimoError: Not `[N, D]`, fewer than 2 samples, or not finite.
     """
     array = check_features(features, name="features", min_count=2)
     stats = StreamingStats(extractor, array.shape[1])
@@ -166,14 +147,12 @@ def save_stats(
     features: npt.NDArray[Any] | None = None,
     provenance: str = "",
 ) -> None:
-    """Writes statistics as an npz that other tools read too.
+    """Writes statistics as an npz that other tools read too; the same content gives the same bytes.
 
     Keys: `mu` `[D]` and `sigma` `[D, D]` of the output "features", `mu_s` and `sigma_s` of
     "spatial" (ADM's names), `n`, `extractor`, and, if given, `features` `[N, D]` and `provenance`.
-    The same content gives the same bytes.
 
-    Raises:
-        DimoError: The file cannot be written.
+    Raises: DimoError: The file cannot be written.
     """
     first = stats["features"]
     arrays: dict[str, Any] = {"n": np.int64(first.count), "extractor": np.str_(first.extractor)}
@@ -196,7 +175,7 @@ def load_stats(
     count: int | None = None,
     outputs: Sequence[str] = ("features",),
 ) -> dict[str, FeatureStats]:
-    """Reads what `save_stats` wrote, or what other tools did: float32 or float64 `mu`, `sigma`.
+    """Reads the npz of `save_stats` or of other tools: float32 or float64 `mu`, `sigma`.
 
     Args:
         path: An npz with `mu` `[D]`, `sigma` `[D, D]`, and `mu_s`, `sigma_s` for "spatial".
@@ -204,9 +183,8 @@ def load_stats(
         count: Number of samples of a file that has no `n`, as ADM's.
         outputs: Which statistics to read.
 
-    Raises:
-        DimoError: The file is missing or unreadable, lacks a key, holds statistics of another
-            extractor, or its values are no statistics.
+    Raises: DimoError: Unreadable file, missing key, another extractor, or values that are no
+        statistics.
     """
     required = [f"{name}{_SUFFIX[output]}" for output in outputs for name in ("mu", "sigma")]
     try:
@@ -252,16 +230,11 @@ def load_stats(
 def check_features(
     features: Features, *, name: str, dim: int | None = None, min_count: int = 1
 ) -> npt.NDArray[Any]:
-    """Returns `features` as a finite real numpy array `[N, D]`, in its own dtype.
+    """`features` as a finite real numpy array `[N, D]`, N >= `min_count`, in its own dtype.
 
-    Args:
-        features: `[N, D]` array or tensor.
-        name: What to call it in an error, e.g. `"generated"`.
-        dim: The required D, if any.
-        min_count: The smallest allowed N.
+    `name` is what an error calls it, e.g. `"generated"`; `dim` is the required D, if any.
 
-    Raises:
-        DimoError: Wrong rank, dtype, N or D, or a value that is NaN or infinite.
+    Raises: DimoError: Wrong rank, dtype, N or D, or a value that is NaN or infinite.
     """
     array = as_numpy(features)
     if array.dtype.kind not in "fiu":
@@ -278,35 +251,23 @@ def check_features(
             f"{name} have shape {list(array.shape)}; allowed: at least {min_count} samples "
             "of dimension 1 or more; score more images"
         )
-    counts = np.zeros(3, dtype=np.int64)  # NaN, infinite, rows with either
-    first = -1
-    for rows in row_blocks(len(array), _BLOCK_ROWS):
-        finite = np.isfinite(array[rows])
-        if finite.all():
-            continue
-        bad_rows = np.flatnonzero(~finite.all(axis=1))
-        nan = int(np.isnan(array[rows]).sum())
-        counts += nan, finite.size - int(finite.sum()) - nan, len(bad_rows)
-        first = rows.start + int(bad_rows[0]) if first < 0 else first
-    if counts[2]:
+    blocks = row_blocks(len(array), _BLOCK_ROWS)
+    finite = np.concatenate([np.isfinite(array[rows]).all(axis=1) for rows in blocks])
+    if not finite.all():
+        bad = array[~finite]
         raise DimoError(
-            f"{name} hold {counts[0]} NaN and {counts[1]} infinite values in {counts[2]} of "
-            f"{len(array)} rows, the first in row {first}; allowed: finite numbers; "
-            "check those images and run the extractor in float32"
+            f"{name} hold {np.isnan(bad).sum()} NaN and {np.isinf(bad).sum()} infinite values in "
+            f"{len(bad)} of {len(array)} rows, the first in row {finite.argmin()}; allowed: finite "
+            "numbers; check those images and run the extractor in float32"
         )
     return array
 
 
 def as_numpy(features: Features) -> npt.NDArray[Any]:
     """`features` as a numpy array: no copy where none is needed, float32 for bfloat16."""
-    if isinstance(features, np.ndarray):
-        return features
-    if hasattr(features, "detach"):
+    if isinstance(features, torch.Tensor):
         tensor = features.detach().cpu()
-        if str(tensor.dtype) == "torch.bfloat16":  # numpy has no such type; float32 holds it whole
-            tensor = tensor.float()
-        array: npt.NDArray[Any] = tensor.numpy()
-        return array
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return np.asarray(features)
 
 

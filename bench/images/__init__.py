@@ -1,4 +1,4 @@
-"""Reading sets of images, checking them, and naming them by content."""
+"""Reads sets of images, checks them, and names them by content."""
 
 __all__ = [
     "Findings",

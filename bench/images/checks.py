@@ -1,15 +1,20 @@
-"""Checks a set of images against a protocol, and computes the set's content hash."""
+"""Checks a set of images against a protocol, and computes its content hash."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
+from torch import Tensor
 
-from bench.images.codec import LOSSY_CODECS, ImageInfo
-from bench.images.labels import first_out_of_order
+from bench.images.codec import LOSSY_CODECS, ImageInfo, read_image
+from bench.images.labels import first_out_of_order, labels_sha256
 from bench.images.source import Labels, counted, shown
+from dimo.util.terminal import Progress, quiet
 
 K = TypeVar("K")
 _MODES = {3: ("RGB",), 1: ("L", "RGB")}  # by the protocol's channels; a grey RGB file is grey
@@ -19,13 +24,9 @@ _MAX_BAD_NAMES = 20
 
 @dataclass(frozen=True)
 class Findings:
-    """Result of checking a set, one line per finding.
+    """Result of checking a set: one line per finding, and the number of duplicates.
 
-    Attributes:
-        errors: Why it cannot be scored.
-        nonconforming: Why its score is not one of the protocol.
-        notes: Other remarks.
-        duplicates: Number of images that are exact copies of an earlier one.
+    `errors` prevent scoring; `nonconforming` findings make the score off-protocol.
     """
 
     errors: list[str]
@@ -35,7 +36,7 @@ class Findings:
 
 
 def content_sha256(infos: Sequence[ImageInfo], labels: Labels | None) -> str:
-    """Names a set by its images, their order and their labels.
+    """Hash of a set's images, their order and their labels.
 
     Order counts, because image i belongs to random stream i and is shuffled into splits.
     """
@@ -62,7 +63,7 @@ def find_problems(
     """Compares a scanned set with the protocol's requirements.
 
     Args:
-        infos: Of every image, as `ImageSet.scan` returns them.
+        infos: One per image, from `ImageSet.scan`.
         labels: int64 [N], or None if unknown.
         names: Name of every image.
         ignored: Files that are no part of the set.
@@ -106,7 +107,7 @@ def find_problems(
 
 
 def sizes_text(sizes: Mapping[tuple[int, int], Sequence[str]]) -> str:
-    """The line for images of several sizes, given the names of those of each (height, width)."""
+    """The line for images of several sizes, given the names by (height, width)."""
     ordered = sorted(sizes.items(), key=lambda item: -len(item[1]))
     examples = [f"{height} x {width} in {_images(names)}" for (height, width), names in ordered[:3]]
     more = f" and {len(ordered) - 3:,} more sizes" if len(ordered) > 3 else ""
@@ -216,3 +217,85 @@ def _group(pairs: Iterable[tuple[K, str]]) -> dict[K, list[str]]:
 
 def _images(names: Sequence[str]) -> str:
     return f"{counted(len(names), 'image')} ({shown(names)})"
+
+
+@dataclass(frozen=True)
+class Content:
+    """The images of one row of a table.
+
+    Attributes:
+        images_sha256: Over the hashes of all images and their labels, in order.
+        labels_sha256: Empty without labels.
+        copies: Number of images that equal an earlier one.
+        paths: Paths of the set; empty for generated images.
+        notes: One-line findings of the checks.
+        nonconforming: Why the set is off-protocol; empty if it is not.
+    """
+
+    images_sha256: str
+    labels_sha256: str
+    copies: int = 0
+    paths: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    nonconforming: tuple[str, ...] = ()
+
+
+class Tally:
+    """Hashes images on their way to a network; generated ones as an npz would store them."""
+
+    def __init__(self) -> None:
+        self._infos: list[ImageInfo] = []
+        self._labels: list[npt.NDArray[np.int64]] = []
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def add(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Counts a batch, uint8 [B, 3, H, W] with labels int64 [B], and returns it."""
+        height, width = images.shape[2:]
+        for pixels in images.permute(0, 2, 3, 1).contiguous().cpu().numpy():
+            digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+            self._infos.append(ImageInfo(digest, height, width, "RGB", "array", None))
+        self._labels.append(labels.cpu().numpy())
+        return images, labels
+
+    def read(
+        self,
+        files: Sequence[Path],
+        labels: Iterable[int],
+        progress: Progress = quiet,
+        total: int | None = None,
+    ) -> Iterator[npt.NDArray[np.uint8]]:
+        """Reads and counts images one by one: uint8 [H, W, 3].
+
+        `labels` has one per file; `total` counts the images of the whole set (default: `files`).
+
+        Raises: DimoError: A file cannot be read.
+        """
+        for file, label in zip(files, labels, strict=True):
+            progress("images", len(self), len(files) if total is None else total, "images")
+            info, pixels = read_image(file)
+            self._infos.append(info)
+            self._labels.append(np.array([label], dtype=np.int64))
+            yield pixels
+
+    def content(self, path: Path | None = None, nonconforming: Sequence[str] = ()) -> Content:
+        """The content so far; `path` is the folder that was read, None for generated images."""
+        labels = np.concatenate(self._labels)
+        copies = len(self._infos) - len({info.sha256 for info in self._infos})
+        notes = [] if path is None else list(self._notes(copies))
+        return Content(
+            content_sha256(self._infos, labels),
+            labels_sha256(labels),
+            copies,
+            () if path is None else (str(path),),
+            tuple(notes),
+            tuple(nonconforming),
+        )
+
+    def _notes(self, copies: int) -> Iterator[str]:
+        if copies:
+            yield f"{copies} images are copies of others"
+        lossy = Counter(info.codec for info in self._infos if info.codec in LOSSY_CODECS)
+        for codec, count in lossy.items():
+            yield f"{count} images are stored with a loss ({codec})"

@@ -1,4 +1,4 @@
-"""The image contract: uint8 [B, 3, H, W]; how float images and files become it; grids for people.
+"""The image contract: uint8 [B, 3, H, W]; how float images and files become it; captioned grids.
 
 A file becomes 8-bit RGB only where nothing is lost or guessed: grey and palette are spread to RGB,
 an alpha channel is dropped if it is opaque everywhere. 16-bit, CMYK, transparent and many-frame
@@ -47,8 +47,7 @@ class ImageInfo:
 
     Attributes:
         sha256: Hash of the content; equal for exact duplicates.
-        height: In pixels; 0 if unknown.
-        width: In pixels; 0 if unknown.
+        height: In pixels; 0 if unknown, as `width`.
         mode: As PIL names it ("RGB", "L", "P", "RGBA", "I;16", ...), with ";16" where PIL would
             cut 16 bits off silently; "" if unknown.
         codec: "png", "jpeg", "webp" (lossy), "webp-lossless", "bmp", "tiff", "tiff-jpeg" or
@@ -82,14 +81,9 @@ class ImageBatch:
 
 
 def to_uint8(images: Tensor, rule: str) -> Tensor:
-    """Float images in [-1, 1] -> uint8, any shape.
+    """Float images in [-1, 1] -> uint8, any shape; values outside are clipped.
 
-    Args:
-        images: Values outside [-1, 1] are clipped.
-        rule: "round" (to the nearest level) or "floor" (ADM: truncation of (x + 1) * 127.5).
-
-    Raises:
-        DimoError: Unknown rule.
+    `rule` is "round" (to the nearest level) or "floor" (ADM: truncation of (x + 1) * 127.5).
     """
     if rule not in ("round", "floor"):
         raise unknown_name("uint8 rule", rule, ("round", "floor"))
@@ -100,7 +94,7 @@ def to_uint8(images: Tensor, rule: str) -> Tensor:
 
 
 def inspect_image(data: bytes) -> ImageInfo:
-    """Checks the bytes of an image file, all of them; never raises for a bad one.
+    """Checks all bytes of an image file; never raises for a bad one.
 
     A PNG of mode RGB, L or P is not decompressed, which would cost ten times more: the CRC of
     every chunk detects damage. Anything else is decoded. The hash covers the file's bytes, for a
@@ -122,13 +116,10 @@ def inspect_image(data: bytes) -> ImageInfo:
 def decode_image(data: bytes, *, lossy: bool = False) -> npt.NDArray[np.uint8]:
     """The bytes of an image file -> uint8 [H, W, 3].
 
-    Args:
-        data: The file.
-        lossy: Also take what PIL converts with a loss: CMYK and other 8-bit colours, and
-            transparent images, whose alpha channel is dropped. ImageNet has a few of them.
+    With `lossy`, also takes what PIL converts with a loss: CMYK and other 8-bit colours, and
+    transparent images, whose alpha channel is dropped. ImageNet has a few of them.
 
-    Raises:
-        DimoError: No image, damaged, or one that is not 8-bit RGB without a loss or a guess.
+    Raises: DimoError: No image, damaged, or one that is not 8-bit RGB without a loss or a guess.
     """
     image = _open(data)
     mode = _mode(image)
@@ -138,10 +129,9 @@ def decode_image(data: bytes, *, lossy: bool = False) -> npt.NDArray[np.uint8]:
 
 
 def read_image(path: Path) -> tuple[ImageInfo, npt.NDArray[np.uint8]]:
-    """A file that must be an image: what it is, and its pixels, uint8 [H, W, 3].
+    """A file that must be an image: its `ImageInfo` and its pixels, uint8 [H, W, 3].
 
-    Raises:
-        DimoError: It cannot be read, or as `decode_image`.
+    Raises: DimoError: It cannot be read, or as `decode_image`.
     """
     try:
         data = path.read_bytes()
@@ -157,8 +147,7 @@ def centre_crop(pixels: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint
     """The middle square, resized: uint8 [H, W, 3] -> uint8 [side, side, 3].
 
     The rule of ADM (arXiv 2105.05233, its `center_crop_arr`): halved by box averages as long as
-    the shorter side is at least twice `side`, then resized bicubically so that it is `side`, then
-    cropped in the middle.
+    the shorter side is at least twice `side`, then resized bicubically to `side` and cropped.
     """
     image = Image.fromarray(pixels)
     while min(image.size) >= 2 * side:
@@ -171,7 +160,7 @@ def centre_crop(pixels: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint
 
 
 def _open(data: bytes) -> Image.Image:
-    """Reads the header only."""
+    """Reads only the header."""
     if not data:
         raise DimoError("zero bytes")
     try:
@@ -196,7 +185,6 @@ def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def _is_transparent(image: Image.Image) -> bool:
-    """Whether any pixel is not opaque."""
     if not _has_alpha(image):
         return False
     try:
@@ -220,7 +208,7 @@ def _pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def _mode(image: Image.Image) -> str:
-    """PIL's mode, marked where PIL would turn 16 bits a channel into 8 without a word."""
+    """PIL's mode, marked where PIL would silently turn 16 bits per channel into 8."""
     raw_modes = "".join(str(tile.args) for tile in getattr(image, "tile", []))
     if ";16" in raw_modes and image.mode in _MODES:
         return f"{image.mode};16"
@@ -246,11 +234,7 @@ def _webp_is_lossless(data: bytes) -> bool:
 
 
 def _checked_png_sha256(data: bytes) -> str:
-    """Hash of the critical chunks and of tRNS.
-
-    Raises:
-        DimoError: A chunk is cut short or fails its CRC, or the pixels or the end are missing.
-    """
+    """Hash of the critical chunks and of tRNS, after checking every chunk."""
     digest = hashlib.sha256()
     view, position, name, has_pixels = memoryview(data), len(_PNG_SIGNATURE), b"", False
     while name != b"IEND":
@@ -273,7 +257,7 @@ def _checked_png_sha256(data: bytes) -> str:
 
 
 def encode_png(pixels: npt.NDArray[np.uint8], *, text: str | None = None) -> bytes:
-    """One image, uint8 [H, W, 3], as the bytes of a PNG; `text` in a chunk named `dimo`."""
+    """uint8 [H, W, 3] as the bytes of a PNG; `text` goes into a chunk named `dimo`."""
     buffer, info = io.BytesIO(), PngImagePlugin.PngInfo()
     if text is not None:
         info.add_text("dimo", text)
@@ -308,7 +292,7 @@ def save_grid(
         path: Where to write, atomically.
         rows: Caption, of one line or more, and uint8 [C, 3, H, W] of each row.
         columns: C captions, above.
-        sentences: They are prompts: they stand below, on more lines and below larger images.
+        sentences: The captions are prompts: placed below larger images, with more lines.
     """
     pixels, most = (_PROMPT_SIDE, _PROMPT_LINES) if sentences else (_SIDE, _HEAD_LINES)
     tiles = [[_tile(image, pixels) for image in images] for _, images in rows]
@@ -350,21 +334,21 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _tile(image: Tensor, side: int) -> Image.Image:
-    """uint8 [3, H, W] as a picture enlarged to at most `side` pixels, where a factor allows."""
+    """uint8 [3, H, W] as a picture enlarged by a whole factor to at most `side` pixels."""
     picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()))
     scale = max(1, side // picture.width)
     return picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
 
 
 def _plain(text: str) -> str:
-    """Without letters that the font of captions does not have."""
+    """Replaces or drops letters that the font of captions does not have."""
     for letter, name in (("τ", "tau"), ("θ", "theta")):
         text = text.replace(letter, name)
     return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
 
 
 def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont, most: int) -> str:
-    """At most `most` lines that are no wider than `width` pixels."""
+    """At most `most` lines no wider than `width` pixels."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

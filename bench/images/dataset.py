@@ -28,10 +28,9 @@ _MAX_THREADS = 8
 
 
 class ImageSet:
-    """Images by number, whatever they are stored in. Made by `open_images`.
+    """Images by number, however they are stored. Made by `open_images`.
 
     Attributes:
-        paths: As given.
         names: Each image's path below its folder, or `FILE.npz[3]` in an npz.
         labels: int64 [N]; None if unknown.
         ignored: Names of files and folders that are no part of the set.
@@ -52,11 +51,8 @@ class ImageSet:
         """Reads every byte of the images `rows` (ascending) and inspects them.
 
         Continues after a bad image, which gets a `problem`. Files are hashed as stored, arrays by
-        shape and pixels, so hashes are comparable within one kind of storage.
-
-        Args:
-            rows: Which images.
-            on_done: Called every few images with how many of `rows` are done.
+        shape and pixels, so hashes are comparable within one kind of storage. `on_done` is called
+        every few images with how many of `rows` are done.
         """
         infos = []
         for info in self._run(rows, lambda source: source.inspect):
@@ -66,10 +62,7 @@ class ImageSet:
         return infos
 
     def batches(self, rows: range, size: int, *, side: int | None = None) -> Iterator[Tensor]:
-        """The images `rows` in order, `size` at a time; the next are read while the caller works.
-
-        Arguments and errors as of `load`.
-        """
+        """Like `load`, `size` images at a time; the next are read while the caller works."""
         pending: Future[Tensor] | None = None
         with ThreadPoolExecutor(1) as reader:
             for start in range(rows.start, rows.stop, size):
@@ -84,14 +77,10 @@ class ImageSet:
     def load(self, rows: range, *, side: int | None = None) -> Tensor:
         """The images `rows` (ascending, not empty) as uint8 [n, 3, H, W].
 
-        Args:
-            rows: Which images.
-            side: Crop and resize each to this, by `bench.images.codec.centre_crop`, and accept
-                colours that lose something on the way to RGB; None: images as they are.
+        With `side`, each is cropped and resized to it by `bench.images.codec.centre_crop`, and
+        colours that lose something on the way to RGB are accepted.
 
-        Raises:
-            DimoError: One is no 8-bit image or not to be had without a loss or a guess (see
-                `bench.images.codec`), or they are not all of one size.
+        Raises: DimoError: One is no image, not 8-bit RGB without a loss or guess, or sizes differ.
         """
         images = None
         sizes: dict[tuple[int, int], list[str]] = {}
@@ -133,9 +122,8 @@ def open_images(paths: Sequence[Path], *, recursive: bool = False, labels: str =
         recursive: Also take images in folders below, in archives from several folders.
         labels: See `bench.images.labels.find_labels`.
 
-    Raises:
-        DimoError: A path is missing, of another kind, cannot be read or holds no image; two
-            images have one name; or the labels do not fit.
+    Raises: DimoError: A path is missing, unreadable, of another kind or without images; two
+        images have one name; or the labels do not fit.
     """
     if not paths:
         raise DimoError("no paths of images; give a folder, .zip, .tar or .npz")
@@ -170,7 +158,7 @@ def _open(path: Path, recursive: bool) -> Source:
 
 
 def _ordered_map(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map` in threads with a bounded number of items on their way."""
+    """`map` in threads with a bounded number of items in flight."""
     threads = min(_MAX_THREADS, _cpu_count())
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(threads) as pool:

@@ -1,4 +1,4 @@
-"""Labels of a set of images: what comes with it, a rule over names, or a manifest."""
+"""Labels of a set of images: stored with it, from a rule over names, or from a manifest."""
 
 import csv
 import io
@@ -28,9 +28,7 @@ def find_labels(sources: Sequence[Source], rule: str) -> Labels | None:
             `class_folders`), "cyclic:K" (the image's position in the set modulo K) or the path of
             a manifest.
 
-    Raises:
-        DimoError: Unknown rule, a name without a label, or a manifest that cannot be read, misses
-            an image or names one that is not there.
+    Raises: DimoError: Unknown rule, a name without a label, or a manifest that does not fit.
     """
     names = [name for source in sources for name in source.names]
     if rule == "":
@@ -48,10 +46,9 @@ def find_labels(sources: Sequence[Source], rule: str) -> Labels | None:
 
 
 def class_folders(names: Sequence[str]) -> Labels:
-    """ImageFolder's rule: the place of an image's folder among the sorted names of all of them.
+    """ImageFolder's rule: the position of an image's folder among the sorted names of all of them.
 
-    Raises:
-        DimoError: An image is in no folder, or in a nested one.
+    Raises: DimoError: An image is in no folder, or in a nested one.
     """
     folders = [PurePosixPath(name).parts[:-1] for name in names]
     bad = [name for name, parts in zip(names, folders, strict=True) if len(parts) != 1]
@@ -66,11 +63,7 @@ def class_folders(names: Sequence[str]) -> Labels:
 
 
 def parse_label(value: object, where: str) -> int:
-    """An integer, or a string of digits, as a label.
-
-    Raises:
-        DimoError: Neither, or beyond int64; `where` says whose label it is.
-    """
+    """An integer, or a string of digits, as an int64 label; `where` says in errors whose it is."""
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,19}\s*", value):
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
@@ -80,11 +73,6 @@ def parse_label(value: object, where: str) -> int:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """A file of labels on disk.
-
-    Raises:
-        DimoError: It cannot be read.
-    """
     try:
         return Manifest(str(path), path.read_bytes())
     except OSError as error:
@@ -94,7 +82,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def first_out_of_order(names: Sequence[str]) -> tuple[str, str] | None:
-    """Two neighbours that differ in numbers only, and these fall: "10.png", "2.png"."""
+    """Two neighbours that differ only in numbers, which decrease: "10.png", "2.png"."""
     last: tuple[str, str, list[int]] = ("", "", [])  # name, its text, the numbers in it
     for name in names:
         start = name.rfind("/") + 1

@@ -39,7 +39,7 @@ class _FileSource:
         images: Names of the image files.
         others: Names of all other files.
         read: A name -> its bytes.
-        base: Folder that all these names are below, inside an archive.
+        base: Folder inside an archive that all these names are relative to.
         sidecars: Whether labels may be in WebDataset files beside the images.
     """
 
@@ -128,8 +128,7 @@ class _FileSource:
 def open_folder(path: Path, *, recursive: bool) -> _FileSource:
     """The images in a folder, with `recursive` also in the folders below it.
 
-    Raises:
-        DimoError: It cannot be read or holds no image.
+    Raises: DimoError: It cannot be read or holds no image.
     """
 
     def fail(error: OSError) -> None:
@@ -157,9 +156,8 @@ def open_folder(path: Path, *, recursive: bool) -> _FileSource:
 def open_zip(path: Path, *, recursive: bool) -> _FileSource:
     """The images of a zip.
 
-    Raises:
-        DimoError: It cannot be read, is encrypted, holds a name twice or no image, or holds
-            images in several folders without `recursive`.
+    Raises: DimoError: It cannot be read, is encrypted, holds a name twice, no image, or images in
+        several folders without `recursive`.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -182,8 +180,7 @@ def open_zip(path: Path, *, recursive: bool) -> _FileSource:
 def open_tar(path: Path, *, recursive: bool) -> _FileSource:
     """The images of an uncompressed tar; a WebDataset shard brings labels in .cls or .json files.
 
-    Raises:
-        DimoError: As `open_zip`; it is compressed; or a label is missing or no integer.
+    Raises: DimoError: As `open_zip`; it is compressed; or a label is missing or no integer.
     """
     try:
         file = path.open("rb")
@@ -224,7 +221,6 @@ def open_tar(path: Path, *, recursive: bool) -> _FileSource:
 
 
 def compressed_tar(path: Path) -> DimoError:
-    """The error for a tar that is compressed."""
     return DimoError(
         f"{path} is a compressed tar; allowed: .tar, as images are compressed already; "
         "decompress it, e.g. with gunzip, unxz or unzstd"
@@ -255,7 +251,7 @@ def _open_archive(
 
 
 def _is_image(name: str) -> bool:
-    """By suffix; nothing hidden, and not the copies that macOS adds to archives."""
+    """By suffix; neither hidden files nor the copies that macOS adds to archives."""
     parts = name.split("/")
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
     return not hidden and name.lower().endswith(IMAGE_SUFFIXES)
@@ -280,7 +276,7 @@ def _no_images(path: Path, files: list[str], folders: list[str] | None = None) -
 class _ArraySource:
     """A `Source` of uint8 [N, H, W, C]: one pass over a zip member, row by row.
 
-    Rows asked for in ascending order are read once; a step back starts again from the first.
+    Rows in ascending order are read once; a step back starts again from the first.
     """
 
     def __init__(self, path: Path, archive: zipfile.ZipFile, key: str) -> None:
@@ -343,7 +339,7 @@ class _ArraySource:
         return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
     def _read(self, row: int) -> npt.NDArray[np.uint8] | None:
-        """One image, or None from the place on where the file is damaged."""
+        """One image, or None from the row on where the file is damaged."""
         if row >= self._bad_from:
             return None
         try:
@@ -365,10 +361,9 @@ class _ArraySource:
 def open_npz(path: Path) -> _ArraySource:
     """The images of an npz: uint8 [N, H, W, 3] under `arr_0` or `images`; [N, H, W, 1] is grey.
 
-    Labels are int [N] under `arr_1` or `labels`. Nothing but one image is ever in memory.
+    Labels are int [N] under `arr_1` or `labels`. Only one image at a time is in memory.
 
-    Raises:
-        DimoError: It cannot be read, has no such arrays, or their shapes or sizes do not fit.
+    Raises: DimoError: It cannot be read, has no such arrays, or their shapes or sizes do not fit.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -390,8 +385,7 @@ def open_npz(path: Path) -> _ArraySource:
 def npz_keys(path: Path) -> set[str]:
     """Names of the arrays in an npz; empty for any other kind of file.
 
-    Raises:
-        DimoError: It is called .npz and cannot be read.
+    Raises: DimoError: It is called .npz and cannot be read.
     """
     if path.suffix != ".npz":
         return set()

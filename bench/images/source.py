@@ -20,12 +20,7 @@ READ_ERRORS = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZi
 
 @dataclass(frozen=True)
 class Manifest:
-    """A file of labels.
-
-    Attributes:
-        origin: Where it is; the same only for the same file.
-        data: Its bytes.
-    """
+    """The bytes of a file of labels; `origin` is its path, the same only for the same file."""
 
     origin: str
     data: bytes
@@ -54,20 +49,15 @@ class Source(Protocol):
         """Checks one image; never raises for a bad one."""
 
     def decode(self, item: Any, *, lossy: bool) -> npt.NDArray[np.uint8]:
-        """One image, uint8 [H, W, 3]; `lossy` as of `bench.images.codec.decode_image`.
-
-        Raises DimoError, naming it, where that is impossible.
-        """
+        """One image, uint8 [H, W, 3]; a DimoError names it. `lossy` as in `decode_image`."""
 
 
 def reason(error: Exception) -> str:
-    """The short text of an error met while reading."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return {"File is not a zip file": "it is no zip file, or cut short"}.get(text, text)
 
 
 def unreadable(path: Path, error: Exception) -> DimoError:
-    """The error for a file that cannot be read at all."""
     return DimoError(f"cannot read {path}: {reason(error)}; copy or make it again")
 
 

@@ -21,10 +21,15 @@ __all__ = [
     "scaled_cosines",
 ]
 
-from bench.metrics.accuracy import class_accuracy, class_hits
-from bench.metrics.clip_score import cosines, scaled_cosines
 from bench.metrics.frechet import frechet_distance
-from bench.metrics.hps import HPSSummary, hps_summary
 from bench.metrics.inception_score import InceptionScore, inception_score
 from bench.metrics.kernel import CMMD, KernelDistance, cmmd, kernel_distance
+from bench.metrics.per_image import (
+    HPSSummary,
+    class_accuracy,
+    class_hits,
+    cosines,
+    hps_summary,
+    scaled_cosines,
+)
 from bench.metrics.prdc import PRDC, ManifoldMembership, coverage_ceiling, manifold_membership, prdc

@@ -27,12 +27,7 @@ def frechet_distance(*, generated: FeatureStats, reference: FeatureStats) -> flo
     1e-8 each; roots without these directions do not. Equal statistics may give a value of order
     -1e-13: no clipping hides the rounding.
 
-    Args:
-        generated: Statistics of the generated images.
-        reference: Statistics of the reference images, same extractor and dimension.
-
-    Raises:
-        DimoError: The two sides differ in extractor or dimension, or a sigma is no covariance.
+    Raises: DimoError: The sides differ in extractor or dimension, or a sigma is no covariance.
     """
     if generated.extractor != reference.extractor:
         raise DimoError(
@@ -51,7 +46,6 @@ def frechet_distance(*, generated: FeatureStats, reference: FeatureStats) -> flo
 
 
 def score(samples: Samples) -> Score:
-    """The distance to the reference's statistics, with its contributions."""
     reference = samples.statistics
     assert reference is not None
     stats = compute_stats(samples.generated, extractor=reference.extractor)
@@ -78,22 +72,17 @@ def frechet_contributions(
     A the optimal map between the Gaussians, which at N of the order of D is up to 40 % too
     narrow, while a bootstrap that resamples the images is up to three times too wide.
 
-    Measured against the spread of fresh samples, the interval's width is right to about 10 % for
+    Compared with the spread of fresh samples, the interval's width is right to about 10 % for
     clearly different distributions, down to N = D / 2. Where the distance is no more than its
-    bias of order D / N, the linear term vanishes, and intervals are too wide by up to a factor
-    sqrt(2): on the safe side, and nearer than resampled images with sqrt(3). Where N <= D, images
-    move the distance only within the span of the others.
+    bias of order D / N, the linear term vanishes and intervals are up to sqrt(2) too wide (with
+    resampled images sqrt(3)).
 
     Args:
         generated: `[N, D]` features of the generated images, N >= 3.
         reference: Statistics of the reference images.
-        stats: Statistics of `generated`, where they are known; None: they are computed.
+        stats: Statistics of `generated`; None: they are computed.
 
-    Returns:
-        `[N]` float64.
-
-    Raises:
-        DimoError: Shapes do not fit, N < 3, or a value is not finite.
+    Raises: DimoError: Shapes do not fit, N < 3, or a value is not finite.
     """
     array = check_features(generated, name="generated features", dim=reference.mu.size, min_count=3)
     count = len(array)
@@ -131,15 +120,13 @@ def frechet_contributions(
 
 
 def covariance_root(stats: FeatureStats) -> _Floats:
-    """A matrix `R` `[D, rank]` with `R R^T = stats.sigma`, its columns from large to small.
+    """`R` `[D, rank]` with `R R^T = stats.sigma`, its columns sorted from large to small.
 
     A covariance of N samples has rank N - 1 at most. A Cholesky factorization with pivoting
-    (LAPACK `pstrf`) stops where nothing but rounding is left, which also leaves out all beyond
-    that rank. A matrix that it does not reproduce, such as one rounded to float32, which has
-    eigenvalues below 0, goes to the eigensolver.
+    (LAPACK `pstrf`) stops where only rounding is left. A matrix that it does not reproduce, such as
+    one rounded to float32 with eigenvalues below 0, goes to the eigensolver.
 
-    Raises:
-        DimoError: sigma has an eigenvalue too negative to be rounding.
+    Raises: DimoError: sigma has an eigenvalue too negative to be rounding.
     """
     sigma = stats.sigma
     factor, pivots, rank, _ = lapack.dpstrf(sigma, lower=1)
@@ -164,17 +151,12 @@ def covariance_root(stats: FeatureStats) -> _Floats:
 
 
 def _nuclear_norm(left: _Floats, right: _Floats) -> float:
-    """Sum of the singular values of `left.T @ right`.
+    """Sum of the singular values of `left.T @ right`, two results of `covariance_root`.
 
-    They are the roots of the eigenvalues of the smaller product with itself, which are found
-    several times faster. Squares lose the digits of the small ones in general. Here they do not,
-    because the columns of a root, and so the rows and columns of that matrix, fall from large to
-    small: the eigensolver then works to the precision of each. Where one is no larger than the
-    rounding of the largest it may be a zero, and the singular values are computed directly.
-
-    Args:
-        left: Root of a covariance, `[D, p]`, as `covariance_root` returns it.
-        right: The same of the other side, `[D, q]`.
+    They are the roots of the eigenvalues of the smaller product with itself, which is several
+    times faster. Squares lose the digits of the small ones in general, but not here: the columns
+    of a root fall from large to small, so the eigensolver works to the precision of each. Where
+    one is no larger than the rounding of the largest, the singular values are computed directly.
     """
     if _spread(left) < _spread(right):
         left, right = right, left

@@ -1,15 +1,17 @@
 """GenEval: whether an image shows what its prompt asks for, judged from a detector's output.
 
 Ghosh, Hajishirzi & Schmidt, "GenEval: An Object-Focused Framework for Evaluating Text-to-Image
-Alignment", NeurIPS 2023, arXiv:2310.11513. The decisions are those of the official evaluator, its
-single precision included. Where that leaves something to chance, this is what happens:
+Alignment", NeurIPS 2023, arXiv:2310.11513. The decisions are those of the official evaluator, in
+its single precision. Where the official code is ambiguous, this module decides as follows:
 
 - Of equal scores, the detection that comes first in the detector's list counts as the higher.
 - A reason that names two relations names them in the order of `RELATIONS`.
-- A position whose target is no earlier clause ends the official evaluator; here the picture is
+- A position whose target is not an earlier clause ends the official evaluator; here the image is
   wrong, for want of a target.
 """
 
+import itertools
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -19,10 +21,7 @@ import numpy.typing as npt
 
 from dimo.errors import DimoError
 
-COLORS = (
-    *("red", "orange", "yellow", "green", "blue"),
-    *("purple", "pink", "brown", "black", "white"),
-)
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
@@ -42,9 +41,9 @@ class Detected:
     masks: npt.NDArray[np.bool_] | None = None
 
     def at(self, rows: Sequence[int]) -> "Detected":
-        """Those of these rows, in their order."""
-        chosen = list(rows)
-        return Detected(self.boxes[chosen], None if self.masks is None else self.masks[chosen])
+        """The detections in `rows`, in that order."""
+        rows = list(rows)
+        return Detected(self.boxes[rows], None if self.masks is None else self.masks[rows])
 
 
 # (class name, objects of that class on the picture) -> colour of each
@@ -59,8 +58,8 @@ class Rules:
         threshold: Scores must be above it.
         counting_threshold: The same, for the tag "counting".
         max_objects: Number of highest-scoring detections considered per class.
-        max_overlap: A box that overlaps a surer one of its class by as much is dropped; 1 is off.
-        position_threshold: Share of both sizes by which centres must differ to count at all.
+        max_overlap: IoU threshold of non-maximum suppression within a class; 1 disables it.
+        position_threshold: Fraction of both sizes by which centres must differ to count at all.
     """
 
     threshold: float = 0.3
@@ -72,12 +71,11 @@ class Rules:
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """The decision on one picture.
+    """The decision on one image.
 
     Attributes:
-        correct: Whether everything the prompt asks for is present.
-        reason: What is missing, one item per line; empty if nothing is.
-        kept: Detections that were looked at, by class, the surest first.
+        reason: What is missing, one item per line; empty if the image is correct.
+        kept: Detections that were considered, by class, in descending order of score.
     """
 
     correct: bool
@@ -92,12 +90,12 @@ def judge(
     colors: ColorClassifier,
     rules: Rules | None = None,
 ) -> Verdict:
-    """Decides one picture.
+    """Judges one image.
 
     Args:
         detections: By class name, in the order of the detector's classes.
         metadata: Official format: "tag", "include" and, where needed, "exclude".
-        colors: Asked only where the prompt names a colour.
+        colors: Called only where the prompt names a colour.
         rules: The thresholds; None: the official ones.
     """
     rules = rules or Rules()
@@ -109,40 +107,36 @@ def judge(
         reasons += reason
         groups.append(None if reason else group)
     for clause in metadata.get("exclude", ()):
-        name, count = clause["class"], clause["count"]
-        found = len(kept[name].boxes) if name in kept else 0
-        if found >= count:
-            reasons.append(f"expected {name}<{count}, found {found}")
+        name, limit = clause["class"], clause["count"]
+        number = len(kept[name].boxes) if name in kept else 0
+        if number >= limit:
+            reasons.append(f"expected {name}<{limit}, found {number}")
     return Verdict(not reasons, "\n".join(reasons), kept)
 
 
 def keep_detections(
     detections: Mapping[str, Detected], tag: str, rules: Rules
 ) -> dict[str, Detected]:
-    """Sure enough detections by class, the surest first; classes without any are left out."""
+    """Detections above the threshold by class, best first; classes without any are left out."""
     threshold = rules.counting_threshold if tag == "counting" else rules.threshold
     kept = {}
-    for name, found in detections.items():
-        scores = np.asarray(found.boxes, dtype=np.float32).reshape(-1, 5)[:, 4]
+    for name, detected in detections.items():
+        boxes = detected.boxes
+        scores = np.asarray(boxes, dtype=np.float32).reshape(-1, 5)[:, 4]
         order = np.argsort(-scores, kind="stable")
-        waiting = order[scores[order] > np.float32(threshold)][: rules.max_objects].tolist()
         chosen: list[int] = []
-        while waiting:
-            surest = waiting.pop(0)
-            chosen.append(surest)
-            if rules.max_overlap != 1:
-                waiting = [
-                    row
-                    for row in waiting
-                    if box_overlap(found.boxes[surest], found.boxes[row]) < rules.max_overlap
-                ]
+        for row in order[scores[order] > np.float32(threshold)][: rules.max_objects].tolist():
+            if rules.max_overlap == 1 or all(
+                box_overlap(boxes[better], boxes[row]) < rules.max_overlap for better in chosen
+            ):
+                chosen.append(row)
         if chosen:
-            kept[name] = found.at(chosen)
+            kept[name] = detected.at(chosen)
     return kept
 
 
 def box_overlap(a: _Box, b: _Box) -> float:
-    """Intersection over union of two boxes, their last pixels counted in."""
+    """Intersection over union of two boxes, their last pixels included."""
 
     def area(x1: float, y1: float, x2: float, y2: float) -> float:
         return max(x2 - x1 + 1, 0) * max(y2 - y1 + 1, 0)
@@ -153,15 +147,10 @@ def box_overlap(a: _Box, b: _Box) -> float:
 
 
 def relations(a: _Box, b: _Box, *, position_threshold: float = 0.1) -> tuple[str, ...]:
-    """Where a is, seen from b: none, one or two of `RELATIONS`, in that order.
+    """Position of box a relative to box b (y downwards): up to two of `RELATIONS`, in that order.
 
-    The offset of the centres, less a share of both sizes, must be more than half of the distance
-    along an axis.
-
-    Args:
-        a: x1, y1, x2, y2, y downwards.
-        b: The same.
-        position_threshold: The share of the sizes.
+    The offset of the centres, less `position_threshold` times both sizes, must be more than half of
+    the distance along an axis.
     """
     corners = np.array([a, b])[:, :4].reshape(2, 2, 2)  # object, corner, axis
     centers = corners.mean(axis=1)
@@ -186,36 +175,34 @@ def _check_clause(
     colors: ColorClassifier,
     rules: Rules,
 ) -> tuple[Detected | None, list[str]]:
-    """The objects that a clause of "include" means, and why they are not right."""
+    """The objects that a clause of "include" refers to, and why they are wrong."""
     name, count = clause["class"], clause["count"]
-    found = kept[name].at(range(min(count, len(kept[name].boxes)))) if name in kept else None
-    number = 0 if found is None else len(found.boxes)
-    if found is None or number < count:
-        return found, [f"expected {name}>={count}, found {number}"] if number < count else []
+    objects = kept[name].at(range(min(count, len(kept[name].boxes)))) if name in kept else None
+    number = 0 if objects is None else len(objects.boxes)
+    if objects is None or number < count:
+        return objects, [f"expected {name}>={count}, found {number}"] if number < count else []
     if "color" in clause:
-        seen, wanted = list(colors(name, found)), clause["color"]
-        if seen.count(wanted) < count:
+        seen, color = list(colors(name, objects)), clause["color"]
+        if seen.count(color) < count:
             others = ", ".join(f"{seen.count(c)} {c}" for c in COLORS if c in seen)
-            fault = f"expected {wanted} {name}>={count}, found {seen.count(wanted)} {wanted}"
-            return found, [f"{fault}; and {others}"]
+            fault = f"expected {color} {name}>={count}, found {seen.count(color)} {color}"
+            return objects, [f"{fault}; and {others}"]
     if "position" in clause:
-        relation, target = clause["position"]
-        exists = -len(groups) <= target < len(groups)
-        others_found = groups[target] if exists else None
-        if others_found is None:
-            return found, [f"no target for {name} to be {relation}"]
-        for box in found.boxes:
-            for other in others_found.boxes:
-                seen_relations = relations(box, other, position_threshold=rules.position_threshold)
-                if relation not in seen_relations:
-                    words = " and ".join(seen_relations)
-                    return found, [f"expected {name} {relation} target, found {words} target"]
-    return found, []
+        relation, index = clause["position"]
+        target = groups[index] if -len(groups) <= index < len(groups) else None
+        if target is None:
+            return objects, [f"no target for {name} to be {relation}"]
+        for box, other in itertools.product(objects.boxes, target.boxes):
+            actual = relations(box, other, position_threshold=rules.position_threshold)
+            if relation not in actual:
+                words = " and ".join(actual)
+                return objects, [f"expected {name} {relation} target, found {words} target"]
+    return objects, []
 
 
 @dataclass(frozen=True)
 class TagScore:
-    """Share of correct images of one tag."""
+    """Fraction of correct images of one tag."""
 
     score: float
     correct: int
@@ -227,12 +214,10 @@ class Summary:
     """GenEval's summary of a set of images.
 
     Attributes:
-        total_images: Number of images.
-        total_prompts: Number of prompts.
-        correct_images: Share of images that are correct.
-        correct_prompts: Share of prompts with a correct image.
-        tags: By tag, in the order in which they come.
-        overall: Mean over the tags, each counting the same.
+        correct_images: Fraction of images that are correct.
+        correct_prompts: Fraction of prompts with a correct image.
+        tags: By tag, in order of first appearance.
+        overall: Mean over the tags, each with the same weight.
     """
 
     total_images: int
@@ -244,35 +229,24 @@ class Summary:
 
 
 def summarize(tags: Sequence[str], prompts: Sequence[Hashable], correct: Sequence[bool]) -> Summary:
-    """The summary of a set of decided images.
+    """The summary, from each image's tag, identifier of its prompt, and correctness.
 
-    Args:
-        tags: Tag of each image.
-        prompts: Identifier of each image's prompt.
-        correct: Whether each image is correct.
-
-    Raises:
-        DimoError: Not one of each for every image, or no image.
+    Raises: DimoError: The lengths differ, or there are no images.
     """
     if not len(tags) == len(prompts) == len(correct) or not tags:
         raise DimoError(
             f"{len(tags)} tags, {len(prompts)} prompts and {len(correct)} decisions; allowed: "
             "equally many, one an image and one image or more; judge every image"
         )
-    by_tag: dict[str, list[bool]] = {}
-    by_prompt: dict[Hashable, bool] = {}
-    for tag, prompt, right in zip(tags, prompts, correct, strict=True):
-        by_tag.setdefault(tag, []).append(bool(right))
-        by_prompt[prompt] = by_prompt.get(prompt, False) or bool(right)
-    scores = {
-        tag: TagScore(sum(rights) / len(rights), sum(rights), len(rights))
-        for tag, rights in by_tag.items()
-    }
+    totals = Counter(tags)
+    rights = Counter(tag for tag, right in zip(tags, correct, strict=True) if right)
+    scores = {tag: TagScore(rights[tag] / n, rights[tag], n) for tag, n in totals.items()}
+    solved = {prompt for prompt, right in zip(prompts, correct, strict=True) if right}
     return Summary(
         total_images=len(correct),
-        total_prompts=len(by_prompt),
-        correct_images=sum(map(bool, correct)) / len(correct),
-        correct_prompts=sum(by_prompt.values()) / len(by_prompt),
+        total_prompts=len(set(prompts)),
+        correct_images=rights.total() / len(correct),
+        correct_prompts=len(solved) / len(set(prompts)),
         tags=scores,
         overall=sum(score.score for score in scores.values()) / len(scores),
     )

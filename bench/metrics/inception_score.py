@@ -12,8 +12,7 @@ from dimo.errors import DimoError
 
 _Floats = npt.NDArray[np.float64]
 
-_BLOCK_ROWS = 4096  # Rows turned into probabilities at a time.
-_FEWER_ROWS = 2048  # The same for contributions.
+_SUM_ROWS, _DIVERGENCE_ROWS = 4096, 2048  # Rows turned into probabilities at a time.
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,7 @@ def inception_score(logits: Features, *, splits: int, seed: int) -> InceptionSco
         splits: Number of splits, 1 to N.
         seed: Seed of the shuffle.
 
-    Raises:
-        DimoError: Not `[N, C]`, not finite, N < 2, or `splits` outside 1 to N.
+    Raises: DimoError: Not `[N, C]`, not finite, N < 2, or `splits` out of range.
     """
     array = check_features(logits, name="logits", min_count=2)
     sums = [
@@ -67,22 +65,11 @@ def score(samples: Samples, splits: int, seed: int) -> Score:
 
 
 def inception_score_contributions(logits: Features, *, splits: int, seed: int) -> _Floats:
-    """Contributions to the Inception Score (mean over splits).
+    """Contributions to the mean over splits, `[N]` float64; arguments as for `inception_score`.
 
     Image x of split s, one of S with n_s of the N images, contributes
-    `N / (S n_s) IS_s KL(p(c|x) || q_s)`, q_s the split's mean. Measured against fresh samples the
-    width is right to about 10 % from 1 image a class and split on, and 30 % too narrow at 0.3.
-
-    Args:
-        logits: `[N, C]` class scores, before the softmax.
-        splits: Number of splits, 1 to N.
-        seed: Seed of the metric's own shuffle.
-
-    Returns:
-        `[N]` float64, each image in its own place.
-
-    Raises:
-        DimoError: Not `[N, C]`, N < 2, a value is not finite, or `splits` outside 1 to N.
+    `N / (S n_s) IS_s KL(p(c|x) || q_s)`, q_s the split's mean. Compared with fresh samples the
+    width is right to about 10 % from 1 image per class and split on, and 30 % too narrow at 0.3.
     """
     array = check_features(logits, name="logits", min_count=2)
     contributions = np.empty(len(array))
@@ -90,20 +77,16 @@ def inception_score_contributions(logits: Features, *, splits: int, seed: int) -
         marginal = probability_sums(array, rows)[0] / len(rows)  # [C]
         log_marginal = np.log(np.where(marginal > 0, marginal, 1.0))  # p is 0 there as well.
         divergence = np.empty(len(rows))
-        for block in row_blocks(len(rows), _FEWER_ROWS):
+        for block in row_blocks(len(rows), _DIVERGENCE_ROWS):
             log_p = log_softmax(array[rows[block]])  # [B, C]
             divergence[block] = (np.exp(log_p) * (log_p - log_marginal)).sum(axis=1)
-        score = np.exp(divergence.mean())
-        contributions[rows] = len(array) / (splits * len(rows)) * score * divergence
+        of_split = np.exp(divergence.mean())
+        contributions[rows] = len(array) / (splits * len(rows)) * of_split * divergence
     return contributions
 
 
 def split_rows(count: int, splits: int, seed: int) -> list[npt.NDArray[np.int64]]:
-    """The shuffled rows of each split; `splits` near-equal parts of `count` rows.
-
-    Raises:
-        DimoError: `splits` is not in 1 to `count`.
-    """
+    """The shuffled rows of each split: `splits` near-equal parts of `count` rows."""
     if not 1 <= splits <= count:
         raise DimoError(
             f"splits is {splits} for {count} images; allowed: 1 to {count}; "
@@ -115,7 +98,7 @@ def split_rows(count: int, splits: int, seed: int) -> list[npt.NDArray[np.int64]
 
 def log_softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Log-probabilities `[N, C]` float64 of `logits` `[N, C]`."""
-    shifted: npt.NDArray[np.float64] = logits.astype(np.float64)
+    shifted: _Floats = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return shifted
@@ -126,7 +109,7 @@ def probability_sums(
 ) -> tuple[_Floats, float]:
     """Sums of the probabilities p `[C]`, and of `sum_c p log p`, over `rows` of `logits`."""
     p_sum, negative_entropy = np.zeros(logits.shape[1]), 0.0
-    for block in row_blocks(len(rows), _BLOCK_ROWS):
+    for block in row_blocks(len(rows), _SUM_ROWS):
         log_p = log_softmax(logits[rows[block]])  # [B, C]
         p = np.exp(log_p)
         p_sum += p.sum(axis=0)

@@ -6,12 +6,10 @@ on Inception features and averages the unbiased estimate over random subsets. CM
 al. 2024, arXiv 2401.09603) takes `k = exp(-|x - y|^2 / (2 sigma^2))` on normalised CLIP embeddings
 and the biased estimate over all pairs.
 
-Each comes with the contribution of every generated sample, from the same kernels. Measured
-against fresh samples, an interval from these contributions (`bench.metrics.uncertainty`) has the
-right width to about 10 % for clearly different distributions; for nearly equal ones it is too
-wide, by up to 20 % for KID and up to a factor sqrt(2) for CMMD. KID's subsets mix labels at random,
-so `labels` of `bootstrap_interval` hardly reduces its width, which is then up to three
-times too wide.
+Compared with fresh samples, an interval from these contributions has the right width to about 10 %
+for clearly different distributions; for nearly equal ones it is too wide, by up to 20 % for KID and
+up to a factor sqrt(2) for CMMD. KID's subsets mix labels at random, so `labels` of
+`bootstrap_interval` hardly reduces its width, which is then up to three times too wide.
 
 All sums are float64, and no function holds more of a kernel matrix than one tile.
 """
@@ -33,18 +31,13 @@ _Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class KernelDistance:
-    """KID and the contribution of each generated sample.
+    """KID: mean (may be below 0) and deviation (ddof 0) over the subsets, contributions `[N]`.
 
     In a subset, sample i has the witness `w_i`, twice the mean of `k(x_i, x_j)` over the other x
     less twice that of `k(x_i, y_j)`. Its contribution is `N / (subsets * subset_size)` times the
     sum of `w_i - mean w` over the subsets that hold it, 0 if none does; together they sum to 0.
     Their spread includes that of the subsets. A witness over all N M pairs would lack it and be
     several times too narrow where the subsets hold few of the pairs.
-
-    Attributes:
-        mean: Over the subsets; below 0 is legal.
-        std: Population standard deviation (ddof 0) over the subsets.
-        contributions: `[N]`, to first order.
     """
 
     mean: float
@@ -54,12 +47,9 @@ class KernelDistance:
 
 @dataclass(frozen=True, eq=False)
 class CMMD:
-    """CMMD and the contribution of each generated sample.
+    """CMMD, `scale` times the biased MMD^2, and the contribution of each generated sample.
 
-    Attributes:
-        value: `scale` times the biased MMD^2.
-        contributions: `[N]`, to first order: the witness
-            `2 scale (mean_j k(x_i, x_j) - mean_j k(x_i, y_j))`.
+    Contributions `[N]` are the witness `2 scale (mean_j k(x_i, x_j) - mean_j k(x_i, y_j))`.
     """
 
     value: float
@@ -92,8 +82,7 @@ def kernel_distance(
         coef0: Constant of the kernel.
         gamma: Scale of the inner product; None is 1 / D.
 
-    Raises:
-        DimoError: Shapes do not fit, a value is not finite, or a setting is out of range.
+    Raises: DimoError: Shapes do not fit, a value is not finite, or a setting is out of range.
     """
     gen, ref = _check_sides(generated, reference)
     distances, contributions = [], np.zeros(len(gen))
@@ -126,9 +115,7 @@ def cmmd(
         scale: Factor of the result.
         chunk_size: Rows and columns of a tile of the kernel matrix. No effect on the result.
 
-    Raises:
-        DimoError: Shapes do not fit, a value is not finite, a row is zero, or a setting is not
-            above 0.
+    Raises: DimoError: As `kernel_distance`, or a row is zero.
     """
     gen, ref = _unit_rows(generated, reference, sigma, chunk_size)
     same, other = (_gaussian_sums(gen, right, sigma, chunk_size) for right in (gen, ref))  # [N]
@@ -139,21 +126,13 @@ def cmmd(
     return CMMD(float(scale * (within - 2.0 * across)), witness)
 
 
-def score_kid(samples: Samples, subsets: int, subset_size: int, seed: int) -> Score:
-    """KID with its contributions."""
+def score_kid(samples: Samples, **settings: int) -> Score:
     generated, reference = samples.sides()
-    kid = kernel_distance(
-        generated=generated,
-        reference=reference,
-        subsets=subsets,
-        subset_size=subset_size,
-        seed=seed,
-    )
+    kid = kernel_distance(generated=generated, reference=reference, **settings)
     return Score(kid.mean, kid.contributions, extra={"std": kid.std}, smallest=None)
 
 
 def score_cmmd(samples: Samples) -> Score:
-    """CMMD with its contributions."""
     generated, reference = samples.sides()
     result = cmmd(generated=generated, reference=reference)
     return Score(result.value, result.contributions)
@@ -202,9 +181,7 @@ def _polynomial(
 
 def _mean_of_others(kernel: _Floats) -> _Floats:
     """Row means `[m]` of a square kernel matrix without its diagonal."""
-    means: _Floats = kernel.sum(axis=1)
-    means -= kernel.diagonal()
-    means /= len(kernel) - 1
+    means: _Floats = (kernel.sum(axis=1) - kernel.diagonal()) / (len(kernel) - 1)
     return means
 
 
@@ -219,8 +196,7 @@ class _UnitRows:
         return len(self.array)
 
     def __getitem__(self, rows: slice) -> _Floats:
-        unit: _Floats = self.array[rows] / self.norms[rows, None]
-        return unit
+        return self.array[rows] / self.norms[rows, None]
 
 
 def _unit_rows(

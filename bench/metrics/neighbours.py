@@ -1,9 +1,9 @@
-"""Pairwise squared distances in tiles: fast bounds first, the canonical distance where it matters.
+"""Pairwise squared distances in tiles: fast bounds first, exact distances where they matter.
 
-The canonical squared distance of two rows is the float64 sum of their squared differences. It
+The canonical squared distance of two rows is the float64 sum of their squared differences, which
 depends on the two rows alone. A tile computes it by matrix product in a narrow type, with a
-rigorous bound on the error, so that only the pairs whose comparison the bound leaves open need
-the canonical one.
+rigorous bound on the error; only pairs whose comparison the bound leaves open need the canonical
+one.
 """
 
 import hashlib
@@ -84,13 +84,9 @@ class Pairs(NamedTuple):
         """These pairs, with the distance itself as both bounds of the doubtful ones."""
         chosen = np.flatnonzero(doubtful & (self.lower < self.upper))
         lower, upper = self.lower.copy(), self.upper.copy()
-        lower[chosen] = upper[chosen] = _canonical(
-            left.features,
-            left.first[self.row[chosen]],
-            right.features,
-            right.first[self.col[chosen]],
-        )
-        return Pairs(self.row, self.col, lower, upper)
+        row, col = left.first[self.row[chosen]], right.first[self.col[chosen]]
+        lower[chosen] = upper[chosen] = _canonical(left.features, row, right.features, col)
+        return self._replace(lower=lower, upper=upper)
 
 
 class _Block(NamedTuple):
@@ -99,8 +95,8 @@ class _Block(NamedTuple):
     Attributes:
         rows: `[R, D]`, centred, scaled and rounded, on the device of the products.
         norms: Their squared norms before rounding, `[R]`.
-        errors: `[R]`; a squared distance from the product is off by at most the sum of its two
-            rows' errors, and by what rounding the product itself does.
+        errors: `[R]`; a squared distance is off by at most the sum of its two rows' errors, plus
+            the rounding of the product itself.
     """
 
     rows: torch.Tensor
@@ -109,14 +105,13 @@ class _Block(NamedTuple):
 
 
 class Points:
-    """The distinct rows of a set as blocks of either precision; those in float32 are kept whole.
+    """The distinct rows of a set as blocks of either precision; float32 blocks are kept.
 
     Args:
-        distinct: The set.
-        center: A point amid the features, `[D]`, in their dtype: distances keep, norms and so the
-            error bounds shrink.
+        center: A point amid the features, `[D]`, in their dtype: it leaves distances as they are
+            and shrinks norms and so the error bounds.
         scale: A power of two that brings the features to about 1.
-        device: Where float32 products run; those in float64 always run on the CPU.
+        device: Where float32 products run; float64 products always run on the CPU.
     """
 
     def __init__(
@@ -143,7 +138,7 @@ class Points:
 
         With d the loss of a row a and e a number of its relative size,
         `2 |d_a . b| <= |d_a|^2 / e + e |b|^2` splits a product's error into one part per row; the
-        exact value of e is free. To that comes, with u the unit of the sums, `D u (|a|^2 + |b|^2)`
+        exact value of e is free. Added to it, u the unit of the sums, are `D u (|a|^2 + |b|^2)`
         for a sum of D products in any order, 10 u of the same for centering, norms and the
         additions after it (all doubled, for second-order terms), and 4 (D + 10) 2^-53 of it for
         the canonical sum.
@@ -190,9 +185,7 @@ class Tile:
     def within(self, left: _Floats, right: _Floats) -> _Ints:
         """Places (row times C plus column) of all pairs that may be within a reach of either.
 
-        Args:
-            left: Squared reach of each row, `[R]`; -inf for none, inf for all.
-            right: Squared reach of each column, `[C]`.
+        `left` `[R]` and `right` `[C]` are squared reaches; -inf for none, inf for all.
         """
         limits = [
             torch.from_numpy(reach * (-0.5 * (1 + 2.0**-20) / self._unit)).to(self._x)
@@ -204,8 +197,7 @@ class Tile:
             near.fill_diagonal_(False)
         if near.device.type == "cpu":
             return np.flatnonzero(near.numpy())
-        places: _Ints = near.flatten().nonzero().flatten().cpu().numpy()
-        return places
+        return near.flatten().nonzero().flatten().cpu().numpy()
 
     def pairs(self, places: _Ints) -> Pairs:
         """The pairs at these places, as indices of the whole sets."""
@@ -241,10 +233,7 @@ def points_of(*sets: Distinct, device: torch.device) -> list[Points]:
 
 
 def _canonical(left: _Array, row: _Ints, right: _Array, col: _Ints) -> _Floats:
-    """Squared distances `[P]` of the pairs `left[row]`, `right[col]`, summed in float64.
-
-    Each depends on its two rows alone, and is the same when they change sides.
-    """
+    """Canonical squared distances `[P]` of the pairs `left[row]`, `right[col]`; symmetric."""
     distances = np.empty(row.size)
 
     def fill(pairs: slice) -> None:
@@ -267,5 +256,4 @@ def _largest(features: _Array) -> float:
 
 
 def _squared_norms(rows: _Array) -> _Floats:
-    norms: _Floats = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
-    return norms
+    return np.einsum("nd,nd->n", rows, rows, dtype=np.float64)  # type: ignore[no-any-return]

@@ -4,16 +4,14 @@ Kynkaanniemi et al. 2019 (arXiv 1904.06991) for precision and recall, Naeem et a
 2002.09797) for density and coverage. The convention is that of the `prdc` package:
 
 - The radius of a sample is its distance to its k-th nearest neighbour in its own set, itself left
-  out. A copy of a sample is a neighbour like any other, at distance 0.
+  out. A duplicate of a sample is a neighbour like any other, at distance 0.
 - A ball is open: a point exactly on the radius is outside (strict `<`). So a sample with k or
-  more copies has radius 0 and an empty ball, and a set of one repeated image scores 0, not 1.
+  more duplicates has radius 0 and an empty ball, and a set of one repeated image scores 0, not 1.
   torch-fidelity and ADM count the rim in (`<=`).
 
-Ties matter, so every comparison uses one canonical squared distance, the float64 sum of squared
-differences of the two rows. Matrix products only rule out the pairs that their error bound leaves
-in no doubt: in float32, and in float64 for tiles where too many pairs stay in doubt. The result
-does not depend on the device, the chunk size, the order of the rows or the BLAS, and a row is at
-distance exactly 0 from its copies.
+Ties matter, so every comparison uses the canonical distance of `bench.metrics.neighbours`; matrix
+products, in float32 or, for tiles with too many undecided pairs, float64, only rule out pairs. The
+result does not depend on the device, the chunk size, the order of the rows or the BLAS.
 """
 
 import functools
@@ -38,7 +36,7 @@ _PENDING = 16  # Candidates per sample, in units of k, above which the list is t
 
 @dataclass(frozen=True)
 class PRDC:
-    """The four scores, and what coverage would be for two samples of one distribution.
+    """The four scores, and the coverage to expect for two samples of one distribution.
 
     Precision, recall and coverage are in 0 to 1; density is not bounded by 1.
     """
@@ -52,13 +50,13 @@ class PRDC:
 
 @dataclass(frozen=True, eq=False)
 class ManifoldMembership:
-    """Per-sample contributions, whose means are the scores.
+    """Per-sample contributions, float64, whose means are the scores.
 
     Attributes:
-        precision: `[N]` float64, 1.0 where a generated sample lies in a reference ball, else 0.0.
-        recall: `[M]` float64, 1.0 where a reference sample lies in a generated ball, else 0.0.
-        density: `[N]` float64, number of reference balls around a generated sample, over k.
-        coverage: `[M]` float64, 1.0 where a reference ball holds a generated sample, else 0.0.
+        precision: `[N]`, 1 where a generated sample is in a reference ball, else 0.
+        recall: `[M]`, 1 where a reference sample is in a generated ball, else 0.
+        density: `[N]`, number of reference balls around a generated sample, over k.
+        coverage: `[M]`, 1 where a reference ball holds a generated sample, else 0.
     """
 
     precision: _Floats
@@ -82,27 +80,17 @@ def prdc(
         reference: `[M, D]` features of the reference images.
         k: Which nearest neighbour sets the radius, 1 or more.
         chunk_size: Rows and columns of a tile of distances; beside one rounded copy of the
-            features, memory grows with its square, not with N or M. No effect on the result.
+            features, memory grows with its square. No effect on the result.
         device: Where the tiles are computed. No effect on the result.
 
-    Raises:
-        DimoError: Shapes do not fit, a value is not finite, k or chunk_size is below 1, or a set
-            has fewer than k + 1 samples.
+    Raises: DimoError: Shapes do not fit, a value is not finite, or k or chunk_size is out of range.
     """
-    membership = manifold_membership(
-        generated=generated,
-        reference=reference,
-        k=k,
-        chunk_size=chunk_size,
-        device=device,
+    members = manifold_membership(
+        generated=generated, reference=reference, k=k, chunk_size=chunk_size, device=device
     )
-    return PRDC(
-        precision=float(membership.precision.mean()),
-        recall=float(membership.recall.mean()),
-        density=float(membership.density.mean()),
-        coverage=float(membership.coverage.mean()),
-        coverage_ceiling=coverage_ceiling(len(membership.precision), len(membership.coverage), k),
-    )
+    scores = {name: float(values.mean()) for name, values in vars(members).items()}
+    ceiling = coverage_ceiling(len(members.precision), len(members.coverage), k)
+    return PRDC(**scores, coverage_ceiling=ceiling)
 
 
 def manifold_membership(
@@ -153,11 +141,13 @@ def _score(
             )
         parts.append(getattr(samples.shared[key], name))
     values: _Floats = np.concatenate(parts)
-    extra = {}
-    if name == "coverage":
-        extra = {"ceiling": coverage_ceiling(len(generated), len(reference), k)}
-    of_reference = name in ("recall", "coverage")
-    return Score(float(values.mean()), values, extra=extra, of_reference=of_reference)
+    ceiling = {"ceiling": coverage_ceiling(len(generated), len(reference), k)}
+    return Score(
+        float(values.mean()),
+        values,
+        extra=ceiling if name == "coverage" else {},
+        of_reference=name in ("recall", "coverage"),
+    )
 
 
 score_precision = functools.partial(_score, "precision")
@@ -229,8 +219,7 @@ class _Near:
     """Candidates for the nearest neighbours of each row of a set.
 
     Args:
-        distinct: The set.
-        need: How many neighbours to find for each row, `[n]`; copies of a neighbour count.
+        need: How many neighbours to find for each row, `[n]`; duplicates of a neighbour count.
         reach: Squared distance within which they are, `[n]`; lowered in place.
     """
 
@@ -290,15 +279,8 @@ def _cross(
     chunk_size: int,
     device: torch.device,
 ) -> tuple[_Floats, npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """How many reference balls hold each generated row, which hold any, who is in a generated one.
-
-    Args:
-        ref: Reference set of m distinct rows.
-        gen: Generated set of n distinct rows.
-        ref_radii: Squared radii `[m]`.
-        gen_radii: Squared radii `[n]`.
-        chunk_size: Rows and columns of a tile.
-        device: Where float32 tiles are computed.
+    """Number of reference balls around each generated row `[n]`; which reference rows `[m]` have a
+    generated row in their ball; and which are in a generated ball. Radii are squared.
     """
     balls_around = np.zeros(len(gen))
     covered, recalled = np.zeros(len(ref), dtype=bool), np.zeros(len(ref), dtype=bool)
@@ -325,6 +307,6 @@ def _cross(
 
 def _undecided(pairs: Pairs, squared_radii: _Floats) -> npt.NDArray[np.bool_]:
     """Which pairs may be on either side of their radius, `[P]`."""
-    open_ends = pairs.lower <= squared_radii * (1 + 1e-15)
-    open_ends &= pairs.upper >= squared_radii * (1 - 1e-15)
-    return open_ends
+    return (pairs.lower <= squared_radii * (1 + 1e-15)) & (
+        pairs.upper >= squared_radii * (1 - 1e-15)
+    )

@@ -6,8 +6,7 @@ import torch
 
 from bench.features import Features
 from bench.features.references import ReferenceSet
-from bench.metrics.base import Samples, Score
-from bench.metrics.uncertainty import bootstrap_interval
+from bench.metrics.base import Samples, Score, bootstrap_interval
 from bench.protocol import Metric, Protocol
 from bench.protocol.catalog import METRICS, load
 from bench.records.record import MetricValue
@@ -23,17 +22,9 @@ def score(
     device: torch.device,
     progress: Progress = quiet,
 ) -> dict[str, Score]:
-    """Every metric of the protocol that features decide.
+    """Every metric of the protocol that is computed from features.
 
-    Args:
-        protocol: Names metrics and their parameters.
-        features: Features of the images to score.
-        reference: The protocol's reference, in the same features.
-        device: Where distances between samples are computed.
-        progress: Called before each metric.
-
-    Raises:
-        DimoError: A metric lacks what it needs (logits, labels, enough images).
+    Raises: DimoError: A metric lacks what it needs (logits, labels, enough images).
     """
     metrics = [metric for metric in protocol.metrics if METRICS[metric.name].compute]
     base = Samples(features.features, labels=features.labels, device=device)
@@ -44,8 +35,13 @@ def score(
             result = _score(metric, features, reference, base)
         except DimoError as error:
             raise DimoError(f"{metric.name}: {error}") from error
-        if _stratified(protocol, features, result):
-            result = replace(result, labels=features.labels)
+        labels = features.labels if protocol.images.labels == "balanced" else None
+        if (
+            labels is not None
+            and not result.of_reference
+            and len(labels) == len(result.contributions)
+        ):
+            result = replace(result, labels=labels)  # the contributions are the images', in order
         scores[metric.name] = result
     progress("metrics", len(metrics), len(metrics), "metrics")
     return scores
@@ -62,41 +58,21 @@ def _score(metric: Metric, features: Features, reference: ReferenceSet, base: Sa
         assert reference.features is not None
         samples = reference.features.features
     inputs = replace(base, generated=generated, reference=samples, statistics=statistics)
-    result: Score = load(kind.compute)(inputs, **metric.params)
-    return result
-
-
-def _stratified(protocol: Protocol, features: Features, result: Score) -> bool:
-    """Whether the contributions are the generated images', in order, with balanced labels."""
-    return (
-        protocol.images.labels == "balanced"
-        and features.labels is not None
-        and not result.of_reference
-        and len(features.labels) == len(result.contributions)
-    )
+    return load(kind.compute)(inputs, **metric.params)  # type: ignore[no-any-return]
 
 
 def metric_values(
     scores: dict[str, Score], protocol: Protocol, count: int
 ) -> dict[str, MetricValue]:
-    """The entries of a record: value and bootstrap interval of each metric.
-
-    Args:
-        scores: From `score`.
-        protocol: Gives the bootstrap's settings.
-        count: Number of images scored.
-    """
-    boot = protocol.uncertainty
+    """The entries of a record: value and bootstrap interval of each metric, over `count` images."""
     values = {}
     for name, result in scores.items():
         interval = bootstrap_interval(
             result.contributions,
             point=result.value,
-            n_bootstrap=boot.n_bootstrap,
-            seed=boot.seed,
-            level=boot.level,
             smallest=result.smallest,
             labels=result.labels,
+            **vars(protocol.uncertainty),
         )
         values[name] = MetricValue(result.value, interval.low, interval.high, count, result.extra)
     return values

@@ -52,8 +52,7 @@ _NEXT_STEP = "the keys are explained in protocols/README.md"
 def load_protocol(name_or_path: str | os.PathLike[str]) -> Protocol:
     """Reads a shipped protocol by name, or any `.toml` file by its path.
 
-    Raises:
-        DimoError: The name is unknown, or the file is not a valid protocol.
+    Raises: DimoError: The name is unknown, or the file is not a valid protocol.
     """
     return validate_file(_find(name_or_path))
 
@@ -64,11 +63,7 @@ def list_protocols() -> list[Protocol]:
 
 
 def protocol_text(name_or_path: str | os.PathLike[str]) -> str:
-    """The protocol's file as it is, comments included, after checking that it is valid.
-
-    Raises:
-        DimoError: As `load_protocol`.
-    """
+    """The text of a valid protocol's file, comments included; errors as `load_protocol`."""
     path = _find(name_or_path)
     validate_file(path)
     return path.read_text(encoding="utf-8")
@@ -77,9 +72,8 @@ def protocol_text(name_or_path: str | os.PathLike[str]) -> str:
 def validate_file(path: str | os.PathLike[str]) -> Protocol:
     """Reads one file strictly.
 
-    Raises:
-        DimoError: The file cannot be read or is no TOML, a key is unknown, missing or of another
-            type, or values contradict one another. The message names the file and the key.
+    Raises: DimoError: Unreadable file, no TOML, an unknown, missing or ill-typed key, or values
+        that contradict one another. The message names the file and the key.
     """
     origin = Origin(str(path), _NEXT_STEP)
     try:
@@ -90,7 +84,9 @@ def validate_file(path: str | os.PathLike[str]) -> Protocol:
         ) from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise origin.error(f"not valid TOML: {error}") from error
-    _check_format(data, origin)
+    version = data.get("format", _FORMAT)
+    if isinstance(version, bool) or version != _FORMAT:
+        raise origin.error(f"'format' must be {_FORMAT}, the one this dimo reads, not {version!r}")
     if isinstance(data.get("metrics"), list):
         data["metrics"] = [
             _gather_params(table, f"metrics[{index}]", origin)
@@ -113,19 +109,9 @@ def _find(name_or_path: str | os.PathLike[str]) -> Path:
         return Path(text)
     shipped = _shipped()
     if text not in shipped:
-        raise unknown_name(
-            "protocol",
-            text,
-            shipped,
-            "or give the path of a .toml file; list them with: dimo protocols list",
-        )
+        advice = "or give the path of a .toml file; list them with: dimo protocols list"
+        raise unknown_name("protocol", text, shipped, advice)
     return shipped[text]
-
-
-def _check_format(data: dict[str, Any], origin: Origin) -> None:
-    version = data.get("format")
-    if "format" in data and (isinstance(version, bool) or version != _FORMAT):
-        raise origin.error(f"'format' must be {_FORMAT}, the one this dimo reads, not {version!r}")
 
 
 def _gather_params(table: Any, path: str, origin: Origin) -> Any:
@@ -133,16 +119,11 @@ def _gather_params(table: Any, path: str, origin: Origin) -> Any:
     if not isinstance(table, dict) or not isinstance(table.get("name"), str):
         return table
     if table["name"] not in METRICS:
-        problem = unknown_name(f"'{path}.name'", table["name"], METRICS)
-        raise origin.error(str(problem))
+        raise origin.error(str(unknown_name(f"'{path}.name'", table["name"], METRICS)))
     kind = METRICS[table["name"]]
     fields = ("name", "higher_is_better")
-    optional = [key for key, param in kind.params.items() if param.optional]
-    params = [
-        key
-        for key in kind.params
-        if key not in optional or any(other in table for other in optional)
-    ]
+    all_given = any(param.optional and key in table for key, param in kind.params.items())
+    params = [key for key, param in kind.params.items() if all_given or not param.optional]
     for key in table:
         if key not in (*fields, *params):
             raise origin.unknown_key(path, key, [*fields, *kind.params])

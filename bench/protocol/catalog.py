@@ -1,7 +1,7 @@
 """What a protocol can name: metrics, feature extractors, detectors, scorers. No heavy imports.
 
 Each table is a plain dict; a row carries all that the rest of the program needs to know, and names
-its code as "module:function", which `load` imports on first use. Also where the shipped data are.
+its code as "module:function", which `load` imports on first use.
 """
 
 import importlib
@@ -32,7 +32,6 @@ class Param:
     """An integer that a protocol sets for a metric.
 
     Attributes:
-        low: Smallest allowed value.
         high: Largest allowed value, from the number of generated and of reference images.
         optional: Whether a protocol may leave it out; the optional ones come all or none.
     """
@@ -48,10 +47,9 @@ class MetricKind:
 
     Attributes:
         label: Column heading in tables.
-        higher_is_better: Direction; a protocol must state the same.
-        needs: Output of the extractor it is computed from: "features", "logits" or "spatial"; or
-            "detections", which a detector gives, or "pairs" of image and prompt, which a scorer
-            takes.
+        higher_is_better: A protocol must state the same.
+        needs: Output of the extractor ("features", "logits" or "spatial") it is computed from; or
+            a detector's "detections", or "pairs" of image and prompt for a scorer.
         compares_with: Part of the reference it uses: "statistics" (Frechet distances), "samples" or
             "" for none.
         compute: "module:function" of `(Samples, **params) -> Score` (`bench.metrics.base`); empty
@@ -77,7 +75,16 @@ class MetricKind:
 
 _SEED = Param(0, lambda generated, reference: 2**32 - 1)
 _PAIRED = Param(2, min)
-_FRECHET = "bench.metrics.frechet:score"
+
+
+def _frechet(label: str, **more: Any) -> MetricKind:
+    return MetricKind(
+        label,
+        higher_is_better=False,
+        compares_with="statistics",
+        compute="bench.metrics.frechet:score",
+        **more,
+    )
 
 
 def _neighbours(name: str, label: str) -> MetricKind:
@@ -96,29 +103,9 @@ def _neighbours(name: str, label: str) -> MetricKind:
 
 
 METRICS: dict[str, MetricKind] = {
-    "fid": MetricKind(
-        "FID",
-        higher_is_better=False,
-        compares_with="statistics",
-        compute=_FRECHET,
-        decimals=2,
-        more_below_one=True,
-        tunable=True,
-    ),
-    "sfid": MetricKind(
-        "sFID",
-        higher_is_better=False,
-        needs="spatial",
-        compares_with="statistics",
-        compute=_FRECHET,
-    ),
-    "fd_dinov2": MetricKind(
-        "FD-DINOv2",
-        higher_is_better=False,
-        compares_with="statistics",
-        compute=_FRECHET,
-        tunable=True,
-    ),
+    "fid": _frechet("FID", decimals=2, more_below_one=True, tunable=True),
+    "sfid": _frechet("sFID", needs="spatial"),
+    "fd_dinov2": _frechet("FD-DINOv2", tunable=True),
     "inception_score": MetricKind(
         "IS",
         higher_is_better=True,
@@ -149,7 +136,10 @@ METRICS: dict[str, MetricKind] = {
         compute="bench.metrics.kernel:score_cmmd",
     ),
     "class_accuracy": MetricKind(
-        "Acc.", higher_is_better=True, needs="logits", compute="bench.metrics.accuracy:score"
+        "Acc.",
+        higher_is_better=True,
+        needs="logits",
+        compute="bench.metrics.per_image:score_accuracy",
     ),
     "geneval": MetricKind("GenEval", higher_is_better=True, needs="detections", tunable=True),
     **{
@@ -186,7 +176,7 @@ class ExtractorKind:
     """A feature extractor.
 
     Attributes:
-        outputs: What one pass gives, of "features", "logits", "spatial".
+        outputs: What one pass returns, of "features", "logits", "spatial".
         loader: "module:function" of `(weights: Path, resize: str) -> nn.Module`.
         resizes: Ways to its input size that a protocol may name; empty: images as they are.
         weights: The official file and its source; empty if `shipped`.
@@ -209,7 +199,7 @@ class ExtractorKind:
 EXTRACTORS: dict[str, ExtractorKind] = {
     "digits-cnn": ExtractorKind(
         ("features", "logits"),
-        "bench.features.digits:load_digits_cnn",
+        "bench.features.small:load_digits_cnn",
         shipped=ASSETS / "digits-cnn.safetensors",
         image_size=(8, 8),
     ),
@@ -261,7 +251,7 @@ class DetectorKind:
 
     Attributes:
         loader: "module:function" of `(weights: Path | None, device) -> ObjectDetector`; empty for
-            one that dimo does not run: the file with its results is read.
+            one that dimo does not run but whose results it reads from a file.
         weights: The official files and their source; empty if they come with dimo.
     """
 
@@ -270,7 +260,6 @@ class DetectorKind:
 
     @property
     def reads_results(self) -> bool:
-        """Whether dimo reads its results instead of running it."""
         return not self.loader
 
 
@@ -294,12 +283,12 @@ class ScorerKind:
     """A network that scores how well an image fits its prompt.
 
     Attributes:
-        metrics: Names of the metrics it gives.
+        metrics: Names of the metrics it computes.
         loader: "module:function" of `(weights, model, preprocessing) -> Towers`, or of `(weights)`
             if `shipped`; empty for HPS, which its suite loads.
         shipped: The weights file, if it comes with dimo; the network then takes images as they
             are, without a prefix, and a protocol names neither model nor preprocessing.
-        model: The only architecture it has; empty: any plain CLIP of open_clip.
+        model: Its only architecture; empty: any plain CLIP of open_clip.
         versions: Name of its published weights file by version; empty: it has no versions.
         scales: Scales of its scores that a protocol may name; empty if there is no choice.
         tags: Tags of its prompts, with equally many prompts each; empty for any.
@@ -344,13 +333,7 @@ _FOLDERS = {  # in a wheel, in a checkout
 
 
 def data_dir(kind: Literal["protocols", "published"]) -> Path:
-    """The folder of the shipped protocols, or the one that holds `published.csv`.
-
-    A wheel carries them in `bench/_data`, a checkout in `protocols/` and `results/`.
-
-    Raises:
-        DimoError: Neither exists.
-    """
+    """The folder of the shipped protocols, or the one that holds `published.csv`."""
     for folder in _FOLDERS[kind]:
         if folder.is_dir():
             return folder

@@ -86,7 +86,7 @@ def _hashes(protocol: Protocol) -> Iterator[tuple[str, str]]:
 
 
 def _missing_parts(protocol: Protocol) -> Iterator[str]:
-    """A table that a metric needs and the file has not, or the other way round."""
+    """A table that a metric needs and the file lacks, or the reverse."""
     kinds = {metric.name: METRICS[metric.name] for metric in protocol.metrics}
     decided = [name for name, kind in kinds.items() if kind.needs == "detections"]
     paired = [name for name, kind in kinds.items() if kind.needs == "pairs"]

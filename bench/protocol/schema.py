@@ -17,9 +17,9 @@ class Images:
         channels: 1 or 3.
         num_images: Number of images per row of the table.
         labels: `"balanced"`: image i has the label `i % num_classes`. `"prompts"`: the labels are
-            the numbers of the prompts, and as many images have each.
+            the numbers of the prompts, with equally many images each.
         num_classes: Number of class labels or prompts.
-        uint8: How a value in [0, 255] becomes a byte: to the nearest, or cut off.
+        uint8: How a value in [0, 255] becomes a byte.
     """
 
     resolution: tuple[int, int]
@@ -32,13 +32,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Seeds:
-    """Seeds of the images: `report` for the numbers shown, `select` for choosing settings.
-
-    Attributes:
-        report: Seed of the `num_images` images that are reported.
-        select: Seed of the images on which sampler settings are chosen; never the same.
-        n_select: Number of images on which settings are compared.
-    """
+    """Seeds of the reported images and, a different one, of the `n_select` images for tuning."""
 
     report: int
     select: int
@@ -98,7 +92,6 @@ class Prompts:
         sha256: Hash of the list in the official form: one line of JSON per prompt
             (`bench.suites.geneval.prompts`) or, for a scorer, one JSON text per line
             (`bench.suites.captions`); or `"any"`.
-        images_per_prompt: Number of images per prompt.
         tags: Number of prompts by tag.
     """
 
@@ -117,8 +110,7 @@ class Detector:
         sha256: Hash of its weights file, or `"any"`.
         colors: What classifies colours, in words.
         colors_sha256: Hash of that classifier's weights, or `"any"`; empty without weights.
-        accuracy: Fraction of correct verdicts on images of known content, by tag; empty if
-            unknown.
+        accuracy: Fraction of correct decisions on images of known content by tag, if known.
     """
 
     name: str
@@ -136,8 +128,7 @@ class Scorer:
         name: Of `SCORERS`.
         sha256: Hash of its weights file, or `"any"`.
         model: Its network, as open_clip names it; empty where it comes with dimo.
-        preprocessing: How images reach its input size, of `PREPROCESSINGS`; empty where it takes
-            them as they are.
+        preprocessing: Of `PREPROCESSINGS`; empty where it takes images as they are.
         version: Version of its weights; empty if there is only one.
         prefix: Prepended to each prompt.
         scale: Scale of the scores; empty if there is no choice.
@@ -171,7 +162,7 @@ class Protocol:
 
     Metrics that a detector decides need `prompts` and `detector`, those of image and prompt
     `prompts` and `scorer`, the others `extractor` and, most of them, `reference`; what no metric
-    needs is left out of the file. Beside a detector the other networks come with dimo.
+    needs is left out of the file. With a detector, the other networks must be bundled.
     """
 
     format: int

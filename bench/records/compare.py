@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.metrics.base import Score
-from bench.metrics.uncertainty import paired_interval
+from bench.metrics.base import Score, paired_interval
 from bench.protocol import Uncertainty
 from bench.protocol.catalog import METRICS
 from bench.records.record import ResultRecord

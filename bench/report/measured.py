@@ -267,7 +267,8 @@ def _ablation_row(
     row = {f"recipe.{key}": varied_keys(first)[key] for key in keys}
     row |= {name: setting(first, name) for name in settings} | {"seeds": len(records)}
     for fact in _FACTS:
-        known = [v for r in records if is_number(v := r.method.training.get(fact))]
+        values = [record.method.training.get(fact, "") for record in records]
+        known = [value for value in values if is_number(value)]
         row[fact] = sum(known) / len(known) if len(known) == len(records) else None
     for name in metrics:
         values = [record.metrics[name].value for record in records if name in record.metrics]

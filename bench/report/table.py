@@ -84,7 +84,7 @@ def step_count(steps: Any) -> str:
 
 def training_cost(training: Mapping[str, Any]) -> str:
     """What a run took, from a record's `training`: `15.9 min, 768,000 images seen`, or empty."""
-    seconds, images = training.get("seconds"), training.get("images_seen")
+    seconds, images = (training.get(key, "") for key in ("seconds", "images_seen"))
     parts = [f"{seconds / 60:,.1f} min"] if is_number(seconds) else []
     parts += [f"{images:,.0f} images seen"] if is_number(images) else []
     return ", ".join(parts)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bench.images.tally import Tally
+from bench.images.checks import Tally
 from bench.records.record import Speed
 from bench.rows.rows import Cost, Job
 from bench.rows.settings import generate, sample_tokens

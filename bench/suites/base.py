@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from bench.images.checks import Content, Tally
 from bench.images.codec import to_uint8
-from bench.images.tally import Content, Tally
 from bench.metrics.base import Score
 from bench.metrics.scores import metric_values
 from bench.protocol import Protocol

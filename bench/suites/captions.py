@@ -20,7 +20,7 @@ import torch
 
 from bench.images import open_images
 from bench.metrics.base import Score
-from bench.metrics.clip_score import cosines, scaled_cosines
+from bench.metrics.per_image import cosines, scaled_cosines
 from bench.protocol import Prompts, Protocol, Scorer
 from bench.protocol.catalog import ANY, SCORERS, load
 from bench.suites.base import ImageOrigin, Suite

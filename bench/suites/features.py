@@ -10,12 +10,12 @@ from torch import Tensor
 
 from bench import metrics as m
 from bench.features import Features, extract, load_extractor
-from bench.features.cache import FeatureCache
+from bench.features.extraction import FeatureCache
 from bench.features.pipeline import FeaturesOfSet, features_of_file, features_of_paths
 from bench.features.references import load_reference, reference_conformity, reference_images
 from bench.features.stats import compute_stats
 from bench.images import Findings, npz_keys
-from bench.images.tally import Content, Tally
+from bench.images.checks import Content, Tally
 from bench.metrics.base import Score
 from bench.metrics.scores import score
 from bench.records.record import MethodInfo

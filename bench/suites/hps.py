@@ -18,10 +18,9 @@ import numpy.typing as npt
 import torch
 
 from bench.features.clip import CLIPPairs, load_pairs
-from bench.images.tally import Tally
+from bench.images.checks import Tally
 from bench.metrics.base import Score
-from bench.metrics.clip_score import cosines
-from bench.metrics.hps import STYLES, hps_summary
+from bench.metrics.per_image import STYLES, cosines, hps_summary
 from bench.protocol import Protocol
 from bench.protocol.catalog import ANY, METRICS, SCORERS
 from bench.suites.base import ImageOrigin, Measured, Suite, image_set_method

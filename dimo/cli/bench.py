@@ -65,7 +65,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Records on stdout, as JSON.")] = False,
 ) -> None:
     """Score a teacher at each step count, and distilled models, under one protocol."""
-    from bench.features.cache import cache_folder
+    from bench.features.extraction import cache_folder
     from bench.protocol import load_protocol
     from bench.rows.rows import plan_jobs
     from bench.rows.settings import check_protocol

@@ -65,7 +65,7 @@ def evaluate(
     sections = ("Teacher", "Sampler", "Distill.", "Image sets")
     if section not in sections:
         raise unknown_name("section", section, sections)
-    from bench.features.cache import cache_folder
+    from bench.features.extraction import cache_folder
     from bench.protocol import load_protocol
     from bench.records.record import record_to_json
     from bench.report import metric_table

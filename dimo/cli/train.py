@@ -89,8 +89,8 @@ def _extractor(
     name: str, recipe: "ExtractorRecipe", on_step: Callable[[int, float], None]
 ) -> "tuple[Module, str]":
     """The trained network, and what it has learned from."""
-    from bench.features.digits import train_digits_cnn
     from bench.features.scenes_clip import train_scene_clip
+    from bench.features.small import train_digits_cnn
     from bench.suites.geneval.scenes_detector import train_scene_network
     from dimo.models import digits
 

@@ -86,7 +86,8 @@ class _Block(nn.Module):
         y = self.attn(torch.addcmul(shift, self.ln1(x), 1 + scale), positions)
         x = gather_positions(x, positions) + gate * y
         shift, scale, gate = feed_forward
-        return x + gate * self.ff(torch.addcmul(shift, self.ln2(x), 1 + scale))
+        out: Tensor = x + gate * self.ff(torch.addcmul(shift, self.ln2(x), 1 + scale))
+        return out
 
 
 class _Layers(Blocks):

@@ -124,7 +124,8 @@ def _block(layer: nn.Module, x: Tensor, positions: Tensor | None) -> Tensor:
     assert isinstance(layer, nn.ModuleList)
     attention, feed_forward = layer
     x = gather_positions(x, positions) + attention(x, positions)
-    return x + feed_forward(x)
+    out: Tensor = x + feed_forward(x)
+    return out
 
 
 class MaskGIT(MaskedModel):

@@ -92,7 +92,7 @@ class _Attention(Convertible):
         return self.norm_q(q), self.norm_k(k), v
 
     def _by_head(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:-1], self.heads, -1).transpose(1, 2)
 
 
 class _JointAttention(_Attention):
@@ -201,7 +201,8 @@ def _with_feed_forward(
 ) -> Tensor:
     _, _, gate, shift, scale, last_gate = modulation
     x = x + gate * attended
-    return x + last_gate * feed_forward(torch.addcmul(shift, _normalised(x), 1 + scale))
+    out: Tensor = x + last_gate * feed_forward(torch.addcmul(shift, _normalised(x), 1 + scale))
+    return out
 
 
 class SingleBlock(Convertible):
@@ -221,7 +222,8 @@ class SingleBlock(Convertible):
         shift, scale, gate = self.norm(condition, len(x))
         y = torch.addcmul(shift, _normalised(x), 1 + scale)
         inner = F.gelu(self.proj_mlp(y), approximate="tanh")
-        return x + gate * self.proj_out(torch.cat([self.attn(y, (cos, sin)), inner], dim=2))
+        out: Tensor = x + gate * self.proj_out(torch.cat([self.attn(y, (cos, sin)), inner], dim=2))
+        return out
 
 
 class Mlp(nn.Module):

@@ -191,7 +191,8 @@ class _Residual(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.out(F.gelu(self.conv(x)))
+        out: Tensor = x + self.out(F.gelu(self.conv(x)))
+        return out
 
 
 def _encoder() -> nn.Sequential:

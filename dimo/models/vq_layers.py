@@ -41,7 +41,8 @@ class _ResidualBlock(nn.Module):
         y = self.conv1(F.silu(self.norm1(x)))
         y = self.conv2(F.silu(self.norm2(y)))
         shortcut = x if self.nin_shortcut is None else self.nin_shortcut(x)
-        return shortcut + y
+        out: Tensor = shortcut + y
+        return out
 
 
 class AttentionBlock(nn.Module):
@@ -59,7 +60,8 @@ class AttentionBlock(nn.Module):
         y = self.norm(x)
         q, k, v = (f(y).flatten(2).transpose(1, 2)[:, None] for f in (self.q, self.k, self.v))
         y = attend(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)  # from [B, 1, H * W, C]
-        return x + self.proj_out(y)
+        out: Tensor = x + self.proj_out(y)
+        return out
 
 
 class _Downsample(nn.Module):

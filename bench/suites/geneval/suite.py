@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.images.checks import Content, Tally
 from bench.images.labels import labels_sha256
-from bench.images.tally import Content, Tally
 from bench.metrics.geneval import summarize
 from bench.protocol.catalog import BUNDLED_PROMPTS, DETECTORS
 from bench.records.record import MethodInfo

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.features.digits import DigitsCNN, train_digits_cnn
+from bench.features.small import DigitsCNN, train_digits_cnn
 from bench.images.codec import to_uint8
 from dimo.errors import DimoError
 from dimo.models import digits

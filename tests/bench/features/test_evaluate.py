@@ -297,7 +297,7 @@ def test_a_full_disk_costs_no_result(dimo, samples, tmp_path, monkeypatch):
         file.write(b"half an entry")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bench.features.cache.np.savez", full)
+    monkeypatch.setattr("bench.features.extraction.np.savez", full)
     arguments = ["eval", "samples", "--protocol", "tiny.toml", "--labels", "filename"]
     out, err = dimo(*arguments, "--cache", "cache")
     assert "No space left on device" in err

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.metrics.clip_score import cosines, scaled_cosines
-from bench.metrics.hps import STYLES, hps_summary
+from bench.metrics.per_image import STYLES, cosines, hps_summary, scaled_cosines
 from dimo.errors import DimoError
 
 

@@ -1,4 +1,4 @@
-"""bench.metrics.uncertainty: contributions that predict resampling, and intervals of the right
+"""bench.metrics.base: contributions that predict resampling, and intervals of the right
 width."""
 
 import time
@@ -10,13 +10,13 @@ import torch
 
 from bench.features.stats import FeatureStats, compute_stats
 from bench.metrics import cmmd, frechet_distance, inception_score, kernel_distance
-from bench.metrics.frechet import frechet_contributions
-from bench.metrics.inception_score import inception_score_contributions
-from bench.metrics.uncertainty import (
+from bench.metrics.base import (
     Interval,
     bootstrap_interval,
     paired_interval,
 )
+from bench.metrics.frechet import frechet_contributions
+from bench.metrics.inception_score import inception_score_contributions
 from dimo.errors import DimoError
 
 KID = {"subsets": 10, "subset_size": 80, "seed": 3}

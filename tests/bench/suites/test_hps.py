@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from bench.images.codec import decode_image, encode_png
-from bench.metrics.hps import STYLES
+from bench.metrics.per_image import STYLES
 from bench.protocol import load_protocol, protocol_sha256, validate_file
 from bench.protocol.catalog import SCORERS, data_dir
 from bench.records.store import load_all, load_contributions

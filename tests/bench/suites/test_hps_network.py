@@ -12,8 +12,8 @@ from safetensors.torch import load
 from bench.features import clip as clip_features
 from bench.features.clip import load_pairs, make_pairs
 from bench.features.resize import central_square
-from bench.metrics.hps import STYLES
-from bench.metrics.uncertainty import bootstrap_interval
+from bench.metrics.base import bootstrap_interval
+from bench.metrics.per_image import STYLES
 from bench.suites.captions import CLIPScorer
 from bench.suites.hps import HPS_VERSIONS, HPSScorer, hps_images, hps_prompts, load_hps
 from dimo.errors import DimoError
