@@ -5,7 +5,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from dimo.errors import DimoError, unknown_name
 from dimo.methods import METHODS
@@ -67,9 +67,7 @@ def load_recipe(expected: type[_R], name_or_path: str, overrides: Sequence[str] 
             raise DimoError(f"--set {override!r} is not key=value; e.g. --set steps=500")
         content[key.strip()] = _parse_value(value.strip())
     origin = Origin(f"recipe {name_or_path!r}", "keys are explained in dimo/methods")
-    recipe = decode(recipes[kind], content, origin)
-    assert isinstance(recipe, expected)
-    return recipe
+    return cast(_R, decode(recipes[kind], content, origin))
 
 
 def _parse_value(text: str) -> Any:

@@ -16,7 +16,7 @@ from bench.rows.settings import sample_images
 from dimo.engine.distributed import Runtime
 from dimo.engine.runs import distill
 from dimo.errors import DimoError
-from dimo.methods.dimo.method import DiMORecipe
+from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.weights.catalog import ASSETS
 
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ from dimo.data import scenes
 from dimo.engine.distributed import Runtime
 from dimo.engine.runs import distill, train_teacher
 from dimo.errors import DimoError
-from dimo.methods.dimo.method import DiMORecipe
+from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.methods.pretraining import TrainRecipe
 from dimo.zoo.loading import load_teacher
 

@@ -35,7 +35,7 @@ DOORS = {
     "typer": {"dimo/cli/"},
     "rich": {"dimo/util/terminal.py"},
     "safetensors": {"dimo/weights/files.py"},
-    "sklearn": {"dimo/data/digits.py", "dimo/models/digits.py"},
+    "sklearn": {"dimo/models/digits.py"},
     "PIL": {
         "bench/images/codec.py",
         "bench/features/resize.py",
@@ -50,12 +50,12 @@ DOORS = {
     "open_clip": {"bench/features/clip.py", "bench/suites/geneval/mask2former.py"},
     "huggingface_hub": {"dimo/weights/download.py"},
     "yaml": {"dimo/models/vqgan.py"},
-    "torchvision": {"dimo/data/imagenet.py"},
-    "scipy": {"bench/metrics/frechet.py"},
+    "torchvision": {"dimo/zoo/teachers.py"},
+    "scipy": {"bench/metrics/frechet.py", "dimo/samplers/ordered.py"},
     "tensorboard": {"dimo/engine/tracking.py"},
     "wandb": {"dimo/engine/tracking.py"},
-    "diffusers": {"dimo/models/diffusers_vq.py"},
-    "transformers": {"bench/suites/geneval/mask2former.py", "dimo/models/clip_text.py"},
+    "diffusers": {"dimo/models/snapshot.py"},
+    "transformers": {"bench/suites/geneval/mask2former.py", "dimo/models/snapshot.py"},
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 from dimo.config import list_recipes, load_recipe, to_toml
 from dimo.errors import DimoError
 from dimo.methods.di4c.method import Di4CRecipe
-from dimo.methods.dimo.method import DiMORecipe
+from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.methods.pretraining import ExtractorRecipe, TrainRecipe
 from dimo.methods.sdtt.method import SDTTRecipe
 from dimo.zoo.teachers import TEACHERS

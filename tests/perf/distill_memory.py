@@ -15,7 +15,8 @@ import torch
 
 from dimo.engine.distributed import Runtime, peak_memory_bytes
 from dimo.engine.estimate import estimate_distillation
-from dimo.methods.dimo.method import DiMO, DiMORecipe
+from dimo.methods.dimo.method import DiMO
+from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.zoo.teachers import TEACHERS
 
 TINY = {"img_size": 64, "hidden_dim": 32, "codebook_size": 20, "depth": 1, "heads": 4}

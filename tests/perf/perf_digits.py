@@ -12,7 +12,8 @@ from bench.rows.settings import Choice, generate
 from dimo.config import load_recipe
 from dimo.engine.distributed import Runtime
 from dimo.engine.runs import for_device
-from dimo.methods.dimo.method import DiMO, DiMORecipe
+from dimo.methods.dimo.method import DiMO
+from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.models.cpu import has_bfloat16
 from dimo.models.maskgit import MaskGIT
 from dimo.zoo.loading import load_teacher

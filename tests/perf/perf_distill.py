@@ -10,7 +10,8 @@ from straightforward import PlainDistillation, PlainMaskGIT
 from dimo.config import load_recipe
 from dimo.engine.distributed import Runtime, device_name
 from dimo.methods import base
-from dimo.methods.dimo.method import DiMO, DiMORecipe
+from dimo.methods.dimo.method import DiMO
+from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.models import layers
 from dimo.models.cpu import has_bfloat16
 from dimo.models.maskgit import MaskGIT

@@ -1,7 +1,6 @@
 """One Di[M]O step: student and auxiliary model take turns (algorithm 1)."""
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,10 +9,8 @@ from dimo.engine.distributed import Runtime
 from dimo.methods.base import Task, add_mean, frozen_teacher, teacher_sha256
 from dimo.methods.dimo.draws import Draws
 from dimo.methods.dimo.objective import DiMOObjective
+from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.models import MaskedModel
-
-if TYPE_CHECKING:
-    from dimo.methods.dimo.method import DiMORecipe
 
 
 class DiMOTask(Task):
@@ -25,11 +22,11 @@ class DiMOTask(Task):
         DimoError: The batch does not split evenly, or weights of the teacher are not finite.
     """
 
-    recipe: "DiMORecipe"
+    recipe: DiMORecipe
 
     def __init__(
         self,
-        recipe: "DiMORecipe",
+        recipe: DiMORecipe,
         teacher: MaskedModel,
         student: MaskedModel,
         objective: DiMOObjective,

@@ -12,7 +12,8 @@ from dimo.engine.distributed import Ranks, Runtime
 from dimo.engine.optim import Update, update_ema
 from dimo.engine.runs import distill
 from dimo.errors import DimoError
-from dimo.methods.dimo.method import DiMO, DiMORecipe
+from dimo.methods.dimo.method import DiMO
+from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.methods.pretraining import TeacherTask, TrainRecipe
 from dimo.models.halton import HaltonMaskGIT
 from dimo.models.layers import recompute_activations

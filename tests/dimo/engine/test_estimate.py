@@ -10,7 +10,7 @@ import pytest
 
 from dimo.config import load_distillation
 from dimo.engine.estimate import estimate_distillation
-from dimo.methods.dimo.method import DiMORecipe
+from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.zoo.teachers import TEACHERS
 
 MEASURE = Path(__file__).parents[2] / "perf" / "distill_memory.py"

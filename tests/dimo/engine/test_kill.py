@@ -13,7 +13,7 @@ RUN = """
 import sys
 from pathlib import Path
 import torch
-from dimo.methods.dimo.method import DiMORecipe
+from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.engine.distributed import Runtime, ranks as connected
 from dimo.engine.runs import distill
 

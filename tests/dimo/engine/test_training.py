@@ -14,7 +14,7 @@ from dimo.engine.checkpoint import latest_checkpoint, save_checkpoint
 from dimo.engine.distributed import Runtime
 from dimo.engine.runs import distill, train_teacher
 from dimo.errors import DimoError
-from dimo.methods.dimo.method import DiMORecipe
+from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.methods.pretraining import TrainRecipe
 from dimo.weights.catalog import ASSETS
 from dimo.zoo.loading import load_student, load_teacher

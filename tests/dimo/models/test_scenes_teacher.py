@@ -17,7 +17,7 @@ from dimo.data.scenes.tokenizer import SceneTokens, _disturbed, fit_tokenizer
 from dimo.engine.distributed import Runtime
 from dimo.engine.runs import distill, train_teacher
 from dimo.errors import DimoError
-from dimo.methods.dimo.method import DiMORecipe
+from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.methods.pretraining import TrainRecipe
 from dimo.models.scenes import SceneTokenizer, SceneTransformer, SceneWords
 from dimo.models.text import Prompts, TextConditioned

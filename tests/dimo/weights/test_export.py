@@ -6,7 +6,7 @@ import torch
 from dimo.engine.distributed import Runtime
 from dimo.engine.runs import distill
 from dimo.errors import DimoError
-from dimo.methods.dimo.method import DiMORecipe
+from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.weights.catalog import ASSETS
 from dimo.weights.exchange import export_student, import_student
 from dimo.weights.files import load_metadata, read_state_dict

@@ -13,7 +13,7 @@ from bench.rows.settings import SamplerSettings, sample_tokens
 from dimo.engine.distributed import Runtime
 from dimo.engine.runs import distill
 from dimo.errors import DimoError
-from dimo.methods.dimo.method import DiMORecipe
+from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.models.vqgan import LlamaGenVQ
 from dimo.weights.catalog import ASSETS, OFFICIAL
 from dimo.zoo.loading import load, load_student, load_teacher, make_network

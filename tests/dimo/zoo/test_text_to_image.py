@@ -16,7 +16,7 @@ from dimo.config import load_recipe
 from dimo.engine.distributed import Runtime
 from dimo.engine.runs import distill
 from dimo.errors import DimoError
-from dimo.methods.dimo.method import DiMORecipe
+from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.models.meissonic import Meissonic
 from dimo.models.snapshot import CLIPText, DiffusersVQ
 from dimo.rng import ImageNoise

@@ -10,8 +10,9 @@ from dimo.errors import DimoError
 from dimo.masking import initialize_tokens, mask_count, mask_ratio, random_mask
 from dimo.methods.dimo.divergence import gradient_divisor, logit_gradient
 from dimo.methods.dimo.draws import Initialization, Masking
-from dimo.methods.dimo.method import DiMORecipe, objective_of
+from dimo.methods.dimo.method import objective_of
 from dimo.methods.dimo.objective import DiMOObjective, Guidance
+from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.models.halton import HaltonMaskGIT
 from dimo.models.maskgit import MaskGIT
 
