@@ -68,3 +68,15 @@ def test_the_readme_is_short():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert text.count("\n") <= 200
     assert len(text.encode()) <= 14 * 1024
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    """As it stands, but for the steps of the row that would take half a minute."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code.replace("digits@1,16", "digits@1"), names)
+    assert names["images"].shape == (3, 3, 8, 8)
+    assert list(names["table"]["num_steps"].dropna()) == [1, 1]
+    assert len(list((tmp_path / "results").glob("*.json"))) == len(names["table"])
