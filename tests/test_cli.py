@@ -135,7 +135,7 @@ MISTAKES = {
     "output exists": (["distill", "--out", "tiny"], "not empty"),
     "demo output exists": (["demo", "--out", "tiny"], "not empty"),
     "label out of range": (["sample", "--labels", "10", "--out", "x.png"], "from 0 to 9"),
-    "bad tuning": (["bench", "--tune", "temprature=1"], "settings: temperature"),
+    "bad tuning": (["bench", "--tune", "temprature=1"], "settings: guidance_scale, temperature"),
     "unknown device": (["bench", "--device", "tpu9"], "allowed: auto, cpu"),
     "missing weights": (["bench", "--weights", "nowhere"], "--weights"),
     "nothing to train": (["train"], "either --teacher or --extractor"),

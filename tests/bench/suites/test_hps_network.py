@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from bench.features import clip as clip_features
+from bench.features import extraction
 from bench.features.clip import load_pairs, make_pairs
 from bench.features.resize import central_square
 from bench.metrics.base import bootstrap_interval
@@ -100,7 +100,7 @@ def test_tokens_embeddings_and_scores_equal_the_official_ones(pairs, data, confi
 def test_batches_do_not_change_scores(pairs, config, pictures, monkeypatch):
     prompts = config["prompts"][:3]
     whole = HPSScorer(pairs, "v2.0", "").score(pictures, prompts)
-    monkeypatch.setattr(clip_features, "_FORWARD", 2)
+    monkeypatch.setattr(extraction, "FORWARD_BATCH", 2)
     np.testing.assert_allclose(
         HPSScorer(pairs, "v2.0", "").score(iter(pictures), prompts), whole, atol=1e-4
     )

@@ -298,7 +298,7 @@ MISTAKES = {
     "slash": ((*SAMPLE, "scenes", "--prompt", "a/b"), "unknown word"),
     "300 characters": ((*SAMPLE, "scenes", "--prompt", "red " * 75), "75 words"),
     "protocol of classes": (("bench", "--teacher", "scenes"), "protocols that fit: scenes-geneval"),
-    "prompts not asked for": (("bench", "--prompts", "x.txt"), "has no prompts"),
+    "prompts not asked for": (("bench", "--prompts", "x.txt"), "--prompts x.txt is not used under"),
     "reference of one's own": (
         ("bench", "--teacher", "scenes", "--protocol", "scenes-geneval", "--reference", "x.npz"),
         "--reference x.npz is not used",
