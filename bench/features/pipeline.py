@@ -179,17 +179,17 @@ def statistics_of_paths(
     if problems:
         raise DimoError(f"not a reference for this protocol: {'; '.join(problems)}")
     kept = {len(images) * row // keep for row in range(keep)}
-    found = ranks.all_gather(
+    shares = ranks.all_gather(
         lambda: _accumulate(images, share, extractor, kept, meter.start("features")),
         first_only=True,
     )
     if not ranks.is_first:
         return None
     totals: dict[str, StreamingStats] = {}
-    for parts, _ in found:  # a rank without images has none
+    for parts, _ in shares:  # a rank without images has none
         for output, part in parts.items():
             totals.setdefault(output, StreamingStats(part.extractor, part.dim)).merge(part)
-    rows = [block for _, blocks in found for block in blocks]
+    rows = [block for _, blocks in shares for block in blocks]
     stats = {output: total.finalize() for output, total in totals.items()}
     return stats, np.concatenate(rows), content_sha256(infos, images.labels)
 

@@ -112,17 +112,19 @@ def load_reference(
     return _with_statistics(loaded, protocol, extractor)
 
 
-def _with_statistics(found: ReferenceSet, protocol: Protocol, extractor: Extractor) -> ReferenceSet:
+def _with_statistics(
+    reference: ReferenceSet, protocol: Protocol, extractor: Extractor
+) -> ReferenceSet:
     """Adds the statistics of each output that a Frechet distance needs."""
-    if found.features is None:
-        return found
+    if reference.features is None:
+        return reference
     kinds = [METRICS[metric.name] for metric in protocol.metrics]
     needed = {kind.needs for kind in kinds if kind.compares_with == "statistics"}
     stats = {
-        output: compute_stats(getattr(found.features, output), extractor=extractor.identity)
-        for output in needed - found.stats.keys()
+        output: compute_stats(getattr(reference.features, output), extractor=extractor.identity)
+        for output in needed - reference.stats.keys()
     }
-    return dataclasses.replace(found, stats=found.stats | stats)
+    return dataclasses.replace(reference, stats=reference.stats | stats)
 
 
 def make_reference(
@@ -158,7 +160,7 @@ def make_reference(
         device=runtime.device,
         allow_code=allow_code,
     )
-    found = statistics_of_paths(
+    reference = statistics_of_paths(
         paths,
         protocol.images,
         extractor,
@@ -166,9 +168,9 @@ def make_reference(
         runtime=runtime,
         recursive=recursive,
     )
-    if found is None:
+    if reference is None:
         return None
-    stats, features, content = found
+    stats, features, content = reference
     provenance = {
         "dimo": importlib.metadata.version("dimo"),
         "protocol": {"name": protocol.name, "sha256": protocol_sha256(protocol)},

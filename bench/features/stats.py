@@ -189,7 +189,7 @@ def load_stats(
     required = [f"{name}{_SUFFIX[output]}" for output in outputs for name in ("mu", "sigma")]
     try:
         with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            found = sorted(file.files)
+            keys = sorted(file.files)
             content = {k: file[k] for k in (*required, "n", "extractor") if k in file.files}
     except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise DimoError(
@@ -198,7 +198,7 @@ def load_stats(
     missing = [key for key in required if key not in content]
     if missing:
         raise DimoError(
-            f"{path} lacks {', '.join(missing)} (it has: {', '.join(found) or 'nothing'}); "
+            f"{path} lacks {', '.join(missing)} (it has: {', '.join(keys) or 'nothing'}); "
             "give an npz with these keys, made by dimo reference"
         )
     if "n" not in content and count is None:

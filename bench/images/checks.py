@@ -129,10 +129,10 @@ def _unreadable(bad: Sequence[tuple[str, str]], total: int) -> Iterator[str]:
         )
 
 
-def _wrong_count(found: int, count: int) -> Iterator[str]:
-    if found != count:
-        gap = f"{count - found:,} missing" if found < count else f"{found - count:,} too many"
-        yield f"{counted(found, 'image')}; allowed: {count:,} ({gap}); generate exactly that many"
+def _wrong_count(size: int, count: int) -> Iterator[str]:
+    if size != count:
+        gap = f"{count - size:,} missing" if size < count else f"{size - count:,} too many"
+        yield f"{counted(size, 'image')}; allowed: {count:,} ({gap}); generate exactly that many"
 
 
 def _wrong_size(

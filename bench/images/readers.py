@@ -137,8 +137,8 @@ def open_folder(path: Path, *, recursive: bool) -> _FileSource:
     try:
         if recursive:
             tree = os.walk(path, onerror=fail)
-            found = [Path(top, name) for top, _, files in tree for name in files]
-            files, folders = [file.relative_to(path).as_posix() for file in found], list[str]()
+            paths = [Path(top, name) for top, _, files in tree for name in files]
+            files, folders = [file.relative_to(path).as_posix() for file in paths], list[str]()
         else:
             with os.scandir(path) as entries:
                 kinds = {entry.name: entry.is_dir() for entry in entries}

@@ -230,13 +230,13 @@ def plan_jobs(
     planned = [Planned(row, teacher_settings(row, steps, choice))] if steps else []
     for text in models:
         candidate = parse_candidate(text)
-        found = find_student(candidate.model, weights=weights)
-        if found.config.teacher != teacher:
+        student = find_student(candidate.model, weights=weights)
+        if student.config.teacher != teacher:
             raise DimoError(
-                f"student {candidate.model!r} was distilled from {found.config.teacher!r}, "
-                f"not from {teacher!r}; use --teacher {found.config.teacher}"
+                f"student {candidate.model!r} was distilled from {student.config.teacher!r}, "
+                f"not from {teacher!r}; use --teacher {student.config.teacher}"
             )
-        planned.append(_plan_student(candidate, found, steps, student_steps, choice))
+        planned.append(_plan_student(candidate, student, steps, student_steps, choice))
     check_used([settings for entry in planned for settings in entry.rows], choice)
     return planned
 
@@ -258,8 +258,8 @@ def plan_models(
             settings = teacher_settings(row, candidate.steps or steps, choice)
             planned.append(Planned(row, settings, name=candidate.name))
         else:
-            found = _find_student(candidate.model, weights)
-            planned.append(_plan_student(candidate, found, steps, student_steps, choice))
+            student = _find_student(candidate.model, weights)
+            planned.append(_plan_student(candidate, student, steps, student_steps, choice))
     check_used([settings for entry in planned for settings in entry.rows], choice)
     return planned
 
@@ -305,20 +305,20 @@ def load_jobs(
 
 def _plan_student(
     candidate: Candidate,
-    found: FoundStudent,
+    student: FoundStudent,
     steps: Sequence[int],
     student_steps: Sequence[int],
     choice: Choice,
 ) -> Planned:
-    teacher = get_teacher(found.config.teacher)
-    is_one_step = METHODS[found.config.method].is_one_step
+    teacher = get_teacher(student.config.teacher)
+    is_one_step = METHODS[student.config.method].is_one_step
     counts = candidate.steps or (student_steps if is_one_step else steps)
     if not counts:
         raise DimoError(
             f"{candidate.model!r} has no step counts; name them, e.g. {candidate.model}@2,4"
         )
-    settings = student_settings(found.config, teacher.num_tokens, counts, choice)
-    return Planned(teacher, settings, found, candidate.model, candidate.name)
+    settings = student_settings(student.config, teacher.num_tokens, counts, choice)
+    return Planned(teacher, settings, student, candidate.model, candidate.name)
 
 
 def _find_student(name: str, weights: Path | None) -> FoundStudent:

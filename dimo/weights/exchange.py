@@ -41,18 +41,18 @@ def export_student(
             f"output {out} has the suffix {out.suffix!r}; allowed: {' and '.join(_SUFFIXES)}, "
             "e.g. pytorch_model.bin"
         )
-    found = find_student(run, weights=weights)
+    student = find_student(run, weights=weights)
     if out.exists() and (not force or out.is_dir()):
         raise DimoError(f"output {out} exists; replace a file with --force or choose another -o")
-    state = _checked_state(get_teacher(found.config.teacher), found.path, found.config.method)
+    state = _checked_state(get_teacher(student.config.teacher), student.path, student.config.method)
     if out.suffix == ".safetensors":
-        timeless = dataclasses.asdict(found.config)
+        timeless = dataclasses.asdict(student.config)
         del timeless["training_seconds"]
         save_tensors(out, state, timeless)
     else:
         with replacing(out) as temporary, temporary.open("wb") as file:
             torch.save({key: value.contiguous() for key, value in state.items()}, file)
-    return found.config
+    return student.config
 
 
 def import_student(

@@ -321,16 +321,18 @@ def load_student(
         DimoError: As `find_student` and `load_teacher`; a one-step student with
             `teacher_unconditional`.
     """
-    found = run if isinstance(run, FoundStudent) else find_student(run, weights=weights)
-    config, teacher = found.config, get_teacher(found.config.teacher)
+    student = run if isinstance(run, FoundStudent) else find_student(run, weights=weights)
+    config, teacher = student.config, get_teacher(student.config.teacher)
     if teacher_unconditional is not None:
         config = dataclasses.replace(config, teacher_unconditional=teacher_unconditional)
     if config.teacher_unconditional and METHODS[config.method].is_one_step:
         raise DimoError(
-            f"student {found.title} is sampled without guidance and has no unconditional branch; "
+            f"student {student.title} is sampled without guidance and has no unconditional branch; "
             "leave teacher_unconditional out"
         )
-    loaded = _load(teacher, found.path, found.title, device, weights, precision, config, prompts)
+    loaded = _load(
+        teacher, student.path, student.title, device, weights, precision, config, prompts
+    )
     if not config.teacher_unconditional:
         return loaded
     path = weights_file(teacher, "transformer", weights)
