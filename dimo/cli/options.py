@@ -140,7 +140,7 @@ def _refuse_weights(path: Path | None) -> None:
 
 NoWeights = Annotated[Path | None, typer.Option("--weights", hidden=True, callback=_refuse_weights)]
 Reference = Annotated[
-    Path | None, typer.Option(help="File or folder of the reference; default: the embedded one.")
+    Path | None, typer.Option(help="File or folder of the reference; default: the bundled one.")
 ]
 AllowCode = Annotated[
     bool,

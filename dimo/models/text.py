@@ -205,5 +205,5 @@ def prompts_from_file(path: str | PathLike[str]) -> list[str]:
         if prompt:
             first[prompt] = number
     if not first:
-        raise DimoError(f"prompts {path} hold no prompt; write one or more, one a line")
+        raise DimoError(f"prompts {path} hold no prompt; write one or more, one per line")
     return list(first)
