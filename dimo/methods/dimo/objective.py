@@ -44,7 +44,7 @@ class AuxiliaryLoss:
 
 @dataclass(frozen=True)
 class DiMOObjective:
-    """The settings of one distillation; `dimo.methods.dimo.method.DiMORecipe` explains them."""
+    """The settings of one distillation; `dimo.methods.dimo.recipe.DiMORecipe` explains them."""
 
     initialization: Initialization = field(default_factory=Initialization)
     masking: Masking = field(default_factory=Masking)
