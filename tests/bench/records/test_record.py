@@ -187,6 +187,11 @@ def test_a_sweep_names_what_it_chose_by(make_record: RecordMaker) -> None:
             "must each have one of geneval, fid, fd_dinov2, all the same one",
         ),
         (Tuning(1, 2, (Trial({"theta": 0.5}),), 0), "all the same one"),
+        (
+            Tuning(1, 2, tuple(Trial({"theta": t}, geneval=t) for t in (0.5, 0.7)), 0),
+            "must be 1, the first of highest GenEval, not 0",
+        ),
+        (Tuning(1, 2, (Trial({"theta": 0.5}, fid=1.0, geneval=1.0),), 0), "all the same one"),
     ],
 )
 def test_a_sweep_that_contradicts_itself(
@@ -228,6 +233,7 @@ def test_lists_become_tuples(make_record: RecordMaker) -> None:
     ("metric", "said"),
     [
         (MetricValue(float("nan"), None, None, 9, {}), "'metrics.fid.value' must be a finite numb"),
+        (MetricValue("1", None, None, 9, {}), "'metrics.fid.value' must be a finite number"),  # type: ignore[arg-type]
         (MetricValue(1.0, 0.5, None, 9, {}), "'metrics.fid' must have both 'low' and 'high'"),
         (MetricValue(1.0, 2.0, 1.0, 9, {}), "'metrics.fid': 'low' must not be above 'high'"),
         (MetricValue(1.0, None, None, 9.5, {}), "'metrics.fid.n' must be an integer"),  # type: ignore[arg-type]
@@ -260,10 +266,14 @@ def test_a_record_changed_in_memory_is_not_written(make_record: RecordMaker) -> 
     [
         (lambda d: d["metrics"]["fid"].update(value=0.01), "'content_sha256' does not match"),
         (lambda d: d["method"].update(nmae=1), "unknown key 'method.nmae'; did you mean 'name'?"),
+        (lambda d: d.update(extra=1), "unknown key 'extra'"),
         (lambda d: d["speed"].pop("device"), "missing key 'speed.device'"),
+        (lambda d: d.pop("seed"), "missing key 'seed'"),
         (lambda d: d.update(seed="7"), "'seed' must be an integer, not '7'"),
+        (lambda d: d.update(seed=True), "'seed' must be an integer, not True"),
         (lambda d: d["method"].update(section="Best"), "must be one of 'Reference', 'Teacher', "),
         (lambda d: d["method"].update(token_counts=[1, "2"]), "'method.token_counts[1]' must be"),
+        (lambda d: d["metrics"].update(fid=3), "'metrics.fid' must be a table of named values"),
         (lambda d: d["metrics"]["fid"].update(value=10**400), "must be a finite number"),
         (lambda d: d.update(run_id="../../x"), "'run_id' must be 32 hex digits"),
         (lambda d: d.update(created="yesterday"), "'created' must be like '2026-"),
