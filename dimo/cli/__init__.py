@@ -4,7 +4,7 @@ __all__ = ["app", "main"]
 
 import sys
 
-from dimo.cli import bench, evaluate, report, sample, train, weights  # noqa: F401
+from dimo.cli import bench, demo, evaluate, report, sample, train, weights  # noqa: F401
 from dimo.cli.app import Command, app, is_first_rank
 from dimo.errors import DimoError
 from dimo.util import terminal
