@@ -103,13 +103,15 @@ def repeat(
         origin = ImageOrigin(method.name, method.section, method.num_steps, labels, recursive)
     _check_options(record, is_image_set=origin is not None, student=student, images=images)
     check_inputs(protocol, assets, images, origin)
+    off_protocol = bool(recorded and recorded.nonconforming)
     load = partial(
         load_suite,
         protocol,
         runtime,
         assets,
         batch_size=record.speed.batch_size or 500,
-        nonconforming=bool(recorded and recorded.nonconforming),
+        nonconforming=off_protocol,
+        num_images=record.num_images if off_protocol and method.sampler is not None else None,
     )
     if origin is not None:
         measured = load().measure_paths(images, origin)

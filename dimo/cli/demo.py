@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import dimo.cli.options as opt
-from dimo.cli.app import app
+from dimo.cli.app import app, examples
 from dimo.cli.report import measured_table, report_text
 from dimo.cli.train import run_distill
 from dimo.errors import DimoError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bench.records.record import ResultRecord
 
 
-@app.command(epilog="Example: `dimo demo --out runs/demo`")
+@app.command(epilog=examples("dimo demo --out runs/demo"))
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for run, records, report and picture.")] = Path(
         "runs/demo"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dimo.cli.app import app, protocols_app, results_app
+from dimo.cli.app import app, examples, protocols_app, results_app
 from dimo.cli.options import (
     AllowCode,
     ClipWeights,
@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 
 
 @app.command(
-    epilog="Examples: `dimo report` · `dimo report --protocol digits --format latex -o table.tex` "
-    "· `dimo report --format html -o report.html --plots plots` · `dimo report --ablation`"
+    epilog=examples(
+        "dimo report",
+        "dimo report --protocol digits --format latex -o table.tex",
+        "dimo report --format html -o report.html --plots plots",
+        "dimo report --ablation",
+    )
 )
 def report(
     protocol: Annotated[
@@ -120,7 +124,7 @@ def _warn(problems: list[str]) -> None:
         warn(problem)
 
 
-@protocols_app.command("list", epilog="Example: `dimo protocols list`")
+@protocols_app.command("list", epilog=examples("dimo protocols list"))
 def protocols_list() -> None:
     """List every protocol with its hash."""
     from bench.protocol import list_protocols, protocol_sha256
@@ -130,7 +134,7 @@ def protocols_list() -> None:
         print(f"{protocol.name}  v{protocol.version}  {digest}  {protocol.title}")
 
 
-@protocols_app.command("show", epilog="Example: `dimo protocols show digits`")
+@protocols_app.command("show", epilog=examples("dimo protocols show digits"))
 def protocols_show(name: Annotated[str, typer.Argument(help="Protocol name or file.")]) -> None:
     """Print a protocol file unchanged."""
     from bench.protocol import protocol_text
@@ -138,7 +142,7 @@ def protocols_show(name: Annotated[str, typer.Argument(help="Protocol name or fi
     print(protocol_text(name), end="")
 
 
-@protocols_app.command("validate", epilog="Example: `dimo protocols validate my-protocol.toml`")
+@protocols_app.command("validate", epilog=examples("dimo protocols validate my-protocol.toml"))
 def protocols_validate(path: Annotated[Path, typer.Argument(help="TOML file.")]) -> None:
     """Check a protocol file and say what is wrong with it, if anything."""
     from bench.protocol import protocol_sha256, validate_file
@@ -156,7 +160,7 @@ ProtocolFile = Annotated[
 
 
 @results_app.command(
-    "list", epilog="Examples: `dimo results list` · `dimo results list --protocol digits --json`"
+    "list", epilog=examples("dimo results list", "dimo results list --protocol digits --json")
 )
 def results_list(
     protocol: Annotated[str, typer.Option(help="Only records of this protocol's name.")] = "",
@@ -182,7 +186,7 @@ def results_list(
         )
 
 
-@results_app.command("show", epilog="Example: `dimo results show 3ed6`")
+@results_app.command("show", epilog=examples("dimo results show 3ed6"))
 def results_show(
     record: Record,
     results: Results = Path("results"),
@@ -206,7 +210,7 @@ def results_show(
     print(record_page(shown, level=level), end="")
 
 
-@results_app.command("diff", epilog="Example: `dimo results diff 3ed6 f225`")
+@results_app.command("diff", epilog=examples("dimo results diff 3ed6 f225"))
 def results_diff(
     first: Record,
     second: Record,
@@ -229,9 +233,12 @@ def results_diff(
 
 
 @app.command(
-    epilog="Examples: `dimo verify 3ed6` · `dimo verify results/A.json --student runs/mine` · "
-    "`dimo verify f225 --images samples/`. Exit code 0: every metric is within its interval; "
-    "1: one is not; 2: the row could not be reproduced."
+    epilog=examples(
+        "dimo verify 3ed6",
+        "dimo verify results/A.json --student runs/mine",
+        "dimo verify f225 --images samples/",
+    )
+    + "\n\nExit codes: 0, every metric is within its interval; 1, one is not; 2, not reproduced."
 )
 def verify(
     record: Record,
