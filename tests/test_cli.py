@@ -22,28 +22,6 @@ def world(run, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "train",
-        "distill",
-        "bench",
-        "report",
-        "sample",
-        "demo",
-        "eval",
-        "compare",
-        "reference",
-        "encode",
-    ]
-    + ["protocols list", "protocols show", "protocols validate"],
-)
-def test_every_command_has_help_with_an_example(run, command, tmp_path):
-    text = run(*command.split(), "--help", cwd=tmp_path).stdout
-    assert "Example" in text
-    assert f"dimo {command}" in " ".join(text.split())
-
-
 def test_bench_writes_records_and_prints_a_table(world):
     paths = sorted((world / "results").glob("*.json"))
     assert len(paths) == 2

@@ -26,10 +26,12 @@ class _Help:
         sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
         for param in command.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record is not None:  # None: hidden
-                default = "Arguments" if param.param_type_name == "argument" else "Options"
-                title = getattr(param, "rich_help_panel", None) or default
-                sections.setdefault(title, []).append(record)
+            if record is None:  # hidden
+                continue
+            title = getattr(param, "rich_help_panel", None) or "Options"
+            if param.param_type_name == "argument":
+                title, record = "Arguments", (record[0].partition(" <")[0], record[1])
+            sections.setdefault(title, []).append(record)
         commands = getattr(command, "commands", {}).values()
         sections["Commands"] = [
             (found.name, " ".join(found.help.split("\n\n")[0].split())) for found in commands

@@ -14,7 +14,7 @@ from dimo.util import terminal
 Paths = Annotated[
     list[Path],
     typer.Argument(
-        metavar="PATH...",
+        metavar="PATH",
         help="Folder, .zip, .tar or .npz of images; several are shards of one set.",
     ),
 ]
@@ -37,7 +37,7 @@ Labels = Annotated[
         "dimo eval samples/ --protocol digits --name mine --steps 4",
         "dimo eval samples/ --protocol imagenet256-adm --reference adm.npz",
         "dimo eval DIR --protocol scenes-geneval",
-        "torchrun --nproc_per_node=8 -m dimo eval samples.npz --protocol imagenet256-adm",
+        "torchrun --nproc_per_node=8 -m dimo eval set.npz --protocol imagenet256-adm",
     ),
 )
 def evaluate(

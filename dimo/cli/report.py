@@ -238,7 +238,7 @@ def results_diff(
         "dimo verify results/A.json --student runs/mine",
         "dimo verify f225 --images samples/",
     )
-    + "\n\nExit codes: 0, every metric is within its interval; 1, one is not; 2, not reproduced."
+    + "\n\nExit code: 0, every metric is within its interval; 1, one is not; 2, an error."
 )
 def verify(
     record: Record,

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     epilog=examples(
         "dimo sample --model digits --model digits-dimo --steps 1,4,16 --labels 3,3,7",
         "dimo sample --model scenes --prompt 'a photo of a red circle' --out grid.png",
-        "dimo sample --model digits --steps 4 --count 5000 --seed 1000 --out samples.npz",
-        "torchrun --nproc_per_node=8 -m dimo sample --count 5000 --steps 4 --out samples/",
+        "dimo sample --model digits --steps 4 --count 5000 --seed 1000 --out set.npz",
+        "torchrun --nproc_per_node=8 -m dimo sample --steps 4 --count 5000 --out set",
     )
 )
 def sample(
@@ -274,15 +274,15 @@ def _report(done: "Exported", count: int, out: Path, *, as_json: bool) -> None:
 
 @app.command(
     epilog=examples(
-        "dimo encode imagenet/train --teacher maskgit --centre-crop -o tokens.safetensors",
-        "dimo encode shards/*.tar --teacher maskgit -o tokens.safetensors",
+        "dimo encode imagenet/train --teacher maskgit --centre-crop -o im.safetensors",
+        "dimo encode shards/*.tar --teacher maskgit -o im.safetensors",
     )
 )
 def encode(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="PATH...",
+            metavar="PATH",
             help="Folder (with subfolders), .zip, .tar (WebDataset) or .npz of images; several "
             "are shards of one set.",
         ),

@@ -57,7 +57,7 @@ def weights_list(folder: Folder = None, as_json: AsJson = False) -> None:
     "fetch", epilog=examples("dimo weights fetch maskgit-256 maskgit-vqgan --folder weights")
 )
 def weights_fetch(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="See dimo weights list.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="See dimo weights list.")],
     folder: Folder = None,
 ) -> None:
     """Download official files; an interrupted download is resumed, and checksums are compared."""
@@ -106,7 +106,7 @@ def weights_convert(
 def weights_verify(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME_OR_FILE]...", help="Default: all in the folder."),
+        typer.Argument(metavar="NAME_OR_FILE", help="Default: all in the folder."),
     ] = None,
     folder: Folder = None,
     as_json: AsJson = False,
