@@ -261,7 +261,7 @@ def records_frame(records: Iterable[ResultRecord]) -> pd.DataFrame:
                 "nfe": record.method.nfe,
                 **{name: metric.value for name, metric in record.metrics.items()},
                 "images_per_second": record.speed.images_per_second,
-                "off_protocol": bool(record.evidence and record.evidence.nonconforming),
+                "off_protocol": bool(record.off_protocol),
                 "run_id": record.run_id,
             }
             for record in records

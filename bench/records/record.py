@@ -155,6 +155,11 @@ class ResultRecord:
         """Number of images of the row; a metric may be computed from a part of them."""
         return max((value.n for value in self.metrics.values()), default=0)
 
+    @property
+    def off_protocol(self) -> tuple[str, ...]:
+        """Why the row shares no table with others; empty if it is as the protocol asks."""
+        return self.evidence.nonconforming if self.evidence else ()
+
 
 def new_record(
     *,

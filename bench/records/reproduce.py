@@ -103,15 +103,15 @@ def repeat(
         origin = ImageOrigin(method.name, method.section, method.num_steps, labels, recursive)
     _check_options(record, is_image_set=origin is not None, student=student, images=images)
     check_inputs(protocol, assets, images, origin)
-    off_protocol = bool(recorded and recorded.nonconforming)
+    is_quick_look = method.sampler is not None and bool(record.off_protocol)
     load = partial(
         load_suite,
         protocol,
         runtime,
         assets,
         batch_size=record.speed.batch_size or 500,
-        nonconforming=off_protocol,
-        num_images=record.num_images if off_protocol and method.sampler is not None else None,
+        nonconforming=bool(record.off_protocol),
+        num_images=record.num_images if is_quick_look else None,
     )
     if origin is not None:
         measured = load().measure_paths(images, origin)

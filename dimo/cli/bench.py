@@ -134,7 +134,6 @@ def bench(
         print(json.dumps([json.loads(record_to_json(r)) for r in records], indent=2))
     else:
         print(measured_table(records, fixed))
-    evidence = records[0].evidence
-    if evidence is not None and evidence.nonconforming:
-        opt.warn(f"off-protocol, in a table of their own: {'; '.join(evidence.nonconforming)}")
+    if records[0].off_protocol:
+        opt.warn(f"off-protocol, in a table of their own: {'; '.join(records[0].off_protocol)}")
     terminal.say(f"{len(records)} records in {results}; tables: dimo report --results {results}")
