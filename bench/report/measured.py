@@ -23,7 +23,7 @@ from bench.report.notes import (
     excluded_notes,
     how_chosen,
     protocol_name,
-    row_marks,
+    row_notes,
     speed_place,
     table_notes,
     uncertainty_note,
@@ -90,13 +90,13 @@ def measured_tables(part: ProtocolReport, *, settings: bool) -> list[Table]:
     left_out = tuple(excluded_notes(part.excluded))
     apart = _off_protocol_tables(part)
     if part.frame.empty:
-        nothing = _first_rows(part.protocol)
-        return [replace(nothing, notes=(*nothing.notes, *left_out)), *apart]
-    rows, footnotes = cells.rows(part.frame), Footnotes()
-    marks = row_marks(rows, part.records, part.protocol, footnotes)
+        nothing = [] if apart else [_first_rows(part.protocol)]
+        return [*nothing, *apart, *[Table(notes=left_out)] * bool(left_out)]
+    rows = cells.rows(part.frame)
+    marks, footnotes = row_notes(rows, part.records, part.protocol)
     results = _results_table(part.protocol, part.frame, part.records, marks, is_ranked=True)
     symbols = _symbol_notes(results)
-    notes = (*footnotes.notes, *symbols, *table_notes(rows, part.protocol), *left_out)
+    notes = (*footnotes, *symbols, *table_notes(rows, part.protocol), *left_out)
     results = replace(results, caption=caption(part.protocol), notes=notes)
     return [results, *apart, *[_settings_table(part, rows)] * settings]
 
@@ -172,7 +172,7 @@ def _results_table(
 
 
 def _names(records: Sequence[ResultRecord]) -> list[Line]:
-    """`MaskGIT (s=1, T=1)`; only what differs from the row above, so nothing below an equal name."""
+    """`MaskGIT (s=1, T=1)`, without what is as in the row above."""
     names: list[Line] = []
     above: tuple[str, str, str] | None = None
     for record, details in zip(records, cells.distinguishing(records, SYMBOLS), strict=True):
@@ -200,7 +200,8 @@ def _metric_column(
     half: Callable[[dict[str, Any], str], float | None],
 ) -> list[Line]:
     """Values with their ranks and, where `half` gives one, half of their interval."""
-    decimals = cells.decimals_of(name, ranked_values)
+    all_values = pd.Series([row[name] for row in rows], dtype="float64")
+    decimals = cells.decimals_of(name, ranked_values if ranked_values.any() else all_values)
     places = cells.best_and_second(
         ranked_values, higher_is_better=cells.higher_is_better(name), decimals=decimals
     )

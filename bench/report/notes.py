@@ -34,21 +34,26 @@ def table_notes(rows: list[_Row], protocol: Protocol) -> list[Line]:
     ]
 
 
-def row_marks(
-    rows: list[_Row], records: Iterable[ResultRecord], protocol: Protocol, footnotes: Footnotes
-) -> list[Line]:
-    """Footnotes of the rows that differ from most: N, tuned settings, another device."""
-    common = _places(rows)[:1]
-    marks: list[Line] = []
+def row_notes(
+    rows: list[_Row], records: Iterable[ResultRecord], protocol: Protocol
+) -> tuple[list[Line], list[Line]]:
+    """The footnote marks of each row, and the footnotes: N, tuned settings, another device.
+
+    What all rows but those of the reference share is a note without a mark.
+    """
+    places, footnotes = _places(rows), Footnotes()
+    notes: list[list[Line]] = []
     for row, record in zip(rows, records, strict=True):
-        notes = [_count_note(row, protocol)]
-        words = how_chosen(row)
+        of_row, words = [_count_note(row, protocol)], how_chosen(row)
         if record.method.tuning is not None or words.startswith(("lowest ", "highest ")):
-            notes.append(("Settings tuned: ", words, "."))
-        if (place := speed_place(row)) and place not in common:
-            notes.append(("images/s on ", *place, "."))
-        marks.append(footnotes.mark(*filter(None, notes)))
-    return marks
+            of_row.append(("Settings tuned: ", words, "."))
+        if (place := speed_place(row)) and place != places[0]:
+            of_row.append(("images/s on ", *place, "."))
+        notes.append([note for note in of_row if note])
+    compared = [of for of, row in zip(notes, rows, strict=True) if row["section"] != "Reference"]
+    common = [note for note in (compared or notes)[0] if all(note in of for of in compared)]
+    marks = [footnotes.mark(*(note for note in of if note not in common)) for of in notes]
+    return marks, [*footnotes.notes, *common]
 
 
 def excluded_notes(excluded: Iterable[Excluded]) -> list[Line]:

@@ -58,9 +58,10 @@ def number(value: float, decimals: int) -> str:
 
 def uncertainty(half: float, decimals: int) -> str:
     """Half of an interval in units of the last digit, `(45)` for 0.045, or `(1.08)` from 1 on."""
-    if decimals and round(half, decimals) >= 1:
-        return f"({number(half, decimals)})"
-    return f"({half * 10**decimals:.0f})"
+    rounded = round(half, decimals)
+    if decimals and rounded >= 1:
+        return f"({number(rounded, decimals)})"
+    return f"({rounded * 10**decimals:.0f})"
 
 
 def integer(value: Any) -> str:
