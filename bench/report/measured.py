@@ -19,12 +19,10 @@ from bench.report import table as cells
 from bench.report.collect import DEFAULT_PROTOCOL, ProtocolReport, Report
 from bench.report.notes import (
     caption,
-    commit,
     excluded_notes,
-    how_chosen,
+    noted_columns,
     protocol_name,
     row_notes,
-    speed_place,
     table_notes,
     uncertainty_note,
 )
@@ -118,7 +116,7 @@ def _off_protocol_tables(part: ProtocolReport) -> list[Table]:
     def cause(record: ResultRecord) -> tuple[str, int]:
         return causes[record.run_id], max((m.n for m in record.metrics.values()), default=0)
 
-    tables = []
+    tables: list[Table] = []
     for group in comparable([one.record for one in part.off_protocol], part.protocol).values():
         for (reason, count), records in cells.grouped(group, cause).items():
             rows = cells.ordered(records)
@@ -126,7 +124,9 @@ def _off_protocol_tables(part: ProtocolReport) -> list[Table]:
             table = _results_table(part.protocol, frame, rows, [()] * len(rows), is_ranked=False)
             title = (f"Off-protocol (not comparable), N = {count:,}",)
             why = ("Off-protocol: ", one_line(reason, LONGEST_NOTE), ".")
-            notes = (why, *_symbol_notes(table), uncertainty_note(part.protocol))
+            notes = (why, *_symbol_notes(table))
+            if part.frame.empty and not tables:  # else the notes above say it
+                notes = (*notes, uncertainty_note(part.protocol))
             tables.append(replace(table, title=title, level=2, notes=notes))
     return tables
 
@@ -232,7 +232,7 @@ def _settings_table(part: ProtocolReport, rows: list[dict[str, Any]]) -> Table:
         present["seed"] = []
     kept = [name for name in columns if present[name]]
     footnotes = Footnotes()
-    noted = _noted_columns(rows, footnotes)
+    noted = noted_columns(rows, footnotes)
 
     def cell(row: dict[str, Any], name: str) -> Line:
         return (one_line(columns[name].show(row[name]) if _has(row[name]) else cells.MISSING),)
@@ -258,42 +258,6 @@ def _settings_table(part: ProtocolReport, rows: list[dict[str, Any]]) -> Table:
         notes=tuple(footnotes.notes),
         folded=True,
     )
-
-
-def _noted_columns(rows: list[dict[str, Any]], footnotes: Footnotes) -> dict[str, list[Line]]:
-    """Columns by heading: what is too long for a cell is a footnote, shared by equal rows."""
-    columns: dict[str, list[Line]] = {}
-    commits = [commit(row) for row in rows]
-    if len({*commits}) > 1:
-        columns["Commit"] = [(words,) for words in commits]
-    facts: dict[str, list[Line]] = {
-        "Chosen": [_sentence("Settings chosen: ", how_chosen(row)) for row in rows],
-        "Training": [_sentence("Training: ", _training(row["training"] or {})) for row in rows],
-    }
-    if len({place for row in rows if (place := speed_place(row))}) > 1:
-        places = map(speed_place, rows)
-        facts["Device"] = [("images/s on ", *place, ".") if place else () for place in places]
-    for heading, notes in facts.items():
-        if any(notes):
-            columns[heading] = [
-                footnotes.mark(note) if note else (cells.MISSING,) for note in notes
-            ]
-    return columns
-
-
-def _sentence(begin: str, words: str) -> Line:
-    return (begin, one_line(words, LONGEST_NOTE), ".") if words else ()
-
-
-def _training(facts: dict[str, Any]) -> str:
-    """`recipe digits, seconds 372.1, images_seen 76,800`: numbers, texts and what is unknown."""
-    shown = []
-    for name, value in facts.items():
-        if is_number(value):
-            shown.append(f"{name} {value:,.6g}" if abs(value) < 1e6 else f"{name} {value:,.0f}")
-        elif value is None or isinstance(value, str):
-            shown.append(f"{name} {'unknown' if value is None else value}")
-    return ", ".join(shown)
 
 
 def _has(value: Any) -> bool:

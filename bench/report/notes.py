@@ -44,10 +44,10 @@ def row_notes(
     places, footnotes = _places(rows), Footnotes()
     notes: list[list[Line]] = []
     for row, record in zip(rows, records, strict=True):
-        of_row, words = [_count_note(row, protocol)], how_chosen(row)
+        of_row, words = [_count_note(row, protocol)], _how_chosen(row)
         if record.method.tuning is not None or words.startswith(("lowest ", "highest ")):
             of_row.append(("Settings tuned: ", words, "."))
-        if (place := speed_place(row)) and place != places[0]:
+        if (place := _speed_place(row)) and place != places[0]:
             of_row.append(("images/s on ", *place, "."))
         notes.append([note for note in of_row if note])
     compared = [of for of, row in zip(notes, rows, strict=True) if row["section"] != "Reference"]
@@ -179,14 +179,14 @@ def _ceiling_notes(rows: list[_Row]) -> list[Line]:
     return [(f"{note}own distribution are expected to reach.",)]
 
 
-def how_chosen(row: _Row) -> str:
+def _how_chosen(row: _Row) -> str:
     """How the settings of a row were chosen, without a full stop; empty: there are none."""
     if row["section"] == "Reference":
         return ""
     return one_line(row["selected_by"].strip().rstrip("."), LONGEST_NOTE)
 
 
-def speed_place(row: _Row) -> Line:
+def _speed_place(row: _Row) -> Line:
     """What images/s were measured on; empty: they were not."""
     if cells.is_missing(row["images_per_second"]):
         return ()
@@ -196,11 +196,11 @@ def speed_place(row: _Row) -> Line:
 
 def _places(rows: list[_Row]) -> list[Line]:
     """What images/s were measured on, the place of most rows first."""
-    places = Counter(filter(None, map(speed_place, rows)))
+    places = Counter(filter(None, map(_speed_place, rows)))
     return [place for place, _ in places.most_common()]
 
 
-def commit(row: _Row) -> str:
+def _commit(row: _Row) -> str:
     """The code that measured a row: `0123456789ab with changes`."""
     if cells.is_missing(row["commit"]):
         return "unknown"
@@ -209,5 +209,41 @@ def commit(row: _Row) -> str:
 
 
 def _commit_notes(rows: list[_Row]) -> list[Line]:
-    commits = {commit(row) for row in rows}
+    commits = {_commit(row) for row in rows}
     return [("Every row at commit ", *commits, ".")] if len(commits) == 1 else []
+
+
+def noted_columns(rows: list[_Row], footnotes: Footnotes) -> dict[str, list[Line]]:
+    """Columns by heading: what is too long for a cell is a footnote, shared by equal rows."""
+    columns: dict[str, list[Line]] = {}
+    commits = [_commit(row) for row in rows]
+    if len({*commits}) > 1:
+        columns["Commit"] = [(words,) for words in commits]
+    facts: dict[str, list[Line]] = {
+        "Chosen": [_sentence("Settings chosen: ", _how_chosen(row)) for row in rows],
+        "Training": [_sentence("Training: ", _training(row["training"] or {})) for row in rows],
+    }
+    if len({place for row in rows if (place := _speed_place(row))}) > 1:
+        places = map(_speed_place, rows)
+        facts["Device"] = [("images/s on ", *place, ".") if place else () for place in places]
+    for heading, notes in facts.items():
+        if any(notes):
+            columns[heading] = [
+                footnotes.mark(note) if note else (cells.MISSING,) for note in notes
+            ]
+    return columns
+
+
+def _sentence(begin: str, words: str) -> Line:
+    return (begin, one_line(words, LONGEST_NOTE), ".") if words else ()
+
+
+def _training(facts: _Row) -> str:
+    """`recipe digits, seconds 372.1, images_seen 76,800`: numbers, texts and what is unknown."""
+    shown = []
+    for name, value in facts.items():
+        if cells.is_number(value):
+            shown.append(f"{name} {value:,.6g}" if abs(value) < 1e6 else f"{name} {value:,.0f}")
+        elif value is None or isinstance(value, str):
+            shown.append(f"{name} {'unknown' if value is None else value}")
+    return ", ".join(shown)

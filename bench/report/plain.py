@@ -42,24 +42,30 @@ _LAYOUTS = (  # from wide to narrow
 
 def report_plain(report: Report) -> str:
     """Tables, captions and notes in the words of the Markdown report; ends with a newline."""
-    return "\n\n".join(map(_block, report_tables(report))) + "\n"
+    blocks, is_told = [], False
+    for table in report_tables(report):
+        block, is_whole = _block(table, tell=not is_told)
+        blocks.append(block)
+        is_told |= not is_whole
+    return "\n\n".join(blocks) + "\n"
 
 
-def _block(table: Table) -> str:
-    parts, notes = [], [*table.notes]
+def _block(table: Table, *, tell: bool) -> tuple[str, bool]:
+    """A table with heading and notes, and whether it has every interval; if not, `tell` says so."""
+    parts, notes, is_whole = [], [*table.notes], True
     if table.title:
         title = _line(table.title)
         parts.append(f"{title}\n{'=-'[table.level > 1] * min(_WIDTH, display_width(title))}")
     if table.header:
         drawn, is_whole = _table(table)
         parts.append(drawn)
-        if not is_whole:
+        if tell and not is_whole:
             notes.append(("Intervals of the other columns: `dimo report --format markdown`.",))
     if table.caption:
         parts.append(_wrapped(_line(table.caption)))
     if notes:
         parts.append("\n".join(_wrapped(_line(note), "- ") for note in notes))
-    return "\n\n".join(parts)
+    return "\n\n".join(parts), is_whole
 
 
 def _wrapped(words: str, bullet: str = "") -> str:

@@ -75,7 +75,7 @@ def _part(part: ProtocolReport, key: str, report: Report, progress: Progress) ->
     is shown below the sortable table, or in its place if there is none.
     """
     tables = ablation_tables(part) if report.ablation else measured_tables(part, settings=True)
-    results = tables[0] if tables[0].header and not report.ablation else None
+    results = None if part.frame.empty or report.ablation else tables[0]
     panels: tuple[Panel, ...] = ()
     if results:
         panels = (*protocol_panels(part), *tuning_panels(part))

@@ -9,6 +9,8 @@ from bench.protocol import Protocol, protocol_sha256
 from bench.protocol.catalog import ANY
 from bench.records.record import Evidence, ProtocolInfo, ResultRecord
 from bench.report import Report, collect_report, report_markdown, with_records
+from bench.report.html import render_page
+from dimo.cli.report import measured_table
 
 RecordMaker = Callable[..., ResultRecord]
 EVIDENCE = Evidence((), "a" * 64, "", "digits-cnn", "b" * 64, "digits-all", "c" * 64, 0, (), (), "")
@@ -83,6 +85,8 @@ def test_off_protocol_rows_of_one_cause_and_n_share_a_table_without_ranks(
 
     looks = [quick("A", 1, 1000), quick("B", 2, 1000), quick("C", 3, 500), quick("A", 4, 1000)]
     only = report_markdown(collected(looks))
+    assert render_page(collected(looks)).count("Off-protocol (not comparable), N = ") >= 2
+    assert "N = 500\n-------" in measured_table(looks, collected([]).protocols[0].protocol)
     shown = report_markdown(collected([make_record("D", number=5), *looks]))
     assert "No results under protocol" not in only
     for report in (only, shown):
