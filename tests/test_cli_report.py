@@ -69,7 +69,7 @@ def test_every_format_of_the_same_results(run, world):
 
 def test_the_bundled_results_fit_100_columns_of_a_terminal(run, tmp_path):
     shown = run("report", "--results", ROOT / "results", cwd=tmp_path).stdout
-    assert shown.count("── Teacher ──") > 4
+    assert shown.count("-- Teacher --") > 4
     assert shown.count("images") > 2  # no column was left out
     assert max(map(len, shown.splitlines())) <= 100
     for name in ("digits-full-seed1", "digits-di4c-d-seed1", "scenes-seed1"):

@@ -30,13 +30,12 @@ class _Layout:
     keep_spare: bool = True
 
 
-_LAYOUTS = (  # from wide to narrow
-    _Layout(100),
-    _Layout(1),
-    _Layout(1, gap=1),
-    _Layout(1, gap=1, cut_headings=True),
-    _Layout(1, gap=1, cut_headings=True, keep_spare=False),
-    _Layout(0, gap=1, cut_headings=True, keep_spare=False),
+_LAYOUTS = (  # from wide to narrow; in a group, one that leaves names whole is better
+    (_Layout(100), _Layout(100, gap=1)),
+    (_Layout(1), _Layout(1, gap=1)),
+    (_Layout(1, gap=1, cut_headings=True),),
+    (_Layout(1, gap=1, cut_headings=True, keep_spare=False),),
+    (_Layout(0, gap=1, cut_headings=True, keep_spare=False),),
 )
 
 
@@ -82,16 +81,18 @@ def _table(table: Table) -> tuple[str, bool]:
     """The table in the widest layout that fits, and whether it has every interval."""
     names = [_line(row[0]) for row in table.rows]
     words = [display_width(word) for name in [table.header[0], *names] for word in name.split()]
-    needed = min(max(words, default=0), _LONGEST_WORD)
-    for layout in _LAYOUTS:
+    whole = max(map(display_width, [table.header[0], *names]))
+    broken = min(max(words, default=0), _LONGEST_WORD)
+    tries = [(layout, n) for group in _LAYOUTS for n in (whole, broken) for layout in group]
+    for layout, needed in tries:
         columns = _columns(table, layout)
         room = _WIDTH - sum(column.width + layout.gap for column in columns)
         if room >= needed:
             break
     else:  # no layout fits
-        layout, room = _Layout(100), max(map(display_width, names))
+        layout, room = _Layout(100), whole
         columns = _columns(table, layout)
-    width = min(room, max(map(display_width, [table.header[0], *names])))
+    width = min(room, whole)
     lines = list(_body(table, names, columns, width, layout.gap))
     has_intervals = [any(map(_interval, cells)) for cells in zip(*table.rows, strict=True)]
     return "\n".join(line.rstrip() for line in lines), sum(has_intervals) <= layout.intervals
@@ -164,9 +165,9 @@ def _body(
             yield from below
             below = []
         if section is not None:
-            yield f"── {one_line(section)} ".ljust(full, "─")
+            yield f"-- {one_line(section)} ".ljust(full, "-")
         elif index == 0:
-            yield "─" * full
+            yield "-" * full
         if name:
             below = textwrap.wrap(name, width, break_on_hyphens=False)
         first, below = (below[0], below[1:]) if below else ("", [])
