@@ -46,7 +46,7 @@ def test_bench_writes_records_and_prints_a_table(world):
 
 def test_report_shows_measured_rows_apart_from_quoted_ones(run, world):
     text = run("report", cwd=world).stdout
-    measured, quoted = text.split("## Quoted", 1)
+    measured, quoted = text.split("Quoted results", 1)
     assert "Di[M]O (tiny)" in measured
     assert "2503.15457" in quoted
     assert "6.91" in quoted
@@ -111,7 +111,7 @@ MISTAKES = {
     "missing run": (["bench", "--student", "nowhere"], "does not exist"),
     "missing run to resume": (["distill", "--resume", "--out", "no"], "no run to resume"),
     "output exists": (["distill", "--out", "tiny"], "not empty"),
-    "demo output exists": (["demo", "--out", "tiny"], "not empty"),
+    "demo output exists": (["demo", "--out", "tiny"], "holds other files"),
     "label out of range": (["sample", "--labels", "10", "--out", "x.png"], "from 0 to 9"),
     "bad tuning": (["bench", "--tune", "temprature=1"], "settings: guidance_scale, temperature"),
     "unknown device": (["bench", "--device", "tpu9"], "allowed: auto, cpu"),

@@ -195,7 +195,7 @@ def test_dry_run_prints_everything_and_writes_nothing(run, tmp_path):
     assert memory["peak"] == fixed + memory["activations"] + memory["working"]
     assert sum(found["flops"]["parts"].values()) == 9
     assert found["recipe"].keys() == {field.name for field in dataclasses.fields(RECIPE)}
-    assert found["images"] == 64 * 800
+    assert found["images"] == 64 * 400
     assert not list(tmp_path.iterdir())
 
 

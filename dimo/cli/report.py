@@ -40,8 +40,13 @@ def report(
     ] = "",
     results: Results = Path("results"),
     format_: Annotated[
-        str, typer.Option("--format", "-f", help="markdown, latex, csv, json or html.")
-    ] = "markdown",
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            help="text, markdown, latex, csv, json or html; default: text, in a file markdown.",
+        ),
+    ] = "",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write here instead of printing.")
     ] = None,
@@ -52,6 +57,13 @@ def report(
         Path | None,
         typer.Option(help="Folder of runs; the page and the plots show their training curves."),
     ] = None,
+    settings: Annotated[
+        bool,
+        typer.Option(
+            "--settings",
+            help="Also show each row's settings, how they were chosen, its training and code.",
+        ),
+    ] = False,
     ablation: Annotated[
         bool, typer.Option("--ablation", help="Show the ablations, averaged over training seeds.")
     ] = False,
@@ -71,28 +83,32 @@ def report(
     from bench.report import FORMATS, read_report, report_html, update_page
     from dimo.util.files import write_atomic
 
-    if format_ not in FORMATS:
-        raise unknown_name("format", format_, FORMATS)
+    chosen = format_ or ("markdown" if out else "text")
+    if chosen not in FORMATS:
+        raise unknown_name("format", chosen, FORMATS)
     if update is not None:
-        if protocol or out or plots or runs or ablation or format_ != "markdown":
+        if protocol or out or plots or runs or ablation or settings or format_:
             raise DimoError("--update allows only --results and --strict; the file says the rest")
         changed, problems = update_page(update, results)
         _warn(problems)
         terminal.say(f"{update}: {'tables updated' if changed else 'up to date'}")
     else:
-        content = read_report(results, protocol, ablation=ablation)
+        content = read_report(results, protocol, ablation=ablation, settings=settings)
         problems = list(content.problems)
         _warn(problems)
-        if format_ == "html":
+        if chosen == "html":
             with terminal.work_bar() as progress:
                 text = report_html(content, runs=runs, progress=progress)
         else:
-            text = FORMATS[format_](content)
+            text = FORMATS[chosen](content)
         if out is None:
-            print(text, end="")
+            print(text, end="", flush=True)
         else:
             write_atomic(out, text)
             terminal.say(f"report: {out}")
+        folded = chosen in ("text", "markdown", "latex") and not (settings or ablation)
+        if folded and any(part.records for part in content.protocols):
+            terminal.say("settings, training and code of each row: dimo report --settings")
         if plots is not None:
             from bench.report.plots import write_plots
 
@@ -113,10 +129,10 @@ def report_text(protocol: str, results: Path) -> str:
 
 
 def measured_table(records: "list[ResultRecord]", protocol: "Protocol") -> str:
-    """The Markdown report of these records alone."""
-    from bench.report import collect_report, report_markdown
+    """The report of these records alone, as text for a terminal."""
+    from bench.report import collect_report, report_plain
 
-    return report_markdown(collect_report(records, protocols=[protocol]))
+    return report_plain(collect_report(records, protocols=[protocol]))
 
 
 def _warn(problems: list[str]) -> None:
