@@ -92,13 +92,12 @@ def _scored(
     device: "torch.device",
 ) -> "list[ResultRecord]":
     """Records of real data, teacher and students, after scoring those that `results` lacks."""
-    from bench.records.store import load_all
     from bench.rows.rows import plan_jobs
     from bench.runner import run_rows
     from bench.suites.base import Assets
     from dimo.engine.distributed import Runtime
 
-    known = load_all(results)[0] if results.is_dir() else []
+    known = _on_protocol(results)
     students = {record.method.student for record in known}
     counts = {record.method.num_steps for record in known if record.method.section == "Teacher"}
     models = [model for model in models if model.rpartition("=")[2] not in students]
@@ -114,7 +113,15 @@ def _scored(
                 reference_rows=not known,
                 command=opt.command_line(),
             )
-    return load_all(results)[0]
+    return _on_protocol(results)
+
+
+def _on_protocol(results: Path) -> "list[ResultRecord]":
+    """The records of a folder that are no quick looks."""
+    from bench.records.store import load_all
+
+    records = load_all(results)[0] if results.is_dir() else []
+    return [record for record in records if not record.off_protocol]
 
 
 def _ratios(records: "list[ResultRecord]") -> str:
