@@ -321,8 +321,7 @@ def test_a_set_that_does_not_conform_is_kept_out_of_tables(dimo, samples, tmp_pa
     (path,) = (tmp_path / "results").glob("*.json")
     assert "39 images" in json.loads(path.read_text())["evidence"]["nonconforming"][0]
     report, _ = dimo("report", "--protocol", "tiny.toml")
-    assert "do not conform to the protocol: samples" in report
-    assert "No results" in report
+    assert "Off-protocol (not comparable), N = 39" in report
 
 
 def rgb(path):
@@ -493,7 +492,7 @@ def test_rows_of_two_references_do_not_share_a_table(dimo, samples, tmp_path):
         arguments = ("--labels", "filename", "--reference", f"{name}.npz", "--name", name)
         eval_json(dimo, "samples", *arguments)
     report, _ = dimo("report", "--protocol", "tiny.toml")
-    assert report.count("### Measured with") == 2
+    assert report.count("Measured with") == 2
 
 
 def test_adm_statistics_are_the_reference_of_frechet_distances(dimo, samples, tmp_path):
