@@ -98,7 +98,7 @@ def score_images(
 
     Args:
         paths: Folders or archives: shards of one set, in order.
-        nonconforming: Whether an off-protocol set is scored, too; no table shows it.
+        nonconforming: Whether an off-protocol set is scored, too; it has a table apart.
         command: Command that is noted in the record.
 
     Raises:
