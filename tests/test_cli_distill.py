@@ -193,9 +193,9 @@ def test_dry_run_prints_everything_and_writes_nothing(run, tmp_path):
     memory = found["memory_bytes"]
     fixed = memory["weights"] + memory["gradients"] + memory["optimizer"]
     assert memory["peak"] == fixed + memory["activations"] + memory["working"]
-    assert sum(found["flops"]["parts"].values()) == 9
+    assert sum(found["flops"]["parts"].values()) == 17
     assert found["recipe"].keys() == {field.name for field in dataclasses.fields(RECIPE)}
-    assert found["images"] == 64 * 400
+    assert found["images"] == 64 * 250
     assert not list(tmp_path.iterdir())
 
 

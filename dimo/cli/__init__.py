@@ -29,6 +29,6 @@ def main() -> None:
             terminal.error(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        note = "interrupted; rerun with --resume to continue a run, rerun a fetch to continue it"
+        note = "interrupted; the same command continues a run, an export or a fetch"
         terminal.say(note, style="yellow")
         sys.exit(130)

@@ -37,7 +37,8 @@ def demo(
     one. Interrupted, the same command resumes.
     """
     student, results, page = out / "student", out / "results", out / "report.html"
-    if out.exists() and any(out.iterdir()) and not (results.is_dir() or student.is_dir()):
+    own = {"shipped.png", "student", "results", "samples.png", "report.html"}
+    if out.exists() and {path.name for path in out.iterdir()} - own:
         raise DimoError(f"output {out} holds other files; choose another --out, or empty it")
     from bench.protocol import load_protocol
     from bench.report import read_report, report_html
@@ -59,11 +60,8 @@ def demo(
         run_distill(*find_recipe(_TEACHER, recipe=recipe), student, device=device)
 
     terminal.say("3/3 benchmark it beside the teacher")
-    picture, steps, models = (
-        out / "samples.png",
-        [1, 2, 4, 8, 16],
-        [_SHIPPED, f"{_YOURS}={student}"],
-    )
+    picture, steps = out / "samples.png", [1, 2, 4, 8, 16]
+    models = [_SHIPPED, f"{_YOURS}={student}"]
     records = _scored(models, steps, protocol, results, place)
     _draw(models, steps, picture, place)
     with terminal.work_bar() as progress:
@@ -92,12 +90,13 @@ def _scored(
     device: "torch.device",
 ) -> "list[ResultRecord]":
     """Records of real data, teacher and students, after scoring those that `results` lacks."""
+    from bench.records.store import load_all
     from bench.rows.rows import plan_jobs
     from bench.runner import run_rows
     from bench.suites.base import Assets
     from dimo.engine.distributed import Runtime
 
-    known = _on_protocol(results)
+    known = load_all(results)[0] if results.is_dir() else []
     students = {record.method.student for record in known}
     counts = {record.method.num_steps for record in known if record.method.section == "Teacher"}
     models = [model for model in models if model.rpartition("=")[2] not in students]
@@ -113,15 +112,7 @@ def _scored(
                 reference_rows=not known,
                 command=opt.command_line(),
             )
-    return _on_protocol(results)
-
-
-def _on_protocol(results: Path) -> "list[ResultRecord]":
-    """The records of a folder that are no quick looks."""
-    from bench.records.store import load_all
-
-    records = load_all(results)[0] if results.is_dir() else []
-    return [record for record in records if not record.off_protocol]
+    return load_all(results)[0]
 
 
 def _ratios(records: "list[ResultRecord]") -> str:
