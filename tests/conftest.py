@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch_fidelity import FeatureExtractorInceptionV3
 
+from bench.protocol import protocol_text
 from dimo.models.vqgan import VQGAN
 from dimo.zoo.teachers import TEACHERS
 
@@ -116,19 +117,45 @@ def run(forks):
     return call
 
 
-@pytest.fixture
-def run_ranks(forks, tmp_path):
-    """`run_ranks(program)`: what two ranks write to stdout, started as torchrun does."""
+@pytest.fixture(scope="session")
+def two_ranks(forks):
+    """`two_ranks(argv, cwd)`: exit codes, stdout and stderr of a script on two ranks.
 
-    def call(program, cwd=tmp_path):
+    The environment is the one that torchrun makes, without the seconds that torchrun takes.
+    """
+
+    def call(argv, cwd):
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         shared |= {"TORCHELASTIC_RUN_ID": "test"}
         environs = [{**os.environ, **shared, "RANK": r, "LOCAL_RANK": r} for r in ("0", "1")]
+        return forks(argv, cwd, environs)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def run_two_ranks(two_ranks):
+    """As `run`, on two ranks; with a `code`, both must end with it."""
+    dimo = Path(sys.executable).with_name("dimo")
+
+    def call(*arguments, cwd, code=0):
+        codes, out, err = two_ranks([dimo, *arguments], cwd)
+        assert codes == [code, code], err
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+    return call
+
+
+@pytest.fixture
+def run_ranks(two_ranks, tmp_path):
+    """`run_ranks(program)`: what two ranks of a program write to stdout."""
+
+    def call(program, cwd=tmp_path):
         script = tmp_path / "script.py"
         script.write_text(program)
-        codes, out, err = forks([script], cwd, environs)
+        codes, out, err = two_ranks([script], cwd)
         assert codes == [0, 0], err
         return out
 
@@ -145,6 +172,23 @@ def write_prompts():
             (folder / f"{number:05d}" / "metadata.jsonl").write_text(json.dumps(metadata))
 
     return write
+
+
+@pytest.fixture(scope="session")
+def few_digits(tmp_path_factory):
+    """The protocol `digits` as a file, called `few`: 300 images, 100 to choose by, 20 resamples."""
+    text = protocol_text("digits")
+    for old, new in (
+        ('name = "digits"', 'name = "few"'),
+        ("num_images = 5000", "num_images = 300"),
+        ("n_select = 2000", "n_select = 100"),
+        ("n_bootstrap = 200", "n_bootstrap = 20"),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    path = tmp_path_factory.mktemp("protocol") / "few.toml"
+    path.write_text(text)
+    return path
 
 
 @pytest.fixture(scope="session")

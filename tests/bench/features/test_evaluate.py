@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -153,16 +152,16 @@ def test_a_folder_is_scored_with_intervals_and_provenance(dimo, samples, tmp_pat
     assert "samples" in report
 
 
-def test_bench_and_eval_are_one_path(tmp_path, monkeypatch):
+def test_bench_and_eval_are_one_path(few_digits, tmp_path):
     """The images of a bench row, written to an npz and scored as files: the same record."""
-    protocol = load_protocol("digits")
+    protocol = load_protocol(few_digits)
     (job,) = load_jobs("digits", ["digits-dimo"], [], device=CPU)
     stream = generate(
         job.loaded,
         job.settings,
         seed=protocol.seeds.report,
-        num_images=5000,
-        batch_size=500,
+        num_images=300,
+        batch_size=100,
         uint8=protocol.images.uint8,
         device=CPU,
     )
@@ -196,25 +195,20 @@ def test_every_kind_of_input_gives_the_same_numbers(dimo, samples, tmp_path):
         assert found == wanted, name
 
 
-@pytest.mark.slow
-def test_two_ranks_give_what_one_gives(dimo, samples, tmp_path):
+def test_two_ranks_give_what_one_gives(dimo, samples, run_two_ranks, tmp_path):
     _, one = eval_json(dimo, "samples", "--labels", "filename", "--cache", "none")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--standalone", "-m", "dimo", "eval", "samples", "--protocol", "tiny.toml"]
-    command += ["--labels", "filename", "--cache", "none", "--results", "two"]
-    done = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    command = ["eval", "samples", "--protocol", "tiny.toml", "--labels", "filename", "--json"]
+    command += ["--cache", "none", "--results", "two"]
+    done = run_two_ranks(*command, cwd=tmp_path)
     two = {k: found["value"] for k, found in json.loads(done.stdout)["metrics"].items()}
     assert two == pytest.approx(one, rel=1e-9, abs=1e-12)
     assert len(list((tmp_path / "two").glob("*.json"))) == 1
     (tmp_path / "samples" / "000003_3.png").write_bytes(b"")
-    failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert failed.returncode != 0
+    failed = run_two_ranks(*command, cwd=tmp_path, code=2)
     assert failed.stderr.count("error: 1 of 40 images cannot be scored") == 1
 
 
-@pytest.mark.slow
-def test_a_rank_without_images_changes_no_reference(dimo, tmp_path):
+def test_a_rank_without_images_changes_no_reference(dimo, run_two_ranks, tmp_path):
     """Twenty images are fewer than one forward of the network: one of two ranks has none."""
     pixels, labels = real_digits(20)
     write_folder(tmp_path / "real", pixels, labels)
@@ -222,10 +216,7 @@ def test_a_rank_without_images_changes_no_reference(dimo, tmp_path):
     (tmp_path / "few.toml").write_text(text.replace('"tiny"', '"few"').replace("30", "20"))
     arguments = ["reference", "real", "--protocol", "few.toml", "-o"]
     dimo(*arguments, "one.npz")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--standalone", "-m", "dimo", *arguments, "two.npz"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_two_ranks(*arguments, "two.npz", cwd=tmp_path)
     with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "two.npz") as two:
         for key in ("mu", "sigma", "n", "features"):
             np.testing.assert_allclose(two[key], one[key], rtol=1e-9, atol=1e-12)
