@@ -29,15 +29,15 @@ class InterruptedTrainingError(Exception):
 def _recipe(**changes):
     values = {
         "teacher": "digits",
-        "steps": 120,
-        "batch_size": 8,
+        "steps": 55,
+        "batch_size": 4,
         "learning_rate": 1e-3,
         "auxiliary_learning_rate": 1e-3,
         "lr_schedule": "cosine",
         "lr_warmup_steps": 5,
         "beta": 0.3,
         "dropout": 0.1,
-        "checkpoint_every": 30,
+        "checkpoint_every": 20,
         "teacher_guidance_scale": 1.5,
     }
     return DiMORecipe(**{**values, **changes})
@@ -60,9 +60,9 @@ def test_a_resumed_distillation_is_bit_equal(tmp_path, precision):
     recipe = _recipe(precision=precision)
     _run(recipe, tmp_path / "whole")
     with pytest.raises(InterruptedTrainingError):
-        _run(recipe, tmp_path / "parts", on_step=_stop_at(100))
+        _run(recipe, tmp_path / "parts", on_step=_stop_at(45))
     step, _ = latest_checkpoint(tmp_path / "parts" / "checkpoints")
-    assert step == 90  # falls inside a logging window
+    assert step == 40  # falls inside a logging window
     _run(recipe, tmp_path / "parts", resume=True)
     files = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("whole", "parts")]
     assert files[0] == files[1]
@@ -85,15 +85,15 @@ def test_a_cpu_without_bfloat16_trains_in_float32_and_says_so(tmp_path, monkeypa
 
 def test_a_distillation_with_every_control_is_bit_equal_when_resumed(tmp_path):
     recipe = _recipe(
-        steps=24,
-        checkpoint_every=8,
+        steps=12,
+        checkpoint_every=4,
         divergence="js",
         weighting="dmd",
         token_initialization="fixed",
         init_mask_ratio_range=(0.3, 0.8),
         embedding_noise=0.4,
         embedding_noise_warmup="cos",
-        embedding_noise_warmup_steps=20,
+        embedding_noise_warmup_steps=10,
         mask_schedule="mage",
         auxiliary_mask_schedule="cosine",
         mask_ratio_range=(0.05, 0.9),
@@ -109,7 +109,7 @@ def test_a_distillation_with_every_control_is_bit_equal_when_resumed(tmp_path):
     )
     _run(recipe, tmp_path / "whole")
     with pytest.raises(InterruptedTrainingError):
-        _run(recipe, tmp_path / "parts", on_step=_stop_at(13))
+        _run(recipe, tmp_path / "parts", on_step=_stop_at(6))
     _run(recipe, tmp_path / "parts", resume=True)
     files = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("whole", "parts")]
     assert files[0] == files[1]
@@ -150,7 +150,7 @@ def test_the_run_folder_is_complete(tmp_path):
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [50, 60]
     config = load_student(tmp_path / "run", device=CPU).student
-    assert (config.images_seen, config.seed, config.recipe) == (480, 0, "test")
+    assert (config.images_seen, config.seed, config.recipe) == (240, 0, "test")
 
 
 def contents(folder):
@@ -289,7 +289,7 @@ def test_a_teacher_that_is_not_finite_is_refused_at_the_start(tmp_path):
 
 def test_an_unfinished_run_is_not_a_student(tmp_path):
     with pytest.raises(InterruptedTrainingError):
-        _run(_recipe(), tmp_path / "run", on_step=_stop_at(50))
+        _run(_recipe(), tmp_path / "run", on_step=_stop_at(5))
     with pytest.raises(DimoError, match="not finished"):
         load_student(tmp_path / "run", device=CPU)
     with pytest.raises(DimoError, match="does not exist"):
