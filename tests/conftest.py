@@ -2,11 +2,13 @@
 
 import dataclasses
 import gzip
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import nn
 from torch_fidelity import FeatureExtractorInceptionV3
 
 from bench.protocol import protocol_text
+from dimo.cli import main
 from dimo.models.vqgan import VQGAN
 from dimo.zoo.teachers import TEACHERS
 
@@ -105,14 +108,19 @@ def forks(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def run(forks):
-    """`run("report", ..., cwd=folder, code=0)`: the finished process of a command."""
-    dimo = Path(sys.executable).with_name("dimo")
+def run():
+    """`run("report", ..., cwd=folder, code=0)`: a command, run in this process to its end."""
 
     def call(*arguments, cwd, code=0):
-        ((found,), out, err) = forks([dimo, *arguments], cwd, [dict(os.environ)])
-        assert found == code, err
-        return subprocess.CompletedProcess(arguments, found, out, err)
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(cwd)
+            patch.setattr(sys, "argv", ["dimo", *map(str, arguments)])
+            with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
+                main()
+        found = stop.value.code or 0
+        assert found == code, err.getvalue()
+        return subprocess.CompletedProcess(arguments, found, out.getvalue(), err.getvalue())
 
     return call
 
@@ -137,7 +145,7 @@ def two_ranks(forks):
 
 @pytest.fixture(scope="session")
 def run_two_ranks(two_ranks):
-    """As `run`, on two ranks; with a `code`, both must end with it."""
+    """As `run`, but on two ranks, which must both end with the `code`."""
     dimo = Path(sys.executable).with_name("dimo")
 
     def call(*arguments, cwd, code=0):

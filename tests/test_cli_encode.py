@@ -3,12 +3,11 @@
 import fcntl
 import io
 import json
+import os
 import resource
 import signal
-import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -151,24 +150,32 @@ def test_lost_data_is_encoded_again(folder, cache, tmp_path):
     assert out.read_bytes() == cache.read_bytes()
 
 
+# a command that gets a signal once a batch is done, wherever it is by then
+STOPPED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from dimo.cli import main
+
+def stop():
+    while not Path("x.safetensors.part.json").exists():
+        time.sleep(0.001)
+    os.kill(os.getpid(), {how})
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+threading.Thread(target=stop, daemon=True).start()
+sys.argv = ["dimo", *{arguments}, "--batch-size", "1"]
+main()
+"""
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_process_goes_on(dimo, folder, cache, tmp_path, how):
+def test_a_stopped_process_goes_on(dimo, folder, cache, forks, tmp_path, how):
     arguments = ["encode", str(folder), "-o", "x.safetensors"]
-    victim = subprocess.Popen(
-        [sys.executable, "-m", "dimo", *arguments, "--batch-size", "1"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell's background job, and so a test run in one, ignores SIGINT
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "x.safetensors.part.json").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    victim.send_signal(how)
-    _, told = victim.communicate()
-    assert victim.returncode == (130 if how == signal.SIGINT else -how)
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED.format(how=int(how), arguments=arguments))
+    ((code,), _, told) = forks([script], tmp_path, [dict(os.environ)])
+    script.unlink()
+    assert code == (130 if how == signal.SIGINT else -how)
     assert ("rerun the same command to continue" in told) == (how == signal.SIGINT)
     assert not (tmp_path / "x.safetensors").exists()
     (tmp_path / ".x.safetensors.part.json.abc.tmp").write_bytes(b"left")

@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
+import os
 
 import pytest
 import torch
@@ -237,28 +236,30 @@ def test_a_checkpoint_of_another_version_is_one_error(tmp_path):
         latest_checkpoint(tmp_path)
 
 
-def test_a_full_disk_is_one_error_and_loses_nothing(tmp_path):
+def test_a_full_disk_is_one_error_and_loses_nothing(forks, tmp_path):
     """No file of this process may grow beyond a limit that the second checkpoint passes."""
-    code = f"""
+    code = """
 import resource, signal, torch
 from pathlib import Path
 from dimo.engine.checkpoint import latest_checkpoint, save_checkpoint
 from dimo.errors import DimoError
-folder = Path({str(tmp_path)!r})
+folder = Path("run")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-save_checkpoint(folder, 1, {{"value": torch.zeros(10_000)}})
+save_checkpoint(folder, 1, {"value": torch.zeros(10_000)})
 try:
-    save_checkpoint(folder, 2, {{"value": [torch.zeros(10_000) for _ in range(20)]}})
+    save_checkpoint(folder, 2, {"value": [torch.zeros(10_000) for _ in range(20)]})
 except DimoError as error:
     print(error)
 assert [p.name for p in folder.iterdir()] == ["step-0000001"]
 assert latest_checkpoint(folder)[0] == 1
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "step-0000002: File too large; earlier ones are intact" in done.stdout
-    assert done.stdout.count("\n") == 1
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    codes, out, err = forks([script], tmp_path, [dict(os.environ)])
+    assert codes == [0], err
+    assert "step-0000002: File too large; earlier ones are intact" in out
+    assert out.count("\n") == 1
 
 
 def test_an_output_that_cannot_be_made_is_one_error(tmp_path):
@@ -300,7 +301,7 @@ def test_teacher_training_learns_resumes_and_works_as_weights(tmp_path):
     recipe = TrainRecipe(
         teacher="digits",
         steps=100,
-        batch_size=32,
+        batch_size=12,
         learning_rate=1e-3,
         checkpoint_every=40,
         lr_warmup_steps=5,
