@@ -48,8 +48,8 @@ def two_threads():
 # Imports what the commands import, which takes most of their time, and never computes.
 _FORKS = """
 import gc, json, os, runpy, sys, traceback
-import accelerate, matplotlib, pandas, torch, torchvision
-import bench.rows.rows, bench.report.html, bench.suites.features, dimo.cli, dimo.engine.runs
+import accelerate, scipy.stats, sklearn.datasets, tensorboard.compat, torch._dynamo, torchvision
+import bench.rows.rows, bench.suites.features, dimo.cli, dimo.engine.runs
 
 def wait_to_be_forked():
     for line in sys.stdin:

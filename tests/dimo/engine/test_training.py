@@ -297,24 +297,33 @@ def test_an_unfinished_run_is_not_a_student(tmp_path):
         load_student(tmp_path / "nothing", device=CPU)
 
 
-def test_teacher_training_learns_resumes_and_works_as_weights(tmp_path):
-    recipe = TrainRecipe(
-        teacher="digits",
-        steps=100,
-        batch_size=12,
-        learning_rate=1e-3,
-        checkpoint_every=40,
-        lr_warmup_steps=5,
-    )
+def _teacher_recipe(**changes):
+    values = {"teacher": "digits", "batch_size": 12, "learning_rate": 1e-3, "lr_warmup_steps": 5}
+    return TrainRecipe(**{**values, **changes})
+
+
+def test_teacher_training_learns_and_works_as_weights(tmp_path):
     losses = {}
 
     def note(step, scalars):
         losses.update({step: scalars["loss"]} if scalars else {})
 
-    train_teacher(recipe, tmp_path / "whole", runtime=Runtime(CPU), on_step=note)
+    recipe = _teacher_recipe(steps=100)
+    train_teacher(recipe, tmp_path / "run", runtime=Runtime(CPU), on_step=note)
     assert losses[100] < losses[50] < 5.5  # ln 256 = 5.55 is guessing
+    trained, shipped = (
+        load_teacher("digits", device=CPU, weights=weights).model.state_dict()
+        for weights in (tmp_path / "run", None)
+    )
+    assert trained.keys() == shipped.keys()
+    assert not torch.equal(trained["last_layer.2.weight"], shipped["last_layer.2.weight"])
+
+
+def test_a_resumed_teacher_training_is_bit_equal(tmp_path):
+    recipe = _teacher_recipe(steps=12, checkpoint_every=4)
+    train_teacher(recipe, tmp_path / "whole", runtime=Runtime(CPU))
     with pytest.raises(InterruptedTrainingError):
-        train_teacher(recipe, tmp_path / "parts", runtime=Runtime(CPU), on_step=_stop_at(50))
+        train_teacher(recipe, tmp_path / "parts", runtime=Runtime(CPU), on_step=_stop_at(9))
     train_teacher(recipe, tmp_path / "parts", runtime=Runtime(CPU), resume=True)
     loaded = [
         load_teacher("digits", device=CPU, weights=tmp_path / name).model.state_dict()
