@@ -125,6 +125,18 @@ def run():
     return call
 
 
+@pytest.fixture
+def dimo(run, tmp_path, monkeypatch):
+    """`dimo("report", ..., code=0)` in `tmp_path` -> (stdout, stderr), the latter on one line."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments, code=0):
+        done = run(*arguments, cwd=tmp_path, code=code)
+        return done.stdout, " ".join(done.stderr.split())
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def two_ranks(forks):
     """`two_ranks(argv, cwd)`: exit codes, stdout and stderr of a script on two ranks.
@@ -166,6 +178,38 @@ def run_ranks(two_ranks, tmp_path):
         codes, out, err = two_ranks([script], cwd)
         assert codes == [0, 0], err
         return out
+
+    return call
+
+
+# a command that gets a signal once a file is there, wherever the command is by then
+_STOPPED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from dimo.cli import main
+
+def stop():
+    while not list(Path().glob({file!r})):
+        time.sleep(0.001)
+    os.kill(os.getpid(), {how})
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+threading.Thread(target=stop, daemon=True).start()
+sys.argv = ["dimo", *{arguments!r}]
+main()
+"""
+
+
+@pytest.fixture
+def run_stopped(forks, tmp_path_factory):
+    """`run_stopped(*arguments, cwd=folder, file="*.part", how=SIGINT)` -> (exit code, stderr)."""
+
+    def call(*arguments, cwd, file, how):
+        script = tmp_path_factory.mktemp("stopped") / "script.py"
+        arguments = list(map(str, arguments))
+        script.write_text(_STOPPED.format(file=file, how=int(how), arguments=arguments))
+        ((code,), _, err) = forks([script], cwd, [dict(os.environ)])
+        return code, err
 
     return call
 

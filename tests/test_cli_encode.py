@@ -3,10 +3,8 @@
 import fcntl
 import io
 import json
-import os
 import resource
 import signal
-import sys
 import tarfile
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from PIL import Image
 
 from bench.images import class_folders, open_images
 from bench.images.codec import centre_crop, encode_png
-from dimo.cli import main
 from dimo.data.encode import encode_images
 from dimo.data.tokens import read_cache_info
 from dimo.errors import DimoError
@@ -41,22 +38,6 @@ def folder(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_png(images[i].permute(1, 2, 0).numpy()))
     return root
-
-
-@pytest.fixture
-def dimo(monkeypatch, capsys, tmp_path):
-    """`dimo("encode", ..., code=0)` -> (stdout, stderr), in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["dimo", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        assert (stop.value.code or 0) == code, err
-        return out, " ".join(err.split())
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -150,31 +131,13 @@ def test_lost_data_is_encoded_again(folder, cache, tmp_path):
     assert out.read_bytes() == cache.read_bytes()
 
 
-# a command that gets a signal once a batch is done, wherever it is by then
-STOPPED = """
-import os, signal, sys, threading, time
-from pathlib import Path
-from dimo.cli import main
-
-def stop():
-    while not Path("x.safetensors.part.json").exists():
-        time.sleep(0.001)
-    os.kill(os.getpid(), {how})
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-threading.Thread(target=stop, daemon=True).start()
-sys.argv = ["dimo", *{arguments}, "--batch-size", "1"]
-main()
-"""
-
-
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_process_goes_on(dimo, folder, cache, forks, tmp_path, how):
+def test_a_stopped_process_goes_on(dimo, folder, cache, run_stopped, tmp_path, how):
     arguments = ["encode", str(folder), "-o", "x.safetensors"]
-    script = tmp_path / "stopped.py"
-    script.write_text(STOPPED.format(how=int(how), arguments=arguments))
-    ((code,), _, told) = forks([script], tmp_path, [dict(os.environ)])
-    script.unlink()
+    slowly = ("--batch-size", "1")
+    code, told = run_stopped(
+        *arguments, *slowly, cwd=tmp_path, file="x.safetensors.part.json", how=how
+    )
     assert code == (130 if how == signal.SIGINT else -how)
     assert ("rerun the same command to continue" in told) == (how == signal.SIGINT)
     assert not (tmp_path / "x.safetensors").exists()

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -18,7 +17,6 @@ from bench.rows.export import export_images
 from bench.rows.rows import jobs_of
 from bench.rows.settings import Choice, generate
 from bench.suites.base import load_suite
-from dimo.cli import main
 from dimo.engine.distributed import Runtime
 from dimo.errors import DimoError
 from dimo.samplers import teacher_samplers
@@ -38,22 +36,6 @@ def jobs_of_every_sampler():
 @pytest.fixture(scope="module")
 def jobs():
     return jobs_of_every_sampler()
-
-
-@pytest.fixture
-def dimo(capsys, monkeypatch, tmp_path):
-    """Runs a command in `tmp_path`; returns (stdout, stderr), the latter on one line."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["dimo", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        assert (stop.value.code or 0) == code, err
-        return out, " ".join(err.split())
-
-    return run
 
 
 def export(job, out, count=1100, batch_size=64, **settings):
@@ -151,36 +133,18 @@ def test_an_interrupted_export_ends_as_an_uninterrupted_one(jobs, tmp_path, name
     assert export(job, tmp_path / "parts" / name).made == 0
 
 
-# a command that gets a signal once 500 images are done, wherever it is by then
-STOPPED = """
-import os, signal, sys, threading, time
-from pathlib import Path
-from dimo.cli import main
-
-def stop():
-    while not list(Path().glob("*/*0500.*")):
-        time.sleep(0.001)
-    os.kill(os.getpid(), {how})
-
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-threading.Thread(target=stop, daemon=True).start()
-sys.argv = ["dimo", *{arguments}]
-main()
-"""
-
-
 @pytest.mark.parametrize(
     ("name", "how"),
     [("x", signal.SIGKILL), ("Di[M]O.npz", signal.SIGINT)],
 )
-def test_a_stopped_process_leaves_nothing_but_work_that_is_done(dimo, forks, tmp_path, name, how):
+def test_a_stopped_process_leaves_nothing_but_work_that_is_done(
+    dimo, run_stopped, tmp_path, name, how
+):
     arguments = ["sample", "--steps", "4", "--seed", "5", "--count", "1500", "--out", name]
     for folder in ("whole", "parts"):
         (tmp_path / folder).mkdir()
     dimo(*arguments[:-1], f"whole/{name}")
-    script = tmp_path / "stopped.py"
-    script.write_text(STOPPED.format(how=int(how), arguments=arguments))
-    ((code,), _, told) = forks([script], tmp_path / "parts", [dict(os.environ)])
+    code, told = run_stopped(*arguments, cwd=tmp_path / "parts", file="*/*0500.*", how=how)
     assert code == (130 if how == signal.SIGINT else -how)
     assert ("rerun the same command to continue" in told) == (how == signal.SIGINT)
     assert not (tmp_path / "parts" / "Di[M]O.npz").exists()
