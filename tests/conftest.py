@@ -25,6 +25,11 @@ from dimo.zoo.teachers import TEACHERS
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of commands come first, being the longest: the processes of a run then end together."""
+    items.sort(key=lambda item: item.path.parent != GOLDEN.parent)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_this_session(tmp_path_factory):
     """No test reads or fills the user's cache."""

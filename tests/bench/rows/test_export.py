@@ -140,7 +140,7 @@ def test_an_interrupted_export_ends_as_an_uninterrupted_one(jobs, tmp_path, name
 def test_a_stopped_process_leaves_nothing_but_work_that_is_done(
     dimo, run_stopped, tmp_path, name, how
 ):
-    arguments = ["sample", "--steps", "4", "--seed", "5", "--count", "1500", "--out", name]
+    arguments = ["sample", "--steps", "2", "--seed", "5", "--count", "1500", "--out", name]
     for folder in ("whole", "parts"):
         (tmp_path / folder).mkdir()
     dimo(*arguments[:-1], f"whole/{name}")
