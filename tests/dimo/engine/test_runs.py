@@ -156,10 +156,7 @@ with ranks() as group:
 
 @pytest.mark.parametrize(
     ("method", "changes"),
-    [
-        pytest.param("di4c-d", {"latent_chunk": 2, "accumulate": 2}, marks=pytest.mark.slow),
-        ("sdtt", {}),
-    ],
+    [("di4c-d", {"latent_chunk": 2, "accumulate": 2}), ("sdtt", {})],
 )
 def test_two_ranks_give_the_curve_of_one(method, changes, run_ranks, request):
     folder = str(request.path.parent)
