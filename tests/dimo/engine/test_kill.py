@@ -73,18 +73,20 @@ def kill_when(children, condition):
 def steps(out):
     return {p.name for p in Path(out, "checkpoints").glob("step-*")}
 
+began = time.monotonic()
 assert all(ended(child) for child in start(whole, ranks))
+took = time.monotonic() - began
 draw, kills = random.Random(int(time.time())), {"writing": 0, "anywhere": 0}
 for number in range(2 * most):
     before, children = steps(parts), start(parts, ranks)
     if number >= most:  # to the end
         end = kill_when(children, lambda: False)
-    elif number % 2:  # while a checkpoint is written, after one that is whole
+    elif number % 2 == 0:  # while a checkpoint is written, after one that is whole
         kind, enough = "writing", draw.randint(1, 2)
         end = kill_when(children, lambda: len(steps(parts) - before) >= enough
                         and any(Path(parts, "checkpoints").glob(".step-*")))
     else:
-        kind, limit = "anywhere", time.monotonic() + draw.uniform(0.05, 1.2 * ranks)
+        kind, limit = "anywhere", time.monotonic() + draw.uniform(0.05, 0.35) * took
         end = kill_when(children, lambda: time.monotonic() > limit)
     if end == "finished":
         break
@@ -128,14 +130,14 @@ def killed_and_whole(forks, folder, *arguments):
 def test_a_killed_run_ends_like_an_uninterrupted_one(forks, tmp_path):
     found = killed_and_whole(forks, tmp_path, 1, 4, 24)
     assert found["writing"] >= 1
-    assert found["writing"] + found["anywhere"] >= 2
+    assert found["anywhere"] >= 1
     assert_same_run(tmp_path / "parts", tmp_path / "whole", [20, 24])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_killed_many_times_ends_like_an_uninterrupted_one(ranks, forks, tmp_path):
-    found = killed_and_whole(forks, tmp_path, ranks, 10, 36)
+    found = killed_and_whole(forks, tmp_path, ranks, 10, 60)
     assert found["writing"] >= 2
     assert found["anywhere"] >= 2
-    assert_same_run(tmp_path / "parts", tmp_path / "whole", [20, 32, 36])
+    assert_same_run(tmp_path / "parts", tmp_path / "whole", [20, 40, 56, 60])
