@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from bench.features.extraction import cache_folder
-from bench.protocol import Protocol, load_protocol
+from bench.protocol import Protocol
 from bench.protocol.catalog import BUNDLED_PROMPTS
 from bench.records.selection import CRITERIA, Criterion, criterion_of
 from bench.rows.grid import Row, draw_samples, sample_rows
 from bench.rows.rows import Job, jobs_of
-from bench.rows.settings import check_protocol, fitting_protocols
+from bench.rows.settings import protocol_for
 from bench.suites.base import Assets, Suite, load_suite
 from dimo.engine.distributed import Runtime
 from dimo.engine.loop import Task, Watcher
@@ -55,7 +55,8 @@ class Watching:
 
     sample_every: int | None = None
     score_every: int | None = None  # None: only if there is a protocol
-    score_protocol: str = ""  # name or file; "": the one that fits a bundled teacher, else none
+    # name or file; "": that of the teacher if it is bundled or `score_every` is given, else none
+    score_protocol: str = ""
     reference: Path | None = None  # of the protocol; None: the bundled one
     extractor_weights: Path | None = None  # or of the detector; None: the bundled ones
     wandb: str = ""  # project of Weights & Biases; "": not used
@@ -114,21 +115,12 @@ def watching(
 
 
 def _protocol(options: Watching, teacher: Teacher) -> Protocol | None:
-    if options.score_protocol:
-        protocol = load_protocol(options.score_protocol)
-        check_protocol(teacher, protocol)
-        _check_scorable(protocol)
-        return protocol
-    fitting = fitting_protocols(teacher)
-    if teacher.is_bundled and fitting:
-        return fitting[0]
-    if options.score_every:
-        names = ", ".join(protocol.name for protocol in fitting) or "none"
-        raise DimoError(
-            f"--score-every {options.score_every} needs a protocol for teacher {teacher.name!r}; "
-            f"name one with --score-protocol (that fit: {names}), and its --reference"
-        )
-    return None
+    named = options.score_protocol
+    if not (named or options.score_every or (teacher.is_bundled and teacher.protocol)):
+        return None
+    protocol = protocol_for(teacher, named, option="--score-protocol")
+    _check_scorable(protocol)
+    return protocol
 
 
 def _check_scorable(protocol: Protocol) -> None:

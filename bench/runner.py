@@ -16,11 +16,10 @@ from bench.records.record import ResultRecord, protocol_of
 from bench.records.store import find_record, load_all, load_contributions
 from bench.rows.grid import write_picture
 from bench.rows.rows import Job, Planned, load_planned, plan_models
-from bench.rows.settings import check_protocol
+from bench.rows.settings import check_protocol, protocol_for
 from bench.suites.base import Assets, ImageOrigin, check_inputs, load_suite, store
 from bench.tuning import check_grid, tune
 from dimo.engine.distributed import Runtime, choose_device
-from dimo.errors import DimoError
 from dimo.zoo.loading import weights_file
 
 AnyPath: TypeAlias = str | PathLike[str]
@@ -43,6 +42,7 @@ def run_rows(
     *,
     results: Path,
     grid: Mapping[str, Sequence[float]] | None = None,
+    num_images: int | None = None,
     reference_rows: bool = True,
     batch_size: int = 500,
     command: str = "",
@@ -55,10 +55,8 @@ def run_rows(
         command: Command that is noted in the records.
 
     Raises:
-        DimoError: Nothing to score, models that do not fit the protocol, unused or missing files.
+        DimoError: Models that do not fit the protocol, unused or missing files.
     """
-    if not planned:
-        raise DimoError("there is nothing to score; name step counts with --steps or a --student")
     check_inputs(protocol, assets)
     for entry in planned:
         check_protocol(entry.teacher, protocol)
@@ -66,10 +64,12 @@ def run_rows(
             weights_file(entry.teacher, "transformer", assets.weights)
     samplers = [settings.sampler for entry in planned for settings in entry.rows]
     check_grid(grid or {}, samplers, protocol)
-    suite = load_suite(protocol, runtime, assets, batch_size=batch_size, command=command)
+    suite = load_suite(
+        protocol, runtime, assets, batch_size=batch_size, command=command, num_images=num_images
+    )
     device = runtime.device
     rows = load_planned(planned, device=device, weights=assets.weights, prompts=suite.prompts)
-    if reference_rows:
+    if reference_rows and not suite.off_protocol:
         rows = suite.reference_rows(rows[0].loaded) + rows
     scored = []
     for row in rows:
@@ -98,7 +98,7 @@ def score_images(
 
     Args:
         paths: Folders or archives: shards of one set, in order.
-        nonconforming: Whether an off-protocol set is scored, too; no table shows it.
+        nonconforming: Whether an off-protocol set is scored, too; it has a table apart.
         command: Command that is noted in the record.
 
     Raises:
@@ -113,9 +113,10 @@ def score_images(
 def run(
     models: Sequence[str],
     *,
-    protocol: AnyPath = "digits",
+    protocol: AnyPath | None = None,
     steps: Sequence[int] = (1, 2, 4, 8, 16),
     tune: Mapping[str, Sequence[float]] | None = None,
+    num_images: int | None = None,
     reference_rows: bool = True,
     results: AnyPath = "results",
     assets: Assets | None = None,
@@ -127,11 +128,15 @@ def run(
     Args:
         models: `"[NAME=]MODEL[@STEPS]"` each: a teacher, a distilled model that comes with dimo, or
             a run folder; e.g. `"digits@1,2,4"`, `"digits-dimo"`, `"mine=runs/mine@2"`.
-        protocol: Name or file of the protocol.
+        protocol: Name or file of the protocol; None: that of the first model's teacher.
         steps: Step counts of multi-step models that name none; one-step students take one.
         tune: Setting -> values to choose from on the protocol's selection seed, e.g.
             `{"temperature": [0.8, 1.0]}`; None: settings as published.
-        reference_rows: Whether real data and the tokenizer are rows, too, where they are bundled.
+        num_images: For a quick look, a number of images per row, equally many of each label or
+            prompt: the protocol's first ones, or more. Such records are off-protocol and share no
+            table with others. None: as many as the protocol asks for.
+        reference_rows: Whether real data and the tokenizer are rows, too, where they are bundled;
+            a quick look has none.
         results: Folder that gets the records.
         assets: Files that replace bundled or downloaded ones, such as a reference.
         device: auto, cpu, cuda or cuda:N.
@@ -144,16 +149,20 @@ def run(
         DimoError: Unknown models or protocol, models that do not fit it, missing files.
     """
     files = assets or Assets(cache=cache_folder())
+    planned = plan_models(models, steps, weights=files.weights)
+    fixed = protocol_for(planned[0].teacher, protocol)
+    options = "" if num_images is None else f", num_images={num_images}"
     scored = run_rows(
-        plan_models(models, steps, weights=files.weights),
-        load_protocol(str(protocol)),
+        planned,
+        fixed,
         Runtime(choose_device(device), warn=warnings.warn),
         files,
         results=Path(results),
         grid=tune,
+        num_images=num_images,
         reference_rows=reference_rows,
         batch_size=batch_size,
-        command=f"bench.run({list(models)!r}, protocol={str(protocol)!r})",
+        command=f"bench.run({list(models)!r}, protocol={str(protocol or fixed.name)!r}{options})",
     )
     return records_frame([row.record for row in scored])
 
@@ -252,6 +261,7 @@ def records_frame(records: Iterable[ResultRecord]) -> pd.DataFrame:
                 "nfe": record.method.nfe,
                 **{name: metric.value for name, metric in record.metrics.items()},
                 "images_per_second": record.speed.images_per_second,
+                "off_protocol": bool(record.off_protocol),
                 "run_id": record.run_id,
             }
             for record in records

@@ -4,11 +4,14 @@ import dataclasses
 import json
 import shutil
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench.protocol import protocol_text
 from dimo.cli import main
+from dimo.cli.demo import _on_protocol
 from dimo.weights.catalog import ASSETS
 from dimo.zoo.teachers import TEACHERS
 
@@ -100,7 +103,23 @@ def test_bad_weights_are_one_line(dimo, small_maskgit, protocol_file, case):
 
 
 MISTAKES = {
-    "protocol of other images": (["--teacher", "maskgit"], "protocols that fit: imagenet256-adm"),
+    "protocol of other images": (
+        ["--teacher", "maskgit", "--protocol", "digits"],
+        "protocols that fit: imagenet256-adm",
+    ),
+    "no protocol of its own": (["--teacher", "halton-large"], "name one with --protocol"),
+    "students of two teachers": (
+        ["--student", "digits-dimo", "--student", "scenes-dimo"],
+        "distilled from 'scenes', not from 'digits'; bench the students of one teacher at a time",
+    ),
+    "images of some labels": (
+        ["--num-images", "1005"],
+        "must be a multiple of its 10 labels; e.g. --num-images 1000",
+    ),
+    "images of some prompts": (
+        ["--teacher", "scenes", "--num-images", "0"],
+        "must be a multiple of its 240 prompts; e.g. --num-images 240",
+    ),
     "too many steps": (["--steps", "17"], "takes 1 to 16 steps"),
     "too many student steps": (
         ["--student", "digits-dimo", "--student-steps", "17"],
@@ -139,7 +158,7 @@ def test_a_reference_that_is_not_bundled_is_asked_for(dimo, protocol_file):
 
 
 def test_a_student_of_another_teacher_is_refused(dimo, small_maskgit):
-    arguments = ("--student", "dimo-maskgit", "--weights", small_maskgit)
+    arguments = ("--teacher", "digits", "--student", "dimo-maskgit", "--weights", small_maskgit)
     assert "use --teacher maskgit" in refused(dimo, "bench", *arguments)
 
 
@@ -158,9 +177,9 @@ def test_rows_that_differ_in_the_schedule_alone_say_so(dimo, protocol_file):
     protocol = protocol_file("quick")
     arguments = ("bench", "--steps", "2", "--no-reference-rows", "--protocol", protocol)
     out, _ = dimo(*arguments, "--schedule", "arccos,arccos-v1")
-    rows = ["MaskGIT (schedule arccos: 5 + 11 tokens)", "MaskGIT (schedule arccos-v1: 1 + 15 tok"]
-    assert all(row in out for row in rows)
-    report, _ = dimo("report", "--protocol", protocol)
+    rows = ["| MaskGIT (schedule arccos: 5 + 11 tokens)", "| (schedule arccos-v1: 1 + 15 tokens)"]
+    assert "arccos-v1:" in out
+    report, _ = dimo("report", "-f", "markdown", "--protocol", protocol)
     assert all(row in report for row in rows)
 
 
@@ -179,12 +198,55 @@ def test_students_at_several_steps_and_other_settings(dimo, protocol_file):
     assert (four["sampler"], four["num_steps"], four["nfe"]) == ("few_step", 4, 4)
     assert all(method["network_precision"] == "bfloat16" for method in methods)
     assert "theta" not in one  # what a sampler does not have is not in its record
-    report, _ = dimo("report", "--protocol", protocol)
+    report, _ = dimo("report", "-f", "markdown", "--settings", "--protocol", protocol)
     header = report[report.index("### Settings") :].splitlines()[2]
     for column in ("Theta", "Top-k", "Network in", "Schedule"):
         assert f" {column} " in header
     for column in ("Top-p", "Final temp.", "Random start", "Choice temp."):
         assert f" {column} " not in header
+
+
+def test_a_quick_look_is_off_protocol(dimo, protocol_file):
+    protocol = ("--protocol", protocol_file("quick"))
+
+    def bench(*arguments):
+        out, err = dimo("bench", "--steps", "2", "--json", *protocol, *arguments)
+        return json.loads(out), err
+
+    (few,), err = bench("--num-images", "50")  # no rows for real data and tokenizer
+    assert "off-protocol, in a table of their own: 50 images; the protocol asks for 500" in err
+    full, err = bench("--num-images", "500")
+    assert [record["evidence"]["nonconforming"] for record in full] == [[]] * 3
+    assert "off-protocol" not in err
+    assert few["format"] == 2
+    assert few["protocol"] == full[-1]["protocol"]
+    assert {metric["n"] for metric in few["metrics"].values()} == {50}
+    finished = [record.run_id for record in _on_protocol(Path("results"))]
+    assert finished == [record["run_id"] for record in full]  # what `dimo demo` resumes from
+    first, all_ = (
+        np.load(f"results/contributions/{record['run_id']}.npz")["class_accuracy"]
+        for record in (few, full[-1])
+    )
+    assert np.array_equal(first, all_[:50])  # the same images
+    assert "have 50 and 500 images" in refused(
+        dimo, "compare", few["run_id"], full[-1]["run_id"], *protocol
+    )
+    out, _ = dimo("verify", few["run_id"], *protocol)
+    assert "Verified, every value equal to the bit" in out
+
+
+def test_a_student_brings_its_teacher_and_protocol(dimo):
+    out, _ = dimo(*("bench", "--student", "scenes-dimo", "--steps", "1", "--json"),
+                  *("--num-images", "240"))  # fmt: skip
+    teacher, student = json.loads(out)
+    assert [r["method"]["name"] for r in (teacher, student)] == [
+        "MaskGIT-scenes",
+        "Di[M]O (scenes-dimo)",
+    ]
+    assert student["protocol"]["name"] == "scenes-geneval"
+    assert student["metrics"]["geneval"]["n"] == student["metrics"]["fid"]["n"] == 240
+    assert student["metrics"]["geneval_colors"]["n"] == 40
+    assert student["evidence"]["nonconforming"] == ["240 images; the protocol asks for 960"]
 
 
 def make_run(folder, **changes):
@@ -226,8 +288,8 @@ def test_every_distilled_model_is_a_row_at_its_own_steps(dimo, protocol_file, tm
     ]
     assert methods[3]["training"]["images_seen"] == 1_234_000
     report, _ = dimo("report", "--protocol", protocol)
-    for row in ("mine ", "sdtt "):
-        assert f"| {row}" in report
+    for row in ("mine", "sdtt"):
+        assert f"\n{row}" in report
 
 
 def test_a_picture_of_named_models_at_their_own_steps(dimo, tmp_path):

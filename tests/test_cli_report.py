@@ -43,11 +43,20 @@ def test_the_tables_on_the_pages_are_those_of_the_records(run, tmp_path, name, m
 
 
 def test_every_format_of_the_same_results(run, world):
-    markdown = run("report", cwd=world).stdout
+    shown = run("report", cwd=world)
+    assert shown.stdout.startswith("Handwritten digits, 8 x 8")
+    assert "Settings of each row" not in shown.stdout
+    assert shown.stderr.endswith("code of each row: dimo report --settings\n")
+    asked = run("report", "--protocol", "digits", "--settings", cwd=world)
+    assert asked.stdout.startswith(shown.stdout[: shown.stdout.index("Quoted results")])
+    assert "Settings of each row" in asked.stdout
+    assert asked.stderr == ""
+    run("report", "-o", "report.md", cwd=world)
+    markdown = (world / "report.md").read_text()
     assert markdown.startswith("## Handwritten digits, 8 x 8")
-    assert run("report", "--protocol", "digits", cwd=world).stdout == markdown
+    assert run("report", "-f", "markdown", cwd=world).stdout == markdown
     latex = run("report", "-f", "latex", cwd=world).stdout
-    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 5
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4
     assert "0.286" in latex
     content = json.loads(run("report", "-f", "json", cwd=world).stdout)
     rows = sum(len(part["rows"]) for part in content["protocols"])
@@ -56,6 +65,23 @@ def test_every_format_of_the_same_results(run, world):
     assert [part["protocol"]["name"] for part in content["protocols"]] == ["digits"]
     run("report", "-f", "latex", "-o", "table.tex", cwd=world)
     assert (world / "table.tex").read_text() == latex
+
+
+def test_the_bundled_results_fit_100_columns_of_a_terminal(run, tmp_path):
+    shown = run("report", "--results", ROOT / "results", cwd=tmp_path).stdout
+    assert shown.count("-- Teacher --") > 4
+    assert shown.count("images") > 2  # no column was left out
+    assert max(map(len, shown.splitlines())) <= 100
+    for name in ("digits-full-seed1", "digits-di4c-d-seed1", "scenes-seed1"):
+        assert shown.count(f"({name})") == 1
+
+
+def test_without_results_it_quotes_and_says_how_to_begin(run, tmp_path):
+    shown = run("report", cwd=tmp_path).stdout
+    assert "\n- `dimo bench --teacher digits --student digits-dimo --steps 1,4,16`\n" in shown
+    table = shown[shown.index("Quoted: ImageNet 256 x 256, class-conditional\n") :]
+    assert "Di[M]O                1  6.91   214.0" in table
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_strict_exits_with_1_and_still_reports(run, world):
@@ -82,19 +108,22 @@ def test_strict_exits_with_1_and_still_reports(run, world):
         "copy.json": f"the same run as {copied.name}",
     }
     lines = done.stderr.splitlines()
-    assert len(lines) == len(reasons) + 1
+    assert len(lines) == len(reasons) + 2
     for name, reason in reasons.items():
         assert [line for line in lines if name in line and reason in line], (name, lines)
-        assert name in done.stdout.split("## Files left out")[1]
+        assert name in done.stdout.split("Files left out\n")[1]
     assert "6 files left out (--strict)" in lines[-1]
-    assert "| MaskGIT " in done.stdout
+    assert "\nMaskGIT " in done.stdout
     assert run("report", cwd=world).stdout == done.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--format", "pdf"], "unknown format 'pdf'; allowed: csv, html, json, latex, markdown"),
+        (
+            ["--format", "pdf"],
+            "unknown format 'pdf'; allowed: csv, html, json, latex, markdown, text",
+        ),
         (["--protocol", "adm"], "unknown protocol 'adm'"),
         (["--results", "nowhere"], "no results folder nowhere"),
         (["--update", "nowhere.md"], "cannot read nowhere.md"),

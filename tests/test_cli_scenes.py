@@ -176,8 +176,8 @@ def test_a_record_keeps_its_sweep_and_shows_what_it_chose_by(dimo, rows, kind):
     out, _ = dimo("results", "show", record.run_id[:12])
     assert "GenEval on seed 2000, 240 images" in out
     assert "highest GenEval on seed 2000" in out
-    report, _ = dimo("report", "--protocol", "tiny.toml")
-    assert "were chosen: highest GenEval on seed 2000, 240 images, over temperature" in report
+    report, _ = dimo("report", "--protocol", "tiny.toml", "--settings", "-f", "markdown")
+    assert "chosen: highest GenEval on seed 2000, 240 images, over temperature" in report
 
 
 # test_cli_results.py does so for each kind of row of the digits

@@ -9,7 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "results/README.md", "results/ablation.md"]
-PAGES += ["bench/README.md", "dimo/README.md", "dimo/zoo/README.md", "protocols/README.md"]
+PAGES += [
+    "dimo/recipes/README.md",
+    "bench/README.md",
+    "dimo/README.md",
+    "dimo/zoo/README.md",
+    "protocols/README.md",
+]
 METRICS = ("fid", "precision", "recall", "density", "coverage")
 # the run of each measured row, in order
 RUNS = ["6c12bb68", "3f00046c", "410494cb", "475f03a5", "50ef63fe"]

@@ -1,7 +1,8 @@
-"""Contradictions in a protocol whose values are well typed, one line each."""
+"""Contradictions in a protocol whose values are well typed, and what a quick look may change."""
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from bench.protocol.catalog import (
     ANY,
@@ -14,7 +15,7 @@ from bench.protocol.catalog import (
     SCORERS,
 )
 from bench.protocol.schema import Detector, Extractor, Protocol, Scorer
-from dimo.errors import unknown_name
+from dimo.errors import DimoError, unknown_name
 
 
 def contradictions(protocol: Protocol, stem: str) -> Iterator[str]:
@@ -70,6 +71,30 @@ def contradictions(protocol: Protocol, stem: str) -> Iterator[str]:
     if protocol.detector is not None:
         yield from _detector_contradictions(protocol.detector, protocol)
     yield from _metric_contradictions(protocol)
+
+
+def check_num_images(protocol: Protocol, count: int) -> None:
+    """Refuses a number of images per row that a quick look under a protocol cannot have.
+
+    Raises:
+        DimoError: It is not the same for each label or prompt, or too small for a metric.
+    """
+    images, given = protocol.images, f"--num-images {count} under protocol {protocol.name!r}"
+    each, unit = images.num_classes, "prompts" if protocol.prompts else "labels"
+    if count < 2 or count % each:
+        nearest = max(count // each, -(-2 // each)) * each
+        raise DimoError(
+            f"{given} must be a multiple of its {each:,} {unit}; e.g. --num-images {nearest}"
+        )
+
+    def problem(number: int) -> str | None:
+        changed = replace(protocol, images=replace(images, num_images=number))
+        return next(_metric_contradictions(changed), None)
+
+    if found := problem(count):
+        enough = range(count, images.num_images, each)
+        least = next((n for n in enough if not problem(n)), images.num_images)
+        raise DimoError(f"{given} is too few: {found}; give --num-images {least} or more")
 
 
 def _hashes(protocol: Protocol) -> Iterator[tuple[str, str]]:

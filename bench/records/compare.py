@@ -104,6 +104,11 @@ def _check_pair(first: ResultRecord, second: ResultRecord) -> None:
             f"{names} are not paired: their images have other seeds or labels; compare rows of "
             "the same seed, or sets with the same labels in the same order"
         )
+    if first.num_images != second.num_images:
+        raise DimoError(
+            f"{names} have {first.num_images:,} and {second.num_images:,} images; compare rows "
+            "with the same number of images"
+        )
 
 
 def _unpack(data: bytes) -> _Arrays:

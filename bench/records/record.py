@@ -150,6 +150,16 @@ class ResultRecord:
     content_sha256: str  # over the canonical JSON of all the other keys
     evidence: Evidence | None = None  # None, and not in the file, before version 0.2
 
+    @property
+    def num_images(self) -> int:
+        """Number of images of the row; a metric may be computed from a part of them."""
+        return max((value.n for value in self.metrics.values()), default=0)
+
+    @property
+    def off_protocol(self) -> tuple[str, ...]:
+        """Why the row shares no table with others; empty if it is as the protocol asks."""
+        return self.evidence.nonconforming if self.evidence else ()
+
 
 def new_record(
     *,

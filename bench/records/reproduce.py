@@ -103,13 +103,15 @@ def repeat(
         origin = ImageOrigin(method.name, method.section, method.num_steps, labels, recursive)
     _check_options(record, is_image_set=origin is not None, student=student, images=images)
     check_inputs(protocol, assets, images, origin)
+    is_quick_look = method.sampler is not None and bool(record.off_protocol)
     load = partial(
         load_suite,
         protocol,
         runtime,
         assets,
         batch_size=record.speed.batch_size or 500,
-        nonconforming=bool(recorded and recorded.nonconforming),
+        nonconforming=bool(record.off_protocol),
+        num_images=record.num_images if is_quick_look else None,
     )
     if origin is not None:
         measured = load().measure_paths(images, origin)

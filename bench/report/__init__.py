@@ -1,4 +1,4 @@
-"""Records -> Markdown, LaTeX, CSV, JSON, an HTML page and plots.
+"""Records -> text, Markdown, LaTeX, CSV, JSON, an HTML page and plots.
 
 `read_report` or `collect_report` selects what the tables show; a function of `FORMATS` renders it.
 No format computes anything.
@@ -19,6 +19,7 @@ __all__ = [
     "report_json",
     "report_latex",
     "report_markdown",
+    "report_plain",
     "results_frame",
     "section_markdown",
     "update_page",
@@ -32,6 +33,7 @@ from bench.report.collect import ProtocolReport, Report, collect_report, read_re
 from bench.report.data import report_csv, report_json
 from bench.report.latex import report_latex
 from bench.report.markdown import report_markdown, section_markdown, update_page
+from bench.report.plain import report_plain
 from bench.report.quoted import PublishedRow, load_published
 from bench.report.runs import difference_table, metric_table
 from bench.report.table import results_frame
@@ -47,6 +49,7 @@ def report_html(report: Report, *, runs: Path | None = None, progress: Progress 
 
 # What `dimo report --format` can write. A new format is a new row.
 FORMATS: dict[str, Callable[[Report], str]] = {
+    "text": report_plain,
     "markdown": report_markdown,
     "latex": report_latex,
     "csv": report_csv,

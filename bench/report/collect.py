@@ -15,20 +15,23 @@ from bench.records.store import load_all
 from bench.report.quoted import PublishedRow, load_published, quoted_beside
 from bench.report.table import comparable, is_ablation, ordered, results_frame
 
+DEFAULT_FOLDER, DEFAULT_PROTOCOL = Path("results"), "digits"  # of `dimo bench`, too
+
 
 @dataclass(frozen=True)
 class Excluded:
     """A valid record that the table does not show.
 
     Attributes:
-        kind: `replaced`: a newer one has the same method and settings; `nonconforming`: its images
-            are not what the protocol asks for; `other protocol`: measured under another protocol or
-            another version of this one; `ablation`: shown in the ablation tables instead.
+        kind: `replaced`: a newer one has the same method and settings; `off-protocol`: its images
+            are not what the protocol asks for, shown in a table apart; `other protocol`: measured
+            under another protocol or another version of this one; `ablation`: shown in the ablation
+            tables instead.
         reason: The kind in one sentence.
     """
 
     record: ResultRecord
-    kind: Literal["replaced", "nonconforming", "other protocol", "ablation"]
+    kind: Literal["replaced", "off-protocol", "other protocol", "ablation"]
     reason: str
 
 
@@ -63,6 +66,10 @@ class ProtocolReport:
     def ablated(self) -> list[ResultRecord]:
         return [one.record for one in self.excluded if one.kind == "ablation"]
 
+    @property
+    def off_protocol(self) -> list[Excluded]:
+        return [one for one in self.excluded if one.kind == "off-protocol"]
+
 
 @dataclass(frozen=True)
 class Report:
@@ -74,6 +81,7 @@ class Report:
         problems: One line per results file that could not be used.
         folder: The results folder; pictures and verdicts are read from it.
         ablation: Whether to show the ablation tables instead.
+        settings: Whether to show the settings of each row, too; a page always does.
     """
 
     title: str
@@ -82,22 +90,28 @@ class Report:
     problems: tuple[str, ...]
     folder: Path
     ablation: bool = False
+    settings: bool = False
 
 
-def read_report(results: Path, protocol: str = "", *, ablation: bool = False) -> Report:
+def read_report(
+    results: Path, protocol: str = "", *, ablation: bool = False, settings: bool = False
+) -> Report:
     """Reads a results folder and the bundled published numbers.
 
-    `protocol` is a name or a file; empty: every bundled protocol that has results.
+    `protocol` is a name or a file; empty: every bundled protocol that has results. The default
+    folder need not exist yet.
     """
-    records, problems = load_all(results)
+    nothing_yet = results == DEFAULT_FOLDER and not results.exists()
+    records, problems = ([], []) if nothing_yet else load_all(results)
     protocols = [load_protocol(protocol)] if protocol else with_records(list_protocols(), records)
     return collect_report(
         records,
         problems,
         load_published(data_dir("published") / "published.csv"),
-        protocols=protocols or [load_protocol("digits")],
+        protocols=protocols or [load_protocol(DEFAULT_PROTOCOL)],
         folder=results,
         ablation=ablation,
+        settings=settings,
     )
 
 
@@ -109,6 +123,7 @@ def collect_report(
     protocols: Sequence[Protocol],
     folder: Path = Path(),
     ablation: bool = False,
+    settings: bool = False,
     now: datetime | None = None,
 ) -> Report:
     """Selects what each table shows.
@@ -119,7 +134,7 @@ def collect_report(
         published_rows: Quoted numbers, see `load_published`; each benchmark is quoted once.
         protocols: At least one. A record of none of them is listed as left out under the protocol
             of the same name, or under the last one.
-        folder, ablation: As in `Report`.
+        folder, ablation, settings: As in `Report`.
         now: Time of the report; None: now.
     """
     published_rows = list(published_rows)
@@ -138,7 +153,7 @@ def collect_report(
         conforming, left_out = [], []
         for record in ours[sha256]:
             if record.evidence and (faults := record.evidence.nonconforming):
-                left_out.append(Excluded(record, "nonconforming", "; ".join(faults)))
+                left_out.append(Excluded(record, "off-protocol", "; ".join(faults)))
             else:
                 conforming.append(record)
         for record in others[protocol.name]:
@@ -160,6 +175,7 @@ def collect_report(
         problems=tuple(problems),
         folder=folder,
         ablation=ablation,
+        settings=settings,
     )
 
 

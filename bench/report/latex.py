@@ -124,7 +124,10 @@ def _line(line: Line) -> str:
     return "".join(_piece(piece) for piece in line)
 
 
-_COMMANDS = {"code": "texttt", "strong": "textbf", "best": "textbf", "second": "underline"}
+_COMMANDS = {
+    **{"code": "texttt", "strong": "textbf", "best": "textbf", "second": "underline"},
+    "mark": "textsuperscript",
+}
 
 
 def _piece(piece: str | Styled) -> str:

@@ -1,13 +1,12 @@
 """The report as GitHub Markdown, and tables inside a hand-written page that it keeps up to date."""
 
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.report.collect import Report, read_report
 from bench.report.measured import protocol_tables, report_tables
-from bench.report.text import Line, Styled, Table, one_line
+from bench.report.text import Line, Styled, Table, display_width, one_line
 from dimo.errors import DimoError
 from dimo.util.files import write_atomic
 
@@ -16,13 +15,16 @@ _ACTIVE = re.compile(r"[\\`*|~#&<>$_\]:.]")  # whatever may have to be escaped h
 
 
 def report_markdown(report: Report) -> str:
-    """Measured results first, then quoted ones, then files left out; ends with a newline."""
+    """Measured results first, then quoted ones, then files left out; ends with a newline.
+
+    Wide tables are for a page that shows Markdown; `report_plain` is for a terminal.
+    """
     return "\n\n".join(_block(table, top=2) for table in report_tables(report)) + "\n"
 
 
 def section_markdown(report: Report) -> str:
     """The measured part, for a page with its own headings; GitHub shows folded tables closed."""
-    tables = protocol_tables(report.protocols, ablation=report.ablation)
+    tables = protocol_tables(report.protocols, ablation=report.ablation, settings=True)
     return "\n\n".join(_block(table, top=3, fold=True) for table in tables) + "\n"
 
 
@@ -46,7 +48,7 @@ def pipe_table(
     Columns of `left` are aligned to the left, the others to the right.
     """
     widths = [
-        max(3, *(_width(cells[column]) for cells in [header, *body]))
+        max(3, *(display_width(cells[column]) for cells in [header, *body]))
         for column in range(len(header))
     ]
     rule = [
@@ -98,6 +100,8 @@ def _piece(piece: str | Styled) -> str:
     if piece.style == "source" and (arxiv := re.fullmatch(r"arXiv:(\d{4}\.\d{4,5})", piece.text)):
         return f"[{piece.text}](https://arxiv.org/abs/{arxiv[1]})"
     shown = _escaped(piece.text)
+    if piece.style == "mark":
+        return f"<sup>{shown}</sup>"
     if piece.style in ("strong", "best"):
         return f"**{shown}**"
     return f"<ins>{shown}</ins>" if piece.style == "second" else shown
@@ -113,18 +117,8 @@ def _escaped(line: str) -> str:
 
 
 def _padded(cell: str, width: int, left: bool) -> str:
-    padding = " " * (width - _width(cell))
+    padding = " " * (width - display_width(cell))
     return cell + padding if left else padding + cell
-
-
-def _width(cell: str) -> int:
-    """Width of a text in terminal columns."""
-    if cell.isascii():
-        return len(cell)
-    return sum(
-        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
-        for c in cell
-    )
 
 
 _BLOCK = re.compile(

@@ -5,8 +5,9 @@ a few recipe keys, averaged over training seeds. Markdown and LaTeX write these 
 page has its own order.
 """
 
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -15,14 +16,32 @@ import pandas as pd
 from bench.protocol import Protocol
 from bench.records.record import ResultRecord
 from bench.report import table as cells
-from bench.report.collect import ProtocolReport, Report
-from bench.report.notes import caption, excluded_notes, protocol_name, table_notes
+from bench.report.collect import DEFAULT_PROTOCOL, ProtocolReport, Report
+from bench.report.notes import (
+    caption,
+    excluded_notes,
+    noted_columns,
+    protocol_name,
+    row_notes,
+    table_notes,
+    uncertainty_note,
+)
 from bench.report.quoted import quoted_tables
-from bench.report.table import Setting, is_number, setting, settings, varied_keys
+from bench.report.table import (
+    SYMBOLS,
+    Setting,
+    comparable,
+    is_number,
+    setting,
+    settings,
+    varied_keys,
+)
 from bench.report.text import (
     LONGEST_NAME,
     LONGEST_NOTE,
+    Footnotes,
     Line,
+    Styled,
     Table,
     code,
     joined,
@@ -32,7 +51,6 @@ from bench.report.text import (
 )
 from dimo.util.schema import canonical_json
 
-_LONGEST_TRAINING = 120
 _NOT_VARIED = "weights_sha256"  # different in every run
 _FACTS = {"steps": "Training steps", "images_seen": "Images seen", "seconds": "Seconds"}
 
@@ -43,7 +61,7 @@ def report_tables(report: Report) -> list[Table]:
     for _, parts in groupby(report.protocols, key=lambda part: part.sha256):
         of_protocol = list(parts)
         tables.append(Table((of_protocol[0].protocol.title,)))
-        tables += protocol_tables(of_protocol, ablation=report.ablation)
+        tables += protocol_tables(of_protocol, ablation=report.ablation, settings=report.settings)
     if not report.ablation:
         tables += quoted_tables([row for part in report.protocols for row in part.quoted])
     if report.problems:
@@ -52,59 +70,127 @@ def report_tables(report: Report) -> list[Table]:
     return tables
 
 
-def protocol_tables(parts: Sequence[ProtocolReport], *, ablation: bool) -> list[Table]:
+def protocol_tables(
+    parts: Sequence[ProtocolReport], *, ablation: bool, settings: bool
+) -> list[Table]:
     """The tables of one protocol without its title."""
     tables: list[Table] = []
     for part in parts:
         if len(parts) > 1 and part.measured_with:
             hashes = joined((code(digest[:12]),) for digest in part.measured_with)
             tables.append(Table(("Measured with ", *hashes), level=2))
-        tables += ablation_tables(part) if ablation else measured_tables(part)
+        tables += ablation_tables(part) if ablation else measured_tables(part, settings=settings)
     return tables
 
 
-def measured_tables(part: ProtocolReport) -> list[Table]:
-    """Results and settings of the rows, or a line that says that there are none yet."""
+def measured_tables(part: ProtocolReport, *, settings: bool) -> list[Table]:
+    """Results, off-protocol results, settings of the rows; or how to make the first row."""
     left_out = tuple(excluded_notes(part.excluded))
+    apart = _off_protocol_tables(part)
     if part.frame.empty:
-        name = protocol_name(part.protocol)
-        nothing = ("No results under protocol ", *name, " yet; make them with ")
-        return [Table(caption=(*nothing, code("dimo bench"), "."), notes=left_out)]
+        nothing = [] if apart else [_first_rows(part.protocol)]
+        return [*nothing, *apart, *[Table(notes=left_out)] * bool(left_out)]
     rows = cells.rows(part.frame)
-    notes = (*table_notes(rows, part.protocol), *left_out)
-    return [_results_table(part, rows, notes), _settings_table(part, rows)]
+    marks, footnotes = row_notes(rows, part.records, part.protocol)
+    results = _results_table(part.protocol, part.frame, part.records, marks, is_ranked=True)
+    symbols = _symbol_notes(results)
+    notes = (*footnotes, *symbols, *table_notes(rows, part.protocol), *left_out)
+    results = replace(results, caption=caption(part.protocol), notes=notes)
+    return [results, *apart, *[_settings_table(part, rows)] * settings]
+
+
+def _first_rows(protocol: Protocol) -> Table:
+    """Says that there are no rows, and the command that makes some."""
+    name = protocol_name(protocol)
+    command = f"dimo bench --protocol {protocol.name} --teacher TEACHER"
+    if protocol.name == DEFAULT_PROTOCOL:
+        command = "dimo bench --teacher digits --student digits-dimo --steps 1,4,16"
+    caption = ("No results under protocol ", *name, " yet; make the first rows with")
+    return Table(caption=caption, notes=((code(command, LONGEST_NOTE),),))
+
+
+def _off_protocol_tables(part: ProtocolReport) -> list[Table]:
+    """Results that no other may be compared with: a table per cause and N, without ranks."""
+    causes = {one.record.run_id: one.reason for one in part.off_protocol}
+
+    def cause(record: ResultRecord) -> tuple[str, int]:
+        return causes[record.run_id], max((m.n for m in record.metrics.values()), default=0)
+
+    tables: list[Table] = []
+    for group in comparable([one.record for one in part.off_protocol], part.protocol).values():
+        for (reason, count), records in cells.grouped(group, cause).items():
+            rows = cells.ordered(records)
+            frame = cells.results_frame(rows, part.metrics)
+            table = _results_table(part.protocol, frame, rows, [()] * len(rows), is_ranked=False)
+            title = (f"Off-protocol (not comparable), N = {count:,}",)
+            why = ("Off-protocol: ", one_line(reason, LONGEST_NOTE), ".")
+            notes = (why, *_symbol_notes(table))
+            if part.frame.empty and not tables:  # else the notes above say it
+                notes = (*notes, uncertainty_note(part.protocol))
+            tables.append(replace(table, title=title, level=2, notes=notes))
+    return tables
 
 
 def _results_table(
-    part: ProtocolReport, rows: list[dict[str, Any]], notes: tuple[Line, ...]
+    protocol: Protocol,
+    frame: pd.DataFrame,
+    records: Sequence[ResultRecord],
+    marks: Sequence[Line],
+    *,
+    is_ranked: bool,
 ) -> Table:
+    """Rows of `results_frame`; a name stands once above rows of equal names, as in papers."""
+
     def half_interval(row: dict[str, Any], name: str) -> float | None:
         low, high = row[f"{name}_low"], row[f"{name}_high"]
         return None if cells.is_missing(low) else (high - low) / 2
 
-    competing = part.frame["section"] != "Reference"
+    rows, names = cells.rows(frame), [metric.name for metric in protocol.metrics]
+    competing = (frame["section"] != "Reference") & is_ranked
     columns = [
-        _metric_column(name, part.frame[name].where(competing), rows, half_interval)
-        for name in part.metrics
+        _metric_column(name, frame[name].where(competing), rows, half_interval) for name in names
     ]
     body = tuple(
         (
-            (one_line(row["method"], LONGEST_NAME),),
+            (*label, *mark),
             (cells.integer(row["num_steps"]),),
             (cells.integer(row["nfe"]),),
             *values,
             (cells.speed(row["images_per_second"]),),
         )
-        for row, values in zip(rows, zip(*columns, strict=True), strict=True)
+        for label, mark, row, values in zip(
+            _names(records), marks, rows, zip(*columns, strict=True), strict=True
+        )
     )
-    headings = map(cells.metric_heading, part.metrics)
+    header = ("Method", "Steps (↓)", "NFE", *map(cells.metric_heading, names), "images/s")
     return Table(
-        header=("Method", "Steps (↓)", "NFE", *headings, "images/s"),
+        header=header,
         rows=body,
         sections=tuple(row["section"] for row in rows),
-        caption=caption(part.protocol),
-        notes=notes,
+        spare=(len(header) - 1,),
     )
+
+
+def _names(records: Sequence[ResultRecord]) -> list[Line]:
+    """`MaskGIT (s=1, T=1)`, without what is as in the row above."""
+    names: list[Line] = []
+    above: tuple[str, str, str] | None = None
+    for record, details in zip(records, cells.distinguishing(records, SYMBOLS), strict=True):
+        this = (record.method.section, record.method.name, details)
+        is_known = above is not None and above[:2] == this[:2] and (details or not above[2])
+        words = [] if is_known else [record.method.name]
+        words += [f"({details})"] if details and this != above else []
+        names.append((one_line(" ".join(words), LONGEST_NAME),) if words else ())
+        above = this
+    return names
+
+
+def _symbol_notes(table: Table) -> list[Line]:
+    """What the letters in names stand for."""
+    names = " ".join(str(piece) for row in table.rows for piece in row[0])
+    used = [name for name, symbol in SYMBOLS.items() if re.search(rf"[( ]{symbol}=", names)]
+    stands = ", ".join(f"{SYMBOLS[name]}: {name.replace('_', ' ')}" for name in used)
+    return [(f"{stands}.",)] if used else []
 
 
 def _metric_column(
@@ -114,7 +200,8 @@ def _metric_column(
     half: Callable[[dict[str, Any], str], float | None],
 ) -> list[Line]:
     """Values with their ranks and, where `half` gives one, half of their interval."""
-    decimals = cells.decimals_of(name, ranked_values)
+    all_values = pd.Series([row[name] for row in rows], dtype="float64")
+    decimals = cells.decimals_of(name, ranked_values if ranked_values.any() else all_values)
     places = cells.best_and_second(
         ranked_values, higher_is_better=cells.higher_is_better(name), decimals=decimals
     )
@@ -124,8 +211,10 @@ def _metric_column(
             column.append((cells.MISSING,))
             continue
         width = half(row, name)
-        spread = () if width is None else (" ±" + cells.half_width(width, decimals),)
-        column.append((ranked(cells.number(row[name], decimals), place), *spread))
+        shown: Line = (ranked(cells.number(row[name], decimals), place),)
+        if width is not None:
+            shown += (Styled(cells.uncertainty(width, decimals), "interval"),)
+        column.append(shown)
     return column
 
 
@@ -138,45 +227,37 @@ def _settings_table(part: ProtocolReport, rows: list[dict[str, Any]]) -> Table:
         if name == "mask_schedule":
             columns["token_counts"] = Setting("", "Tokens a step", cells.token_counts)
     columns["run_id"] = Setting("", "Run", lambda run_id: str(run_id)[:8])
-    columns["training"] = Setting("", "Training", _training)
     present = {n: [row[n] for row in rows if _has(row[n])] for n in columns}
     if all(row["seed"] == part.protocol.seeds.report for row in rows):
         present["seed"] = []
     kept = [name for name in columns if present[name]]
+    footnotes = Footnotes()
+    noted = noted_columns(rows, footnotes)
 
     def cell(row: dict[str, Any], name: str) -> Line:
-        shown = columns[name].show(row[name]) if _has(row[name]) else cells.MISSING
-        return (one_line(shown, _LONGEST_TRAINING if name == "training" else 60),)
+        return (one_line(columns[name].show(row[name]) if _has(row[name]) else cells.MISSING),)
 
     body = tuple(
         (
-            (one_line(row["method"], LONGEST_NAME),),
+            name,
             (cells.integer(row["num_steps"]),),
             *(cell(row, name) for name in kept),
+            *(column[index] for column in noted.values()),
         )
-        for row in rows
+        for index, (name, row) in enumerate(zip(_names(part.records), rows, strict=True))
     )
     texts = [index for index, name in enumerate(kept, 2) if not is_number(present[name][0])]
+    header = ("Method", "Steps", *(columns[name].heading for name in kept), *noted)
     return Table(
         ("Settings of each row",),
         level=2,
-        header=("Method", "Steps", *(columns[name].heading for name in kept)),
+        header=header,
         rows=body,
-        left=(0, *texts),
+        left=(0, *texts, *range(2 + len(kept), len(header))),
         sections=tuple(row["section"] for row in rows),
+        notes=tuple(footnotes.notes),
         folded=True,
     )
-
-
-def _training(facts: dict[str, Any]) -> str:
-    """`recipe digits, seconds 372.1, images_seen 76,800`: numbers, texts and what is unknown."""
-    shown = []
-    for name, value in facts.items():
-        if is_number(value):
-            shown.append(f"{name} {value:,.6g}" if abs(value) < 1e6 else f"{name} {value:,.0f}")
-        elif value is None or isinstance(value, str):
-            shown.append(f"{name} {'unknown' if value is None else value}")
-    return ", ".join(shown)
 
 
 def _has(value: Any) -> bool:
@@ -301,8 +382,8 @@ def _ablation_table(table: AblationTable, protocol: Protocol, metrics: Sequence[
     headings = [one_line(key, 40) for key in table.keys]
     headings += [labels.get(name, "steps of sampling") for name in table.settings]
     spread = (
-        "A value is the mean over trainings with different seeds, ± half of their range (for two "
-        "seeds that is both values); a value without ± is of one training."
+        "A value is the mean over training runs with different seeds: 0.286(45) is 0.286 ± 0.045, "
+        "half of their range (for two seeds that is both values); a value alone is of one run."
     )
     means = "Training steps, images and seconds are means over the seeds."
     subject = one_line(", ".join(filter(None, table.subject)) or "unnamed", 200)

@@ -6,11 +6,12 @@ from typing import Any
 
 from bench.protocol import Protocol, protocol_sha256
 from bench.protocol.catalog import METRICS, NONE
+from bench.records.record import ResultRecord
 from bench.report import table as cells
 from bench.report.collect import Excluded
 from bench.report.text import (
-    LONGEST_NAME,
     LONGEST_NOTE,
+    Footnotes,
     Line,
     Styled,
     code,
@@ -23,24 +24,43 @@ _Row = dict[str, Any]
 
 
 def table_notes(rows: list[_Row], protocol: Protocol) -> list[Line]:
-    """Notes on rows of `results_frame`: uncertainty, ranks, N, ceiling, settings, cost, code."""
+    """Notes on all rows of `results_frame`: uncertainty, ranks, ceiling, device, code."""
     return [
-        _uncertainty_note(protocol),
+        uncertainty_note(protocol),
         (*rank_legend(), ", as shown; Reference rows do not compete."),
-        *_count_notes(rows, protocol),
         *_ceiling_notes(rows),
-        *_selection_notes(rows),
-        *_training_notes(rows),
-        *_speed_notes(rows),
-        *_revision_notes(rows),
+        *[("images/s on ", *place, ".") for place in _places(rows)[:1]],
+        *_commit_notes(rows),
     ]
 
 
+def row_notes(
+    rows: list[_Row], records: Iterable[ResultRecord], protocol: Protocol
+) -> tuple[list[Line], list[Line]]:
+    """The footnote marks of each row, and the footnotes: N, tuned settings, another device.
+
+    What all rows but those of the reference share is a note without a mark.
+    """
+    places, footnotes = _places(rows), Footnotes()
+    notes: list[list[Line]] = []
+    for row, record in zip(rows, records, strict=True):
+        of_row, words = [_count_note(row, protocol)], _how_chosen(row)
+        if record.method.tuning is not None or words.startswith(("lowest ", "highest ")):
+            of_row.append(("Settings tuned: ", words, "."))
+        if (place := _speed_place(row)) and place != places[0]:
+            of_row.append(("images/s on ", *place, "."))
+        notes.append([note for note in of_row if note])
+    compared = [of for of, row in zip(notes, rows, strict=True) if row["section"] != "Reference"]
+    common = [note for note in (compared or notes)[0] if all(note in of for of in compared)]
+    marks = [footnotes.mark(*(note for note in of if note not in common)) for of in notes]
+    return marks, [*footnotes.notes, *common]
+
+
 def excluded_notes(excluded: Iterable[Excluded]) -> list[Line]:
-    """How many results the table does not show, and why."""
+    """How many results no table shows, and why."""
     groups = cells.grouped(excluded, lambda one: one.kind)
     notes: list[Line] = []
-    for kind in ("replaced", "ablation", "nonconforming", "other protocol"):
+    for kind in ("replaced", "ablation", "other protocol"):
         records = [one.record for one in groups.get(kind, ())]
         if not records:
             continue
@@ -49,11 +69,7 @@ def excluded_notes(excluded: Iterable[Excluded]) -> list[Line]:
             notes.append((f"{count} replaced by a newer one of the same settings.",))
         elif kind == "ablation":
             command = code("dimo report --ablation")
-            notes.append((f"{count} of ablations; see them with ", command))
-        elif kind == "nonconforming":
-            names = ", ".join(map(one_line, dict.fromkeys(r.method.name for r in records)))
-            reason = f"{count} of image sets that do not conform to the protocol: "
-            notes.append((reason, names, "."))
+            notes.append((f"{count} of ablations; see them with ", command, "."))
         else:
             infos = Counter(
                 (r.protocol.name, r.protocol.version, r.protocol.sha256) for r in records
@@ -120,26 +136,7 @@ def protocol_name(protocol: Protocol) -> Line:
     return (code(protocol.name), f", version {protocol.version}, ", code(digest))
 
 
-def who(rows: list[_Row]) -> Line:
-    """`MaskGIT (16, 8 steps), Di[M]O (1 step)`."""
-    lines: list[Line] = []
-    for name, group in cells.grouped(rows, lambda row: row["method"]).items():
-        steps = [row["num_steps"] for row in group if not cells.is_missing(row["num_steps"])]
-        counted = [f" ({_counted([*map(cells.integer, steps)])})"] if steps else []
-        lines.append((one_line(name, LONGEST_NAME), *counted))
-    return joined(lines)
-
-
-def _counted(numbers: list[str]) -> str:
-    """Numbers of steps in words; only the first of very many."""
-    if numbers == ["1"]:
-        return "1 step"
-    if len(numbers) > 24:
-        return f"{', '.join(numbers[:20])} and {len(numbers) - 20:,} other numbers of steps"
-    return f"{', '.join(numbers)} steps"
-
-
-def _uncertainty_note(protocol: Protocol) -> Line:
+def uncertainty_note(protocol: Protocol) -> Line:
     bootstrap = protocol.uncertainty
     kinds = [METRICS[metric.name] for metric in protocol.metrics]
     others = [kind.label for kind in kinds if kind.needs not in ("detections", "pairs")]
@@ -147,26 +144,26 @@ def _uncertainty_note(protocol: Protocol) -> Line:
     if others and protocol.detector is not None:
         resampled = f"prompts, for {', '.join(others)} of the generated images"
     return (
-        f"± is half of the {bootstrap.level * 100:g}% bootstrap interval "
+        "0.286(45) is 0.286 ± 0.045, half of the "
+        f"{bootstrap.level * 100:g}% bootstrap interval "
         f"({bootstrap.n_bootstrap:,} resamples of the {resampled}).",
     )
 
 
-def _count_notes(rows: list[_Row], protocol: Protocol) -> list[Line]:
+def _count_note(row: _Row, protocol: Protocol) -> Line:
+    """The numbers of images that a row has instead of the protocol's; empty: it has those."""
+
     def expected(metric: str) -> int:
         tag, prompts = METRICS[metric].tag, protocol.prompts
         if tag and prompts is not None:
             return prompts.tags[tag] * prompts.images_per_prompt
         return protocol.images.num_images
 
-    groups: dict[str, list[_Row]] = {}
-    for row in rows:
-        counts = {metric.name: row[f"{metric.name}_n"] for metric in protocol.metrics}
-        known = {name: int(n) for name, n in counts.items() if not cells.is_missing(n)}
-        if any(n != expected(name) for name, n in known.items()):
-            shown = " and ".join(f"{count:,}" for count in sorted(set(known.values())))
-            groups.setdefault(shown, []).append(row)
-    return [(f"N = {shown} for ", *who(group), ".") for shown, group in groups.items()]
+    counts = {metric.name: row[f"{metric.name}_n"] for metric in protocol.metrics}
+    known = {name: int(n) for name, n in counts.items() if not cells.is_missing(n)}
+    if all(n == expected(name) for name, n in known.items()):
+        return ()
+    return (f"N = {' and '.join(f'{count:,}' for count in sorted(set(known.values())))}.",)
 
 
 def _ceiling_notes(rows: list[_Row]) -> list[Line]:
@@ -182,48 +179,71 @@ def _ceiling_notes(rows: list[_Row]) -> list[Line]:
     return [(f"{note}own distribution are expected to reach.",)]
 
 
-def _selection_notes(rows: list[_Row]) -> list[Line]:
-    chosen = [row for row in rows if row["section"] != "Reference" and row["selected_by"].strip()]
-    groups = cells.grouped(
-        chosen, lambda row: one_line(row["selected_by"].strip().rstrip("."), LONGEST_NOTE)
-    )
-    return [
-        ("How the settings of ", *who(group), " were chosen: ", words, ".")
-        for words, group in groups.items()
-    ]
+def _how_chosen(row: _Row) -> str:
+    """How the settings of a row were chosen, without a full stop; empty: there are none."""
+    if row["section"] == "Reference":
+        return ""
+    return one_line(row["selected_by"].strip().rstrip("."), LONGEST_NOTE)
 
 
-def _speed_notes(rows: list[_Row]) -> list[Line]:
-    def place(row: _Row) -> Line:
-        batch = cells.integer(row["batch_size"])
-        device = one_line(row["device"], LONGEST_NOTE)
-        return (device, *[f", batch {batch}"] * (batch != cells.MISSING))
-
-    timed = [row for row in rows if not cells.is_missing(row["images_per_second"])]
-    return _by_group("images/s", "on", cells.grouped(timed, place))
+def _speed_place(row: _Row) -> Line:
+    """What images/s were measured on; empty: they were not."""
+    if cells.is_missing(row["images_per_second"]):
+        return ()
+    batch = cells.integer(row["batch_size"])
+    return (one_line(row["device"], LONGEST_NOTE), *[f", batch {batch}"] * (batch != cells.MISSING))
 
 
-def _revision_notes(rows: list[_Row]) -> list[Line]:
-    def state(row: _Row) -> Line:
-        if cells.is_missing(row["commit"]):
-            return ("an unknown commit",)
-        changed = not cells.is_missing(row["dirty"]) and bool(row["dirty"])
-        return ("commit ", code(row["commit"][:12]), *[" with changes"] * changed)
-
-    return _by_group("Code", "at", cells.grouped(rows, state))
+def _places(rows: list[_Row]) -> list[Line]:
+    """What images/s were measured on, the place of most rows first."""
+    places = Counter(filter(None, map(_speed_place, rows)))
+    return [place for place, _ in places.most_common()]
 
 
-def _training_notes(rows: list[_Row]) -> list[Line]:
-    distilled = [row for row in rows if row["section"] == "Distill."]
-    groups = cells.grouped(distilled, lambda row: cells.training_cost(row["training"]))
-    return [("Training of ", *who(group), f": {cost}.") for cost, group in groups.items() if cost]
+def _commit(row: _Row) -> str:
+    """The code that measured a row: `0123456789ab with changes`."""
+    if cells.is_missing(row["commit"]):
+        return "unknown"
+    changed = not cells.is_missing(row["dirty"]) and bool(row["dirty"])
+    return one_line(row["commit"][:12]) + " with changes" * changed
 
 
-def _by_group(what: str, preposition: str, groups: dict[Line, list[_Row]]) -> list[Line]:
-    """A note per group, which names its rows if there are several groups."""
-    if len(groups) == 1:
-        return [(f"{what} {preposition} ", *shared, ".") for shared in groups]
-    return [
-        (f"{what} of ", *who(rows), f" {preposition} ", *shared, ".")
-        for shared, rows in groups.items()
-    ]
+def _commit_notes(rows: list[_Row]) -> list[Line]:
+    commits = {_commit(row) for row in rows}
+    return [("Every row at commit ", *commits, ".")] if len(commits) == 1 else []
+
+
+def noted_columns(rows: list[_Row], footnotes: Footnotes) -> dict[str, list[Line]]:
+    """Columns by heading: what is too long for a cell is a footnote, shared by equal rows."""
+    columns: dict[str, list[Line]] = {}
+    commits = [_commit(row) for row in rows]
+    if len({*commits}) > 1:
+        columns["Commit"] = [(words,) for words in commits]
+    facts: dict[str, list[Line]] = {
+        "Chosen": [_sentence("Settings chosen: ", _how_chosen(row)) for row in rows],
+        "Training": [_sentence("Training: ", _training(row["training"] or {})) for row in rows],
+    }
+    if len({place for row in rows if (place := _speed_place(row))}) > 1:
+        places = map(_speed_place, rows)
+        facts["Device"] = [("images/s on ", *place, ".") if place else () for place in places]
+    for heading, notes in facts.items():
+        if any(notes):
+            columns[heading] = [
+                footnotes.mark(note) if note else (cells.MISSING,) for note in notes
+            ]
+    return columns
+
+
+def _sentence(begin: str, words: str) -> Line:
+    return (begin, one_line(words, LONGEST_NOTE), ".") if words else ()
+
+
+def _training(facts: _Row) -> str:
+    """`recipe digits, seconds 372.1, images_seen 76,800`: numbers, texts and what is unknown."""
+    shown = []
+    for name, value in facts.items():
+        if cells.is_number(value):
+            shown.append(f"{name} {value:,.6g}" if abs(value) < 1e6 else f"{name} {value:,.0f}")
+        elif value is None or isinstance(value, str):
+            shown.append(f"{name} {'unknown' if value is None else value}")
+    return ", ".join(shown)

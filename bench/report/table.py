@@ -31,6 +31,7 @@ ROW_COLUMNS = (
     *("dirty", "run_id", "coverage_ceiling"),
 )
 MISSING = "\u2013"
+SYMBOLS = {"guidance_scale": "s", "temperature": "T"}  # of settings, in narrow tables
 
 
 def metric_label(name: str) -> str:
@@ -55,9 +56,12 @@ def number(value: float, decimals: int) -> str:
     return f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
-def half_width(value: float, decimals: int) -> str:
-    """Half of an interval without its leading zero, `.045`, which keeps columns narrow."""
-    return number(value, decimals).removeprefix("0") or "0"
+def uncertainty(half: float, decimals: int) -> str:
+    """Half of an interval in units of the last digit, `(45)` for 0.045, or `(1.08)` from 1 on."""
+    rounded = round(half, decimals)
+    if decimals and rounded >= 1:
+        return f"({number(rounded, decimals)})"
+    return f"({rounded * 10**decimals:.0f})"
 
 
 def integer(value: Any) -> str:
@@ -80,14 +84,6 @@ def token_counts(counts: Sequence[int]) -> str:
 def step_count(steps: Any) -> str:
     """`1 step`, `8 steps`; empty if the number is missing."""
     return "" if is_missing(steps) else f"{int(steps)} step{'' if int(steps) == 1 else 's'}"
-
-
-def training_cost(training: Mapping[str, Any]) -> str:
-    """What a run took, from a record's `training`: `15.9 min, 768,000 images seen`, or empty."""
-    seconds, images = (training.get(key, "") for key in ("seconds", "images_seen"))
-    parts = [f"{seconds / 60:,.1f} min"] if is_number(seconds) else []
-    parts += [f"{images:,.0f} images seen"] if is_number(images) else []
-    return ", ".join(parts)
 
 
 def row_label(row: Mapping[str, Any], longest: int = LONGEST_NAME) -> str:
@@ -204,7 +200,10 @@ def results_frame(records: Iterable[ResultRecord], metrics: Sequence[str]) -> pd
     columns += [f"{name}{end}" for name in metrics for end in ("", "_low", "_high", "_n")]
     frame = pd.DataFrame([_row(record, metrics) for record in chosen], columns=columns)
     frame = frame.astype(dict.fromkeys(integers, "Int64") | dict.fromkeys(floats, "float64"))
-    frame["method"] = _distinct_names(chosen)
+    frame["method"] = [
+        f"{record.method.name} ({details})" if details else record.method.name
+        for record, details in zip(chosen, distinguishing(chosen, {}), strict=True)
+    ]
     return frame
 
 
@@ -273,22 +272,27 @@ def _table_order(record: ResultRecord) -> tuple[Any, ...]:
     return (section, method.teacher or "", method.name, -steps, guidance, _time(record))
 
 
-def _distinct_names(records: Sequence[ResultRecord]) -> list[str]:
-    """Names, with the settings that differ among rows of the same name and steps."""
+def distinguishing(records: Sequence[ResultRecord], symbols: Mapping[str, str]) -> list[str]:
+    """The settings that differ among rows of one name and number of steps, empty if none does.
+
+    `guidance 2, temperature 0.8`, or `s=2, T=0.8` with `SYMBOLS`.
+    """
     varying = {
         key: [s for s in settings() if len({setting(record, s) for record in group}) > 1]
         for key, group in grouped(records, _name_and_steps).items()
     }
-    names = []
-    for record in records:
-        details = ", ".join(_detail(record, name) for name in varying[_name_and_steps(record)])
-        names.append(f"{record.method.name} ({details})" if details else record.method.name)
-    return names
+    return [
+        ", ".join(_detail(record, name, symbols) for name in varying[_name_and_steps(record)])
+        for record in records
+    ]
 
 
-def _detail(record: ResultRecord, name: str) -> str:
+def _detail(record: ResultRecord, name: str, symbols: Mapping[str, str]) -> str:
     """`temperature 0.9`; a schedule includes its tokens per step, shortened to the outer steps."""
-    words = f"{settings()[name].label} {_short(setting(record, name))}"
+    value = _short(setting(record, name))
+    if name in symbols:
+        return f"{symbols[name]}={value}"
+    words = f"{settings()[name].label} {value}"
     counts = [str(count) for count in record.method.token_counts or ()]
     if name != "mask_schedule" or not counts:
         return words

@@ -15,10 +15,14 @@ LONGEST_NOTE = 400
 
 @dataclass(frozen=True)
 class Styled:
-    """One line of text with a style; a `source` that is an arXiv number becomes a link."""
+    """One line of text with a style.
+
+    A `source` that is an arXiv number becomes a link; a `mark` is the number of a footnote; an
+    `interval` is the uncertainty of the value before it, which a narrow table may leave out.
+    """
 
     text: str
-    style: Literal["code", "strong", "best", "second", "source"]
+    style: Literal["code", "strong", "best", "second", "source", "mark", "interval"]
 
 
 Line: TypeAlias = tuple[str | Styled, ...]
@@ -35,6 +39,7 @@ class Table:
         sections: Section of each row; a new section gets a line of its own above the row.
         notes: A bullet list.
         folded: Whether a page may hide the table until it is opened.
+        spare: Columns that a narrow table may leave out.
     """
 
     title: Line = ()
@@ -46,6 +51,7 @@ class Table:
     caption: Line = ()
     notes: tuple[Line, ...] = ()
     folded: bool = False
+    spare: tuple[int, ...] = ()
 
     def new_section(self, index: int) -> str | None:
         """The section that begins with a row, or None."""
@@ -67,7 +73,23 @@ def ranked(shown: str, place: int) -> str | Styled:
 
 
 def rank_legend() -> Line:
-    return ("Best in ", Styled("bold", "best"), ", second ", Styled("underlined", "second"))
+    return (Styled("Best", "best"), " and ", Styled("second", "second"), " of each column")
+
+
+class Footnotes:
+    """The footnotes of one table: equal texts share a number."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Line, str] = {}
+
+    def mark(self, *notes: Line) -> Line:
+        """The mark of some footnotes, `1,2`, as the end of a line; empty without a footnote."""
+        numbers = [self._numbers.setdefault(note, f"{len(self._numbers) + 1}") for note in notes]
+        return (Styled(",".join(numbers), "mark"),) if numbers else ()
+
+    @property
+    def notes(self) -> list[Line]:
+        return [(Styled(number, "mark"), " ", *note) for note, number in self._numbers.items()]
 
 
 def joined(lines: Iterable[Line], separator: str = ", ") -> Line:
@@ -84,3 +106,13 @@ def one_line(value: str, longest: int = 60) -> str:
     if value.isprintable():
         return value
     return "".join("\ufffd" if unicodedata.category(c)[0] == "C" else c for c in value)
+
+
+def display_width(text: str) -> int:
+    """Width of a text in terminal columns."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF")
+        for c in text
+    )

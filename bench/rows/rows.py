@@ -219,6 +219,7 @@ def plan_jobs(
     """A teacher at each number of steps, then its students; checks settings and files.
 
     Args:
+        teacher: Its name; "": the teacher of the first student, else `digits`.
         models: Students, as for `parse_candidate`.
         steps: Step counts of the teacher (empty: no teacher row) and of multi-step students.
         student_steps: Step counts of one-step students.
@@ -226,19 +227,20 @@ def plan_jobs(
     Raises:
         DimoError: Unknown or missing networks, a student of another teacher, bad settings.
     """
-    row = get_teacher(teacher)
+    candidates = [parse_candidate(text) for text in models]
+    students = [find_student(candidate.model, weights=weights) for candidate in candidates]
+    row = get_teacher(teacher or (students[0].config.teacher if students else "digits"))
     planned = [Planned(row, teacher_settings(row, steps, choice))] if steps else []
-    for text in models:
-        candidate = parse_candidate(text)
-        student = find_student(candidate.model, weights=weights)
-        if student.config.teacher != teacher:
+    for candidate, student in zip(candidates, students, strict=True):
+        own = student.config.teacher
+        if own != row.name:
+            advice = "bench the students of one teacher at a time"
             raise DimoError(
-                f"student {candidate.model!r} was distilled from {student.config.teacher!r}, "
-                f"not from {teacher!r}; use --teacher {student.config.teacher}"
+                f"student {candidate.model!r} was distilled from {own!r}, not from {row.name!r}; "
+                f"{f'use --teacher {own}' if teacher else advice}"
             )
         planned.append(_plan_student(candidate, student, steps, student_steps, choice))
-    check_used([settings for entry in planned for settings in entry.rows], choice)
-    return planned
+    return _checked(planned, choice)
 
 
 def plan_models(
@@ -260,6 +262,12 @@ def plan_models(
         else:
             student = _find_student(candidate.model, weights)
             planned.append(_plan_student(candidate, student, steps, student_steps, choice))
+    return _checked(planned, choice)
+
+
+def _checked(planned: list[Planned], choice: Choice) -> list[Planned]:
+    if not planned:
+        raise DimoError("there is nothing to score; name step counts with --steps or a --student")
     check_used([settings for entry in planned for settings in entry.rows], choice)
     return planned
 

@@ -5,12 +5,13 @@ Image i depends on model, settings, seed and i alone.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import Any, Self
 
 import torch
 
 from bench.images.codec import ImageBatch, to_uint8
-from bench.protocol import Protocol, list_protocols
+from bench.protocol import Protocol, list_protocols, load_protocol
 from bench.protocol.catalog import BUNDLED_PROMPTS
 from dimo.errors import DimoError, unknown_name
 from dimo.masking import check_steps
@@ -249,6 +250,26 @@ def check_used(rows: Sequence[SamplerSettings], choice: Choice) -> None:
         if not any(row.mask_schedule == schedule for row in rows):
             having = [key for key, sampler in SAMPLERS.items() if schedule in sampler.schedules]
             raise _unused(f"--schedule {schedule}", used, having)
+
+
+def protocol_for(
+    teacher: Teacher, named: str | PathLike[str] | None = None, *, option: str = "--protocol"
+) -> Protocol:
+    """The protocol of that name or file, else the teacher's own.
+
+    Raises:
+        DimoError: It is unknown or does not fit, or the teacher has none; `option` names one.
+    """
+    name = named or teacher.protocol
+    if not name:
+        fitting = ", ".join(protocol.name for protocol in fitting_protocols(teacher)) or "none"
+        raise DimoError(
+            f"teacher {teacher.name!r} has no protocol of its own; name one with {option} (bundled "
+            f"ones that fit: {fitting})"
+        )
+    protocol = load_protocol(name)
+    check_protocol(teacher, protocol)
+    return protocol
 
 
 def check_protocol(teacher: Teacher, protocol: Protocol) -> None:

@@ -17,6 +17,7 @@ from bench.metrics.base import Score
 from bench.metrics.scores import metric_values
 from bench.protocol import Protocol
 from bench.protocol.catalog import NONE
+from bench.protocol.checks import check_num_images
 from bench.records.compare import pack_contributions
 from bench.records.record import (
     Evidence,
@@ -84,6 +85,7 @@ class Suite(ABC):
         batch_size: Images generated at a time; changes speed, never a result.
         nonconforming: Whether off-protocol sets and references are scored, too.
         command: Command that is noted in records.
+        num_images: Images made per row; None: as many as the protocol asks for.
 
     Raises:
         DimoError: Networks, reference or prompts are missing, or not those of the protocol.
@@ -102,9 +104,19 @@ class Suite(ABC):
         batch_size: int = 500,
         nonconforming: bool = False,
         command: str = "",
+        num_images: int | None = None,
     ) -> None:
         self.protocol, self.runtime, self.assets = protocol, runtime, assets
         self.batch_size, self.nonconforming, self.command = batch_size, nonconforming, command
+        self.num_images = num_images or protocol.images.num_images
+
+    @property
+    def off_protocol(self) -> tuple[str, ...]:
+        """Why rows made here are off-protocol: another number of images; empty if they are not."""
+        asked = self.protocol.images.num_images
+        if self.num_images == asked:
+            return ()
+        return (f"{self.num_images:,} images; the protocol asks for {asked:,}",)
 
     @property
     def prompts(self) -> Sequence[str] | None:
@@ -125,7 +137,7 @@ class Suite(ABC):
         """
 
     def measure(self, row: Job) -> Measured:
-        """Scores one row, with the protocol's reporting seed and number of images."""
+        """Scores one row on `num_images` images of the protocol's reporting seed."""
         raise self._files_only()
 
     def quality(self, row: Job, *, seed: int, num_images: int) -> float:
@@ -235,7 +247,7 @@ class Suite(ABC):
                 labels_sha256=content.labels_sha256,
                 copies=content.copies,
                 notes=content.notes,
-                nonconforming=content.nonconforming,
+                nonconforming=(*content.nonconforming, *self.off_protocol),
                 contributions_sha256=sha256_bytes(contributions),
                 **fields,
             ),
@@ -251,8 +263,11 @@ def load_suite(
     batch_size: int = 500,
     nonconforming: bool = False,
     command: str = "",
+    num_images: int | None = None,
 ) -> Suite:
     """The suite of a protocol, with its networks, reference and prompts; see `Suite`."""
+    if num_images is not None:
+        check_num_images(protocol, num_images)
     suite: Suite = suite_class(protocol)(
         protocol,
         runtime,
@@ -260,6 +275,7 @@ def load_suite(
         batch_size=batch_size,
         nonconforming=nonconforming,
         command=command,
+        num_images=num_images,
     )
     return suite
 

@@ -72,7 +72,7 @@ class FeaturesSuite(Suite):
             batches = self._batches_of(row.images, row.labels, tally)
             features = extract(self.extractor, batches, count=len(row.images))
             return self._scored(features, tally.content(), method_info(row, None), start, seed=seed)
-        maker = self._maker(row, seed, self.protocol.images.num_images)
+        maker = self._maker(row, seed, self.num_images)
         features = extract(self.extractor, maker.batches(), count=maker.num_images)
         method = method_info(row, maker.cost)
         content, speed = maker.tally.content(), maker.speed()

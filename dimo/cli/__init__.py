@@ -5,12 +5,19 @@ __all__ = ["app", "main"]
 import sys
 
 from dimo.cli import bench, demo, evaluate, report, sample, train, weights  # noqa: F401
-from dimo.cli.app import Command, app, is_first_rank
+from dimo.cli.app import Command, app, is_first_rank, protocols_app, results_app, weights_app
 from dimo.errors import DimoError
 from dimo.util import terminal
 
-for _command in app.registered_commands:  # not those of the groups: protocols, results, weights
-    _command.cls = Command
+_ORDER = (  # of `dimo --help`: as a newcomer meets them
+    *("demo", "sample", "bench", "report", "distill", "eval", "compare", "verify"),
+    *("train", "encode", "reference", "export", "import"),
+)
+for _group in (app, protocols_app, results_app, weights_app):
+    for _command in _group.registered_commands:
+        assert _command.callback is not None
+        _command.name, _command.cls = _command.name or _command.callback.__name__, Command
+app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""))
 
 
 def main() -> None:

@@ -3,28 +3,102 @@
 import ctypes
 import os
 import sys
+import textwrap
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from dimo import __version__
 
-app = typer.Typer(
+_NAMES = 29  # widest name of an option that shares a line with its help
+
+
+class _Help:
+    """Help as plain text, with a section for each `rich_help_panel`.
+
+    Typer's own needs rich, which takes most of the time of `dimo --help`, and cuts long names.
+    """
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Writes arguments, options and commands."""
+        command: Any = self
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for param in command.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is None:  # hidden
+                continue
+            title = getattr(param, "rich_help_panel", None) or "Options"
+            if param.param_type_name == "argument":
+                title, record = "Arguments", (record[0].partition(" <")[0], record[1])
+            sections.setdefault(title, []).append(record)
+        commands = getattr(command, "commands", {}).values()
+        sections["Commands"] = [
+            (found.name, " ".join(found.help.split("\n\n")[0].split())) for found in commands
+        ]
+        rows = [row for section in sections.values() for row in section]
+        width = min(max(len(name) for name, _ in rows), _NAMES)
+        for title, section in sections.items():
+            if section:
+                _write_section(formatter, title, section, width)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Writes the epilog as it is: a line that is too wide can still be copied."""
+        command: Any = self
+        if command.epilog:
+            formatter.write(f"\n{command.epilog}\n")
+
+
+def _write_section(formatter: Any, title: str, rows: list[tuple[str, str]], width: int) -> None:
+    """Writes names of at most `width` beside their help; breaks no line inside `digits-dimo`."""
+    formatter.write(f"\n{typer.style(title, bold=True)}:\n")
+    for name, text in rows:
+        if len(name) > width:
+            formatter.write(f"  {name}\n")
+            name = ""
+        lines = textwrap.wrap(
+            text, formatter.width - width - 4, break_long_words=False, break_on_hyphens=False
+        )
+        for line in lines or [""]:
+            formatter.write(f"  {name:{width}}  {line}".rstrip() + "\n")
+            name = ""
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a command: complete command lines, one per line."""
+    return "\n  ".join(["Examples:" if len(lines) > 1 else "Example:", *lines])
+
+
+class Command(_Help, TyperCommand):
+    """A command; it keeps the memory that it frees."""
+
+    def invoke(self, ctx: Any) -> Any:
+        keep_freed_memory()
+        return super().invoke(ctx)
+
+
+class _Group(_Help, TyperGroup):
+    pass
+
+
+def _typer(text: str, **settings: Any) -> typer.Typer:
+    return typer.Typer(
+        cls=_Group, help=text, no_args_is_help=True, rich_markup_mode=None, **settings
+    )
+
+
+app = _typer(
+    "Benchmark for masked-diffusion image generators, with the Di[M]O one-step distiller.",
     name="dimo",
-    help="Benchmark for masked-diffusion image generators, with the Di[M]O one-step distiller.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-protocols_app = typer.Typer(no_args_is_help=True, help="Benchmarks and what each of them fixes.")
-app.add_typer(protocols_app, name="protocols")
-results_app = typer.Typer(no_args_is_help=True, help="Result records: list, show, differences.")
-app.add_typer(results_app, name="results")
-weights_app = typer.Typer(no_args_is_help=True, help="Official weight files of the networks.")
-app.add_typer(weights_app, name="weights")
+protocols_app = _typer("Benchmarks and what each of them fixes.", name="protocols")
+results_app = _typer("Result records: list, show, differences.", name="results")
+weights_app = _typer("Official weight files of the networks.", name="weights")
+for _group in (protocols_app, results_app, weights_app):
+    app.add_typer(_group)
 
 
 def is_first_rank() -> bool:
@@ -48,14 +122,6 @@ def _options(
     ] = False,
 ) -> None:
     pass
-
-
-class Command(TyperCommand):
-    """A command that computes: it keeps the memory that it frees."""
-
-    def invoke(self, ctx: Any) -> Any:
-        keep_freed_memory()
-        return super().invoke(ctx)
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of <malloc.h>

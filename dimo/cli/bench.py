@@ -7,39 +7,51 @@ from typing import Annotated
 import typer
 
 import dimo.cli.options as opt
-from dimo.cli.app import app
+from dimo.cli.app import app, examples
 from dimo.cli.report import measured_table
 from dimo.util import terminal
 
 
 @app.command(
-    epilog="Examples: `dimo bench --teacher digits --student digits-dimo --steps 1,2,4,8,16` · "
-    "`dimo bench --student runs/mine --baseline di4c=runs/a --baseline di4c-d=runs/b@2,4` · "
-    "`dimo bench --student runs/mine --tune temperature=0.6,0.8,1` · "
-    "`dimo bench --teacher maskgit --protocol imagenet256-adm --reference "
-    "VIRTUAL_imagenet256_labeled.npz --schedule arccos,arccos-v1` · "
-    "`dimo bench --teacher scenes --protocol scenes-geneval --tune guidance_scale=1,3`"
+    epilog=examples(
+        "dimo bench --teacher digits --student digits-dimo --steps 1,2,4,8,16",
+        "dimo bench --student runs/mine --num-images 1000",
+        "dimo bench --student runs/mine --baseline di4c=runs/a --baseline d=runs/b@2,4",
+        "dimo bench --student runs/mine --tune temperature=0.6,0.8,1",
+        "dimo bench --teacher scenes --tune guidance_scale=1,3",
+        "dimo bench --teacher maskgit --reference VIRTUAL_imagenet256_labeled.npz",
+    )
 )
 def bench(
-    teacher: opt.Teacher = "digits",
+    context: typer.Context,
+    teacher: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Name of a teacher; default: that of the first --student, else digits.",
+        ),
+    ] = "",
     students: opt.Students = [],  # noqa: B006
     baselines: opt.Baselines = [],  # noqa: B006
     steps: Annotated[
-        str, typer.Option(help="Teacher's step counts; empty: no teacher row.")
+        str,
+        typer.Option(metavar="N,N", help="Teacher's step counts; empty: no teacher row."),
     ] = opt.STEPS,
     student_steps: opt.StudentSteps = "1",
+    protocol: Annotated[
+        str, typer.Option(metavar="NAME", help="Protocol name or file; default: the teacher's own.")
+    ] = "",
+    num_images: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="A quick look at N images per row, off-protocol; default: as many as the protocol "
+            "asks for.",
+        ),
+    ] = None,
+    results: opt.Results = Path("results"),
     samplers: opt.Samplers = "",
     schedules: opt.Schedules = "",
-    protocol: Annotated[str, typer.Option(help="Protocol name or file.")] = "digits",
-    results: opt.Results = Path("results"),
-    tune: Annotated[
-        list[str],
-        typer.Option(
-            metavar="SETTING=V,V",
-            help="Choose settings of every row on the selection seed: by the highest GenEval score "
-            "where a detector decides, else by the lowest Fréchet distance.",
-        ),
-    ] = [],  # noqa: B006
     guidance_scale: opt.GuidanceScale = None,
     temperature: opt.Temperature = None,
     choice_temperature: opt.ChoiceTemperature = None,
@@ -48,50 +60,52 @@ def bench(
     top_p: opt.TopP = None,
     set_sampler: opt.SamplerKnobs = [],  # noqa: B006
     precision: opt.Precision = "float32",
-    reference_rows: Annotated[bool, typer.Option(help="Rows for real data and tokenizer.")] = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Changes speed, never a result.")] = 500,
-    device: opt.Device = "auto",
+    tune: Annotated[
+        list[str],
+        typer.Option(
+            metavar="SETTING=V,V",
+            rich_help_panel=opt.SAMPLER,
+            help="Choose a setting of every row on the selection seed, by GenEval score where a "
+            "detector decides, else by Fréchet distance; may be repeated.",
+        ),
+    ] = [],  # noqa: B006
     weights: opt.Weights = None,
     reference: opt.Reference = None,
     extractor_weights: opt.ExtractorWeights = None,
     prompts: opt.ProtocolPrompts = None,
+    as_json: opt.AsJson = False,
+    reference_rows: Annotated[
+        bool,
+        typer.Option(
+            "--reference-rows/--no-reference-rows",
+            rich_help_panel=opt.ADVANCED,
+            help="Rows for real data and tokenizer.",
+        ),
+    ] = True,
+    batch_size: opt.BatchSize = 500,
+    device: opt.Device = "auto",
     cache: opt.Cache = "",
     allow_code: opt.AllowCode = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Records on stdout, as JSON.")] = False,
 ) -> None:
     """Score a teacher at each step count, and distilled models, under one protocol."""
     from bench.features.extraction import cache_folder
-    from bench.protocol import load_protocol
     from bench.rows.rows import plan_jobs
-    from bench.rows.settings import check_protocol
+    from bench.rows.settings import protocol_for
     from bench.runner import run_rows
     from bench.suites.base import Assets
     from bench.tuning import parse_grid
     from dimo.engine.distributed import Runtime, choose_device
-    from dimo.zoo.teachers import get_teacher
 
-    place, grid, fixed = choose_device(device), parse_grid(tune), load_protocol(protocol)
-    choice = opt.parse_choice(
-        samplers,
-        schedules,
-        precision,
-        set_sampler,
-        guidance_scale=guidance_scale,
-        temperature=temperature,
-        choice_temperature=choice_temperature,
-        theta=theta,
-        top_k=top_k,
-        top_p=top_p,
-    )
-    check_protocol(get_teacher(teacher), fixed)
+    place, grid = choose_device(device), parse_grid(tune)
     planned = plan_jobs(
         teacher,
         [*students, *baselines],
         opt.parse_steps(steps),
         weights=weights,
-        choice=choice,
+        choice=opt.parse_choice(context.params),
         student_steps=opt.parse_steps(student_steps),
     )
+    fixed = protocol_for(planned[0].teacher, protocol)
     assets = Assets(
         weights=weights,
         extractor=extractor_weights,
@@ -108,6 +122,7 @@ def bench(
             assets,
             results=results,
             grid=grid,
+            num_images=num_images,
             reference_rows=reference_rows,
             batch_size=batch_size,
             command=opt.command_line(),
@@ -119,4 +134,6 @@ def bench(
         print(json.dumps([json.loads(record_to_json(r)) for r in records], indent=2))
     else:
         print(measured_table(records, fixed))
+    if records[0].off_protocol:
+        opt.warn(f"off-protocol, in a table of their own: {'; '.join(records[0].off_protocol)}")
     terminal.say(f"{len(records)} records in {results}; tables: dimo report --results {results}")

@@ -6,17 +6,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import dimo.cli.options as opt
-from dimo.cli.app import app
-from dimo.cli.report import measured_table, report_text
+from dimo.cli.app import app, examples
+from dimo.cli.report import measured_table
 from dimo.cli.train import run_distill
 from dimo.errors import DimoError
 from dimo.util import terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from bench.protocol import Protocol
     from bench.records.record import ResultRecord
 
+_TEACHER, _SHIPPED, _YOURS = "digits", "digits-dimo", "Di[M]O (yours)"
 
-@app.command(epilog="Example: `dimo demo --out runs/demo`")
+
+@app.command(epilog=examples("dimo demo --out runs/demo"))
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for run, records, report and picture.")] = Path(
         "runs/demo"
@@ -24,47 +31,106 @@ def demo(
     recipe: Annotated[str, typer.Option(help="Distillation recipe.")] = "digits",
     device: opt.Device = "auto",
 ) -> None:
-    """The main job in minutes, offline: distil, benchmark, report, draw - on real handwriting."""
-    if out.exists() and any(out.iterdir()):
-        raise DimoError(f"output {out} exists and is not empty; choose another --out, or remove it")
+    """The main job in minutes, offline: look, distil, benchmark, report - on real handwriting.
+
+    First scores the student that comes with the package beside its teacher, then distils a new
+    one. Interrupted, the same command resumes.
+    """
+    student, results, page = out / "student", out / "results", out / "report.html"
+    if out.exists() and any(out.iterdir()) and not (results.is_dir() or student.is_dir()):
+        raise DimoError(f"output {out} holds other files; choose another --out, or empty it")
     from bench.protocol import load_protocol
-    from bench.rows.grid import draw_samples
-    from bench.rows.rows import plan_jobs
-    from bench.runner import run_rows
-    from bench.suites.base import Assets
-    from dimo.engine.distributed import Runtime, choose_device
+    from bench.report import read_report, report_html
+    from dimo.engine.distributed import choose_device
     from dimo.engine.runs import find_recipe
     from dimo.util.files import write_atomic
 
-    place, protocol, results = choose_device(device), load_protocol("digits"), out / "results"
-    terminal.say("1/3 distil the bundled teacher into a one-step student")
-    student = out / "student"
-    run_distill(*find_recipe("digits", recipe=recipe), student, device=device)
-    terminal.say("2/3 benchmark: real data, teacher at 1, 2, 4, 8, 16 steps, student at 1 step")
-    planned = plan_jobs("digits", [str(student)], opt.parse_steps(opt.STEPS))
+    place, protocol = choose_device(device), load_protocol(_TEACHER)
+    terminal.say(
+        f"1/3 what comes with the package: teacher {_TEACHER}, one-step student {_SHIPPED}"
+    )
+    picture, steps = out / "shipped.png", [1, 4, 16]
+    _draw([_SHIPPED], steps, picture, place)
+    print(f"picture: {picture}", flush=True)
+    print(measured_table(_scored([_SHIPPED], steps, protocol, results, place), protocol))
+
+    terminal.say("2/3 distil the same teacher into a one-step student of your own")
+    if not (student / "config.json").is_file():
+        run_distill(*find_recipe(_TEACHER, recipe=recipe), student, device=device)
+
+    terminal.say("3/3 benchmark it beside the teacher")
+    picture, steps, models = (
+        out / "samples.png",
+        [1, 2, 4, 8, 16],
+        [_SHIPPED, f"{_YOURS}={student}"],
+    )
+    records = _scored(models, steps, protocol, results, place)
+    _draw(models, steps, picture, place)
     with terminal.work_bar() as progress:
-        runtime = Runtime(place, progress=progress, warn=opt.warn)
-        scored = run_rows(
-            planned, protocol, runtime, Assets(), results=results, command=opt.command_line()
-        )
-    records = [row.record for row in scored]
-    terminal.say("3/3 report and picture")
-    picture, table = out / "samples.png", out / "report.md"
-    jobs = [row.row for row in scored if row.row.settings is not None]
-    draw_samples(jobs, [], seed=0, out=picture, device=place)
-    write_atomic(table, report_text("digits", results))
+        text = report_html(read_report(results, _TEACHER), runs=out, progress=progress)
+    write_atomic(page, text)
     print(measured_table(records, protocol))
-    print(_demo_summary(records))
-    print(f"pictures: {picture}\nreport: {table}\nrecords: {results}")
+    print(_ratios(records))
+    print(f"picture: {picture}\npage: {page}\nrecords: {results}")
+    terminal.say(f"to distil again, remove {out} or choose another --out")
 
 
-def _demo_summary(records: "list[ResultRecord]") -> str:
-    rows = {(r.method.section, r.method.num_steps): r for r in records}
-    student = rows["Distill.", 1]
-    fast, slow = (r.speed.images_per_second for r in (student, rows["Teacher", 16]))
+def _draw(models: "Sequence[str]", steps: "list[int]", out: Path, device: "torch.device") -> None:
+    """Draws the same labels by the teacher at these steps and by each student in one."""
+    from bench.rows.grid import draw_samples
+    from bench.rows.rows import load_planned, plan_jobs
+
+    jobs = load_planned(plan_jobs(_TEACHER, models, steps), device=device)
+    draw_samples(jobs, [], seed=0, out=out, device=device)
+
+
+def _scored(
+    models: "Sequence[str]",
+    steps: "list[int]",
+    protocol: "Protocol",
+    results: Path,
+    device: "torch.device",
+) -> "list[ResultRecord]":
+    """Records of real data, teacher and students, after scoring those that `results` lacks."""
+    from bench.rows.rows import plan_jobs
+    from bench.runner import run_rows
+    from bench.suites.base import Assets
+    from dimo.engine.distributed import Runtime
+
+    known = _on_protocol(results)
+    students = {record.method.student for record in known}
+    counts = {record.method.num_steps for record in known if record.method.section == "Teacher"}
+    models = [model for model in models if model.rpartition("=")[2] not in students]
+    steps = [count for count in steps if count not in counts]
+    if models or steps:
+        with terminal.work_bar() as progress:
+            run_rows(
+                plan_jobs(_TEACHER, models, steps),
+                protocol,
+                Runtime(device, progress=progress, warn=opt.warn),
+                Assets(),
+                results=results,
+                reference_rows=not known,
+                command=opt.command_line(),
+            )
+    return _on_protocol(results)
+
+
+def _on_protocol(results: Path) -> "list[ResultRecord]":
+    """The records of a folder that are no quick looks."""
+    from bench.records.store import load_all
+
+    records = load_all(results)[0] if results.is_dir() else []
+    return [record for record in records if not record.off_protocol]
+
+
+def _ratios(records: "list[ResultRecord]") -> str:
+    teacher = {r.method.num_steps: r for r in records if r.method.section == "Teacher"}
+    (student,) = (r for r in records if r.method.name == _YOURS)
+    fast, slow = (r.speed.images_per_second for r in (student, teacher[16]))
     assert fast is not None
     assert slow is not None
-    fid, teacher_fid = student.metrics["fid"].value, rows["Teacher", 1].metrics["fid"].value
+    fid, teacher_fid = student.metrics["fid"].value, teacher[1].metrics["fid"].value
     return (
         f"one-step student : 16-step teacher = {fast / slow:.1f} : 1 in images/s "
         f"({fast:,.0f} against {slow:,.0f})\n"

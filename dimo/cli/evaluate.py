@@ -7,59 +7,73 @@ from typing import Annotated
 import typer
 
 import dimo.cli.options as opt
-from dimo.cli.app import app
+from dimo.cli.app import app, examples
 from dimo.errors import DimoError, unknown_name
 from dimo.util import terminal
 
 Paths = Annotated[
     list[Path],
-    typer.Argument(help="Folder, .zip, .tar or .npz of images; several are shards of one set."),
+    typer.Argument(
+        metavar="PATH",
+        help="Folder, .zip, .tar or .npz of images; several are shards of one set.",
+    ),
 ]
-ProtocolName = Annotated[str, typer.Option(help="Protocol name or file.")]
+ProtocolName = Annotated[str, typer.Option(metavar="NAME", help="Protocol name or file.")]
 Recursive = Annotated[bool, typer.Option("--recursive", help="Read folders with subfolders.")]
 Labels = Annotated[
     str,
     typer.Option(
+        metavar="SOURCE",
         help="Where labels come from: filename (000123_207.png), folder (one a class, sorted by "
         "name), cyclic:1000 (image i has label i mod 1000), or a .csv or .json file; default: "
-        "labels.csv or labels.json in the set."
+        "labels.csv or labels.json in the set.",
     ),
 ]
 
 
 @app.command(
     "eval",
-    epilog="Examples: `dimo eval samples/ --protocol imagenet256-adm --reference "
-    "VIRTUAL_imagenet256_labeled.npz --extractor-weights weights-inception-2015-12-05-6726825d.pth`"
-    " · `torchrun --nproc_per_node=8 -m dimo eval samples.npz --protocol imagenet256-adm ...`",
+    epilog=examples(
+        "dimo eval samples/ --protocol digits --name mine --steps 4",
+        "dimo eval samples/ --protocol imagenet256-adm --reference adm.npz",
+        "dimo eval DIR --protocol scenes-geneval",
+        "torchrun --nproc_per_node=8 -m dimo eval set.npz --protocol imagenet256-adm",
+    ),
 )
 def evaluate(
     paths: Paths,
     protocol: ProtocolName,
-    reference: opt.Reference = None,
-    weights: opt.NoWeights = None,
-    extractor_weights: opt.ExtractorWeights = None,
-    prompts: opt.ProtocolPrompts = None,
-    clip_weights: opt.ClipWeights = None,
+    name: Annotated[
+        str, typer.Option(metavar="TEXT", help="Name of the row; default: the path's.")
+    ] = "",
+    section: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Block of the table: Teacher, Sampler, Distill., Image sets."
+        ),
+    ] = "Image sets",
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Sampling steps of the images.")
+    ] = None,
+    results: opt.Results = Path("results"),
     labels: Labels = "",
     recursive: Recursive = False,
-    name: Annotated[str, typer.Option(help="Name of the row; default: the path's.")] = "",
-    section: Annotated[
-        str, typer.Option(help="Block of the table: Teacher, Sampler, Distill., Image sets.")
-    ] = "Image sets",
-    steps: Annotated[int | None, typer.Option(min=1, help="Sampling steps of the images.")] = None,
     nonconforming: Annotated[
         bool,
         typer.Option(
             "--nonconforming",
-            help="Score what is not as the protocol asks; such a record is in no table.",
+            help="Score what is not as the protocol asks, off-protocol.",
         ),
     ] = False,
-    results: opt.Results = Path("results"),
+    reference: opt.Reference = None,
+    weights: opt.NoWeights = None,
+    extractor_weights: opt.ExtractorWeights = None,
+    clip_weights: opt.ClipWeights = None,
+    prompts: opt.ProtocolPrompts = None,
+    as_json: opt.AsJson = False,
+    device: opt.Device = "auto",
     cache: opt.Cache = "",
     allow_code: opt.AllowCode = False,
-    device: opt.Device = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="The record on stdout, as JSON.")] = False,
 ) -> None:
     """Score a set of images under a protocol: every metric, with interval and provenance."""
     sections = ("Teacher", "Sampler", "Distill.", "Image sets")
@@ -108,7 +122,7 @@ def evaluate(
     for note in evidence.notes:
         opt.warn(note)
     if evidence.nonconforming:
-        opt.warn(f"not under the protocol, and in no table: {'; '.join(evidence.nonconforming)}")
+        opt.warn(f"off-protocol, in a table of its own: {'; '.join(evidence.nonconforming)}")
     terminal.say(f"record: {path}; tables: dimo report --protocol {protocol} --results {results}")
     verdicts = results / "verdicts" / f"{record.run_id}.jsonl"
     if verdicts.is_file():
@@ -116,16 +130,21 @@ def evaluate(
 
 
 @app.command(
-    epilog="Example: `dimo compare results/A.json results/B.json` · `dimo compare 3ed6 f225`"
+    epilog=examples("dimo compare 3ed6 f225", "dimo compare results/A.json results/B.json")
 )
 def compare(
-    first: Annotated[str, typer.Argument(help="A record's file, or the start of its run id.")],
-    second: Annotated[str, typer.Argument(help="The record to compare it with.")],
+    first: Annotated[
+        str, typer.Argument(metavar="RECORD", help="A record's file, or the start of its run id.")
+    ],
+    second: Annotated[str, typer.Argument(metavar="RECORD", help="The record to compare it with.")],
     protocol: Annotated[
-        str, typer.Option(help="Protocol name or file; default: the records' own, by name.")
+        str,
+        typer.Option(
+            metavar="NAME", help="Protocol name or file; default: the records' own, by name."
+        ),
     ] = "",
     results: opt.Results = Path("results"),
-    as_json: Annotated[bool, typer.Option("--json", help="Differences as JSON.")] = False,
+    as_json: opt.AsJson = False,
 ) -> None:
     """Paired differences of two rows on the same seeds: which is better, beyond chance."""
     from bench.records.record import protocol_of
@@ -144,19 +163,22 @@ def compare(
 
 
 @app.command(
-    epilog="Example: `dimo reference train256/ --protocol imagenet256-clean "
-    "--extractor-weights inception-2015-12-05.pt -o imagenet256-train.npz`"
+    epilog=examples(
+        "dimo reference train256/ --protocol imagenet256-clean -o imagenet256-train.npz"
+    )
 )
 def reference(
     paths: Paths,
     protocol: ProtocolName,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where to write the .npz.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="Where to write the .npz.")
+    ],
+    recursive: Recursive = False,
     weights: opt.NoWeights = None,
     extractor_weights: opt.ExtractorWeights = None,
-    recursive: Recursive = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
-    allow_code: opt.AllowCode = False,
+    force: opt.Force = False,
     device: opt.Device = "auto",
+    allow_code: opt.AllowCode = False,
 ) -> None:
     """Make reference statistics (mu, sigma, n) and features from real images."""
     if out.exists() and not force:

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,39 +16,45 @@ if TYPE_CHECKING:
     from bench.rows.settings import Choice
 
 STEPS = "1,2,4,8,16"
+# sections of `--help`, in the order in which a command's options name them
+SAMPLER = "Sampler settings"
+FILES = "Weights and references"
+TRACKING = "Pictures, scores and logs"
+OUTPUT = "Output"
+ADVANCED = "Advanced"
 
-
-def _schedules_in_words() -> str:
-    """Schedules with the samplers that accept them."""
-    samplers: dict[tuple[str, ...], list[str]] = {}
-    for name, sampler in SAMPLERS.items():
-        if sampler.schedules:
-            samplers.setdefault(sampler.schedules, []).append(name)
-    return "; ".join(f"{', '.join(keys)} ({', '.join(names)})" for keys, names in samplers.items())
-
-
-Teacher = Annotated[str, typer.Option(help="Name of a teacher.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Teacher = Annotated[str, typer.Option(metavar="NAME", help="Name of a teacher.")]
+Device = Annotated[
+    str, typer.Option(metavar="DEVICE", rich_help_panel=ADVANCED, help="auto, cpu, cuda or cuda:N.")
+]
 Weights = Annotated[
     Path | None,
-    typer.Option(help="Folder of published or converted weights; default: bundled or downloaded."),
+    typer.Option(
+        metavar="DIR",
+        rich_help_panel=FILES,
+        help="Folder of network weights; default: bundled or downloaded.",
+    ),
 ]
 Data = Annotated[
     Path | None,
-    typer.Option(help="Encoded images from `dimo encode`, for methods that train on data."),
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=FILES,
+        help="Encoded images from dimo encode, for methods that train on data.",
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe.")
 ]
-Results = Annotated[Path, typer.Option(help="Folder of the result records.")]
+Results = Annotated[Path, typer.Option(metavar="DIR", help="Folder of the result records.")]
 Students = Annotated[
     list[str],
     typer.Option(
         "--student",
         metavar="[NAME=]RUN[@STEPS]",
-        help="Distilled model: run folder, file, digits-dimo, scenes-dimo or dimo-maskgit, with a "
-        "name for its rows and its own step counts; may be repeated.",
+        help="Distilled model: run folder, file, digits-dimo, scenes-dimo or dimo-maskgit; may be "
+        "repeated.",
     ),
 ]
 Baselines = Annotated[
@@ -55,12 +62,14 @@ Baselines = Annotated[
     typer.Option(
         "--baseline",
         metavar="[NAME=]RUN[@STEPS]",
-        help="Distilled model to compare with, as --student, e.g. di4c=runs/di4c@2,4; may be "
-        "repeated.",
+        help="Distilled model to compare with, e.g. di4c=runs/di4c@2,4; may be repeated.",
     ),
 ]
 StudentSteps = Annotated[
-    str, typer.Option(help="Step counts of one-step students; others use those of --steps.")
+    str,
+    typer.Option(
+        metavar="N,N", help="Step counts of one-step students; others use those of --steps."
+    ),
 ]
 _KNOBS = all_knobs()
 Samplers = Annotated[
@@ -68,64 +77,96 @@ Samplers = Annotated[
     typer.Option(
         "--sampler",
         "--samplers",
-        help=f"Samplers of teachers: {', '.join(teacher_samplers())}; several make one row each. "
-        "Default: each teacher's own.",
+        metavar="NAME",
+        rich_help_panel=SAMPLER,
+        help=f"{', '.join(teacher_samplers())}; several, with commas, make one row each. Default: "
+        "the teacher's own.",
     ),
 ]
 Schedules = Annotated[
     str,
     typer.Option(
         "--schedule",
-        help="Mask schedule or unmasking rate; several make one row each. Allowed: "
-        f"{_schedules_in_words()}.",
+        metavar="NAME",
+        rich_help_panel=SAMPLER,
+        help="Mask schedule or unmasking rate: "
+        f"{', '.join(dict.fromkeys(n for s in SAMPLERS.values() for n in s.schedules))}; several "
+        "make one row each.",
     ),
 ]
-GuidanceScale = Annotated[float | None, typer.Option(help=_KNOBS["guidance_scale"].help)]
-Temperature = Annotated[float | None, typer.Option(help=_KNOBS["temperature"].help)]
-ChoiceTemperature = Annotated[float | None, typer.Option(help=_KNOBS["choice_temperature"].help)]
-Theta = Annotated[float | None, typer.Option(help=_KNOBS["theta"].help)]
-TopK = Annotated[int | None, typer.Option(help=_KNOBS["top_k"].help)]
-TopP = Annotated[float | None, typer.Option(help=_KNOBS["top_p"].help)]
+
+
+def _knob(name: str, metavar: str = "X") -> Any:
+    """The option of a sampler's knob."""
+    return typer.Option(metavar=metavar, rich_help_panel=SAMPLER, help=_KNOBS[name].help)
+
+
+GuidanceScale = Annotated[float | None, _knob("guidance_scale")]
+Temperature = Annotated[float | None, _knob("temperature")]
+ChoiceTemperature = Annotated[float | None, _knob("choice_temperature")]
+Theta = Annotated[float | None, _knob("theta")]
+TopK = Annotated[int | None, _knob("top_k", "N")]
+TopP = Annotated[float | None, _knob("top_p")]
 SamplerKnobs = Annotated[
     list[str],
     typer.Option(
         "--set-sampler",
         metavar="NAME=VALUE",
-        help="Set any setting of a sampler; may be repeated. Without an option of their own: "
-        f"{', '.join(name for name, knob in _KNOBS.items() if not knob.option)}.",
+        rich_help_panel=SAMPLER,
+        help="Set any setting of a sampler, also those without an option: "
+        f"{', '.join(name for name, knob in _KNOBS.items() if not knob.option)}; may be repeated.",
     ),
 ]
-Precision = Annotated[str, typer.Option(help="Precision of every network: float32 or bfloat16.")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=SAMPLER,
+        help="Precision of every network: float32 or bfloat16.",
+    ),
+]
 PromptsFile = Annotated[
     Path | None,
     typer.Option(
-        "--prompts", help="Text file with one prompt per line (text-conditioned teachers)."
+        "--prompts",
+        metavar="FILE",
+        help="Text file with one prompt per line (text-conditioned teachers).",
     ),
 ]
 Cache = Annotated[
     str,
     typer.Option(
         envvar="DIMO_CACHE",
-        help="Folder of cached features; none: no cache. Default: ~/.cache/dimo/features.",
+        metavar="DIR",
+        rich_help_panel=ADVANCED,
+        help="Folder of cached features, or none. Default: ~/.cache/dimo/features.",
     ),
 ]
 ExtractorWeights = Annotated[
     Path | None,
     typer.Option(
-        help="Weights of the feature extractor, of the detector, or of HPS; default: bundled or "
-        "downloaded."
+        metavar="FILE",
+        rich_help_panel=FILES,
+        help="Weights of the feature extractor, the detector or HPS; default: bundled or "
+        "downloaded.",
     ),
 ]
 ClipWeights = Annotated[
     Path | None,
-    typer.Option(help="Weights of CLIP, for a protocol with CLIP score beside an extractor."),
+    typer.Option(
+        metavar="FILE",
+        rich_help_panel=FILES,
+        help="Weights of CLIP, for a protocol with CLIP score beside an extractor.",
+    ),
 ]
 ProtocolPrompts = Annotated[
     Path | None,
     typer.Option(
         "--prompts",
-        help="The protocol's prompts: GenEval's file, HPSv2's folder of anime.json and so on, or a "
-        "JSON list of captions; default: bundled.",
+        metavar="PATH",
+        rich_help_panel=FILES,
+        help="The protocol's prompts: GenEval's file, HPSv2's folder or a JSON list of captions; "
+        "default: bundled.",
     ),
 ]
 
@@ -140,29 +181,50 @@ def _refuse_weights(path: Path | None) -> None:
 
 NoWeights = Annotated[Path | None, typer.Option("--weights", hidden=True, callback=_refuse_weights)]
 Reference = Annotated[
-    Path | None, typer.Option(help="File or folder of the reference; default: the bundled one.")
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        rich_help_panel=FILES,
+        help="File or folder of the reference; default: the bundled one.",
+    ),
 ]
 AllowCode = Annotated[
     bool,
     typer.Option(
         "--allow-code",
+        rich_help_panel=ADVANCED,
         help="Allow the protocol to import a custom extractor, which runs arbitrary code.",
+    ),
+]
+Force = Annotated[
+    bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace --out if it exists.")
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print JSON on stdout.")
+]
+
+
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=1,
+        rich_help_panel=ADVANCED,
+        help="Images at a time; changes speed and memory only.",
     ),
 ]
 
 
-def parse_choice(
-    samplers: str, schedules: str, precision: str, set_sampler: list[str], **settings: Any
-) -> "Choice":
-    """Sampler overrides; a setting that is None was not given.
+def parse_choice(options: Mapping[str, Any]) -> "Choice":
+    """Sampler overrides, from the options of a command; a setting that is None was not given.
 
     Raises:
         DimoError: As `bench.rows.settings.Choice`; a setting given twice, or not NAME=VALUE.
     """
     from bench.rows.settings import Choice, knob_named
 
-    given = {name: value for name, value in settings.items() if value is not None}
-    for text in set_sampler:
+    given = {name: options[name] for name in _KNOBS if options.get(name) is not None}
+    for text in options["set_sampler"]:
         name, sign, value = text.partition("=")
         if not sign or name == "mask_schedule":
             raise DimoError(
@@ -172,7 +234,8 @@ def parse_choice(
         if name in given:
             raise DimoError(f"--set-sampler {text!r} sets {name} twice; set it once")
         given[name] = knob_named(name).parse(value)
-    return Choice(_names(samplers), _names(schedules), given, precision)
+    samplers, schedules = _names(options["samplers"]), _names(options["schedules"])
+    return Choice(samplers, schedules, given, options["precision"])
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dimo.cli.app import app, protocols_app, results_app
+from dimo.cli.app import app, examples, protocols_app, results_app
 from dimo.cli.options import (
     AllowCode,
     ClipWeights,
@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 
 
 @app.command(
-    epilog="Examples: `dimo report` · `dimo report --protocol digits --format latex -o table.tex` "
-    "· `dimo report --format html -o report.html --plots plots` · `dimo report --ablation`"
+    epilog=examples(
+        "dimo report",
+        "dimo report --protocol digits --format latex -o table.tex",
+        "dimo report --format html -o report.html --plots plots",
+        "dimo report --ablation",
+    )
 )
 def report(
     protocol: Annotated[
@@ -36,8 +40,13 @@ def report(
     ] = "",
     results: Results = Path("results"),
     format_: Annotated[
-        str, typer.Option("--format", "-f", help="markdown, latex, csv, json or html.")
-    ] = "markdown",
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            help="text, markdown, latex, csv, json or html; default: text, in a file markdown.",
+        ),
+    ] = "",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write here instead of printing.")
     ] = None,
@@ -48,6 +57,13 @@ def report(
         Path | None,
         typer.Option(help="Folder of runs; the page and the plots show their training curves."),
     ] = None,
+    settings: Annotated[
+        bool,
+        typer.Option(
+            "--settings",
+            help="Also show each row's settings, how they were chosen, its training and code.",
+        ),
+    ] = False,
     ablation: Annotated[
         bool, typer.Option("--ablation", help="Show the ablations, averaged over training seeds.")
     ] = False,
@@ -67,28 +83,32 @@ def report(
     from bench.report import FORMATS, read_report, report_html, update_page
     from dimo.util.files import write_atomic
 
-    if format_ not in FORMATS:
-        raise unknown_name("format", format_, FORMATS)
+    chosen = format_ or ("markdown" if out else "text")
+    if chosen not in FORMATS:
+        raise unknown_name("format", chosen, FORMATS)
     if update is not None:
-        if protocol or out or plots or runs or ablation or format_ != "markdown":
+        if protocol or out or plots or runs or ablation or settings or format_:
             raise DimoError("--update allows only --results and --strict; the file says the rest")
         changed, problems = update_page(update, results)
         _warn(problems)
         terminal.say(f"{update}: {'tables updated' if changed else 'up to date'}")
     else:
-        content = read_report(results, protocol, ablation=ablation)
+        content = read_report(results, protocol, ablation=ablation, settings=settings)
         problems = list(content.problems)
         _warn(problems)
-        if format_ == "html":
+        if chosen == "html":
             with terminal.work_bar() as progress:
                 text = report_html(content, runs=runs, progress=progress)
         else:
-            text = FORMATS[format_](content)
+            text = FORMATS[chosen](content)
         if out is None:
-            print(text, end="")
+            print(text, end="", flush=True)
         else:
             write_atomic(out, text)
             terminal.say(f"report: {out}")
+        folded = chosen in ("text", "markdown", "latex") and not (settings or ablation)
+        if folded and any(part.records for part in content.protocols):
+            terminal.say("settings, training and code of each row: dimo report --settings")
         if plots is not None:
             from bench.report.plots import write_plots
 
@@ -109,10 +129,10 @@ def report_text(protocol: str, results: Path) -> str:
 
 
 def measured_table(records: "list[ResultRecord]", protocol: "Protocol") -> str:
-    """The Markdown report of these records alone."""
-    from bench.report import collect_report, report_markdown
+    """The report of these records alone, as text for a terminal."""
+    from bench.report import collect_report, report_plain
 
-    return report_markdown(collect_report(records, protocols=[protocol]))
+    return report_plain(collect_report(records, protocols=[protocol]))
 
 
 def _warn(problems: list[str]) -> None:
@@ -120,7 +140,7 @@ def _warn(problems: list[str]) -> None:
         warn(problem)
 
 
-@protocols_app.command("list", epilog="Example: `dimo protocols list`")
+@protocols_app.command("list", epilog=examples("dimo protocols list"))
 def protocols_list() -> None:
     """List every protocol with its hash."""
     from bench.protocol import list_protocols, protocol_sha256
@@ -130,7 +150,7 @@ def protocols_list() -> None:
         print(f"{protocol.name}  v{protocol.version}  {digest}  {protocol.title}")
 
 
-@protocols_app.command("show", epilog="Example: `dimo protocols show digits`")
+@protocols_app.command("show", epilog=examples("dimo protocols show digits"))
 def protocols_show(name: Annotated[str, typer.Argument(help="Protocol name or file.")]) -> None:
     """Print a protocol file unchanged."""
     from bench.protocol import protocol_text
@@ -138,7 +158,7 @@ def protocols_show(name: Annotated[str, typer.Argument(help="Protocol name or fi
     print(protocol_text(name), end="")
 
 
-@protocols_app.command("validate", epilog="Example: `dimo protocols validate my-protocol.toml`")
+@protocols_app.command("validate", epilog=examples("dimo protocols validate my-protocol.toml"))
 def protocols_validate(path: Annotated[Path, typer.Argument(help="TOML file.")]) -> None:
     """Check a protocol file and say what is wrong with it, if anything."""
     from bench.protocol import protocol_sha256, validate_file
@@ -156,7 +176,7 @@ ProtocolFile = Annotated[
 
 
 @results_app.command(
-    "list", epilog="Examples: `dimo results list` · `dimo results list --protocol digits --json`"
+    "list", epilog=examples("dimo results list", "dimo results list --protocol digits --json")
 )
 def results_list(
     protocol: Annotated[str, typer.Option(help="Only records of this protocol's name.")] = "",
@@ -182,7 +202,7 @@ def results_list(
         )
 
 
-@results_app.command("show", epilog="Example: `dimo results show 3ed6`")
+@results_app.command("show", epilog=examples("dimo results show 3ed6"))
 def results_show(
     record: Record,
     results: Results = Path("results"),
@@ -206,7 +226,7 @@ def results_show(
     print(record_page(shown, level=level), end="")
 
 
-@results_app.command("diff", epilog="Example: `dimo results diff 3ed6 f225`")
+@results_app.command("diff", epilog=examples("dimo results diff 3ed6 f225"))
 def results_diff(
     first: Record,
     second: Record,
@@ -229,9 +249,12 @@ def results_diff(
 
 
 @app.command(
-    epilog="Examples: `dimo verify 3ed6` · `dimo verify results/A.json --student runs/mine` · "
-    "`dimo verify f225 --images samples/`. Exit code 0: every metric is within its interval; "
-    "1: one is not; 2: the row could not be reproduced."
+    epilog=examples(
+        "dimo verify 3ed6",
+        "dimo verify results/A.json --student runs/mine",
+        "dimo verify f225 --images samples/",
+    )
+    + "\n\nExit code: 0, every metric is within its interval; 1, one is not; 2, an error."
 )
 def verify(
     record: Record,

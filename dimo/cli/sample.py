@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import dimo.cli.options as opt
-from dimo.cli.app import app, is_first_rank
+from dimo.cli.app import app, examples, is_first_rank
 from dimo.errors import DimoError
 from dimo.util import terminal
 
@@ -25,43 +25,36 @@ if TYPE_CHECKING:
 
 
 @app.command(
-    epilog="Examples: `dimo sample --model digits --model digits-dimo --steps 1,4,16 "
-    "--labels 3,3,7 --out grid.png` · `dimo sample --model scenes --steps 16 "
-    "--prompt 'a photo of a red circle above a blue square' --out grid.png` · `dimo sample "
-    "--model digits --steps 4 --count 5000 --seed 1000 --out samples.npz` · `torchrun "
-    "--nproc_per_node=8 -m dimo sample --model digits --steps 4 --count 5000 --out samples/`"
+    epilog=examples(
+        "dimo sample --model digits --model digits-dimo --steps 1,4,16 --labels 3,3,7",
+        "dimo sample --model scenes --prompt 'a photo of a red circle' --out grid.png",
+        "dimo sample --model digits --steps 4 --count 5000 --seed 1000 --out set.npz",
+        "torchrun --nproc_per_node=8 -m dimo sample --steps 4 --count 5000 --out set",
+    )
 )
 def sample(
+    context: typer.Context,
     models: Annotated[
         list[str],
         typer.Option(
             "--model",
             metavar="[NAME=]MODEL[@STEPS]",
-            help="Teacher, bundled student, run folder or file, with a name for its rows and its "
-            "own step counts; may be repeated for a picture.",
+            help="Teacher, bundled student, run folder or file; may be repeated for a picture.",
         ),
     ] = ["digits"],  # noqa: B006
     steps: Annotated[
         str,
         typer.Option(
+            metavar="N,N",
             help="Step counts; one-step students among teachers stay at 1. Default for a picture: "
-            f"{opt.STEPS}."
+            f"{opt.STEPS}.",
         ),
     ] = "",
-    samplers: opt.Samplers = "",
-    schedules: opt.Schedules = "",
-    guidance_scale: opt.GuidanceScale = None,
-    temperature: opt.Temperature = None,
-    choice_temperature: opt.ChoiceTemperature = None,
-    theta: opt.Theta = None,
-    top_k: opt.TopK = None,
-    top_p: opt.TopP = None,
-    set_sampler: opt.SamplerKnobs = [],  # noqa: B006
-    precision: opt.Precision = "float32",
     labels: Annotated[
         str,
         typer.Option(
-            help="Picture: one column per label; default: each class twice, or 10 of many classes."
+            metavar="N,N",
+            help="Picture: one column per label; default: each class twice, or 10 of many classes.",
         ),
     ] = "",
     prompt: Annotated[
@@ -72,45 +65,50 @@ def sample(
     count: Annotated[
         int | None,
         typer.Option(
-            help="Write this number of images as files; image i has label i modulo the classes or "
-            "prompts. Rerun the same command to continue after an interruption."
+            metavar="N",
+            help="Write this number of images as files; rerun the same command to continue after "
+            "an interruption.",
         ),
     ] = None,
     seed: Annotated[
         int,
         typer.Option(
-            help="Image i depends on seed and i alone; bundled protocols report with seed 1000."
+            metavar="N",
+            help="Image i depends on seed and i alone; bundled protocols report with seed 1000.",
         ),
     ] = 0,
     out: Annotated[
-        Path, typer.Option(help="Picture: a .png; with --count a folder of PNGs or an .npz.")
+        Path,
+        typer.Option(
+            metavar="PATH", help="Picture: a .png; with --count a folder of PNGs or an .npz."
+        ),
     ] = Path("samples.png"),
-    force: Annotated[
-        bool, typer.Option("--force", help="Overwrite the output of an earlier command.")
-    ] = False,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")
-    ] = 50,
-    device: opt.Device = "auto",
+    samplers: opt.Samplers = "",
+    schedules: opt.Schedules = "",
+    guidance_scale: opt.GuidanceScale = None,
+    temperature: opt.Temperature = None,
+    choice_temperature: opt.ChoiceTemperature = None,
+    theta: opt.Theta = None,
+    top_k: opt.TopK = None,
+    top_p: opt.TopP = None,
+    set_sampler: opt.SamplerKnobs = [],  # noqa: B006
+    precision: opt.Precision = "float32",
     weights: opt.Weights = None,
+    force: opt.Force = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="With --count: a summary as JSON on stdout.")
+        bool,
+        typer.Option(
+            "--json",
+            rich_help_panel=opt.OUTPUT,
+            help="With --count: a summary as JSON on stdout.",
+        ),
     ] = False,
+    batch_size: opt.BatchSize = 50,
+    device: opt.Device = "auto",
 ) -> None:
     """Draw a grid with one row per model and step count, or write --count images to score."""
     _check_out(out, count, force=force)
-    choice = opt.parse_choice(
-        samplers,
-        schedules,
-        precision,
-        set_sampler,
-        guidance_scale=guidance_scale,
-        temperature=temperature,
-        choice_temperature=choice_temperature,
-        theta=theta,
-        top_k=top_k,
-        top_p=top_p,
-    )
+    choice = opt.parse_choice(context.params)
     if count is None and as_json:
         raise DimoError("--json summarizes written images; add --count, or leave it out")
     if count is not None and labels:
@@ -275,26 +273,31 @@ def _report(done: "Exported", count: int, out: Path, *, as_json: bool) -> None:
 
 
 @app.command(
-    epilog="Examples: `dimo encode imagenet/train --teacher maskgit --centre-crop "
-    "-o tokens.safetensors` · `dimo encode shards/*.tar --teacher maskgit -o tokens.safetensors`"
+    epilog=examples(
+        "dimo encode imagenet/train --teacher maskgit --centre-crop -o im.safetensors",
+        "dimo encode shards/*.tar --teacher maskgit -o im.safetensors",
+    )
 )
 def encode(
     paths: Annotated[
         list[Path],
         typer.Argument(
+            metavar="PATH",
             help="Folder (with subfolders), .zip, .tar (WebDataset) or .npz of images; several "
-            "are shards of one set."
+            "are shards of one set.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file to write.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="The .safetensors file to write.")
+    ],
     teacher: opt.Teacher = "digits",
-    weights: opt.Weights = None,
     labels: Annotated[
         str,
         typer.Option(
+            metavar="SOURCE",
             help="Where labels come from: folder (one per class, sorted by name), filename "
             "(000123_207.png), cyclic:1000, or a .csv or .json file; default: labels of the set, "
-            "else its folders."
+            "else its folders.",
         ),
     ] = "",
     centre_crop: Annotated[
@@ -308,14 +311,14 @@ def encode(
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Also encode the mirror image of each image.")
     ] = False,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Images at a time; changes speed and memory only.")
-    ] = 64,
-    device: opt.Device = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Start over and replace --out.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="What was done, as JSON on stdout.")
+    weights: opt.Weights = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", rich_help_panel=opt.OUTPUT, help="Start over and replace --out."),
     ] = False,
+    as_json: opt.AsJson = False,
+    batch_size: opt.BatchSize = 64,
+    device: opt.Device = "auto",
 ) -> None:
     """Encode images with a teacher's tokenizer; rerun the same command after an interruption."""
     if out.suffix != ".safetensors":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import dimo.cli.options as opt
-from dimo.cli.app import app, is_first_rank
+from dimo.cli.app import app, examples, is_first_rank
 from dimo.errors import DimoError, unknown_name
 from dimo.methods import METHODS
 from dimo.util import terminal
@@ -26,13 +26,21 @@ if TYPE_CHECKING:
     from dimo.methods.pretraining import ExtractorRecipe, TrainRecipe
 
 
-@app.command(epilog="Example: `dimo train --teacher digits --out runs/my-teacher`")
+@app.command(epilog=examples("dimo train --teacher digits --out runs/my-teacher"))
 def train(
-    teacher: Annotated[str, typer.Option(help="Teacher to train from its bundled data.")] = "",
-    extractor: Annotated[str, typer.Option(help="Feature extractor to train instead.")] = "",
-    recipe: Annotated[str, typer.Option(help="Recipe name or .toml; default: its own.")] = "",
+    teacher: Annotated[
+        str, typer.Option(metavar="NAME", help="Teacher to train from its bundled data.")
+    ] = "",
+    extractor: Annotated[
+        str, typer.Option(metavar="NAME", help="Feature extractor to train instead.")
+    ] = "",
+    recipe: Annotated[
+        str, typer.Option(metavar="NAME", help="Recipe name or .toml; default: its own.")
+    ] = "",
     settings: opt.Settings = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/NAME.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder; default: runs/NAME.")
+    ] = None,
     resume: opt.Resume = False,
     device: opt.Device = "auto",
 ) -> None:
@@ -114,57 +122,30 @@ def _extractor(
 
 
 @app.command(
-    epilog="Examples: `dimo distill --teacher digits --out runs/mine` · "
-    "`dimo distill --recipe digits-full --set seed=1 --set beta=0.3 --out runs/seed1` · "
-    "`dimo distill --method di4c-d --out runs/di4c-d` · "
-    "`dimo distill --teacher maskgit --recipe mine.toml --dry-run`"
+    epilog=examples(
+        "dimo distill --teacher digits --out runs/mine",
+        "dimo distill --recipe digits-full --set seed=1 --set beta=0.3 --out runs/seed1",
+        "dimo distill --method di4c-d --out runs/di4c-d",
+        "dimo distill --teacher maskgit --recipe mine.toml --dry-run",
+    )
 )
 def distill(
     teacher: opt.Teacher = "digits",
     method: Annotated[
-        str, typer.Option(help=f"{', '.join(METHODS)}; default: the recipe's, or dimo.")
+        str,
+        typer.Option(metavar="NAME", help=f"{', '.join(METHODS)}; default: the recipe's, or dimo."),
     ] = "",
     recipe: Annotated[
-        str, typer.Option(help="Recipe name or .toml; default: that of teacher and method.")
-    ] = "",
-    settings: opt.Settings = [],  # noqa: B006
-    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/RECIPE.")] = None,
-    resume: opt.Resume = False,
-    device: opt.Device = "auto",
-    weights: opt.Weights = None,
-    data: opt.Data = None,
-    sample_every: Annotated[
-        int | None,
-        typer.Option(
-            help="Steps between pictures in RUN/samples; 0: none. Default: about ten a run."
-        ),
-    ] = None,
-    score_every: Annotated[
-        int | None,
-        typer.Option(
-            help="Steps between scores in RUN/curve.jsonl, the EMA's GenEval score (a teacher of "
-            "prompts) or FID on the protocol's selection seed; 0: none. Default: about ten a run, "
-            "if there is a protocol."
-        ),
-    ] = None,
-    score_protocol: Annotated[
-        str, typer.Option(help="Protocol name or file; default: that of a bundled teacher.")
-    ] = "",
-    reference: opt.Reference = None,
-    extractor_weights: Annotated[
-        Path | None, typer.Option(help="Weights file of the extractor; default: shipped.")
-    ] = None,
-    wandb: Annotated[
-        str, typer.Option(metavar="PROJECT", help="Log to Weights & Biases too.")
-    ] = "",
-    ablation: Annotated[
         str,
         typer.Option(
-            metavar="KEY,KEY",
-            help="Recipe keys that an ablation varies; noted with the student, for "
-            "`dimo report --ablation`.",
+            metavar="NAME", help="Recipe name or .toml; default: that of teacher and method."
         ),
     ] = "",
+    settings: opt.Settings = [],  # noqa: B006
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder; default: runs/RECIPE.")
+    ] = None,
+    resume: opt.Resume = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -173,9 +154,57 @@ def distill(
             "--device cuda no GPU.",
         ),
     ] = False,
+    sample_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=opt.TRACKING,
+            help="Steps between pictures in RUN/samples; 0: none. Default: about ten a run.",
+        ),
+    ] = None,
+    score_every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=opt.TRACKING,
+            help="Steps between scores of the EMA in RUN/curve.jsonl; 0: none. Default: about ten "
+            "a run for a bundled teacher.",
+        ),
+    ] = None,
+    score_protocol: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=opt.TRACKING,
+            help="Protocol of the scores, name or file; default: the teacher's own.",
+        ),
+    ] = "",
+    wandb: Annotated[
+        str,
+        typer.Option(
+            metavar="PROJECT", rich_help_panel=opt.TRACKING, help="Log to Weights & Biases too."
+        ),
+    ] = "",
+    ablation: Annotated[
+        str,
+        typer.Option(
+            metavar="KEY,KEY",
+            rich_help_panel=opt.TRACKING,
+            help="Recipe keys that an ablation varies; noted with the student, for dimo report "
+            "--ablation.",
+        ),
+    ] = "",
+    weights: opt.Weights = None,
+    data: opt.Data = None,
+    reference: opt.Reference = None,
+    extractor_weights: opt.ExtractorWeights = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="With --dry-run: the same as JSON.")
+        bool,
+        typer.Option(
+            "--json", rich_help_panel=opt.OUTPUT, help="With --dry-run: the same as JSON."
+        ),
     ] = False,
+    device: opt.Device = "auto",
 ) -> None:
     """Distil a teacher into a student that samples in one or a few steps.
 
@@ -206,9 +235,7 @@ def distill(
         ),
         ablation=opt.parse_names(ablation),
     )
-    terminal.say(
-        f"student: {folder}; score it with: dimo bench --teacher {teacher} --student {folder}"
-    )
+    terminal.say(f"student: {folder}; score it with: dimo bench --student {folder}")
 
 
 def run_distill(

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dimo.cli.app import app, weights_app
-from dimo.cli.options import Weights
+from dimo.cli.app import app, examples, weights_app
+from dimo.cli.options import AsJson, Force, Weights
 from dimo.util import terminal
 
 if TYPE_CHECKING:
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 Folder = Annotated[
     Path | None,
-    typer.Option(help="Folder of the files; default: $DIMO_WEIGHTS or ~/.cache/dimo/weights."),
+    typer.Option(
+        metavar="DIR",
+        help="Folder of the files; default: $DIMO_WEIGHTS or ~/.cache/dimo/weights.",
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 
 
-@weights_app.command("list", epilog="Example: `dimo weights list --folder weights`")
+@weights_app.command("list", epilog=examples("dimo weights list --folder weights"))
 def weights_list(folder: Folder = None, as_json: AsJson = False) -> None:
     """List the official files: contents, source, licence, size, hash, and local path."""
     from dimo.weights.catalog import OFFICIAL, default_folder, find
@@ -52,10 +54,10 @@ def weights_list(folder: Folder = None, as_json: AsJson = False) -> None:
 
 
 @weights_app.command(
-    "fetch", epilog="Example: `dimo weights fetch maskgit-256 maskgit-vqgan --folder weights`"
+    "fetch", epilog=examples("dimo weights fetch maskgit-256 maskgit-vqgan --folder weights")
 )
 def weights_fetch(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="See `dimo weights list`.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="See dimo weights list.")],
     folder: Folder = None,
 ) -> None:
     """Download official files; an interrupted download is resumed, and checksums are compared."""
@@ -72,13 +74,16 @@ def weights_fetch(
 
 
 @weights_app.command(
-    "convert", epilog="Example: `dimo weights convert last.ckpt -o weights --config model.yaml`"
+    "convert", epilog=examples("dimo weights convert last.ckpt -o weights --config model.yaml")
 )
 def weights_convert(
-    file: Annotated[Path, typer.Argument(help="Official checkpoint.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the result.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Official checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the result.")],
     config: Annotated[
-        Path | None, typer.Option(help="model.yaml of a VQGAN; default: the one beside FILE.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="model.yaml of a VQGAN; default: the one beside the checkpoint."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing result.")] = False,
     as_json: AsJson = False,
@@ -96,12 +101,12 @@ def weights_convert(
 
 
 @weights_app.command(
-    "verify", epilog="Examples: `dimo weights verify` · `dimo weights verify maskgit-256 my.pth`"
+    "verify", epilog=examples("dimo weights verify", "dimo weights verify maskgit-256 my.pth")
 )
 def weights_verify(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME_OR_FILE]...", help="Default: all in the folder."),
+        typer.Argument(metavar="NAME_OR_FILE", help="Default: all in the folder."),
     ] = None,
     folder: Folder = None,
     as_json: AsJson = False,
@@ -135,8 +140,10 @@ def _as_text(finding: "Finding") -> str:
 
 
 @app.command(
-    epilog="Examples: `dimo export runs/mine -o pytorch_model.bin` · "
-    "`dimo export digits-dimo -o student.safetensors`"
+    epilog=examples(
+        "dimo export runs/mine -o pytorch_model.bin",
+        "dimo export digits-dimo -o student.safetensors",
+    )
 )
 def export(
     run: Annotated[
@@ -148,11 +155,14 @@ def export(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", help=".bin: official layout, a bare state dict; or .safetensors."
+            "--out",
+            "-o",
+            metavar="FILE",
+            help=".bin: official layout, a bare state dict; or .safetensors.",
         ),
     ],
     weights: Weights = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace --out if it exists.")] = False,
+    force: Force = False,
 ) -> None:
     """Write a student as one file that the official Di[M]O code loads."""
     from dimo.weights.exchange import export_student
@@ -166,20 +176,23 @@ def export(
 
 
 @app.command(
-    "import", epilog="Example: `dimo import pytorch_model.bin --teacher maskgit -o runs/official`"
+    "import", epilog=examples("dimo import pytorch_model.bin --teacher maskgit -o runs/official")
 )
 def import_(
-    file: Annotated[Path, typer.Argument(help="Weights of a student, official or exported.")],
-    teacher: Annotated[str, typer.Option(help="Name of its teacher.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder to create.")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Weights of a student, official or exported."),
+    ],
+    teacher: Annotated[str, typer.Option(metavar="NAME", help="Name of its teacher.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Run folder to create.")],
     init_mask_ratio: Annotated[
-        float | None, typer.Option(help="Fraction of masked tokens in its input.")
+        float | None, typer.Option(metavar="X", help="Fraction of masked tokens in its input.")
     ] = None,
     embedding_noise: Annotated[
-        float | None, typer.Option(help="Noise on the embeddings of its input.")
+        float | None, typer.Option(metavar="X", help="Noise on the embeddings of its input.")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option(help="Divides its logits when it is sampled.")
+        float | None, typer.Option(metavar="X", help="Divides its logits when it is sampled.")
     ] = None,
 ) -> None:
     """Make a run folder from a student's official file. Defaults: as in the teacher's recipe."""

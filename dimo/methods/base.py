@@ -56,23 +56,23 @@ class Optimization:
     """Recipe keys of every run."""
 
     kind: ClassVar[str]
-    seed: int = 0
-    steps: int
+    seed: int = 0  # of every random number of the run
+    steps: int  # updates of the trained network
     batch_size: int = 256  # images per step, over all ranks and micro-batches
     accumulate: int = 1  # micro-batches per rank and step
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
-    learning_rate: float
-    lr_schedule: str = "constant"
-    lr_warmup_steps: int = 100
-    weight_decay: float = 0.0
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    adam_eps: float = 1e-8
-    grad_clip: float = 1.0
+    learning_rate: float  # the highest, after the warm-up
+    lr_schedule: str = "constant"  # or half a cosine or a line to 0: cosine, linear
+    lr_warmup_steps: int = 100  # steps of a linear rise from 0
+    weight_decay: float = 0.0  # of AdamW
+    adam_betas: tuple[float, float] = (0.9, 0.999)  # decay of AdamW's two moments
+    adam_eps: float = 1e-8  # AdamW's epsilon
+    grad_clip: float = 1.0  # largest norm of the gradient of a network
     max_skipped: int = 20  # stop after this many consecutive non-finite updates
-    ema_decay: float = 0.999
+    ema_decay: float = 0.999  # of the averaged weights, which are what is kept
     ema_on_cpu: bool = False  # costs one transfer of the weights per step
-    precision: str = "bfloat16"
-    checkpoint_every: int = 500
+    precision: str = "bfloat16"  # or float16, float32; weights are float32 in any case
+    checkpoint_every: int = 500  # steps between checkpoints
     keep_every: int = 0  # keep checkpoints at multiples of this beside the two newest
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class DistillationRecipe(Optimization):
     teacher: str  # a row of `dimo.zoo.teachers`
     dropout: float = 0.0  # of the networks in training; the teacher has none
     temperature: float = 1.0  # divides the student's logits when it is sampled
-    temperature_selected_by: str = "default"
+    temperature_selected_by: str = "default"  # how that temperature was chosen
 
     def __post_init__(self) -> None:
         super().__post_init__()

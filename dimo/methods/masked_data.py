@@ -33,7 +33,7 @@ class DataRecipe(DistillationRecipe):
     mask_schedule: str = "arccos"  # gamma, from all masked at r = 0 to nothing masked at r = 1
     choice_temperature: float = 4.5  # of the teacher's confidence noise
     label_dropout: float = 0.1  # fraction of images without their label
-    dropout: float = 0.1
+    dropout: float = 0.1  # of the networks in training; the teacher has none
     guidance_scale: float | None = None  # of the student's sampling; None: the teacher's
 
     def __post_init__(self) -> None:

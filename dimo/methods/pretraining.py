@@ -19,12 +19,12 @@ class TrainRecipe(Optimization):
     """Training of a bundled teacher: masked cross-entropy, label dropout, EMA."""
 
     kind: ClassVar[str] = "train"
-    teacher: str
+    teacher: str  # a row of `dimo.zoo.teachers` with bundled data
     optimizer: str = "adamw"  # or muon for the matrices of the blocks, and AdamW for the rest
-    mask_schedule: str = "arccos"
-    label_smoothing: float = 0.0
-    label_dropout: float = 0.1
-    dropout: float = 0.1
+    mask_schedule: str = "arccos"  # arccos, cosine, linear, square or mage
+    label_smoothing: float = 0.0  # of the cross-entropy
+    label_dropout: float = 0.1  # fraction of images without their label
+    dropout: float = 0.1  # in the blocks
     tokenizer_steps: int = 0  # to train the tokenizer first, if it is a network
 
     def __post_init__(self) -> None:
@@ -41,10 +41,10 @@ class ExtractorRecipe(Optimization):
     """Training of a bundled feature extractor."""
 
     kind: ClassVar[str] = "extractor"
-    extractor: str
-    label_smoothing: float = 0.1
-    pixel_noise: float = 12.0
-    shift_probability: float = 0.3
+    extractor: str  # digits-cnn, scenes-detector or scenes-clip
+    label_smoothing: float = 0.1  # of the cross-entropy; digits-cnn only, as the next two
+    pixel_noise: float = 12.0  # deviation in grey levels of 255
+    shift_probability: float = 0.3  # probability that an image is moved by a pixel
 
 
 class TrainingData(Protocol):

@@ -81,6 +81,7 @@ class Teacher:
     names: Callable[[], tuple[str, ...]]  # one per class, for captions
     label_smoothing: float
     defaults: SamplerDefaults
+    protocol: str = ""  # name or file of the protocol it is scored under by default; "": none
     recipe: str | None = None  # of Di[M]O
     other_recipes: Mapping[str, str] = field(default_factory=dict)  # by method
     text: TextConditioning | None = None  # None: the condition is a class
@@ -135,6 +136,7 @@ def _digits() -> Teacher:
             choice_temperature=4.5,
             selected_by="as Maskgit-pytorch (choice temperature 4.5, temperature 1), no guidance",
         ),
+        protocol="digits",
         recipe="digits",
         other_recipes={method: f"digits-{method}" for method in ("di4c", "di4c-d", "sdtt")},
         bundled=DIGITS,
@@ -173,6 +175,7 @@ def _maskgit(name: str, side: int, *, w: float, choice_temperature: float, steps
             f"(scale {1 + w:g}), r_temp {choice_temperature:g}, sm_temp 1; its token counts are "
             "those of the schedule arccos-v1",
         ),
+        protocol=f"imagenet{side}-adm",
         recipe="maskgit",
         other_recipes={"di4c": "maskgit-di4c", "di4c-d": "maskgit-di4c-d"},
     )
@@ -202,6 +205,7 @@ def _halton(size: str, side: int, *, w: float) -> Teacher:
             selected_by=f"README of Halton-MaskGIT for {side} x {side} and 32 steps: CFG {w:g} "
             f"(scale {1 + w:g}); inverse temperature 1 to 1.2 and random start of its example",
         ),
+        protocol="imagenet256-adm" if side == 256 else "",
         recipe="halton",
     )
 
@@ -235,6 +239,7 @@ def _meissonic() -> Teacher:
             selected_by="defaults of the official pipeline (48 steps, scale 9, temperature (2, 0)) "
             "and its inference script's negative prompt",
         ),
+        protocol="geneval-hf",  # `geneval` reads the verdicts of a detector that dimo does not run
         recipe="meissonic",
         text=TextConditioning(
             encoder=CLIPText.from_official,
@@ -270,6 +275,7 @@ def _scenes() -> Teacher:
             choice_temperature=4.5,
             selected_by="as digits, with guidance 3; not tuned",
         ),
+        protocol="scenes-geneval",
         recipe="scenes",
         text=TextConditioning(
             encoder=SceneWords,

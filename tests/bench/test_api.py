@@ -71,6 +71,16 @@ def test_records_are_stored_and_compared(table, folder):
     assert fid.better == "second"
 
 
+def test_the_protocol_is_the_first_models(tmp_path):
+    table = bench.run(["digits-dimo"], num_images=50, results=tmp_path, device="cpu")
+    assert table["off_protocol"].tolist() == [True]
+    (record,) = bench.load_results(tmp_path)
+    assert (record.protocol.name, record.num_images) == ("digits", 50)
+    assert record.command == "bench.run(['digits-dimo'], protocol='digits', num_images=50)"
+    with pytest.raises(DimoError, match="protocol 'digits' is for 8 x 8 images"):
+        bench.run(["digits-dimo", "scenes-dimo"], results=tmp_path)
+
+
 def test_evaluate_scores_files(folder):
     images, labels = digits.load()
     order = np.argsort(labels.numpy() % 10, kind="stable").reshape(-1)

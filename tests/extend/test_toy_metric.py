@@ -73,7 +73,7 @@ def test_a_metric_of_ones_own(tmp_path, monkeypatch, call):
     score = record["metrics"]["mean_shift"]
     assert score["extra"] == {"power": 1.0}
     assert score["low"] < score["value"] < score["high"]
-    table = call("report", "--protocol", "toy.toml")
+    table = call("report", "-f", "markdown", "--protocol", "toy.toml")
     assert "Shift (↓)" in table
     assert f"{score['value']:.1f}" in table
     assert f"{score['value']:.2f}" not in table
@@ -103,5 +103,5 @@ def test_an_extractor_of_ones_own(tmp_path, monkeypatch, call):
     record = json.loads(call("eval", "samples.npz", "--protocol", "toy.toml", "--json"))
     assert record["evidence"]["extractor"].startswith("means")
     assert record["metrics"]["fid"]["value"] > 0
-    table = call("report", "--protocol", "toy.toml")
+    table = call("report", "-f", "markdown", "--protocol", "toy.toml")
     assert "FID (↓)" in table

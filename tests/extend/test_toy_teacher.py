@@ -61,6 +61,7 @@ def toy(monkeypatch, tmp_path):
         names=lambda: tuple("0123456789"),
         label_smoothing=0.0,
         defaults=SamplerDefaults("confidence", "arccos", 1.0, 1.0, "a toy"),
+        protocol="digits",
         recipe="digits",
     )
     monkeypatch.setitem(TEACHERS, "toy", row)
@@ -76,8 +77,8 @@ def _run(*arguments):
 def test_the_commands_take_a_teacher_from_outside(toy, tmp_path, capsys):
     _run("distill", "--teacher", "toy", "--out", "run", "--set", "steps=3", "--set", "batch_size=4",
          "--device", "cpu", "--sample-every", 0, "--score-every", 0)  # fmt: skip
-    _run("bench", "--teacher", "toy", "--student", "run", "--steps", "2", "--protocol", "digits",
-         "--results", "results", "--device", "cpu", "--cache", "none")  # fmt: skip
+    _run("bench", "--student", "run", "--steps", "2", "--results", "results",
+         "--device", "cpu", "--cache", "none")  # fmt: skip
     capsys.readouterr()
     _run("report", "--results", "results")
     table = capsys.readouterr().out
@@ -85,6 +86,7 @@ def test_the_commands_take_a_teacher_from_outside(toy, tmp_path, capsys):
     assert "Di[M]O" in table
     records = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")]
     assert {record["method"]["teacher"] for record in records} == {"toy"}
+    assert {record["protocol"]["name"] for record in records} == {"digits"}
 
 
 def test_its_weights_are_listed_checked_and_converted(toy, tmp_path, capsys):

@@ -26,7 +26,7 @@ from bench.report.measured import ablation_tables, measured_tables
 from bench.report.notes import caption
 from bench.report.panels import Panel, protocol_panels, run_panels, thinned, tuning_panels
 from bench.report.quoted import quoted_tables
-from bench.report.table import metric_label, settings
+from bench.report.table import SYMBOLS, metric_label, settings
 from bench.report.text import LONGEST_NAME, LONGEST_NOTE, Line, Styled, Table, one_line
 from dimo.util.schema import encode
 from dimo.util.terminal import Progress, quiet
@@ -74,12 +74,12 @@ def _part(part: ProtocolReport, key: str, report: Report, progress: Progress) ->
     `columns` are the headings after the name and whether sorting begins with the largest, `tables`
     is shown below the sortable table, or in its place if there is none.
     """
-    tables = ablation_tables(part) if report.ablation else measured_tables(part)
-    results = tables[0] if tables[0].header and not report.ablation else None
+    tables = ablation_tables(part) if report.ablation else measured_tables(part, settings=True)
+    results = None if part.frame.empty or report.ablation else tables[0]
     panels: tuple[Panel, ...] = ()
     if results:
         panels = (*protocol_panels(part), *tuning_panels(part))
-        tables = [Table(notes=results.notes)]  # the settings are in each row's provenance
+        tables = [Table(notes=results.notes), *tables[1:]]
     header = results.header[1:] if results else ()
     judged = results and part.protocol.detector
     return {
@@ -100,9 +100,10 @@ def _part(part: ProtocolReport, key: str, report: Report, progress: Progress) ->
 def _rows(part: ProtocolReport, table: Table) -> list[dict[str, Any]]:
     """The rows of a table of `measured_tables`, each with its provenance as term -> text."""
     views = []
-    rows = cells.rows(part.frame)
-    for row, record, body in zip(rows, part.records, table.rows, strict=True):
-        name, label = one_line(row["method"], LONGEST_NAME), cells.row_label(row)
+    rows, details = cells.rows(part.frame), cells.distinguishing(part.records, SYMBOLS)
+    for row, record, words, body in zip(rows, part.records, details, table.rows, strict=True):
+        name, label = record.method.name + f" ({words})" * bool(words), cells.row_label(row)
+        mark = tuple(p for p in body[0] if isinstance(p, Styled) and p.style == "mark")
         facts = {
             term: one_line(" \u00b7 ".join(pieces), _LONGEST_TEXT)
             for term, pieces in _facts(record, part.protocol)
@@ -110,7 +111,8 @@ def _rows(part: ProtocolReport, table: Table) -> list[dict[str, Any]]:
         }
         command = record.command[:_LONGEST_TEXT]
         command = command if command.isprintable() else one_line(command, _LONGEST_TEXT)
-        view = {"section": row["section"], "name": name, "label": label, "cells": body[1:]}
+        view = {"section": row["section"], "name": (one_line(name, LONGEST_NAME), *mark)}
+        view |= {"label": label, "cells": body[1:]}
         views.append(view | {"facts": facts, "command": command, "run_id": record.run_id})
     return views
 
@@ -274,13 +276,6 @@ def _line(line: Line) -> Markup:
     return Markup("").join(_piece(piece) for piece in line)
 
 
-def _cell(line: Line) -> Markup:
-    """A line in a cell, with a less prominent interval after a number."""
-    if len(line) == 2 and isinstance(line[1], str) and line[1].startswith(" ±"):
-        return Markup("{} <s>{}</s>").format(_piece(line[0]), line[1].strip())
-    return _line(line)
-
-
 def _heading(heading: str) -> Markup:
     """`FID (↓)` with the direction apart from the name."""
     match = re.fullmatch(r"(.*) \(([↓↑])\)", heading)
@@ -292,7 +287,10 @@ def _heading(heading: str) -> Markup:
     ).format(match[1], match[2], "lower" if match[2] == "↓" else "higher")
 
 
-_TAGS = {"code": "code", "strong": "strong", "best": "b", "second": "u"}
+_TAGS = {
+    **{"code": "code", "strong": "strong", "best": "b", "second": "u"},
+    **{"mark": "sup", "interval": "s"},
+}
 
 
 def _piece(piece: str | Styled) -> Markup:
@@ -319,5 +317,5 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"line": _line, "cell": _cell, "heading": _heading, "plain": _plain}
+    environment.filters |= {"line": _line, "heading": _heading, "plain": _plain}
     return environment

@@ -134,7 +134,7 @@ class GenEvalSuite(Suite):
             batches = self._batches_of(row.images, row.labels, tally)
             judged = self._judge(self._with_prompts(batches), secondary)
         else:
-            maker = self._maker(row, seed, self.protocol.images.num_images)
+            maker = self._maker(row, seed, self.num_images)
             judged = self._judge(self._with_prompts(maker.batches()), secondary)
             tally, speed, cost = maker.tally, maker.speed(), maker.cost
         method = method_info(row, cost)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.protocol import (
+    Metric,
     list_protocols,
     load_protocol,
     protocol_sha256,
@@ -19,6 +20,7 @@ from bench.protocol import (
     validate_file,
 )
 from bench.protocol.catalog import METRICS, data_dir
+from bench.protocol.checks import check_num_images
 from dimo.errors import DimoError
 
 # Its own text, so that the hash below does not move when the shipped protocol does.
@@ -360,3 +362,12 @@ def test_reading_results_needs_no_heavy_package(modules: str, absent: str) -> No
         cwd=Path(__file__).parents[3],
     )
     assert not (heavy | {absent}) & set(done.stdout.split())
+
+
+def test_a_quick_look_has_enough_images_for_every_metric():
+    digits = load_protocol("digits")
+    for count in (10, 4990, 5010):
+        check_num_images(digits, count)
+    kid = Metric("kid", False, {"subsets": 3, "subset_size": 35, "seed": 0})
+    with pytest.raises(DimoError, match=r"must be from 2 to 20, not 35; give --num-images 40 or"):
+        check_num_images(dataclasses.replace(digits, metrics=(kid,)), 20)

@@ -137,10 +137,12 @@ def collected(protocol: Protocol) -> Callable[..., Report]:
 
 @pytest.fixture
 def study(records: list[ResultRecord], published: list[PublishedRow], protocol: Protocol) -> Report:
-    """The report of the small study."""
+    """The report of the small study, with the settings of its rows."""
     problems = ["results/a.json: not valid JSON `here`; remove it", "results/b.json: edited"]
     folder = Path("results")
-    return collect_report(records, problems, published, protocols=[protocol], folder=folder)
+    return collect_report(
+        records, problems, published, protocols=[protocol], folder=folder, settings=True
+    )
 
 
 @pytest.fixture(params=HOSTILE, ids=lambda words: ascii(words)[:20])
@@ -164,4 +166,6 @@ def hostile(make_record: RecordMaker, protocol: Protocol, words: str) -> Report:
         "imagenet256-c2i", "Teacher", words, words, 1, "fid", "1.0", words, words, words, words
     )
     folder = Path("results")
-    return collect_report(records, [words], [quoted], protocols=[protocol], folder=folder)
+    return collect_report(
+        records, [words], [quoted], protocols=[protocol], folder=folder, settings=True
+    )

@@ -1,20 +1,21 @@
-"""What stands in a cell."""
+"""What a cell shows."""
 
 import pytest
 
-from bench.report.table import training_cost
+from bench.report.table import uncertainty
 
 
 @pytest.mark.parametrize(
-    ("training", "shown"),
+    ("half", "decimals", "shown"),
     [
-        ({"seconds": 954.9, "images_seen": 768_000}, "15.9 min, 768,000 images seen"),
-        ({"seconds": 7200.0, "images_seen": None}, "120.0 min"),
-        ({"recipe": "x", "images_seen": 4}, "4 images seen"),
-        ({"seconds": None, "images_seen": None}, ""),
-        ({"seconds": "long", "images_seen": True}, ""),
-        ({}, ""),
+        (0.045, 3, "(45)"),
+        (0.0004, 3, "(0)"),
+        (0.321, 3, "(321)"),
+        (0.9994, 3, "(999)"),
+        (0.9996, 3, "(1.000)"),  # as the value beside it
+        (7.78, 2, "(7.78)"),
+        (7.0, 0, "(7)"),
     ],
 )
-def test_what_a_training_took(training, shown):
-    assert training_cost(training) == shown
+def test_an_interval_is_in_units_of_the_last_digit(half, decimals, shown):
+    assert uncertainty(half, decimals) == shown

@@ -9,6 +9,8 @@ from bench.protocol import Protocol, protocol_sha256
 from bench.protocol.catalog import ANY
 from bench.records.record import Evidence, ProtocolInfo, ResultRecord
 from bench.report import Report, collect_report, report_markdown, with_records
+from bench.report.html import render_page
+from dimo.cli.report import measured_table
 
 RecordMaker = Callable[..., ResultRecord]
 EVIDENCE = Evidence((), "a" * 64, "", "digits-cnn", "b" * 64, "digits-all", "c" * 64, 0, (), (), "")
@@ -68,7 +70,35 @@ def test_an_open_protocol_has_a_table_for_each_reference(
     markdown = report_markdown(report)
     assert markdown.count("## Handwritten digits\n") == 1
     assert markdown.index("### Measured with `cccccccccccc`") < markdown.index("| A ")
-    assert "image sets that do not conform to the protocol: C." in markdown
+    main, _, apart = markdown.partition("### Off-protocol (not comparable), N = 5,000\n")
+    assert "| C " not in main
+    assert "| C " in apart
+    assert "- Off-protocol: one image short.\n" in apart
+
+
+def test_off_protocol_rows_of_one_cause_and_n_share_a_table_without_ranks(
+    make_record: RecordMaker, collected: Callable[..., Report]
+) -> None:
+    def quick(name: str, number: int, n: int) -> ResultRecord:
+        found = dataclasses.replace(EVIDENCE, nonconforming=(f"{n:,} images; allowed: 5,000",))
+        return make_record(name, number=number, n=n, evidence=found)
+
+    looks = [quick("A", 1, 1000), quick("B", 2, 1000), quick("C", 3, 500), quick("A", 4, 1000)]
+    only = report_markdown(collected(looks))
+    assert render_page(collected(looks)).count("Off-protocol (not comparable), N = ") >= 2
+    assert "N = 500\n-------" in measured_table(looks, collected([]).protocols[0].protocol)
+    shown = report_markdown(collected([make_record("D", number=5), *looks]))
+    assert "No results under protocol" not in only
+    for report in (only, shown):
+        _, first, second = report.split("### Off-protocol (not comparable), N = ")
+        assert first.startswith("1,000\n")
+        assert [line[2] for line in first.splitlines() if "0.500" in line] == ["A", "B"]
+        assert second.startswith("500\n")
+        assert [line[2] for line in second.splitlines() if "0.500" in line] == ["C"]
+        assert "**0.5" not in first + second
+        assert "- Off-protocol: 500 images; allowed: 5,000.\n" in second
+    assert "**0.500**" in shown.partition("### Off-protocol")[0]
+    assert "Not shown" not in shown
 
 
 def test_the_time_is_utc(protocol: Protocol) -> None:

@@ -27,8 +27,9 @@ def markdown_of(
     *,
     protocol: Protocol,
 ) -> str:
+    folder = Path("results")
     report = collect_report(
-        records, problems, published, protocols=[protocol], folder=Path("results")
+        records, problems, published, protocols=[protocol], folder=folder, settings=True
     )
     return report_markdown(report)
 
@@ -55,15 +56,64 @@ def test_in_a_page_the_settings_are_folded_away(study: Report) -> None:
         "<details><summary>Settings of each row</summary>\n\n"
     )
     assert folded.startswith("| Method ")
-    assert folded.endswith(" |\n\n</details>\n")
     settings = folded.removesuffix("</details>\n")
+    assert settings.endswith("- <sup>3</sup> Training: recipe digits, seconds 372.25.\n\n")
     assert f"{before}### Settings of each row\n\n{settings}" in report_markdown(study)
+
+
+def test_settings_are_shown_on_request(study: Report) -> None:
+    shown, short = (
+        report_markdown(dataclasses.replace(study, settings=settings)) for settings in (True, False)
+    )
+    before, _, rest = shown.partition("### Settings of each row")
+    assert short == before + rest[rest.index("## Quoted results") :]
+    assert "Training" not in short
+    assert "lowest FID on seed 2000" in short  # the settings of these rows were tuned
+
+
+def test_rows_that_differ_from_most_have_footnotes(
+    make_record: RecordMaker, protocol: Protocol
+) -> None:
+    records = [
+        make_record("A", selected_by="default"),
+        make_record("B", number=2, selected_by="default", n=1797, device="GPU"),
+        make_record("C", number=3, selected_by="lowest FID on seed 2000", device="GPU"),
+        make_record("D", number=4, selected_by="default"),
+        make_record("E", number=5, selected_by="default"),
+    ]
+    report = markdown_of(records, [], [], protocol=protocol)
+    names = re.findall(r"^\| ([A-E]\S*) ", report.partition("### Settings")[0], re.M)
+    assert names == ["A", "B<sup>1,2</sup>", "C<sup>3,2</sup>", "D", "E"]
+    for note in (
+        "<sup>1</sup> N = 1,797.",
+        "<sup>2</sup> images/s on GPU, batch 64.",
+        "<sup>3</sup> Settings tuned: lowest FID on seed 2000.",
+        "images/s on CPU, 2 cores, batch 64.",
+        "Every row at commit 0123456789ab.",
+    ):
+        assert report.count(f"- {note}\n") == 1
+
+
+def test_a_name_stands_once_above_equal_ones(make_record: RecordMaker, protocol: Protocol) -> None:
+    records = [
+        make_record("A", number=1, num_steps=8),
+        make_record("A", number=2, num_steps=4, guidance_scale=1.0),
+        make_record("A", number=3, num_steps=4, guidance_scale=2.0),
+        make_record("A", number=4, num_steps=2),
+        make_record("A", number=5, num_steps=1),
+        make_record("A", number=6, num_steps=1, section="Distill."),
+    ]
+    report = markdown_of(records, [], [], protocol=protocol).partition("### Settings")[0]
+    names = [line[2:].partition(" |")[0].strip() for line in report.splitlines() if "0.500" in line]
+    assert names == ["A", "(s=1)", "(s=2)", "A", "", "A"]
+    assert "- s: guidance scale.\n" in report
+    assert report.count("- Settings tuned: lowest FID on seed 2000.\n") == 1  # of every row
 
 
 def test_an_empty_folder_says_what_to_do(make_record: RecordMaker, protocol: Protocol) -> None:
     report = markdown_of([], [], [], protocol=protocol)
     assert "No results under protocol `handwriting`, version 1" in report
-    assert "make them with `dimo bench`" in report
+    assert "- `dimo bench --protocol handwriting --teacher TEACHER`" in report
     foreign = make_record(protocol=ProtocolInfo("digits", 1, "ef" * 32))
     report = markdown_of([foreign], [], [], protocol=protocol)
     assert "- Not shown: 1 result measured under another protocol: `digits`, version 1" in report
@@ -125,7 +175,7 @@ def test_hostile_text_is_shown_and_does_nothing(hostile: Report) -> None:
         markdown = MarkdownIt("gfm-like", {"linkify": False, "html": True})
         tokens = list(flattened(markdown.parse(report)))
         raw = {token.content for token in tokens if token.type in ("html_inline", "html_block")}
-        assert raw <= {"<ins>", "</ins>", "<span>", "</span>"}
+        assert raw <= {"<ins>", "</ins>", "<span>", "</span>", "<sup>", "</sup>"}
         kinds = [token.type for token in tokens]
         assert not {*kinds} & {"link_open", "image", "s_open", "fence", "code_block", "hr"}
         assert kinds.count("heading_open") == expected_headings
@@ -157,7 +207,7 @@ def test_rows_are_told_apart_by_schedule_and_counts(
         "B (schedule arccos-v1: 1 + 18 + … + 50 tokens)",
     ]
     report = markdown_of(records, [], [], protocol=protocol)
-    assert report.count("| A (schedule arccos-v1: 1 + 255 tokens) ") == 2
+    assert report.count("| (schedule arccos-v1: 1 + 255 tokens)") == 2
 
 
 def test_settings_that_no_row_has_get_no_column(

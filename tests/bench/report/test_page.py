@@ -22,7 +22,7 @@ VOID = {"meta", "input", "img", "br"}
 TAGS = """
 a b body code dd details div dl dt figcaption figure footer h1 h2 h3 h4 head header html i input
 label li link main meta nav p pre s script section small span strong style summary table tbody td th
-thead title tr u ul svg g path use text defs clippath rect
+thead title tr u ul sup svg g path use text defs clippath rect
 """
 IMPLIED = {"td", "th", "tr", "dt", "dd"}  # HTML lets these end by themselves
 
@@ -70,7 +70,7 @@ def allowed() -> set[str]:
 def test_rows_values_and_provenance_are_there(study: Report) -> None:
     page = render_page(study)
     assert page.count('<tbody class="r">') == len(study.protocols[0].frame)
-    assert "<b>0.212</b> <s>±.011</s>" in page
+    assert "<b>0.212</b><s>(11)</s>" in page
     assert "<u>0.312</u>" in page
     assert "commit 0123456789abcdef0123456789abcdef01234567, with changes (dirty)" in page
     assert "<pre>dimo bench --teacher digits</pre>" in page
@@ -117,7 +117,7 @@ def test_an_empty_folder_says_what_to_do(study: Report) -> None:
     empty = dataclasses.replace(part, frame=part.frame.iloc[:0], records=())
     page = render_page(dataclasses.replace(study, protocols=(empty,)))
     assert "No results under protocol" in page
-    assert "<code>dimo bench</code>" in page
+    assert "<code>dimo bench --protocol handwriting --teacher TEACHER</code>" in page
     assert "<svg" not in page
 
 

@@ -17,6 +17,7 @@ from bench.rows.settings import (
     SamplerSettings,
     check_protocol,
     check_used,
+    protocol_for,
     sample_tokens,
     settings_of,
     student_settings,
@@ -252,6 +253,14 @@ def test_a_protocol_is_for_images_of_its_size():
     check_protocol(TEACHERS["maskgit-512"], load_protocol("imagenet512-adm"))
     with pytest.raises(DimoError, match=r"8 x 8 .* protocols that fit: imagenet256-adm, "):
         check_protocol(TEACHERS["maskgit"], load_protocol("digits"))
+
+
+def test_each_teacher_names_its_protocol():
+    own = {name: row.protocol for name, row in TEACHERS.items()}
+    assert own.pop("halton-large") == ""  # 384 pixels
+    assert {name: protocol_for(TEACHERS[name]).name for name in own} == own
+    assert own["scenes"] == "scenes-geneval"
+    assert protocol_for(TEACHERS["maskgit"], "imagenet256-dgm").name == "imagenet256-dgm"
 
 
 def test_a_tuned_temperature_holds_at_every_step():

@@ -297,7 +297,10 @@ MISTAKES = {
     "other words": ((*SAMPLE, "scenes", "--prompt", "a photo of a dog"), "unknown word"),
     "slash": ((*SAMPLE, "scenes", "--prompt", "a/b"), "unknown word"),
     "300 characters": ((*SAMPLE, "scenes", "--prompt", "red " * 75), "75 words"),
-    "protocol of classes": (("bench", "--teacher", "scenes"), "protocols that fit: scenes-geneval"),
+    "protocol of classes": (
+        ("bench", "--teacher", "scenes", "--protocol", "digits"),
+        "protocols that fit: scenes-geneval",
+    ),
     "prompts not asked for": (("bench", "--prompts", "x.txt"), "--prompts x.txt is not used under"),
     "reference of one's own": (
         ("bench", "--teacher", "scenes", "--protocol", "scenes-geneval", "--reference", "x.npz"),
