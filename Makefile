@@ -6,12 +6,13 @@ READY := .venv/.ready
 UV := 0.13.9
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test check perf setup clean
+.PHONY: help demo test test-all check perf setup clean
 
 help:
 	@echo "make demo   distil, benchmark and report on real handwriting (minutes, offline, on a CPU)"
-	@echo "make test   the tests        make check  ruff and mypy"
-	@echo "make perf   speed ratios     make setup  only the environment (.venv)"
+	@echo "make test   the tests        make test-all  also the slow ones and those in a browser"
+	@echo "make check  ruff and mypy    make perf      speed ratios"
+	@echo "make setup  only the environment (.venv)"
 
 setup: $(READY)
 
@@ -28,9 +29,15 @@ demo: $(READY)
 	$(BIN)/dimo demo
 
 # A process a core with one thread each is faster than one process with all of them. Tests that ask
-# for more threads must not wait by spinning on a core that the other process needs.
+# for more threads must not wait by spinning on a core that the other process needs. A process that
+# has done its half takes over tests from the other.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
+
 test: $(READY)
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow and not browser and not gpu and not network"
+
+test-all: $(READY)
+	$(PYTEST) -m "not gpu and not network"
 
 check: $(READY)
 	$(BIN)/ruff check dimo bench tests

@@ -2,11 +2,13 @@
 
 import dataclasses
 import gzip
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,17 @@ import torch
 from torch import nn
 from torch_fidelity import FeatureExtractorInceptionV3
 
+from bench.protocol import protocol_text
+from dimo.cli import main
 from dimo.models.vqgan import VQGAN
 from dimo.zoo.teachers import TEACHERS
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of commands come first, being the longest: the processes of a run then end together."""
+    items.sort(key=lambda item: item.path.parent != GOLDEN.parent)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,8 +53,8 @@ def two_threads():
 # Imports what the commands import, which takes most of their time, and never computes.
 _FORKS = """
 import gc, json, os, runpy, sys, traceback
-import accelerate, matplotlib, pandas, torch, torchvision
-import bench.rows.rows, bench.report.html, bench.suites.features, dimo.cli, dimo.engine.runs
+import accelerate, scipy.stats, sklearn.datasets, tensorboard.compat, torch._dynamo, torchvision
+import bench.rows.rows, bench.suites.features, dimo.cli, dimo.engine.runs
 
 def wait_to_be_forked():
     for line in sys.stdin:
@@ -104,33 +113,108 @@ def forks(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def run(forks):
-    """`run("report", ..., cwd=folder, code=0)`: the finished process of a command."""
-    dimo = Path(sys.executable).with_name("dimo")
+def run():
+    """`run("report", ..., cwd=folder, code=0)`: a command, run in this process to its end."""
 
     def call(*arguments, cwd, code=0):
-        ((found,), out, err) = forks([dimo, *arguments], cwd, [dict(os.environ)])
-        assert found == code, err
-        return subprocess.CompletedProcess(arguments, found, out, err)
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(cwd)
+            patch.setattr(sys, "argv", ["dimo", *map(str, arguments)])
+            with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
+                main()
+        found = stop.value.code or 0
+        assert found == code, err.getvalue()
+        return subprocess.CompletedProcess(arguments, found, out.getvalue(), err.getvalue())
 
     return call
 
 
 @pytest.fixture
-def run_ranks(forks, tmp_path):
-    """`run_ranks(program)`: what two ranks write to stdout, started as torchrun does."""
+def dimo(run, tmp_path, monkeypatch):
+    """`dimo("report", ..., code=0)` in `tmp_path` -> (stdout, stderr), the latter on one line."""
+    monkeypatch.chdir(tmp_path)
 
-    def call(program, cwd=tmp_path):
+    def call(*arguments, code=0):
+        done = run(*arguments, cwd=tmp_path, code=code)
+        return done.stdout, " ".join(done.stderr.split())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def two_ranks(forks):
+    """`two_ranks(argv, cwd)`: exit codes, stdout and stderr of a script on two ranks.
+
+    The environment is the one that torchrun makes, without the seconds that torchrun takes.
+    """
+
+    def call(argv, cwd):
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
         shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         shared |= {"TORCHELASTIC_RUN_ID": "test"}
         environs = [{**os.environ, **shared, "RANK": r, "LOCAL_RANK": r} for r in ("0", "1")]
+        return forks(argv, cwd, environs)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def run_two_ranks(two_ranks):
+    """As `run`, but on two ranks, which must both end with the `code`."""
+    dimo = Path(sys.executable).with_name("dimo")
+
+    def call(*arguments, cwd, code=0):
+        codes, out, err = two_ranks([dimo, *arguments], cwd)
+        assert codes == [code, code], err
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+    return call
+
+
+@pytest.fixture
+def run_ranks(two_ranks, tmp_path):
+    """`run_ranks(program)`: what two ranks of a program write to stdout."""
+
+    def call(program, cwd=tmp_path):
         script = tmp_path / "script.py"
         script.write_text(program)
-        codes, out, err = forks([script], cwd, environs)
+        codes, out, err = two_ranks([script], cwd)
         assert codes == [0, 0], err
         return out
+
+    return call
+
+
+# a command that gets a signal once a file is there, wherever the command is by then
+_STOPPED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from dimo.cli import main
+
+def stop():
+    while not list(Path().glob({file!r})):
+        time.sleep(0.001)
+    os.kill(os.getpid(), {how})
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+threading.Thread(target=stop, daemon=True).start()
+sys.argv = ["dimo", *{arguments!r}]
+main()
+"""
+
+
+@pytest.fixture
+def run_stopped(forks, tmp_path_factory):
+    """`run_stopped(*arguments, cwd=folder, file="*.part", how=SIGINT)` -> (exit code, stderr)."""
+
+    def call(*arguments, cwd, file, how):
+        script = tmp_path_factory.mktemp("stopped") / "script.py"
+        arguments = list(map(str, arguments))
+        script.write_text(_STOPPED.format(file=file, how=int(how), arguments=arguments))
+        ((code,), _, err) = forks([script], cwd, [dict(os.environ)])
+        return code, err
 
     return call
 
@@ -145,6 +229,23 @@ def write_prompts():
             (folder / f"{number:05d}" / "metadata.jsonl").write_text(json.dumps(metadata))
 
     return write
+
+
+@pytest.fixture(scope="session")
+def few_digits(tmp_path_factory):
+    """The protocol `digits` as a file, called `few`: 300 images, 100 to choose by, 20 resamples."""
+    text = protocol_text("digits")
+    for old, new in (
+        ('name = "digits"', 'name = "few"'),
+        ("num_images = 5000", "num_images = 300"),
+        ("n_select = 2000", "n_select = 100"),
+        ("n_bootstrap = 200", "n_bootstrap = 20"),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    path = tmp_path_factory.mktemp("protocol") / "few.toml"
+    path.write_text(text)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,7 @@ import io
 import json
 import resource
 import signal
-import subprocess
-import sys
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +15,6 @@ from PIL import Image
 
 from bench.images import class_folders, open_images
 from bench.images.codec import centre_crop, encode_png
-from dimo.cli import main
 from dimo.data.encode import encode_images
 from dimo.data.tokens import read_cache_info
 from dimo.errors import DimoError
@@ -42,22 +38,6 @@ def folder(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_png(images[i].permute(1, 2, 0).numpy()))
     return root
-
-
-@pytest.fixture
-def dimo(monkeypatch, capsys, tmp_path):
-    """`dimo("encode", ..., code=0)` -> (stdout, stderr), in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["dimo", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        assert (stop.value.code or 0) == code, err
-        return out, " ".join(err.split())
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -152,23 +132,13 @@ def test_lost_data_is_encoded_again(folder, cache, tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_process_goes_on(dimo, folder, cache, tmp_path, how):
+def test_a_stopped_process_goes_on(dimo, folder, cache, run_stopped, tmp_path, how):
     arguments = ["encode", str(folder), "-o", "x.safetensors"]
-    victim = subprocess.Popen(
-        [sys.executable, "-m", "dimo", *arguments, "--batch-size", "1"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell's background job, and so a test run in one, ignores SIGINT
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    slowly = ("--batch-size", "1")
+    code, told = run_stopped(
+        *arguments, *slowly, cwd=tmp_path, file="x.safetensors.part.json", how=how
     )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "x.safetensors.part.json").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    victim.send_signal(how)
-    _, told = victim.communicate()
-    assert victim.returncode == (130 if how == signal.SIGINT else -how)
+    assert code == (130 if how == signal.SIGINT else -how)
     assert ("rerun the same command to continue" in told) == (how == signal.SIGINT)
     assert not (tmp_path / "x.safetensors").exists()
     (tmp_path / ".x.safetensors.part.json.abc.tmp").write_bytes(b"left")

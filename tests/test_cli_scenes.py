@@ -180,7 +180,14 @@ def test_a_record_keeps_its_sweep_and_shows_what_it_chose_by(dimo, rows, kind):
     assert "chosen: highest GenEval on seed 2000, 240 images, over temperature" in report
 
 
-@pytest.mark.parametrize("kind", ROWS)
+# test_cli_results.py does so for each kind of row of the digits
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("teacher", "images"),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("real", "tokenizer", "student")),
+    ],
+)
 def test_a_row_is_run_again_to_the_bit(dimo, rows, world, kind):
     record = rows[ROWS[kind]]
     images = ("--images", "images") if kind == "images" else ()

@@ -25,19 +25,29 @@ def run(*arguments, cwd, code=0):
     return done
 
 
+@pytest.fixture
+def weights(run):
+    """As the function above, in this process: for what needs no hub."""
+
+    def call(*arguments, **options):
+        return run("weights", *arguments, **options)
+
+    return call
+
+
 @pytest.mark.parametrize("command", ["list", "fetch", "convert", "verify"])
-def test_every_command_has_help_with_an_example(command, tmp_path):
-    text = run(command, "--help", cwd=tmp_path).stdout
+def test_every_command_has_help_with_an_example(weights, command, tmp_path):
+    text = weights(command, "--help", cwd=tmp_path).stdout
     assert "Example" in text
     assert f"dimo weights {command}" in " ".join(text.split())
 
 
-def test_list_says_what_is_known_and_what_is_here(tmp_path):
+def test_list_says_what_is_known_and_what_is_here(weights, tmp_path):
     (tmp_path / "vq_ds16_c2i.pt").write_bytes(b"x")
-    text = run("list", "--folder", ".", cwd=tmp_path).stdout
+    text = weights("list", "--folder", ".", cwd=tmp_path).stdout
     assert "here: vq_ds16_c2i.pt" in text
     assert "size unknown, licence unknown, https://zenodo.org/records/15124163/files/" in text
-    rows = json.loads(run("list", "--folder", tmp_path, "--json", cwd=tmp_path).stdout)
+    rows = json.loads(weights("list", "--folder", tmp_path, "--json", cwd=tmp_path).stdout)
     known = {row["name"]: row for row in rows}
     assert known["llamagen-vq16"]["present"] == str(tmp_path / "vq_ds16_c2i.pt")
     assert known["maskgit-256"]["size"] == 2_090_306_069
@@ -55,21 +65,21 @@ def test_fetch_without_a_connection_is_one_line(tmp_path):
     assert "did you mean 'maskgit-512'" in done.stderr
 
 
-def test_convert_then_verify(golden, tmp_path):
+def test_convert_then_verify(weights, golden, tmp_path):
     source = golden / "maskgit_v1_transformer.official.pth"
-    done = run("convert", source, "-o", "out", cwd=tmp_path)
+    done = weights("convert", source, "-o", "out", cwd=tmp_path)
     result = tmp_path / "out" / "maskgit_v1_transformer.official.safetensors"
     assert "MaskGIT v1.0 transformer" in done.stderr
-    done = run("convert", source, "-o", "out", cwd=tmp_path, code=2)
+    done = weights("convert", source, "-o", "out", cwd=tmp_path, code=2)
     assert "--force" in done.stderr
-    done = run("convert", source, "-o", "out", "--force", "--json", cwd=tmp_path)
+    done = weights("convert", source, "-o", "out", "--force", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["source_file"] == source.name
-    text = run("verify", result, cwd=tmp_path).stdout
+    text = weights("verify", result, cwd=tmp_path).stdout
     assert text.startswith(f"ok  {result}")
     result.write_bytes(result.read_bytes()[:-1])
-    done = run("verify", result, "maskgit-256", "--folder", ".", cwd=tmp_path, code=1)
+    done = weights("verify", result, "maskgit-256", "--folder", ".", cwd=tmp_path, code=1)
     assert done.stdout.count("WRONG") == 2
-    done = run("verify", result, "--json", cwd=tmp_path, code=1)
+    done = weights("verify", result, "--json", cwd=tmp_path, code=1)
     (found,) = json.loads(done.stdout)
     assert not found["ok"]
     assert "cannot read weights" in found["problems"][0]

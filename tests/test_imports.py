@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 # Low to high: a module imports from its own layer and those below. The longest prefix counts.
 LAYERS = [
@@ -167,28 +165,54 @@ def test_metrics_see_arrays_only():
         assert all(name.startswith(allowed) for name in names), path
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["--version"], ["report", "--help"], ["report"], ["protocols", "list"]]
-    + [["report", "-f", name] for name in ("latex", "csv", "json", "html")]
-    + [["report", "--ablation"], ["report", "--update", "page.md"]]
-    + [["weights", "--help"], ["weights", "list"], ["weights", "list", "--json"]]
-    + [["results", "--help"], ["results", "list"], ["verify", "--help"]],
-    ids=" ".join,
+LIGHT = (
+    *("--help", "--version", "report --help", "report", "protocols list"),
+    *(f"report -f {name}" for name in ("latex", "csv", "json", "html")),
+    *("report --ablation", "report --update page.md"),
+    *("weights --help", "weights list", "weights list --json"),
+    *("results --help", "results list", "verify --help"),
 )
-def test_light_commands_do_not_load_torch(arguments, tmp_path):
+COMMANDS = """
+import sys
+from dimo.cli import main
+for command in sys.argv[1:]:
+    sys.argv = ["dimo", *command.split()]
+    try:
+        main()
+    except SystemExit as stop:
+        assert not stop.code, (command, stop.code)
+    assert "torch" not in sys.modules, command
+"""
+
+
+def test_light_commands_do_not_load_torch(tmp_path):
     (tmp_path / "results").mkdir()
     for path in (ROOT / "results").glob("*.json"):
         (tmp_path / "results" / path.name).symlink_to(path)
     marks = "<!-- dimo report --protocol digits -->\n<!-- dimo report end -->\n"
     (tmp_path / "page.md").write_text(marks)
-    code = (
-        "import sys; sys.argv = ['dimo', *sys.argv[1:]]\n"
-        "from dimo.cli import main\n"
-        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
-        "assert 'torch' not in sys.modules\n"
-    )
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", COMMANDS, *LIGHT], cwd=tmp_path, capture_output=True, text=True
     )
+    assert done.returncode == 0, done.stderr
+
+
+USED_LATE = """
+import sys
+
+def assert_absent(*packages):
+    assert not set(packages) & sys.modules.keys(), set(packages) & sys.modules.keys()
+
+import bench.features
+assert_absent("torch_fidelity", "cleanfid", "timm", "open_clip", "PIL")
+import torch
+from dimo.models import snapshot
+from dimo.zoo.loading import load_teacher
+load_teacher("digits", device=torch.device("cpu")).teacher.class_names
+assert_absent("torchvision", "diffusers", "transformers")
+"""
+
+
+def test_what_one_model_needs_is_imported_for_it_alone():
+    done = subprocess.run([sys.executable, "-c", USED_LATE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

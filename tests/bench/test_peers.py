@@ -17,7 +17,7 @@ from dimo.cli import main
 from dimo.util.files import sha256_file
 
 CPU = torch.device("cpu")
-COUNT = 40
+COUNT = 20
 PROTOCOL = """
 format = 1
 name = "peers"
@@ -27,7 +27,7 @@ paper = "none"
 [images]
 resolution = [64, 64]
 channels = 3
-num_images = 40
+num_images = 20
 labels = "balanced"
 num_classes = 1
 uint8 = "round"
@@ -42,7 +42,7 @@ resize = "tf1-bilinear"
 [reference]
 name = "other-images"
 sha256 = "any"
-count = 40
+count = 20
 [[metrics]]
 name = "fid"
 higher_is_better = false
@@ -74,7 +74,7 @@ k = 3
 name = "kid"
 higher_is_better = false
 subsets = 10
-subset_size = 30
+subset_size = 15
 seed = 2020
 [uncertainty]
 n_bootstrap = 20
@@ -114,7 +114,6 @@ def ours(folders, inception_weights):
     return record["metrics"]
 
 
-@pytest.mark.slow
 def test_fid_is_and_kid_are_torch_fidelitys(folders, inception_weights, ours):
     theirs = torch_fidelity.calculate_metrics(
         input1=str(folders / "generated"),
@@ -124,7 +123,7 @@ def test_fid_is_and_kid_are_torch_fidelitys(folders, inception_weights, ours):
         kid=True,
         isc_splits=4,
         kid_subsets=10,
-        kid_subset_size=30,
+        kid_subset_size=15,
         feature_extractor_weights_path=str(inception_weights),
         batch_size=20,
         cuda=False,

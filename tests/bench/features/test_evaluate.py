@@ -1,10 +1,8 @@
-"""`dimo eval`, `dimo compare` and `dimo reference` on real image files, as a user runs them."""
+"""`dimo eval` on real image files, as a user runs it."""
 
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,124 +10,13 @@ import torch
 from PIL import Image
 
 from bench.features import pipeline as evaluate_module
-from bench.features.stats import load_stats
 from bench.protocol import load_protocol
 from bench.rows.rows import load_jobs
 from bench.rows.settings import generate
 from bench.suites.base import ImageOrigin, load_suite
-from dimo.cli import main
 from dimo.engine.distributed import Runtime
-from dimo.models import digits
 
 CPU = torch.device("cpu")
-PROTOCOL = """
-format = 1
-name = "tiny"
-version = 1
-title = "Forty digits"
-paper = "none"
-[images]
-resolution = [8, 8]
-channels = 3
-num_images = 40
-labels = "balanced"
-num_classes = 10
-uint8 = "round"
-[seeds]
-report = 1
-select = 2
-n_select = 10
-[extractor]
-name = "digits-cnn"
-sha256 = "0eadf646999892aae206189b18cd53ecef8c14cd23e8e7f7cc5bdd1a2861eecd"
-[reference]
-name = "digits-all"
-sha256 = "8a34b04f4383d51c994980439df95523fd6091a40d6c0c0e37f4cc5e090dbad7"
-count = 1797
-[[metrics]]
-name = "fid"
-higher_is_better = false
-[[metrics]]
-name = "inception_score"
-higher_is_better = true
-splits = 2
-seed = 2020
-[[metrics]]
-name = "precision"
-higher_is_better = true
-k = 3
-[[metrics]]
-name = "recall"
-higher_is_better = true
-k = 3
-[[metrics]]
-name = "density"
-higher_is_better = true
-k = 3
-[[metrics]]
-name = "coverage"
-higher_is_better = true
-k = 3
-[[metrics]]
-name = "kid"
-higher_is_better = false
-subsets = 10
-subset_size = 30
-seed = 2020
-[[metrics]]
-name = "class_accuracy"
-higher_is_better = true
-[uncertainty]
-n_bootstrap = 50
-seed = 0
-level = 0.95
-"""
-ANY_REFERENCE = PROTOCOL.replace(
-    'sha256 = "8a34b04f4383d51c994980439df95523fd6091a40d6c0c0e37f4cc5e090dbad7"\ncount = 1797',
-    'sha256 = "any"\ncount = 100',
-).replace('"digits-all"', '"my-digits"')
-
-
-@pytest.fixture
-def dimo(capsys, monkeypatch, tmp_path):
-    """Runs a command in `tmp_path`; returns (stdout, stderr), the latter on one line."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.toml").write_text(PROTOCOL)
-
-    def run(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["dimo", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        assert (stop.value.code or 0) == code, err
-        return out, " ".join(err.split())
-
-    return run
-
-
-def real_digits(count, start=0):
-    """Real images, count // 10 of each class in cyclic order: uint8 [N, 8, 8, 3], labels."""
-    images, labels = digits.load()
-    rows = [torch.where(labels == c)[0][start : start + count // 10] for c in range(10)]
-    order = torch.stack(rows, dim=1).flatten()
-    return images[order].permute(0, 2, 3, 1).numpy(), labels[order].numpy()
-
-
-def write_folder(folder, pixels, labels):
-    folder.mkdir()
-    for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
-        Image.fromarray(image).save(folder / f"{i:06d}_{label}.png")
-    return folder
-
-
-@pytest.fixture
-def samples(tmp_path):
-    return write_folder(tmp_path / "samples", *real_digits(40))
-
-
-def eval_json(dimo, *arguments):
-    record = json.loads(dimo("eval", *arguments, "--protocol", "tiny.toml", "--json")[0])
-    return record, {name: found["value"] for name, found in record["metrics"].items()}
 
 
 def test_a_folder_is_scored_with_intervals_and_provenance(dimo, samples, tmp_path):
@@ -153,16 +40,16 @@ def test_a_folder_is_scored_with_intervals_and_provenance(dimo, samples, tmp_pat
     assert "samples" in report
 
 
-def test_bench_and_eval_are_one_path(tmp_path, monkeypatch):
+def test_bench_and_eval_are_one_path(few_digits, tmp_path):
     """The images of a bench row, written to an npz and scored as files: the same record."""
-    protocol = load_protocol("digits")
+    protocol = load_protocol(few_digits)
     (job,) = load_jobs("digits", ["digits-dimo"], [], device=CPU)
     stream = generate(
         job.loaded,
         job.settings,
         seed=protocol.seeds.report,
-        num_images=5000,
-        batch_size=500,
+        num_images=300,
+        batch_size=100,
         uint8=protocol.images.uint8,
         device=CPU,
     )
@@ -181,51 +68,45 @@ def test_bench_and_eval_are_one_path(tmp_path, monkeypatch):
         assert read.metrics[name] == metric, name
 
 
-def test_every_kind_of_input_gives_the_same_numbers(dimo, samples, tmp_path):
+def test_every_kind_of_input_gives_the_same_numbers(samples, tmp_path, real_digits, eval_json):
     pixels, labels = real_digits(40)
     np.savez(tmp_path / "a.npz", arr_0=pixels, arr_1=labels)
     np.savez(tmp_path / "b.npz", arr_0=pixels[:20], arr_1=labels[:20])
     np.savez(tmp_path / "c.npz", arr_0=pixels[20:], arr_1=labels[20:])
     shutil.make_archive(str(tmp_path / "s"), "zip", samples)
     shutil.make_archive(str(tmp_path / "s"), "tar", samples)
-    _, wanted = eval_json(dimo, "samples", "--labels", "filename")
+    _, wanted = eval_json("samples", "--labels", "filename")
     for arguments in (["a.npz"], ["b.npz", "c.npz"]):
-        assert eval_json(dimo, *arguments)[1] == wanted
+        assert eval_json(*arguments)[1] == wanted
     for name in ("s.zip", "s.tar"):
-        found = eval_json(dimo, name, "--labels", "filename", "--recursive")[1]
+        found = eval_json(name, "--labels", "filename", "--recursive")[1]
         assert found == wanted, name
 
 
-@pytest.mark.slow
-def test_two_ranks_give_what_one_gives(dimo, samples, tmp_path):
-    _, one = eval_json(dimo, "samples", "--labels", "filename", "--cache", "none")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--standalone", "-m", "dimo", "eval", "samples", "--protocol", "tiny.toml"]
-    command += ["--labels", "filename", "--cache", "none", "--results", "two"]
-    done = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_two_ranks_give_what_one_gives(samples, run_two_ranks, tmp_path, eval_json):
+    _, one = eval_json("samples", "--labels", "filename", "--cache", "none")
+    command = ["eval", "samples", "--protocol", "tiny.toml", "--labels", "filename", "--json"]
+    command += ["--cache", "none", "--results", "two"]
+    done = run_two_ranks(*command, cwd=tmp_path)
     two = {k: found["value"] for k, found in json.loads(done.stdout)["metrics"].items()}
     assert two == pytest.approx(one, rel=1e-9, abs=1e-12)
     assert len(list((tmp_path / "two").glob("*.json"))) == 1
     (tmp_path / "samples" / "000003_3.png").write_bytes(b"")
-    failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert failed.returncode != 0
+    failed = run_two_ranks(*command, cwd=tmp_path, code=2)
     assert failed.stderr.count("error: 1 of 40 images cannot be scored") == 1
 
 
-@pytest.mark.slow
-def test_a_rank_without_images_changes_no_reference(dimo, tmp_path):
+def test_a_rank_without_images_changes_no_reference(
+    dimo, run_two_ranks, tmp_path, real_digits, write_folder, any_reference
+):
     """Twenty images are fewer than one forward of the network: one of two ranks has none."""
     pixels, labels = real_digits(20)
     write_folder(tmp_path / "real", pixels, labels)
-    text = ANY_REFERENCE.replace("count = 100", "count = 20")
+    text = any_reference.replace("count = 100", "count = 20")
     (tmp_path / "few.toml").write_text(text.replace('"tiny"', '"few"').replace("30", "20"))
     arguments = ["reference", "real", "--protocol", "few.toml", "-o"]
     dimo(*arguments, "one.npz")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command += ["--standalone", "-m", "dimo", *arguments, "two.npz"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_two_ranks(*arguments, "two.npz", cwd=tmp_path)
     with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "two.npz") as two:
         for key in ("mu", "sigma", "n", "features"):
             np.testing.assert_allclose(two[key], one[key], rtol=1e-9, atol=1e-12)
@@ -235,7 +116,7 @@ def test_a_rank_without_images_changes_no_reference(dimo, tmp_path):
 
 
 @pytest.fixture
-def cached(dimo, samples, tmp_path, monkeypatch):
+def cached(samples, tmp_path, monkeypatch, eval_json):
     """A scored set with a cache; returns how often images were extracted since, and its value."""
     calls = []
     real = evaluate_module.extract
@@ -246,20 +127,20 @@ def cached(dimo, samples, tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluate_module, "extract", counted)
     arguments = ("samples", "--labels", "filename", "--cache", "cache")
-    _, values = eval_json(dimo, *arguments)
+    _, values = eval_json(*arguments)
     assert len(calls) == 1
     calls.clear()
     return calls, arguments, values
 
 
-def test_a_second_run_extracts_nothing(dimo, cached):
+def test_a_second_run_extracts_nothing(cached, eval_json):
     calls, arguments, values = cached
-    assert eval_json(dimo, *arguments)[1] == values
+    assert eval_json(*arguments)[1] == values
     assert not calls
 
 
 @pytest.mark.parametrize("harm", ["truncate", "alter", "no seal", "no data"])
-def test_a_damaged_cache_entry_is_made_again(dimo, cached, tmp_path, harm):
+def test_a_damaged_cache_entry_is_made_again(cached, tmp_path, harm, eval_json):
     calls, arguments, values = cached
     (data,) = (tmp_path / "cache").glob("*.npz")
     if harm == "truncate":
@@ -272,15 +153,15 @@ def test_a_damaged_cache_entry_is_made_again(dimo, cached, tmp_path, harm):
         (data if harm == "no data" else data.with_suffix(".json")).unlink()
     for extractions in (1, 0):
         calls.clear()
-        assert eval_json(dimo, *arguments)[1] == values
+        assert eval_json(*arguments)[1] == values
         assert len(calls) == extractions
 
 
-def test_another_image_or_label_is_another_entry(dimo, cached, samples):
+def test_another_image_or_label_is_another_entry(cached, samples, eval_json):
     calls, arguments, values = cached
     (samples / "000003_3.png").unlink()
     Image.fromarray(np.zeros((8, 8, 3), "u1")).save(samples / "000003_3.png")
-    assert eval_json(dimo, *arguments)[1] != values
+    assert eval_json(*arguments)[1] != values
     assert calls
 
 
@@ -403,27 +284,27 @@ def test_too_few_images_are_one_error(dimo, samples, count, words):
     assert err.count("error:") == 1
 
 
-def test_images_sorted_by_class_do_not_pass_for_cyclic_ones(dimo, samples):
+def test_images_sorted_by_class_do_not_pass_for_cyclic_ones(samples, eval_json):
     """Labels by position fit images in cyclic order only; the order of images changes no IS."""
-    mixed = eval_json(dimo, "samples", "--labels", "cyclic:10")[1]
+    mixed = eval_json("samples", "--labels", "cyclic:10")[1]
     paths = sorted(samples.iterdir(), key=lambda path: path.stem[-1])
     for i, path in enumerate(paths):
         path.rename(samples / f"sorted_{i:06d}_{path.stem[-1]}.png")
-    by_position = eval_json(dimo, "samples", "--labels", "cyclic:10")[1]
-    by_name = eval_json(dimo, "samples", "--labels", "filename")[1]
+    by_position = eval_json("samples", "--labels", "cyclic:10")[1]
+    by_name = eval_json("samples", "--labels", "filename")[1]
     assert by_position["class_accuracy"] < 0.5 < 0.95 < by_name["class_accuracy"]
     for name in ("fid", "precision", "recall", "density", "coverage"):
         assert by_name[name] == pytest.approx(mixed[name], rel=1e-9)
     assert by_name["inception_score"] == pytest.approx(mixed["inception_score"], rel=0.15)
 
 
-def test_faults_of_references_and_options(dimo, samples, tmp_path):
+def test_faults_of_references_and_options(dimo, samples, tmp_path, real_digits, any_reference):
     np.savez(tmp_path / "wrong.npz", mean=np.zeros(64))
     np.savez(tmp_path / "dims.npz", mu=np.zeros(3), sigma=np.eye(3), n=5)
     np.savez(tmp_path / "nan.npz", mu=np.full(64, np.nan), sigma=np.eye(64), n=5)
     np.savez(tmp_path / "own.npz", arr_0=real_digits(40)[0])
-    (tmp_path / "open.toml").write_text(ANY_REFERENCE.replace('"tiny"', '"open"'))
-    fid_only = ANY_REFERENCE.replace('"tiny"', '"fid"')
+    (tmp_path / "open.toml").write_text(any_reference.replace('"tiny"', '"open"'))
+    fid_only = any_reference.replace('"tiny"', '"fid"')
     head, _, rest = fid_only.partition('[[metrics]]\nname = "inception_score"')
     (tmp_path / "fid.toml").write_text(head + rest[rest.index("[uncertainty]") :])
     start = ["eval", "samples", "--labels", "filename", "--protocol"]
@@ -447,10 +328,10 @@ def test_faults_of_references_and_options(dimo, samples, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
-def test_features_from_elsewhere_are_scored_outside_the_protocol(dimo, tmp_path):
+def test_features_from_elsewhere_are_scored_outside_the_protocol(dimo, tmp_path, tiny_protocol):
     features = np.random.RandomState(0).randn(50, 64).astype("f4")
     np.savez(tmp_path / "feats.npz", features=features)
-    text = PROTOCOL
+    text = tiny_protocol
     for name in ("inception_score", "class_accuracy"):
         head, _, rest = text.partition(f'[[metrics]]\nname = "{name}"')
         text = head + rest[rest.index("\n[") + 1 :]
@@ -459,113 +340,17 @@ def test_features_from_elsewhere_are_scored_outside_the_protocol(dimo, tmp_path)
     assert "do not say from which images" in err
     out, _ = dimo("eval", "feats.npz", "--protocol", "tiny.toml", "--nonconforming")
     assert "KID" in out
-    (tmp_path / "tiny.toml").write_text(PROTOCOL)
+    (tmp_path / "tiny.toml").write_text(tiny_protocol)
     _, err = dimo("eval", "feats.npz", "--protocol", "tiny.toml", "--nonconforming", code=2)
     assert "have no logits" in err
-
-
-# --- references ------------------------------------------------------------------------------
-
-
-def test_a_reference_made_from_images_is_read_by_others_and_by_eval(dimo, samples, tmp_path):
-    pixels, labels = real_digits(200, start=20)
-    write_folder(tmp_path / "real", pixels, labels)
-    (tmp_path / "tiny.toml").write_text(ANY_REFERENCE)
-    out, _ = dimo("reference", "real", "--protocol", "tiny.toml", "-o", "stats.npz")
-    assert "200 images" in out
-    stats = load_stats(tmp_path / "stats.npz", extractor="digits-cnn")["features"]
-    assert stats.count == 200
-    with np.load(tmp_path / "stats.npz") as file:
-        assert file["features"].shape == (100, 64)
-        assert json.loads(str(file["provenance"]))["protocol"]["name"] == "tiny"
-    _, err = dimo("reference", "real", "--protocol", "tiny.toml", "-o", "stats.npz", code=2)
-    assert "exists" in err
-    record, _ = eval_json(dimo, "samples", "--labels", "filename", "--reference", "stats.npz")
-    assert record["evidence"]["nonconforming"] == []
-    assert record["metrics"]["coverage"]["extra"]["ceiling"] < 0.9
-
-
-def test_rows_of_two_references_do_not_share_a_table(dimo, samples, tmp_path):
-    (tmp_path / "tiny.toml").write_text(ANY_REFERENCE)
-    for name, start in (("one", 20), ("two", 40)):
-        np.savez(tmp_path / f"{name}.npz", arr_0=real_digits(100, start=start)[0])
-        arguments = ("--labels", "filename", "--reference", f"{name}.npz", "--name", name)
-        eval_json(dimo, "samples", *arguments)
-    report, _ = dimo("report", "--protocol", "tiny.toml")
-    assert report.count("Measured with") == 2
-
-
-def test_adm_statistics_are_the_reference_of_frechet_distances(dimo, samples, tmp_path):
-    """mu and sigma of the whole training set, and some of its images, in one file."""
-    pixels, labels = real_digits(200, start=20)
-    write_folder(tmp_path / "real", pixels, labels)
-    (tmp_path / "tiny.toml").write_text(ANY_REFERENCE)
-    dimo("reference", "real", "--protocol", "tiny.toml", "-o", "stats.npz")
-    with np.load(tmp_path / "stats.npz") as file:
-        np.savez(
-            tmp_path / "adm.npz",
-            arr_0=pixels[:100],
-            mu=file["mu"].astype("f4"),
-            sigma=file["sigma"],
-        )
-    arguments = ("samples", "--labels", "filename", "--reference")
-    images_only = eval_json(dimo, *arguments, "adm.npz")[1]
-    (tmp_path / "tiny.toml").write_text(
-        ANY_REFERENCE.replace("count = 100", "count = 100\nstatistics_count = 200")
-    )
-    adm = eval_json(dimo, *arguments, "adm.npz")[1]
-    made = eval_json(dimo, *arguments, "stats.npz")[1]
-    assert adm["fid"] == pytest.approx(made["fid"], rel=1e-5)
-    assert abs(images_only["fid"] - made["fid"]) > 1e-3
-    assert images_only["precision"] == adm["precision"]
-
-
-# --- differences -----------------------------------------------------------------------------
-
-
-def test_compare_pairs_two_rows(dimo, samples, tmp_path):
-    pixels, labels = real_digits(40)
-    noise = np.random.RandomState(0).randint(0, 60, pixels.shape).astype("u1")
-    write_folder(tmp_path / "noisy", np.where(pixels > 190, pixels, pixels + noise), labels)
-    for folder in ("samples", "noisy"):
-        dimo("eval", folder, "--protocol", "tiny.toml", "--labels", "filename")
-    one, two = (next((tmp_path / "results").glob(f"*-{name}-*")) for name in ("samples", "noisy"))
-    out, _ = dimo("compare", one, two, "--protocol", "tiny.toml", "--json")
-    found = {entry["metric"]: entry for entry in json.loads(out)}
-    assert found["fid"]["first"] < found["fid"]["second"]
-    assert found["fid"]["low"] <= found["fid"]["first"] - found["fid"]["second"]
-    assert found["fid"]["better"] == "first"
-    out, _ = dimo("compare", one, one, "--protocol", "tiny.toml", "--json")
-    for entry in json.loads(out):
-        assert entry["low"] == entry["high"] == 0
-        assert entry["better"] == "neither"
-    out, _ = dimo("compare", one, two, "--protocol", "tiny.toml")
-    assert "Difference" in out
-
-
-def test_compare_refuses_rows_that_are_not_paired(dimo, samples, tmp_path):
-    shutil.copytree(samples, tmp_path / "other")
-    (tmp_path / "other" / "000000_0.png").rename(tmp_path / "other" / "zero_0.png")
-    for folder in ("samples", "other"):
-        dimo("eval", folder, "--protocol", "tiny.toml", "--labels", "filename")
-    one, two = (next((tmp_path / "results").glob(f"*-{name}-*")) for name in ("samples", "other"))
-    _, err = dimo("compare", one, two, "--protocol", "tiny.toml", code=2)
-    assert "are not paired" in err
-    (file,) = (tmp_path / "results" / "contributions").glob(
-        f"{json.loads(two.read_text())['run_id']}*"
-    )
-    file.write_bytes(file.read_bytes()[:-1])
-    _, err = dimo("compare", one, two, "--protocol", "tiny.toml", code=2)
-    assert "is not what the record names" in err
-    _, err = dimo("compare", "ffff", "0000", "--protocol", "tiny.toml", code=2)
-    assert "0 records in results" in err
-    assert "give another one (dimo results list has them), or the path" in err
 
 
 # --- code of one's own -----------------------------------------------------------------------
 
 
-def test_an_extractor_of_ones_own_needs_permission(dimo, samples, tmp_path, monkeypatch):
+def test_an_extractor_of_ones_own_needs_permission(
+    dimo, samples, tmp_path, monkeypatch, tiny_protocol
+):
     (tmp_path / "mine.py").write_text(
         "import torch\n"
         "class Mean(torch.nn.Module):\n"
@@ -575,7 +360,7 @@ def test_an_extractor_of_ones_own_needs_permission(dimo, samples, tmp_path, monk
         "        return {'features': images.float().mean(1).flatten(1)}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    text = PROTOCOL.replace('"digits-cnn"', '"mine:Mean"')
+    text = tiny_protocol.replace('"digits-cnn"', '"mine:Mean"')
     text = text.replace("0eadf646999892aae206189b18cd53ecef8c14cd23e8e7f7cc5bdd1a2861eecd", "any")
     head, _, rest = text.partition('[[metrics]]\nname = "inception_score"')
     (tmp_path / "tiny.toml").write_text(head + rest[rest.index("[uncertainty]") :])

@@ -1,6 +1,5 @@
 """The folder of results: append-only, whole files only, many writers, kill -9."""
 
-import json
 import os
 import random
 import signal
@@ -12,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.protocol import protocol_text
 from bench.records.record import ResultRecord, record_to_json
 from bench.records.store import append, load_all, load_contributions
 from dimo.errors import DimoError
 
 RecordMaker = Callable[..., ResultRecord]
+Forks = Callable[..., tuple[list[int], str, str]]
 ROOT = Path(__file__).parents[3]
 
 
@@ -232,20 +231,15 @@ def test_a_killed_writer_leaves_no_half_record(template: Path, tmp_path: Path) -
         assert load_contributions(record, tmp_path) == record.run_id.encode() * 2000
 
 
-def test_two_benchmarks_at_once(tmp_path: Path) -> None:
-    text = protocol_text("digits").replace('name = "digits"', 'name = "few"')
-    (tmp_path / "few.toml").write_text(text.replace("num_images = 5000", "num_images = 300"))
-    command = [sys.executable, "-m", "dimo", "bench", "--protocol", str(tmp_path / "few.toml")]
-    command += ["--steps", "1", "--results", str(tmp_path / "results"), "--json"]
-    pair = [
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        for _ in range(2)
-    ]
-    said = [record["run_id"] for process in pair for record in json.loads(process.communicate()[0])]
+def test_two_benchmarks_at_once(forks: Forks, few_digits: Path, tmp_path: Path) -> None:
+    dimo = Path(sys.executable).with_name("dimo")
+    command = [dimo, "bench", "--protocol", few_digits, "--steps", "1"]
+    command += ["--results", tmp_path / "results"]
+    codes, _, err = forks(command, ROOT, [dict(os.environ)] * 2)
+    assert codes == [0, 0], err
     records, problems = load_all(tmp_path / "results")
     assert problems == []
     assert len(records) == 6  # real data, tokenizer, teacher
-    assert {record.run_id for record in records} == set(said)
     for record in records:
         load_contributions(record, tmp_path / "results")
     by_name: dict[str, list[ResultRecord]] = {}

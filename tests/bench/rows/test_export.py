@@ -6,7 +6,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from bench.rows.export import export_images
 from bench.rows.rows import jobs_of
 from bench.rows.settings import Choice, generate
 from bench.suites.base import load_suite
-from dimo.cli import main
 from dimo.engine.distributed import Runtime
 from dimo.errors import DimoError
 from dimo.samplers import teacher_samplers
@@ -38,22 +36,6 @@ def jobs_of_every_sampler():
 @pytest.fixture(scope="module")
 def jobs():
     return jobs_of_every_sampler()
-
-
-@pytest.fixture
-def dimo(capsys, monkeypatch, tmp_path):
-    """Runs a command in `tmp_path`; returns (stdout, stderr), the latter on one line."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["dimo", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        assert (stop.value.code or 0) == code, err
-        return out, " ".join(err.split())
-
-    return run
 
 
 def export(job, out, count=1100, batch_size=64, **settings):
@@ -151,31 +133,19 @@ def test_an_interrupted_export_ends_as_an_uninterrupted_one(jobs, tmp_path, name
     assert export(job, tmp_path / "parts" / name).made == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "how"),
     [("x", signal.SIGKILL), ("Di[M]O.npz", signal.SIGINT)],
 )
-def test_a_stopped_process_leaves_nothing_but_work_that_is_done(dimo, tmp_path, name, how):
-    arguments = ["sample", "--steps", "6", "--seed", "5", "--count", "2500", "--out", name]
+def test_a_stopped_process_leaves_nothing_but_work_that_is_done(
+    dimo, run_stopped, tmp_path, name, how
+):
+    arguments = ["sample", "--steps", "2", "--seed", "5", "--count", "1500", "--out", name]
     for folder in ("whole", "parts"):
         (tmp_path / folder).mkdir()
     dimo(*arguments[:-1], f"whole/{name}")
-    victim = subprocess.Popen(
-        [sys.executable, "-m", "dimo", *arguments],
-        cwd=tmp_path / "parts",
-        stderr=subprocess.PIPE,
-        text=True,
-        # a shell's background job, and so a test run in one, ignores SIGINT
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("parts/*/*0500.*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    victim.send_signal(how)
-    _, told = victim.communicate()
-    assert victim.returncode == (130 if how == signal.SIGINT else -how)
+    code, told = run_stopped(*arguments, cwd=tmp_path / "parts", file="*/*0500.*", how=how)
+    assert code == (130 if how == signal.SIGINT else -how)
     assert ("rerun the same command to continue" in told) == (how == signal.SIGINT)
     assert not (tmp_path / "parts" / "Di[M]O.npz").exists()
     (work,) = (tmp_path / "parts").iterdir()
@@ -280,20 +250,19 @@ def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(jobs, tmp_path
 # --- as `dimo eval` reads them -----------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_eval_finds_what_bench_finds(dimo, jobs, tmp_path):
-    protocol = load_protocol("digits")
+def test_eval_finds_what_bench_finds(dimo, jobs, few_digits, tmp_path):
+    protocol = load_protocol(few_digits)
     record = load_suite(protocol, Runtime(CPU)).measure(jobs["one_step"]).record
-    arguments = ["sample", "--model", "digits-dimo", "--count", 5000, "--seed", 1000, "--json"]
+    arguments = ["sample", "--model", "digits-dimo", "--count", 300, "--seed", 1000, "--json"]
     for name in ("x.npz", "x"):
         out, err = dimo(*arguments, "--out", name)
         told = json.loads(out)
-        assert (told["count"], told["made"], told["out"]) == (5000, 5000, name)
+        assert (told["count"], told["made"], told["out"]) == (300, 300, name)
         assert told["images_per_second"] > 0
         assert told["peak_memory_bytes"] > 2**20
-        assert f"5,000 images in {name}:" in err
+        assert f"300 images in {name}:" in err
         assert "images/s, peak memory" in err
-        found = json.loads(dimo("eval", name, "--protocol", "digits", "--json")[0])
+        found = json.loads(dimo("eval", name, "--protocol", few_digits, "--json")[0])
         assert found["evidence"]["nonconforming"] == []
         values = {key: metric["value"] for key, metric in found["metrics"].items()}
         assert values == {key: metric.value for key, metric in record.metrics.items()}
@@ -311,41 +280,56 @@ sys.path.insert(0, {here!r})
 from test_export import export, jobs_of_every_sampler
 from dimo.engine.distributed import ranks
 with ranks() as group:
-    for sampler, job in jobs_of_every_sampler().items():
+    jobs = jobs_of_every_sampler()
+    for sampler in {samplers!r}:
         for name in (f"{{sampler}}.npz", sampler):
-            export(job, Path(name), 620, 50, ranks=group)
+            export(jobs[sampler], Path(name), 620, 50, ranks=group)
 """
 
 
-@pytest.mark.slow
-def test_two_ranks_write_the_same_images_for_every_sampler(jobs, run_ranks, tmp_path, request):
+@pytest.mark.parametrize(
+    "samplers",
+    [["one_step"], pytest.param([*teacher_samplers()], marks=pytest.mark.slow)],
+    ids=["one step", "teacher"],
+)
+def test_two_ranks_write_the_same_images(jobs, run_ranks, samplers, tmp_path, request):
     (tmp_path / "two").mkdir()
-    run_ranks(RANKS.format(here=str(request.path.parent)), cwd=tmp_path / "two")
-    for sampler, job in jobs.items():
+    program = RANKS.format(here=str(request.path.parent), samplers=samplers)
+    run_ranks(program, cwd=tmp_path / "two")
+    for sampler in samplers:
         for name in (f"{sampler}.npz", sampler):
-            export(job, tmp_path / "one" / name, 620, 64)
+            export(jobs[sampler], tmp_path / "one" / name, 620, 64)
     assert arrays(tmp_path / "one") == arrays(tmp_path / "two")
 
 
-@pytest.mark.slow
-def test_ranks_of_the_command_share_what_is_missing(dimo, tmp_path):
+def test_ranks_of_the_command_share_what_is_missing(dimo, run_two_ranks, tmp_path):
     arguments = ["sample", "--model", "digits-dimo", "--count", "300", "--seed", "5", "--out", "x"]
     dimo(*arguments[:-1], "one")
     dimo(*arguments)
     for i in (3, 160, 290):
         (tmp_path / "x" / f"{i:06d}.png").unlink()
-    command = [*TORCHRUN, "-m", "dimo", *arguments, "--json"]
     (tmp_path / "x" / "000290.png").mkdir()  # in the way of the second rank
-    failed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert failed.returncode != 0
+    failed = run_two_ranks(*arguments, "--json", cwd=tmp_path, code=2)
     assert failed.stdout == ""
     assert failed.stderr.count("error: cannot write x/000290.png") == 1
     (tmp_path / "x" / "000290.png").rmdir()
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run_two_ranks(*arguments, "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["made"] in (50, 100, 150), "whole batches"
     assert done.stderr.count("300 images in x") == 1
     assert contents(tmp_path / "x") == contents(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_command(dimo, tmp_path):
+    """What the other tests of ranks do without it."""
+    arguments = ["sample", "--model", "digits-dimo", "--count", "300", "--out", "two"]
+    done = subprocess.run(
+        [*TORCHRUN, "-m", "dimo", *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("300 images in two") == 1
+    dimo(*arguments[:-1], "one")
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
 # --- mistakes ----------------------------------------------------------------------------------

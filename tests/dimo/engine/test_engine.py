@@ -116,10 +116,13 @@ with ranks() as group:
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"accumulate": 2}, {"auxiliary_samples": "shared"}],
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"accumulate": 2},
+        pytest.param({"auxiliary_samples": "shared"}, marks=pytest.mark.slow),
+    ],
     ids=["whole", "accumulated", "shared samples"],
 )
 def test_two_ranks_give_the_curve_of_one(changes, run_ranks, request):

@@ -183,7 +183,6 @@ with ranks() as group:
 """
 
 
-@pytest.mark.slow
 def test_two_ranks_give_the_curve_of_one(tiny_network, run_ranks, request):
     out = run_ranks(RANKS.format(here=str(request.path.parent), shape=tiny_network))
     losses, totals = json.loads(out)

@@ -154,7 +154,6 @@ with ranks() as group:
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "changes"),
     [("di4c-d", {"latent_chunk": 2, "accumulate": 2}), ("sdtt", {})],

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import subprocess
+import re
 import sys
 from functools import partial
 
@@ -297,22 +297,14 @@ def test_damaged_and_foreign_parts_are_one_error(snapshot, tmp_path):
             DiffusersVQ.from_official(vq, image_size=16)
 
 
-def test_without_the_extra_the_error_says_so():
-    code = (
-        "import sys\n"
-        "from dimo.errors import DimoError\n"
-        "from dimo.models.snapshot import CLIPText\n"
-        "from dimo.models.snapshot import DiffusersVQ\n"
-        "assert not {'diffusers', 'transformers'} & sys.modules.keys()\n"
-        "sys.modules.update(diffusers=None, transformers=None)\n"
-        "for cls in (CLIPText, DiffusersVQ):\n"
-        "    try:\n        cls.from_official('x/y.safetensors')\n"
-        "    except DimoError as error:\n        print(error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    for package in ("transformers", "diffusers"):
-        said = f"needs the package {package}; install it with: pip install 'dimo[t2i]'"
-        assert said in done.stdout, done.stderr
+@pytest.mark.parametrize(
+    ("package", "cls"), [("transformers", CLIPText), ("diffusers", DiffusersVQ)]
+)
+def test_without_the_extra_the_error_says_so(package, cls, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    said = f"needs the package {package}; install it with: pip install 'dimo[t2i]'"
+    with pytest.raises(DimoError, match=re.escape(said)):
+        cls.from_official("x/y.safetensors")
 
 
 def test_the_row_has_the_size_of_the_published_network():
