@@ -109,12 +109,16 @@ def test_what_cannot_be_exported(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "unfinished"]
 
 
-@pytest.mark.parametrize(("teacher", "temperature"), [("digits", 1.0), ("maskgit", 7.0)])
-def test_defaults_are_those_of_the_teachers_recipe(teacher, temperature, small_maskgit, tmp_path):
+@pytest.mark.parametrize(
+    ("teacher", "noise", "temperature"), [("digits", 0.0, 1.0), ("maskgit", 0.1, 7.0)]
+)
+def test_defaults_are_those_of_the_teachers_recipe(
+    teacher, noise, temperature, small_maskgit, tmp_path
+):
     source = {"digits": "digits-dimo", "maskgit": small_maskgit / "pytorch_model.bin"}[teacher]
     file = find_student(source).path if teacher == "digits" else source
     student = import_student(file, tmp_path / "run", teacher=teacher)
-    assert (student.init_mask_ratio, student.embedding_noise) == (0.6, 0.1)
+    assert (student.init_mask_ratio, student.embedding_noise) == (0.6, noise)
     assert student.temperature == temperature
     assert student.temperature_selected_by == f"as in the recipe of teacher '{teacher}'"
 
