@@ -53,7 +53,9 @@ def demo(
     picture, steps = out / "shipped.png", [1, 4, 16]
     _draw([_SHIPPED], steps, picture, place)
     print(f"picture: {picture}", flush=True)
-    print(measured_table(_scored([_SHIPPED], steps, protocol, results, place), protocol))
+    print(
+        measured_table(_scored([_SHIPPED], steps, protocol, results, place), protocol), flush=True
+    )
 
     terminal.say("2/3 distil the same teacher into a one-step student of your own")
     if not (student / "config.json").is_file():
