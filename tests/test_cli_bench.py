@@ -4,14 +4,12 @@ import dataclasses
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bench.protocol import protocol_text
 from dimo.cli import main
-from dimo.cli.demo import _on_protocol
 from dimo.weights.catalog import ASSETS
 from dimo.zoo.teachers import TEACHERS
 
@@ -221,8 +219,6 @@ def test_a_quick_look_is_off_protocol(dimo, protocol_file):
     assert few["format"] == 2
     assert few["protocol"] == full[-1]["protocol"]
     assert {metric["n"] for metric in few["metrics"].values()} == {50}
-    finished = [record.run_id for record in _on_protocol(Path("results"))]
-    assert finished == [record["run_id"] for record in full]  # what `dimo demo` resumes from
     first, all_ = (
         np.load(f"results/contributions/{record['run_id']}.npz")["class_accuracy"]
         for record in (few, full[-1])

@@ -20,7 +20,7 @@ def test_the_demo_ends_with_the_paper_table_and_runs_again(tmp_path, monkeypatch
 
     first = demo()
     out = tmp_path / "runs/demo"
-    looks, own = first.index("shipped.png"), first.index("(yours)")
+    looks, own = first.index("shipped.png"), first.index("(demo)")
     assert looks < first.index("(digits-dimo)") < own  # what is shipped comes before the training
     ratios = re.findall(r"= ([\d.]+) : 1", first)
     assert len(ratios) == 2
@@ -30,5 +30,5 @@ def test_the_demo_ends_with_the_paper_table_and_runs_again(tmp_path, monkeypatch
     records = sorted((out / "results").glob("*.json"))
     assert len(records) == 9  # real data, tokenizer, five of the teacher, two students
     second = demo()
-    assert second.split("(yours)")[-1] == first.split("(yours)")[-1]
+    assert second.split("(demo)")[-1] == first.split("(demo)")[-1]
     assert sorted((out / "results").glob("*.json")) == records  # nothing is measured twice

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bench.protocol import Protocol
     from bench.records.record import ResultRecord
 
-_TEACHER, _SHIPPED, _YOURS = "digits", "digits-dimo", "Di[M]O (yours)"
+_TEACHER, _SHIPPED, _YOURS = "digits", "digits-dimo", "Di[M]O (demo)"
 
 
 @app.command(epilog=examples("dimo demo --out runs/demo"))

@@ -110,7 +110,7 @@ def test_what_cannot_be_exported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("teacher", "noise", "temperature"), [("digits", 0.0, 1.0), ("maskgit", 0.1, 7.0)]
+    ("teacher", "noise", "temperature"), [("digits", 0.0, 0.4), ("maskgit", 0.1, 7.0)]
 )
 def test_defaults_are_those_of_the_teachers_recipe(
     teacher, noise, temperature, small_maskgit, tmp_path
