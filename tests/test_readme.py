@@ -54,6 +54,30 @@ def test_measured_rows_are_records():
         assert record["protocol"]["name"] == "digits"
 
 
+def test_the_output_of_the_demo_is_that_of_records():
+    """Its speeds are of that run; those of its own student are in the record."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```text\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    rows = re.findall(r"^(.{28}) +(\d+) +\d+ +([\d.]+)\(\d+\)(.*) [\d,]+$", block, re.MULTILINE)
+    assert len(rows) == 7
+    others = ("inception_score", "precision", "recall", "density", "coverage", "class_accuracy")
+    runs = ["6c12bb68", "3f00046c", "410494cb", "475f03a5", "50ef63fe", "bbeaafe6", "c472bdec"]
+    for (_, steps, fid, values), run in zip(rows, runs, strict=True):
+        (path,) = (ROOT / "results").glob(f"*{run}.json")
+        record = json.loads(path.read_text())
+        metrics = {name: metric["value"] for name, metric in record["metrics"].items()}
+        assert (int(steps), fid) == (record["method"]["num_steps"], f"{metrics['fid']:.3f}")
+        shown = [f"{metrics[name]:.{2 if name == others[0] else 3}f}" for name in others]
+        assert re.findall(r"[\d.]+", values) == shown
+    assert f"({metrics_of('bbeaafe6'):.3f} against {metrics_of('50ef63fe'):.3f})" in block
+
+
+def metrics_of(run):
+    """The FID of a record."""
+    (path,) = (ROOT / "results").glob(f"*{run}.json")
+    return json.loads(path.read_text())["metrics"]["fid"]["value"]
+
+
 def test_quoted_rows_are_published():
     with (ROOT / "results/published.csv").open(encoding="utf-8") as file:
         published = {
