@@ -66,7 +66,7 @@ def test_distillation_step_against_the_official_structure():
 
     def ours(samples):
         settings = [f"auxiliary_samples={samples}"]
-        recipe = for_device(load_recipe(DiMORecipe, "digits", settings), CPU)
+        recipe = for_device(load_recipe(DiMORecipe, "digits-full", settings), CPU)
         teacher, student = (
             MaskGIT(**{**loaded.teacher.network, "dropout": rate}) for rate in (0, recipe.dropout)
         )
@@ -78,7 +78,7 @@ def test_distillation_step_against_the_official_structure():
         )
         return _seconds(lambda: task.step(next(steps)))
 
-    recipe = load_recipe(DiMORecipe, "digits")
+    recipe = load_recipe(DiMORecipe, "digits-full")
     plain = PlainDistillation(
         lambda: PlainMaskGIT(**sizes, classes=10, dropout=recipe.dropout), state, autocast=False
     )
