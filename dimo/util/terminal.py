@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.progress import ProgressColumn, TaskID
 
 _LOG_EVERY = 60.0  # seconds between lines in a log, which has no bars
+_BAR, _TIMES = 12, 16  # columns of a bar, and of the time left with the gaps
 
 Progress = Callable[[str, int, int, str], None]  # what, done, total, unit
 
@@ -33,7 +34,7 @@ class _Bars:
     """A line for each task; none before the first update, so that an early error stands alone.
 
     If stderr is not a terminal, one line per minute is printed instead, for logs of batch systems.
-    The default columns are a count, a note and the elapsed time.
+    The default columns are a count and a note, which is cut where the terminal ends.
     """
 
     def __init__(self, *columns: "ProgressColumn") -> None:
@@ -42,8 +43,8 @@ class _Bars:
 
         text = rich.TextColumn
         count = text("{task.completed}/{task.total} {task.fields[unit]}")
-        columns = columns or (count, text("{task.fields[state]}"), rich.TimeElapsedColumn())
-        layout = (text("{task.description}"), rich.BarColumn(bar_width=24), *columns)
+        columns = columns or (count, text("{task.fields[state]}"))
+        layout = (text("{task.description}"), rich.BarColumn(bar_width=_BAR), *columns)
         layout += (text("left"), rich.TimeRemainingColumn())
         console = Console(stderr=True)
         self._progress = rich.Progress(*layout, console=console, speed_estimate_period=60)
@@ -64,6 +65,10 @@ class _Bars:
             self._lines[what] = self._progress.add_task(
                 what, total=total, completed=done, state="", unit=unit
             )
+        if (console := self._progress.console).is_terminal:
+            longest = max(map(len, self._lines))
+            room = console.width - longest - _BAR - len(f"{total}/{total} {unit}") - _TIMES
+            note = note if len(note) <= room else note[: max(0, room - 1)] + "…"
         self._progress.update(self._lines[what], completed=done, total=total, state=note)
         self._log(what)
 
@@ -94,7 +99,7 @@ def training_bar(title: str, steps: int, batch_size: int) -> Iterator[Callable[.
             nonlocal values
             if scalars:
                 values = " ".join(f"{key} {value:.3f}" for key, value in scalars.items())
-            note = f"{values} {bars.speed(title) * batch_size:,.0f} images/s"
+            note = f"{bars.speed(title) * batch_size:,.0f} images/s {values}"
             bars.update(title, step, steps, "steps", note)
 
         yield on_step

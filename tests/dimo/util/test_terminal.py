@@ -1,5 +1,7 @@
 """What a log gets where stderr is no terminal."""
 
+import re
+
 import pytest
 
 from dimo.util import terminal
@@ -14,8 +16,8 @@ def test_a_log_gets_a_line_now_and_then_in_place_of_a_bar(every, count, monkeypa
     lines = [line for line in capsys.readouterr().err.splitlines() if "train digits:" in line]
     assert len(lines) == count
     if lines:
-        assert lines[0].startswith("train digits: 10/30 steps loss 1.500 ")
-        assert "images/s" in lines[0]
+        assert lines[0].startswith("train digits: 10/30 steps ")
+        assert " images/s loss 1.500" in lines[0]
 
 
 def test_work_is_logged_too(monkeypatch, capsys):
@@ -23,3 +25,17 @@ def test_work_is_logged_too(monkeypatch, capsys):
     with terminal.work_bar() as progress:
         progress("MaskGIT (4)", 500, 2000, "images")
     assert "MaskGIT (4): 500/2,000 images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_bar_shows_rate_and_time_left_at_any_width(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with terminal.training_bar("distil digits", 250, 128) as on_step:
+        for step in (100, 250):
+            on_step(step, {"gradient": 0.94, "grad_norm": 19.963, "auxiliary_loss": 2.186})
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    last = [line for line in re.split(r"[\r\n]+", plain) if "distil digits" in line][-1]
+    assert re.search(r"^distil digits ━+ 250/250 steps [\d,]+ images/s .*left \d:\d\d:\d\d", last)
+    assert ("auxiliary_loss 2.186" in last) == (width == 160)
