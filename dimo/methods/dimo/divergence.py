@@ -159,6 +159,18 @@ def soft_target_loss(
     return by_token.mean() * temperature**2
 
 
+def certainty(student_logits: Tensor, temperature: float) -> dict[str, Tensor]:
+    """What x_init leaves open in the student's tokens: scalars, means over logits [..., V].
+
+    `token_entropy` is H(x_i | x_init) in nats, `top_1` the probability of the likeliest token. An
+    entropy near 0 early in a run is a collapse; one that stays high, a student that does not decide
+    by x_init yet.
+    """
+    log_p = tempered(student_logits.detach().float(), temperature).log_softmax(-1)
+    p = log_p.exp()
+    return {"token_entropy": -(p * log_p).sum(-1).mean(), "top_1": p.amax(-1).mean()}
+
+
 def tempered(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1 else logits / temperature
 

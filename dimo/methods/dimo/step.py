@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dimo.engine.distributed import Runtime
 from dimo.methods.base import Task, add_mean, frozen_teacher, teacher_sha256
+from dimo.methods.dimo.divergence import certainty
 from dimo.methods.dimo.draws import Draws
 from dimo.methods.dimo.objective import DiMOObjective
 from dimo.methods.dimo.recipe import DiMORecipe
@@ -76,6 +77,8 @@ class DiMOTask(Task):
                 update.backward(student.loss)
             masked = draws.mask.sum()
             add_mean(values, "gradient", student.logit_gradient.abs().sum() / masked, masked)
+            for name, value in certainty(logits, self.recipe.student_temperature).items():
+                add_mean(values, name, value, len(draws.labels))
         self.finish(step, "student", values)
         if shared:
             self._step_auxiliary(step)

@@ -1,10 +1,18 @@
 """Divergences: their gradients against autograd, and their closed forms."""
 
+import math
+
 import pytest
 import torch
 
 from dimo.errors import DimoError
-from dimo.methods.dimo.divergence import DIVERGENCES, F_DIVERGENCES, divergence, logit_gradient
+from dimo.methods.dimo.divergence import (
+    DIVERGENCES,
+    F_DIVERGENCES,
+    certainty,
+    divergence,
+    logit_gradient,
+)
 
 CASES = [("forward_kl", 0.0), ("reverse_kl", 0.0)] + [
     ("jeffreys", beta) for beta in (-0.3, 0.0, 0.3, 0.5, 1.0)
@@ -89,3 +97,17 @@ def test_half_precision_logits_are_widened():
 def test_unknown_name_is_one_clear_error():
     with pytest.raises(DimoError, match="did you mean 'forward_kl'"):
         logit_gradient("forward_k", teacher_logits=_logits(0), auxiliary_logits=_logits(1))
+
+
+def test_certainty_of_known_distributions():
+    even, settled = torch.zeros(2, 3, 16), 1e4 * torch.eye(16)[None]
+    logits = torch.log(torch.tensor([[[0.5, 0.25, 0.25]]]))
+    for given, temperature, entropy, top in [
+        (even, 0.5, math.log(16), 1 / 16),
+        (settled, 1, 0.0, 1.0),
+        (logits, 1, 1.5 * math.log(2), 0.5),
+        (logits, 0.5, 2 / 3 * math.log(1.5) + 1 / 3 * math.log(6), 2 / 3),  # squared: 4 : 1 : 1
+    ]:
+        found = certainty(given, temperature)
+        assert found["token_entropy"].item() == pytest.approx(entropy, abs=1e-6)
+        assert found["top_1"].item() == pytest.approx(top, abs=1e-6)
