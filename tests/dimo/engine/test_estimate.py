@@ -140,4 +140,5 @@ def test_estimated_memory_is_the_measured_one():
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["estimated"] == pytest.approx(found["measured"], rel=0.25)
+    # too little would end in an out-of-memory error; how much too much depends on the CPU's kernels
+    assert 0.9 < found["estimated"] / found["measured"] < 1.3
