@@ -42,12 +42,17 @@ def table(heading):
     return rows
 
 
+def record_of(run):
+    """The record in `results/` whose run id begins so."""
+    (path,) = (ROOT / "results").glob(f"*{run}.json")
+    return json.loads(path.read_text())
+
+
 def test_measured_rows_are_records():
     rows = table("## Results")
     assert len(rows) == len(RUNS)
     for cells, run in zip(rows, RUNS, strict=True):
-        (path,) = (ROOT / "results").glob(f"*{run}.json")
-        record = json.loads(path.read_text())
+        record = record_of(run)
         steps = [str(record["method"][key]) for key in ("num_steps", "nfe")]
         values = [f"{record['metrics'][name]['value']:.3f}" for name in METRICS]
         assert cells[1:] == steps + values
@@ -63,19 +68,13 @@ def test_the_output_of_the_demo_is_that_of_records():
     others = ("inception_score", "precision", "recall", "density", "coverage", "class_accuracy")
     runs = ["6c12bb68", "3f00046c", "410494cb", "475f03a5", "50ef63fe", "bbeaafe6", "c472bdec"]
     for (_, steps, fid, values), run in zip(rows, runs, strict=True):
-        (path,) = (ROOT / "results").glob(f"*{run}.json")
-        record = json.loads(path.read_text())
+        record = record_of(run)
         metrics = {name: metric["value"] for name, metric in record["metrics"].items()}
         assert (int(steps), fid) == (record["method"]["num_steps"], f"{metrics['fid']:.3f}")
         shown = [f"{metrics[name]:.{2 if name == others[0] else 3}f}" for name in others]
         assert re.findall(r"[\d.]+", values) == shown
-    assert f"({metrics_of('bbeaafe6'):.3f} against {metrics_of('50ef63fe'):.3f})" in block
-
-
-def metrics_of(run):
-    """The FID of a record."""
-    (path,) = (ROOT / "results").glob(f"*{run}.json")
-    return json.loads(path.read_text())["metrics"]["fid"]["value"]
+    fids = [record_of(run)["metrics"]["fid"]["value"] for run in ("bbeaafe6", "50ef63fe")]
+    assert "({:.3f} against {:.3f})".format(*fids) in block
 
 
 def test_quoted_rows_are_published():

@@ -67,8 +67,8 @@ class ProtocolReport:
         return [one.record for one in self.excluded if one.kind == "ablation"]
 
     @property
-    def off_protocol(self) -> list[Excluded]:
-        return [one for one in self.excluded if one.kind == "off-protocol"]
+    def off_protocol(self) -> list[ResultRecord]:
+        return [one.record for one in self.excluded if one.kind == "off-protocol"]
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ def collect_report(
         quoted |= {row.benchmark for row in new}
         conforming, left_out = [], []
         for record in ours[sha256]:
-            if record.evidence and (faults := record.evidence.nonconforming):
-                left_out.append(Excluded(record, "off-protocol", "; ".join(faults)))
+            if record.off_protocol:
+                left_out.append(Excluded(record, "off-protocol", "; ".join(record.off_protocol)))
             else:
                 conforming.append(record)
         for record in others[protocol.name]:

@@ -111,13 +111,12 @@ def _first_rows(protocol: Protocol) -> Table:
 
 def _off_protocol_tables(part: ProtocolReport) -> list[Table]:
     """Results that no other may be compared with: a table per cause and N, without ranks."""
-    causes = {one.record.run_id: one.reason for one in part.off_protocol}
 
     def cause(record: ResultRecord) -> tuple[str, int]:
-        return causes[record.run_id], max((m.n for m in record.metrics.values()), default=0)
+        return "; ".join(record.off_protocol), record.num_images
 
     tables: list[Table] = []
-    for group in comparable([one.record for one in part.off_protocol], part.protocol).values():
+    for group in comparable(part.off_protocol, part.protocol).values():
         for (reason, count), records in cells.grouped(group, cause).items():
             rows = cells.ordered(records)
             frame = cells.results_frame(rows, part.metrics)

@@ -121,8 +121,8 @@ def evaluate(
     assert evidence is not None
     for note in evidence.notes:
         opt.warn(note)
-    if evidence.nonconforming:
-        opt.warn(f"off-protocol, in a table of its own: {'; '.join(evidence.nonconforming)}")
+    if record.off_protocol:
+        opt.warn(f"off-protocol, in a table of its own: {'; '.join(record.off_protocol)}")
     terminal.say(f"record: {path}; tables: dimo report --protocol {protocol} --results {results}")
     verdicts = results / "verdicts" / f"{record.run_id}.jsonl"
     if verdicts.is_file():
