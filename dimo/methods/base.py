@@ -62,7 +62,8 @@ class Optimization:
     accumulate: int = 1  # micro-batches per rank and step
     gradient_checkpointing: bool = False  # recompute activations in the backward pass
     learning_rate: float  # the highest, after the warm-up
-    lr_schedule: str = "constant"  # or half a cosine or a line to 0: cosine, linear
+    lr_schedule: str = "constant"  # or half a cosine or a line to lr_final: cosine, linear
+    lr_final: float = 0.0  # the last learning rate, as a fraction of the highest
     lr_warmup_steps: int = 100  # steps of a linear rise from 0
     weight_decay: float = 0.0  # of AdamW
     adam_betas: tuple[float, float] = (0.9, 0.999)  # decay of AdamW's two moments
@@ -87,6 +88,7 @@ class Optimization:
         check(self.weight_decay >= 0, "weight_decay", self.weight_decay, ">= 0")
         check(all(0 <= b < 1 for b in self.adam_betas), "adam_betas", self.adam_betas, "0 <= x < 1")
         known("lr_schedule", self.lr_schedule, _LEARNING_RATE_SCHEDULES)
+        check(0 <= self.lr_final <= 1, "lr_final", self.lr_final, "0 <= x <= 1")
         known("precision", self.precision, ("float32", *_AUTOCAST))
 
     def learning_rate_at(self, step: int) -> float:
@@ -94,13 +96,13 @@ class Optimization:
         return self.learning_rate * self.learning_rate_factor(step)
 
     def learning_rate_factor(self, step: int) -> float:
-        """A linear warm-up to 1, then the schedule: constant, half a cosine or a line to 0."""
+        """A linear warm-up to 1, then the schedule: constant, half a cosine or a line."""
         if step < self.lr_warmup_steps:
             return (step + 1) / self.lr_warmup_steps
-        progress = (step - self.lr_warmup_steps) / max(1, self.steps - self.lr_warmup_steps)
+        left = 1 - (step - self.lr_warmup_steps) / max(1, self.steps - self.lr_warmup_steps)
         if self.lr_schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * progress))
-        return 1 - progress if self.lr_schedule == "linear" else 1.0
+            left = 0.5 * (1 - math.cos(math.pi * left))
+        return 1.0 if self.lr_schedule == "constant" else self.lr_final + (1 - self.lr_final) * left
 
 
 @dataclass(frozen=True, kw_only=True)
