@@ -129,6 +129,15 @@ METRICS: dict[str, MetricKind] = {
             "seed": _SEED,
         },
     ),
+    "mind": MetricKind(
+        "MIND",
+        higher_is_better=False,
+        compares_with="samples",
+        compute="bench.metrics.sliced:score_mind",
+        params={"projections": Param(1, lambda generated, reference: 100_000), "seed": _SEED},
+        decimals=2,
+        more_below_one=True,
+    ),
     "cmmd": MetricKind(
         "CMMD",
         higher_is_better=False,

@@ -76,11 +76,16 @@ class Reference:
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric, its direction and its parameters, as `METRICS` lists them."""
+    """One metric, its direction and its parameters, as `METRICS` lists them.
+
+    A supplementary one was added to a benchmark that has results already. It changes no other
+    number, so it is not hashed; its parameters are recorded beside its value.
+    """
 
     name: str
     higher_is_better: bool
     params: dict[str, int]
+    supplementary: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,7 @@ def protocol_sha256(protocol: Protocol) -> str:
     content["metrics"] = [
         {"name": metric.name, "higher_is_better": metric.higher_is_better, **metric.params}
         for metric in protocol.metrics
+        if not metric.supplementary
     ]
     return sha256_bytes(canonical_json(content).encode())
 
