@@ -101,10 +101,6 @@ def bootstrap_interval(
 
     Args:
         contributions: `[N]`, one per sample.
-        point: The metric's value.
-        n_bootstrap: Number of resamples.
-        seed: Seed of the resamples.
-        level: Confidence level, between 0 and 1.
         smallest: The least value the metric can take, where the low end stops.
         labels: `[N]` integers: the protocol fixes how many samples each label has, so only the
             spread within labels counts; labels of a single sample are treated as one. None:

@@ -24,8 +24,6 @@ which is the trapezoidal rule. Compared with fresh samples, an interval has the 
 than its bias of order 1 / n, it is up to 1.6 times too wide.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -38,15 +36,6 @@ _Floats = npt.NDArray[np.float64]
 _BLOCK_ROWS = 2048  # rows that are float64 at a time
 
 
-@dataclass(frozen=True, eq=False)
-class MIND:
-    """The distance; of the n generated rows `rows` that it is of, contributions with mean 0."""
-
-    value: float
-    contributions: _Floats  # [n]
-    rows: npt.NDArray[np.int64]  # [n]
-
-
 def mind(
     *,
     generated: Features,
@@ -54,14 +43,10 @@ def mind(
     projections: int = 1000,
     seed: int = 2020,
     chunk_size: int = 2**21,
-) -> MIND:
-    """MIND of `[N, D]` generated and `[M, D]` reference features, in float64.
+) -> Score:
+    """MIND of `[N, D]` and `[M, D]` features, in float64; contributions of `rows`, with mean 0.
 
     Args:
-        generated: Features of the generated images.
-        reference: Features of the reference images.
-        projections: Number of directions.
-        seed: Seed of the rows of the larger side, then of the directions.
         chunk_size: Projected values of one side held at a time. No effect on the result.
 
     Raises: DimoError: Shapes do not fit, a value is not finite, or a setting is out of range.
@@ -75,10 +60,7 @@ def mind(
         )
     count, dim = min(len(gen), len(ref)), ref.shape[1]
     rng = torch.Generator().manual_seed(seed)
-    rows, others = (
-        (torch.randperm(size, generator=rng)[:count] if size > count else torch.arange(size)).numpy()
-        for size in (len(gen), len(ref))
-    )
+    rows, others = (_drawn(size, count, rng) for size in (len(gen), len(ref)))
     directions = torch.randn(projections, dim, generator=rng)
     units = (directions / directions.norm(dim=1, keepdim=True)).double().numpy()  # [P, D]
     total, contributions = 0.0, np.zeros(count)
@@ -95,13 +77,17 @@ def mind(
         contributions += x.sum(axis=0)
     scale = 3.0 * dim / projections
     contributions = scale * (contributions - contributions.mean())
-    return MIND(scale * total / count, contributions, rows)
+    return Score(scale * total / count, contributions, rows=rows)
 
 
 def score_mind(samples: Samples, **settings: int) -> Score:
     generated, reference = samples.sides()
-    result = mind(generated=generated, reference=reference, **settings)
-    return Score(result.value, result.contributions, rows=result.rows)
+    return mind(generated=generated, reference=reference, **settings)
+
+
+def _drawn(size: int, count: int, rng: torch.Generator) -> npt.NDArray[np.int64]:
+    rows = torch.randperm(size, generator=rng)[:count] if size > count else torch.arange(size)
+    return rows.numpy()
 
 
 def _projected(

@@ -15,10 +15,8 @@ class Images:
     Attributes:
         resolution: Height and width in pixels; zeros, with prompts only: any.
         channels: 1 or 3.
-        num_images: Number of images per row of the table.
         labels: `"balanced"`: image i has the label `i % num_classes`. `"prompts"`: the labels are
             the numbers of the prompts, with equally many images each.
-        num_classes: Number of class labels or prompts.
         uint8: How a value in [0, 255] becomes a byte.
     """
 
@@ -97,7 +95,6 @@ class Prompts:
         sha256: Hash of the list in the official form: one line of JSON per prompt
             (`bench.suites.geneval.prompts`) or, for a scorer, one JSON text per line
             (`bench.suites.captions`); or `"any"`.
-        tags: Number of prompts by tag.
     """
 
     name: str
@@ -135,7 +132,6 @@ class Scorer:
         model: Its network, as open_clip names it; empty where it comes with dimo.
         preprocessing: Of `PREPROCESSINGS`; empty where it takes images as they are.
         version: Version of its weights; empty if there is only one.
-        prefix: Prepended to each prompt.
         scale: Scale of the scores; empty if there is no choice.
     """
 
