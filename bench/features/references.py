@@ -143,7 +143,6 @@ def make_reference(
         paths: Folders or archives: shards of one set, in order.
         protocol: Names extractor, resolution and how many single features are kept.
         weights: Weights file of the extractor; None: the shipped one.
-        allow_code: Whether the protocol may name a custom extractor.
         runtime: Where the extractor runs, and the ranks that share the work.
 
     Returns the statistics; None on every rank but the first.

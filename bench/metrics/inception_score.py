@@ -15,7 +15,7 @@ _SUM_ROWS, _DIVERGENCE_ROWS = 4096, 2048  # Rows turned into probabilities at a 
 
 
 def inception_score(logits: Features, *, splits: int, seed: int) -> Score:
-    """`mean_s exp(mean_{x in s} KL(p(c|x) || mean_{x in s} p(c|x)))`.
+    """`mean_s exp(mean_{x in s} KL(p(c|x) || mean_{x in s} p(c|x)))` of logits `[N, C]`.
 
     Rows are shuffled by `numpy.random.RandomState(seed).permutation(N)` and split s takes rows
     `s * N // splits` to `(s + 1) * N // splits`, which is torch-fidelity's rule (its seed is
@@ -29,9 +29,6 @@ def inception_score(logits: Features, *, splits: int, seed: int) -> Score:
     Image x of split s, one of S with n_s of the N images, contributes
     `N / (S n_s) IS_s KL(p(c|x) || q_s)`, q_s the split's mean. Compared with fresh samples the
     width is right to about 10 % from 1 image per class and split on, and 30 % too narrow at 0.3.
-
-    Args:
-        logits: `[N, C]` class scores, before the softmax.
 
     Raises: DimoError: Not `[N, C]`, not finite, N < 2, or `splits` out of range.
     """
