@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
@@ -15,7 +15,7 @@ from bench.records import compare as pairs
 from bench.records.record import ResultRecord, protocol_of
 from bench.records.store import find_record, load_all, load_contributions
 from bench.rows.grid import write_picture
-from bench.rows.rows import Job, Planned, load_planned, plan_models
+from bench.rows.rows import Planned, load_planned, plan_models
 from bench.rows.settings import check_protocol, protocol_for
 from bench.suites.base import Assets, ImageOrigin, check_inputs, load_suite, store
 from bench.tuning import check_grid, tune
@@ -23,15 +23,6 @@ from dimo.engine.distributed import Runtime, choose_device
 from dimo.zoo.loading import weights_file
 
 AnyPath: TypeAlias = str | PathLike[str]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A row that was scored."""
-
-    row: Job  # with its tuned settings
-    record: ResultRecord
-    path: Path  # file of the record
 
 
 def run_rows(
@@ -46,13 +37,12 @@ def run_rows(
     reference_rows: bool = True,
     batch_size: int = 500,
     command: str = "",
-) -> list[Scored]:
+) -> list[ResultRecord]:
     """Scores models, each row with its record, contributions and picture in `results`.
 
     Args:
         planned: From `bench.rows.rows.plan_jobs` or `plan_models`.
         grid: As `tune` of `run`, for every row; the other options are those of `run`, too.
-        command: Command that is noted in the records.
 
     Raises:
         DimoError: Models that do not fit the protocol, unused or missing files.
@@ -71,16 +61,16 @@ def run_rows(
     rows = load_planned(planned, device=device, weights=assets.weights, prompts=suite.prompts)
     if reference_rows and not suite.off_protocol:
         rows = suite.reference_rows(rows[0].loaded) + rows
-    scored = []
+    records = []
     for row in rows:
         tuned = tune(suite, row, grid or {})
         measured = suite.measure(tuned)
-        path = store(measured, results)
+        store(measured, results)
         if tuned.settings is not None:
             seed, run_id = protocol.seeds.report, measured.record.run_id
             write_picture(tuned, results, run_id, seed=seed, device=device)
-        scored.append(Scored(tuned, measured.record, path))
-    return scored
+        records.append(measured.record)
+    return records
 
 
 def score_images(
@@ -99,7 +89,6 @@ def score_images(
     Args:
         paths: Folders or archives: shards of one set, in order.
         nonconforming: Whether an off-protocol set is scored, too; it has a table apart.
-        command: Command that is noted in the record.
 
     Raises:
         DimoError: The set cannot be read or is off-protocol; unused or missing files.
@@ -137,7 +126,6 @@ def run(
             table with others. None: as many as the protocol asks for.
         reference_rows: Whether real data and the tokenizer are rows, too, where they are bundled;
             a quick look has none.
-        results: Folder that gets the records.
         assets: Files that replace bundled or downloaded ones, such as a reference.
         device: auto, cpu, cuda or cuda:N.
         batch_size: Images generated at a time; changes speed, never a result.
@@ -152,7 +140,7 @@ def run(
     planned = plan_models(models, steps, weights=files.weights)
     fixed = protocol_for(planned[0].teacher, protocol)
     options = "" if num_images is None else f", num_images={num_images}"
-    scored = run_rows(
+    records = run_rows(
         planned,
         fixed,
         Runtime(choose_device(device), warn=warnings.warn),
@@ -164,7 +152,7 @@ def run(
         batch_size=batch_size,
         command=f"bench.run({list(models)!r}, protocol={str(protocol or fixed.name)!r}{options})",
     )
-    return records_frame([row.record for row in scored])
+    return records_frame(records)
 
 
 def evaluate(

@@ -82,7 +82,6 @@ def load_extractor(
         resize: How images reach the input size; empty for the extractor's first.
         sha256: Expected hash of the weights file; "any" accepts any file and records its hash.
         weights: The weights file, where dimo ships none.
-        device: Where the network runs.
         allow_code: Allow code that is neither dimo's nor named by a hash that dimo knows.
 
     Raises: DimoError: Unknown extractor or resize, wrong or missing weights, code that is not

@@ -76,7 +76,6 @@ def extract(
     """Features of all images, in order, in full float32.
 
     Args:
-        extractor: What maps images to features.
         batches: (uint8 images [B, 3, H, W], labels [B] or None), of any B.
         count: How many images there will be, if known: saves a copy of all features.
 

@@ -66,13 +66,9 @@ def features_of_paths(
 
     Args:
         paths: Folders or archives: shards of one set, in order.
-        spec: The protocol's requirements.
-        extractor: From images to features.
         cache: Where features of sets extracted before are looked up.
         count: Required number of images; None for any.
         balanced: Whether every class must have as many.
-        runtime: Where the extractor runs, and the ranks that share the work.
-        recursive: Whether folders are read with their subfolders.
         labels: Where labels come from, see `open_images`.
         accept: Called with the findings before anything is extracted; refuses by raising.
 

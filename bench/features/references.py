@@ -142,10 +142,7 @@ def make_reference(
     Args:
         paths: Folders or archives: shards of one set, in order.
         protocol: Names extractor, resolution and how many single features are kept.
-        out: Where to write.
         weights: Weights file of the extractor; None: the shipped one.
-        allow_code: Whether the protocol may name a custom extractor.
-        recursive: Whether folders are read with their subfolders.
         runtime: Where the extractor runs, and the ranks that share the work.
 
     Returns the statistics; None on every rank but the first.

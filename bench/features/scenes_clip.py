@@ -8,7 +8,6 @@ caption with one thing wrong (NegCLIP; Yuksekgonul et al., arXiv:2210.01936).
 import functools
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -164,7 +163,6 @@ def contrastive_loss(
     Every caption that reads as an image's own is right for it, wherever in the batch it stands.
 
     Args:
-        clip: Both towers.
         images: uint8 [B, 3, 32, 32].
         captions: B texts, row i of image i.
         wrong: B lists of wrong captions of image i; they compete for every image, and once
@@ -225,24 +223,6 @@ def train_scene_clip(
         on_step=on_step,
     )
     return clip.eval()
-
-
-def caption_accuracy(clip: SceneCLIP, *, seed: int, per_prompt: int) -> dict[str, float]:
-    """How often a rendered image fits its caption better than the same with one thing wrong.
-
-    By kind of fault (see `wrong_captions`), over `per_prompt` images of each held-out prompt.
-    """
-    asked = prompts("held-out")
-    right, all_of = Counter[str](), Counter[str]()
-    images, numbers = batch(seed, torch.arange(per_prompt * len(asked)), "held-out")
-    seen = clip.images(images.permute(0, 2, 3, 1).numpy())  # [N, D]
-    for number, prompt in enumerate(asked):
-        mine = seen[numbers.numpy() == number]
-        for kind, others in wrong_captions(prompt.text).items():
-            fits = mine @ clip.texts([prompt.text, *others]).T  # [per_prompt, 1 + W]
-            right[kind] += int((fits[:, :1] > fits[:, 1:]).sum())
-            all_of[kind] += fits[:, 1:].size
-    return {kind: right[kind] / all_of[kind] for kind in sorted(all_of)}
 
 
 def _drawn(text: str, u: float) -> list[str]:

@@ -137,10 +137,6 @@ def train_digits_cnn(
 
     Args:
         data: Images uint8 [N, 3, 8, 8] and labels int64 [N].
-        steps: Optimizer steps.
-        batch_size: Images per step.
-        learning_rate: Step -> learning rate.
-        weight_decay: AdamW's.
         label_smoothing: Keeps the features' scale bounded.
         pixel_noise: Standard deviation of the noise, in grey levels of 255.
         shift_probability: Fraction of steps whose batch is shifted by up to one pixel.

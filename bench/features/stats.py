@@ -181,7 +181,6 @@ def load_stats(
         path: An npz with `mu` `[D]`, `sigma` `[D, D]`, and `mu_s`, `sigma_s` for "spatial".
         extractor: The extractor the caller needs. A file that names its own must agree.
         count: Number of samples of a file that has no `n`, as ADM's.
-        outputs: Which statistics to read.
 
     Raises: DimoError: Unreadable file, missing key, another extractor, or values that are no
         statistics.

@@ -65,10 +65,6 @@ def find_problems(
     Args:
         infos: One per image, from `ImageSet.scan`.
         labels: int64 [N], or None if unknown.
-        names: Name of every image.
-        ignored: Files that are no part of the set.
-        count: Required number of images.
-        resolution: Height and width.
         channels: 3 for RGB; 1 for grey, which may be stored as RGB.
         num_classes: Labels are in 0 to `num_classes` - 1; None without classes.
         balanced: Whether each label must occur equally often.

@@ -71,7 +71,6 @@ class ImageBatch:
         images: uint8 [B, 3, H, W].
         index: int64 [B], the image's number in the whole set.
         labels: int64 [B], the condition.
-        nfe: Network forwards spent on each image.
     """
 
     images: Tensor
@@ -289,7 +288,6 @@ def save_grid(
     width of their column, and what does not fit ends in an ellipsis.
 
     Args:
-        path: Where to write, atomically.
         rows: Caption, of one line or more, and uint8 [C, 3, H, W] of each row.
         columns: C captions, above.
         sentences: The captions are prompts: placed below larger images, with more lines.

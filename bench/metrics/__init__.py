@@ -1,11 +1,8 @@
 """Metrics: pure functions from arrays to numbers. They see no path, model or protocol."""
 
 __all__ = [
-    "CMMD",
     "PRDC",
     "HPSSummary",
-    "InceptionScore",
-    "KernelDistance",
     "ManifoldMembership",
     "class_accuracy",
     "class_hits",
@@ -17,13 +14,14 @@ __all__ = [
     "inception_score",
     "kernel_distance",
     "manifold_membership",
+    "mind",
     "prdc",
     "scaled_cosines",
 ]
 
 from bench.metrics.frechet import frechet_distance
-from bench.metrics.inception_score import InceptionScore, inception_score
-from bench.metrics.kernel import CMMD, KernelDistance, cmmd, kernel_distance
+from bench.metrics.inception_score import inception_score
+from bench.metrics.kernel import cmmd, kernel_distance
 from bench.metrics.per_image import (
     HPSSummary,
     class_accuracy,
@@ -33,3 +31,4 @@ from bench.metrics.per_image import (
     scaled_cosines,
 )
 from bench.metrics.prdc import PRDC, ManifoldMembership, coverage_ceiling, manifold_membership, prdc
+from bench.metrics.sliced import mind

@@ -67,6 +67,7 @@ class Score:
         extra: Further numbers for the record.
         smallest: Lowest possible value, where intervals end; None if unbounded.
         of_reference: Whether the contributions are those of the reference images.
+        rows: `[K]`, the generated images that they are of, where the metric takes only some.
     """
 
     value: float
@@ -75,6 +76,7 @@ class Score:
     extra: dict[str, float] = field(default_factory=dict)
     smallest: float | None = 0.0
     of_reference: bool = False
+    rows: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,6 @@ def bootstrap_interval(
 
     Args:
         contributions: `[N]`, one per sample.
-        point: The metric's value.
-        n_bootstrap: Number of resamples.
-        seed: Seed of the resamples.
-        level: Confidence level, between 0 and 1.
         smallest: The least value the metric can take, where the low end stops.
         labels: `[N]` integers: the protocol fixes how many samples each label has, so only the
             spread within labels counts; labels of a single sample are treated as one. None:

@@ -79,7 +79,6 @@ def frechet_contributions(
 
     Args:
         generated: `[N, D]` features of the generated images, N >= 3.
-        reference: Statistics of the reference images.
         stats: Statistics of `generated`; None: they are computed.
 
     Raises: DimoError: Shapes do not fit, N < 3, or a value is not finite.

@@ -1,6 +1,5 @@
 """Inception Score (Salimans et al. 2016, arXiv 1606.03498) over shuffled splits."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,66 +14,30 @@ _Floats = npt.NDArray[np.float64]
 _SUM_ROWS, _DIVERGENCE_ROWS = 4096, 2048  # Rows turned into probabilities at a time.
 
 
-@dataclass(frozen=True)
-class InceptionScore:
-    """Mean and population standard deviation (ddof 0) over the splits, and all rows as one split.
-
-    Splits of n rows bias the mean low, the more the more classes there are for n. `one_split` has
-    the least of that bias and does not depend on the order of the rows.
-    """
-
-    mean: float
-    std: float
-    one_split: float
-
-
-def inception_score(logits: Features, *, splits: int, seed: int) -> InceptionScore:
-    """`mean_s exp(mean_{x in s} KL(p(c|x) || mean_{x in s} p(c|x)))`.
+def inception_score(logits: Features, *, splits: int, seed: int) -> Score:
+    """`mean_s exp(mean_{x in s} KL(p(c|x) || mean_{x in s} p(c|x)))` of logits `[N, C]`.
 
     Rows are shuffled by `numpy.random.RandomState(seed).permutation(N)` and split s takes rows
     `s * N // splits` to `(s + 1) * N // splits`, which is torch-fidelity's rule (its seed is
     2020). Without the shuffle, images sorted by class lose most of their score, since a split
     then holds few classes. The softmax is taken in float64, and `0 log 0` is 0.
 
-    Args:
-        logits: `[N, C]` class scores, before the softmax.
-        splits: Number of splits, 1 to N.
-        seed: Seed of the shuffle.
-
-    Raises: DimoError: Not `[N, C]`, not finite, N < 2, or `splits` out of range.
-    """
-    array = check_features(logits, name="logits", min_count=2)
-    sums = [
-        (*probability_sums(array, rows), len(rows)) for rows in split_rows(len(array), splits, seed)
-    ]
-    scores = [_score(*of_split) for of_split in sums]
-    p_sums, negative_entropies, _ = zip(*sums, strict=True)
-    return InceptionScore(
-        mean=float(np.mean(scores)),
-        std=float(np.std(scores)),
-        one_split=_score(np.sum(p_sums, axis=0), sum(negative_entropies), len(array)),
-    )
-
-
-def score(samples: Samples, splits: int, seed: int) -> Score:
-    """The mean over splits, with its contributions."""
-    result = inception_score(samples.generated, splits=splits, seed=seed)
-    contributions = inception_score_contributions(samples.generated, splits=splits, seed=seed)
-    extra = {"std": result.std, "one_split": result.one_split}
-    return Score(result.mean, contributions, extra=extra, smallest=1.0)
-
-
-def inception_score_contributions(logits: Features, *, splits: int, seed: int) -> _Floats:
-    """Contributions to the mean over splits, `[N]` float64; arguments as for `inception_score`.
+    Splits of n rows bias the mean low, the more the more classes there are for n. Of the further
+    numbers, `std` is the deviation (ddof 0) over the splits, and `one_split` the score of all rows
+    as one split, which has the least of that bias and does not depend on the order of the rows.
 
     Image x of split s, one of S with n_s of the N images, contributes
     `N / (S n_s) IS_s KL(p(c|x) || q_s)`, q_s the split's mean. Compared with fresh samples the
     width is right to about 10 % from 1 image per class and split on, and 30 % too narrow at 0.3.
+
+    Raises: DimoError: Not `[N, C]`, not finite, N < 2, or `splits` out of range.
     """
     array = check_features(logits, name="logits", min_count=2)
-    contributions = np.empty(len(array))
+    sums, contributions = [], np.empty(len(array))
     for rows in split_rows(len(array), splits, seed):
-        marginal = probability_sums(array, rows)[0] / len(rows)  # [C]
+        p_sum, negative_entropy = probability_sums(array, rows)
+        sums.append((p_sum, negative_entropy, len(rows)))
+        marginal = p_sum / len(rows)  # [C]
         log_marginal = np.log(np.where(marginal > 0, marginal, 1.0))  # p is 0 there as well.
         divergence = np.empty(len(rows))
         for block in row_blocks(len(rows), _DIVERGENCE_ROWS):
@@ -82,7 +45,15 @@ def inception_score_contributions(logits: Features, *, splits: int, seed: int) -
             divergence[block] = (np.exp(log_p) * (log_p - log_marginal)).sum(axis=1)
         of_split = np.exp(divergence.mean())
         contributions[rows] = len(array) / (splits * len(rows)) * of_split * divergence
-    return contributions
+    scores = [_score(*of_split) for of_split in sums]
+    p_sums, negative_entropies, _ = zip(*sums, strict=True)
+    one_split = _score(np.sum(p_sums, axis=0), sum(negative_entropies), len(array))
+    extra = {"std": float(np.std(scores)), "one_split": one_split}
+    return Score(float(np.mean(scores)), contributions, extra=extra, smallest=1.0)
+
+
+def score(samples: Samples, splits: int, seed: int) -> Score:
+    return inception_score(samples.generated, splits=splits, seed=seed)
 
 
 def split_rows(count: int, splits: int, seed: int) -> list[npt.NDArray[np.int64]]:

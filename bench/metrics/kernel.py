@@ -29,33 +29,6 @@ _Array = npt.NDArray[Any]
 _Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
-class KernelDistance:
-    """KID: mean (may be below 0) and deviation (ddof 0) over the subsets, contributions `[N]`.
-
-    In a subset, sample i has the witness `w_i`, twice the mean of `k(x_i, x_j)` over the other x
-    less twice that of `k(x_i, y_j)`. Its contribution is `N / (subsets * subset_size)` times the
-    sum of `w_i - mean w` over the subsets that hold it, 0 if none does; together they sum to 0.
-    Their spread includes that of the subsets. A witness over all N M pairs would lack it and be
-    several times too narrow where the subsets hold few of the pairs.
-    """
-
-    mean: float
-    std: float
-    contributions: _Floats
-
-
-@dataclass(frozen=True, eq=False)
-class CMMD:
-    """CMMD, `scale` times the biased MMD^2, and the contribution of each generated sample.
-
-    Contributions `[N]` are the witness `2 scale (mean_j k(x_i, x_j) - mean_j k(x_i, y_j))`.
-    """
-
-    value: float
-    contributions: _Floats
-
-
 def kernel_distance(
     *,
     generated: Features,
@@ -66,20 +39,20 @@ def kernel_distance(
     degree: int = 3,
     coef0: float = 1.0,
     gamma: float | None = None,
-) -> KernelDistance:
-    """KID: unbiased MMD^2 under a polynomial kernel, over random subsets.
+) -> Score:
+    """KID of `[N, D]` and `[M, D]` features: unbiased MMD^2, its mean and `std` over subsets.
 
     The subsets are torch-fidelity's for `input1` generated and `input2` reference: for each, a
     `RandomState(seed).choice` without replacement of generated rows, then one of reference rows.
 
+    In a subset, sample i has the witness `w_i`, twice the mean of `k(x_i, x_j)` over the other x
+    less twice that of `k(x_i, y_j)`. Its contribution is `N / (subsets * subset_size)` times the
+    sum of `w_i - mean w` over the subsets that hold it, 0 if none does; together they sum to 0.
+    Their spread includes that of the subsets. A witness over all N M pairs would lack it and be
+    several times too narrow where the subsets hold few of the pairs.
+
     Args:
-        generated: `[N, D]` features of the generated images.
-        reference: `[M, D]` features of the reference images.
-        subsets: Number of subsets.
         subset_size: Rows of each side in a subset, 2 to min(N, M).
-        seed: Seed of the subsets.
-        degree: Power of the kernel, 1 or more.
-        coef0: Constant of the kernel.
         gamma: Scale of the inner product; None is 1 / D.
 
     Raises: DimoError: Shapes do not fit, a value is not finite, or a setting is out of range.
@@ -95,7 +68,8 @@ def kernel_distance(
         witness = within - across.mean(axis=1)
         contributions[chosen] += 2.0 * (witness - witness.mean())
     contributions *= len(gen) / (subsets * subset_size)
-    return KernelDistance(float(np.mean(distances)), float(np.std(distances)), contributions)
+    extra = {"std": float(np.std(distances))}
+    return Score(float(np.mean(distances)), contributions, extra=extra, smallest=None)
 
 
 def cmmd(
@@ -105,14 +79,12 @@ def cmmd(
     sigma: float = 10.0,
     scale: float = 1000.0,
     chunk_size: int = 2048,
-) -> CMMD:
+) -> Score:
     """CMMD: `scale` times the biased MMD^2 under a Gaussian kernel, rows scaled to length 1.
 
+    Contributions are the witness `2 scale (mean_j k(x_i, x_j) - mean_j k(x_i, y_j))`.
+
     Args:
-        generated: `[N, D]` features of the generated images.
-        reference: `[M, D]` features of the reference images.
-        sigma: Width of the kernel.
-        scale: Factor of the result.
         chunk_size: Rows and columns of a tile of the kernel matrix. No effect on the result.
 
     Raises: DimoError: As `kernel_distance`, or a row is zero.
@@ -123,19 +95,17 @@ def cmmd(
     within += _gaussian_sums(ref, ref, sigma, chunk_size).sum() / len(ref) ** 2
     across = other.sum() / (len(gen) * len(ref))
     witness = 2.0 * scale * (same / len(gen) - other / len(ref))
-    return CMMD(float(scale * (within - 2.0 * across)), witness)
+    return Score(float(scale * (within - 2.0 * across)), witness)
 
 
 def score_kid(samples: Samples, **settings: int) -> Score:
     generated, reference = samples.sides()
-    kid = kernel_distance(generated=generated, reference=reference, **settings)
-    return Score(kid.mean, kid.contributions, extra={"std": kid.std}, smallest=None)
+    return kernel_distance(generated=generated, reference=reference, **settings)
 
 
 def score_cmmd(samples: Samples) -> Score:
     generated, reference = samples.sides()
-    result = cmmd(generated=generated, reference=reference)
-    return Score(result.value, result.contributions)
+    return cmmd(generated=generated, reference=reference)
 
 
 def _check_sides(generated: Features, reference: Features) -> tuple[_Array, _Array]:

@@ -24,24 +24,28 @@ def score(
 ) -> dict[str, Score]:
     """Every metric of the protocol that is computed from features.
 
+    A supplementary one is left out where it cannot be computed, as for too few images.
+
     Raises: DimoError: A metric lacks what it needs (logits, labels, enough images).
     """
     metrics = [metric for metric in protocol.metrics if METRICS[metric.name].compute]
     base = Samples(features.features, labels=features.labels, device=device)
+    balanced = features.labels if protocol.images.labels == "balanced" else None
     scores = {}
     for done, metric in enumerate(metrics):
         progress("metrics", done, len(metrics), "metrics")
         try:
             result = _score(metric, features, reference, base)
         except DimoError as error:
+            if metric.supplementary:
+                continue
             raise DimoError(f"{metric.name}: {error}") from error
-        labels = features.labels if protocol.images.labels == "balanced" else None
-        if (
-            labels is not None
-            and not result.of_reference
-            and len(labels) == len(result.contributions)
-        ):
-            result = replace(result, labels=labels)  # the contributions are the images', in order
+        if metric.supplementary:
+            result = replace(result, extra={**result.extra, **metric.params})
+        if balanced is not None and not result.of_reference:
+            labels = balanced if result.rows is None else balanced[result.rows]
+            if len(labels) == len(result.contributions):
+                result = replace(result, labels=labels)
         scores[metric.name] = result
     progress("metrics", len(metrics), len(metrics), "metrics")
     return scores

@@ -121,7 +121,7 @@ def _gather_params(table: Any, path: str, origin: Origin) -> Any:
     if table["name"] not in METRICS:
         raise origin.error(str(unknown_name(f"'{path}.name'", table["name"], METRICS)))
     kind = METRICS[table["name"]]
-    fields = ("name", "higher_is_better")
+    fields = ("name", "higher_is_better", "supplementary")
     all_given = any(param.optional and key in table for key, param in kind.params.items())
     params = [key for key, param in kind.params.items() if all_given or not param.optional]
     for key in table:

@@ -46,7 +46,6 @@ class MetricKind:
     """A metric, apart from any protocol.
 
     Attributes:
-        label: Column heading in tables.
         higher_is_better: A protocol must state the same.
         needs: Output of the extractor ("features", "logits" or "spatial") it is computed from; or
             a detector's "detections", or "pairs" of image and prompt for a scorer.
@@ -56,7 +55,6 @@ class MetricKind:
             for "detections" and "pairs", which a suite scores itself.
         params: The integers that a protocol gives, by name.
         tag: Tag of the prompts it covers; empty for all.
-        decimals: Digits after the point in tables.
         more_below_one: Whether a column with a value below 1 gets one more digit.
         tunable: Whether sampler settings may be chosen by it.
     """
@@ -128,6 +126,15 @@ METRICS: dict[str, MetricKind] = {
             "subset_size": _PAIRED,
             "seed": _SEED,
         },
+    ),
+    "mind": MetricKind(
+        "MIND",
+        higher_is_better=False,
+        compares_with="samples",
+        compute="bench.metrics.sliced:score_mind",
+        params={"projections": Param(1, lambda generated, reference: 100_000), "seed": _SEED},
+        decimals=2,
+        more_below_one=True,
     ),
     "cmmd": MetricKind(
         "CMMD",
@@ -283,7 +290,6 @@ class ScorerKind:
     """A network that scores how well an image fits its prompt.
 
     Attributes:
-        metrics: Names of the metrics it computes.
         loader: "module:function" of `(weights, model, preprocessing) -> Towers`, or of `(weights)`
             if `shipped`; empty for HPS, which its suite loads.
         shipped: The weights file, if it comes with dimo; the network then takes images as they

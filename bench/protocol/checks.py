@@ -61,8 +61,8 @@ def contradictions(protocol: Protocol, stem: str) -> Iterator[str]:
             yield f"'{path}' must be 64 lower-case hex digits or {ANY!r}, not {digest[:80]!r}"
     if not 0 < protocol.uncertainty.level < 1:
         yield f"'uncertainty.level' must be between 0 and 1, not {protocol.uncertainty.level}"
-    if not protocol.metrics:
-        yield "'metrics' must name at least one metric"
+    if all(metric.supplementary for metric in protocol.metrics):
+        yield "'metrics' must name at least one metric that is not supplementary"
     yield from _missing_parts(protocol)
     yield from _extractor_contradictions(protocol.extractor)
     yield from _prompt_contradictions(protocol)
@@ -88,7 +88,9 @@ def check_num_images(protocol: Protocol, count: int) -> None:
         )
 
     def problem(number: int) -> str | None:
-        changed = replace(protocol, images=replace(images, num_images=number))
+        required = tuple(metric for metric in protocol.metrics if not metric.supplementary)
+        sized = replace(images, num_images=number)
+        changed = replace(protocol, images=sized, metrics=required)
         return next(_metric_contradictions(changed), None)
 
     if found := problem(count):

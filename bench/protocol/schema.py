@@ -15,10 +15,8 @@ class Images:
     Attributes:
         resolution: Height and width in pixels; zeros, with prompts only: any.
         channels: 1 or 3.
-        num_images: Number of images per row of the table.
         labels: `"balanced"`: image i has the label `i % num_classes`. `"prompts"`: the labels are
             the numbers of the prompts, with equally many images each.
-        num_classes: Number of class labels or prompts.
         uint8: How a value in [0, 255] becomes a byte.
     """
 
@@ -76,11 +74,16 @@ class Reference:
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric, its direction and its parameters, as `METRICS` lists them."""
+    """One metric, its direction and its parameters, as `METRICS` lists them.
+
+    A supplementary one was added to a benchmark that has results already. It changes no other
+    number, so it is not hashed; its parameters are recorded beside its value.
+    """
 
     name: str
     higher_is_better: bool
     params: dict[str, int]
+    supplementary: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,6 @@ class Prompts:
         sha256: Hash of the list in the official form: one line of JSON per prompt
             (`bench.suites.geneval.prompts`) or, for a scorer, one JSON text per line
             (`bench.suites.captions`); or `"any"`.
-        tags: Number of prompts by tag.
     """
 
     name: str
@@ -130,7 +132,6 @@ class Scorer:
         model: Its network, as open_clip names it; empty where it comes with dimo.
         preprocessing: Of `PREPROCESSINGS`; empty where it takes images as they are.
         version: Version of its weights; empty if there is only one.
-        prefix: Prepended to each prompt.
         scale: Scale of the scores; empty if there is no choice.
     """
 
@@ -196,6 +197,7 @@ def protocol_sha256(protocol: Protocol) -> str:
     content["metrics"] = [
         {"name": metric.name, "higher_is_better": metric.higher_is_better, **metric.params}
         for metric in protocol.metrics
+        if not metric.supplementary
     ]
     return sha256_bytes(canonical_json(content).encode())
 

@@ -43,7 +43,7 @@ class Criterion:
 
 def criterion_of(protocol: Protocol) -> Criterion | None:
     """The metric that settings are chosen by under a protocol; None if it has none."""
-    named = {metric.name for metric in protocol.metrics}
+    named = {metric.name for metric in protocol.metrics if not metric.supplementary}
     return next((Criterion(name) for name in CRITERIA if name in named), None)
 
 

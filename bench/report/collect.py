@@ -8,7 +8,7 @@ from typing import Literal
 
 import pandas as pd
 
-from bench.protocol import Protocol, list_protocols, load_protocol, protocol_sha256
+from bench.protocol import Metric, Protocol, list_protocols, load_protocol, protocol_sha256
 from bench.protocol.catalog import data_dir
 from bench.records.record import ResultRecord
 from bench.records.store import load_all
@@ -59,8 +59,13 @@ class ProtocolReport:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the protocol's metrics, in the order of the table."""
-        return [metric.name for metric in self.protocol.metrics]
+        """Names of the metrics of the table, in its order."""
+        return metric_names(with_values(self.protocol, self.records))
+
+    @property
+    def ablated_metrics(self) -> list[str]:
+        """Those of the ablation tables."""
+        return metric_names(with_values(self.protocol, self.ablated))
 
     @property
     def ablated(self) -> list[ResultRecord]:
@@ -185,6 +190,24 @@ def with_records(protocols: Iterable[Protocol], records: Iterable[ResultRecord])
     return [protocol for protocol in protocols if protocol_sha256(protocol) in measured]
 
 
+def with_values(protocol: Protocol, records: Sequence[ResultRecord]) -> Protocol:
+    """The protocol without the supplementary metrics that no record has; its hash is the same.
+
+    Values of one that was measured with several parameters do not compare: it is left out, too.
+    """
+
+    def is_shown(metric: Metric) -> bool:
+        found = [r.metrics[metric.name].extra for r in records if metric.name in r.metrics]
+        return bool(found) and all(metric.params.items() <= extra.items() for extra in found)
+
+    shown = tuple(m for m in protocol.metrics if not m.supplementary or is_shown(m))
+    return replace(protocol, metrics=shown)
+
+
+def metric_names(protocol: Protocol) -> list[str]:
+    return [metric.name for metric in protocol.metrics]
+
+
 def _table(
     protocol: Protocol,
     sha256: str,
@@ -199,7 +222,7 @@ def _table(
         protocol=protocol,
         sha256=sha256,
         measured_with=measured_with,
-        frame=results_frame(rows, [metric.name for metric in protocol.metrics]),
+        frame=results_frame(rows, metric_names(with_values(protocol, rows))),
         records=tuple(rows),
         quoted=(),
         excluded=(

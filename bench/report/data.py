@@ -52,7 +52,7 @@ def report_csv(report: Report) -> str:
             "protocol_sha256": part.sha256,
             "measured_with": part.measured_with,
         }
-        tables = ablations(part.ablated, part.metrics)
+        tables = ablations(part.ablated, part.ablated_metrics)
         for frame in [table.frame for table in tables] if report.ablation else [part.frame]:
             columns |= dict.fromkeys([*of_protocol, *map(str, frame.columns)])
             lines += [of_protocol | row for row in cells.rows(frame)]
@@ -92,7 +92,7 @@ def _protocol(part: ProtocolReport) -> dict[str, Any]:
                 "settings": list(table.settings),
                 "rows": [_plain(row) for row in cells.rows(table.frame)],
             }
-            for table in ablations(part.ablated, part.metrics)
+            for table in ablations(part.ablated, part.ablated_metrics)
         ],
         "excluded": [
             {

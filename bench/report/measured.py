@@ -16,7 +16,13 @@ import pandas as pd
 from bench.protocol import Protocol
 from bench.records.record import ResultRecord
 from bench.report import table as cells
-from bench.report.collect import DEFAULT_PROTOCOL, ProtocolReport, Report
+from bench.report.collect import (
+    DEFAULT_PROTOCOL,
+    ProtocolReport,
+    Report,
+    metric_names,
+    with_values,
+)
 from bench.report.notes import (
     caption,
     excluded_notes,
@@ -91,10 +97,11 @@ def measured_tables(part: ProtocolReport, *, settings: bool) -> list[Table]:
         nothing = [] if apart else [_first_rows(part.protocol)]
         return [*nothing, *apart, *[Table(notes=left_out)] * bool(left_out)]
     rows = cells.rows(part.frame)
-    marks, footnotes = row_notes(rows, part.records, part.protocol)
-    results = _results_table(part.protocol, part.frame, part.records, marks, is_ranked=True)
+    shown = with_values(part.protocol, part.records)
+    marks, footnotes = row_notes(rows, part.records, shown)
+    results = _results_table(shown, part.frame, part.records, marks, is_ranked=True)
     symbols = _symbol_notes(results)
-    notes = (*footnotes, *symbols, *table_notes(rows, part.protocol), *left_out)
+    notes = (*footnotes, *symbols, *table_notes(rows, shown), *left_out)
     results = replace(results, caption=caption(part.protocol), notes=notes)
     return [results, *apart, *[_settings_table(part, rows)] * settings]
 
@@ -119,13 +126,14 @@ def _off_protocol_tables(part: ProtocolReport) -> list[Table]:
     for group in comparable(part.off_protocol, part.protocol).values():
         for (reason, count), records in cells.grouped(group, cause).items():
             rows = cells.ordered(records)
-            frame = cells.results_frame(rows, part.metrics)
-            table = _results_table(part.protocol, frame, rows, [()] * len(rows), is_ranked=False)
+            shown = with_values(part.protocol, rows)
+            frame = cells.results_frame(rows, metric_names(shown))
+            table = _results_table(shown, frame, rows, [()] * len(rows), is_ranked=False)
             title = (f"Off-protocol (not comparable), N = {count:,}",)
             why = ("Off-protocol: ", one_line(reason, LONGEST_NOTE), ".")
             notes = (why, *_symbol_notes(table))
             if part.frame.empty and not tables:  # else the notes above say it
-                notes = (*notes, uncertainty_note(part.protocol))
+                notes = (*notes, uncertainty_note(shown))
             tables.append(replace(table, title=title, level=2, notes=notes))
     return tables
 
@@ -144,7 +152,7 @@ def _results_table(
         low, high = row[f"{name}_low"], row[f"{name}_high"]
         return None if cells.is_missing(low) else (high - low) / 2
 
-    rows, names = cells.rows(frame), [metric.name for metric in protocol.metrics]
+    rows, names = cells.rows(frame), metric_names(protocol)
     competing = (frame["section"] != "Reference") & is_ranked
     columns = [
         _metric_column(name, frame[name].where(competing), rows, half_interval) for name in names
@@ -166,8 +174,13 @@ def _results_table(
         header=header,
         rows=body,
         sections=tuple(row["section"] for row in rows),
-        spare=(len(header) - 1,),
+        spare=((len(header) - 1,), _supplementary(protocol, 3)),
     )
+
+
+def _supplementary(protocol: Protocol, first: int) -> tuple[int, ...]:
+    """Columns of supplementary metrics, where that of the first metric is `first`."""
+    return tuple(i for i, metric in enumerate(protocol.metrics, first) if metric.supplementary)
 
 
 def _names(records: Sequence[ResultRecord]) -> list[Line]:
@@ -302,9 +315,10 @@ def ablations(records: Iterable[ResultRecord], metrics: Sequence[str]) -> list[A
 
 def ablation_tables(part: ProtocolReport) -> list[Table]:
     """A table per ablation of one protocol, or a line that says how to make one."""
-    tables = ablations(part.ablated, part.metrics)
+    shown = with_values(part.protocol, part.ablated)
+    tables = ablations(part.ablated, metric_names(shown))
     if tables:
-        return [_ablation_table(table, part.protocol, part.metrics) for table in tables]
+        return [_ablation_table(table, shown) for table in tables]
     distill, bench = code("dimo distill --ablation KEY"), code("dimo bench")
     nothing = ("No results of an ablation under protocol ", *protocol_name(part.protocol), " yet; ")
     how = ("make its students with ", distill, " and score them with ", bench, ".")
@@ -358,8 +372,8 @@ def _ablation_row(
     return row
 
 
-def _ablation_table(table: AblationTable, protocol: Protocol, metrics: Sequence[str]) -> Table:
-    rows = cells.rows(table.frame)
+def _ablation_table(table: AblationTable, protocol: Protocol) -> Table:
+    rows, metrics = cells.rows(table.frame), metric_names(protocol)
     varied = [*(f"recipe.{key}" for key in table.keys), *table.settings]
     facts = [fact for fact in _FACTS if any(row[fact] is not None for row in rows)]
     columns = [
@@ -393,6 +407,7 @@ def _ablation_table(table: AblationTable, protocol: Protocol, metrics: Sequence[
         header=(*headings, *map(cells.metric_heading, metrics), "Seeds", *titles),
         rows=body,
         left=tuple(range(len(headings))),
+        spare=((), _supplementary(protocol, len(headings))),
         caption=caption(protocol),
         notes=((spread,), (*rank_legend(), ", as shown."), *[(means,)] * bool(facts)),
     )

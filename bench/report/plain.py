@@ -1,7 +1,8 @@
 """The report as text for a terminal: tables that line up, no wider than 100 columns if they can be.
 
 A wide table keeps the interval of its first metric only, then shortens headings, then leaves out
-its spare columns; the other formats have everything. A long name continues below itself.
+speeds, or the supplementary metrics if that is not enough, or both; the other formats have
+everything. A long name continues below itself.
 """
 
 import re
@@ -27,15 +28,15 @@ class _Layout:
     intervals: int
     gap: int = 2
     cut_headings: bool = False
-    keep_spare: bool = True
+    left_out: tuple[int, ...] = ()  # of the groups of spare columns
 
 
 _LAYOUTS = (  # from wide to narrow; in a group, one that leaves names whole is better
     (_Layout(100), _Layout(100, gap=1)),
     (_Layout(1), _Layout(1, gap=1)),
     (_Layout(1, gap=1, cut_headings=True),),
-    (_Layout(1, gap=1, cut_headings=True, keep_spare=False),),
-    (_Layout(0, gap=1, cut_headings=True, keep_spare=False),),
+    *((_Layout(1, gap=1, cut_headings=True, left_out=groups),) for groups in ((0,), (1,), (0, 1))),
+    (_Layout(0, gap=1, cut_headings=True, left_out=(0, 1)),),
 )
 
 
@@ -110,8 +111,10 @@ class _Column:
 def _columns(table: Table, layout: _Layout) -> list[_Column]:
     """Every column but the names."""
     columns, intervals = [], layout.intervals
+    spare = dict(enumerate(table.spare))
+    left_out = {index for group in layout.left_out for index in spare.get(group, ())}
     for index, heading in enumerate(table.header):
-        if index == 0 or (index in table.spare and not layout.keep_spare):
+        if index == 0 or index in left_out:
             continue
         lines = [row[index] for row in table.rows]
         cells = [_cell(line, with_interval=intervals > 0) for line in lines]

@@ -39,7 +39,7 @@ class Table:
         sections: Section of each row; a new section gets a line of its own above the row.
         notes: A bullet list.
         folded: Whether a page may hide the table until it is opened.
-        spare: Columns that a narrow table may leave out.
+        spare: Groups of columns that a narrow table may leave out: speeds, supplementary metrics.
     """
 
     title: Line = ()
@@ -51,7 +51,7 @@ class Table:
     caption: Line = ()
     notes: tuple[Line, ...] = ()
     folded: bool = False
-    spare: tuple[int, ...] = ()
+    spare: tuple[tuple[int, ...], ...] = ()
 
     def new_section(self, index: int) -> str | None:
         """The section that begins with a row, or None."""

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from bench.images.checks import Tally
 from bench.records.record import Speed
-from bench.rows.rows import Cost, Job
+from bench.rows.rows import Job
 from bench.rows.settings import generate, sample_tokens
 from dimo.engine.distributed import device_name, peak_memory_bytes
+from dimo.samplers.base import Samples
 from dimo.util.terminal import Progress, quiet
 
 
@@ -32,7 +33,7 @@ class Maker:
         self.job, self.seed, self.num_images, self.device = job, seed, num_images, device
         self.batch_size = min(batch_size, num_images)
         self.uint8, self.progress, self.tally = uint8, progress, Tally()
-        self.cost = self._warm_up()
+        self.samples = self._warm_up()
         self._seconds: list[float] = []
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -72,16 +73,13 @@ class Maker:
         )
 
     @torch.inference_mode()
-    def _warm_up(self) -> Cost:
-        """Samples and discards one small batch, to warm up and to measure the cost."""
+    def _warm_up(self) -> Samples:
+        """One small batch, to warm up and to know the cost."""
         job = self.job
         assert job.settings is not None
         index = torch.arange(8, device=self.device)
         labels = index % job.loaded.num_conditions
-        samples = sample_tokens(
-            job.loaded, job.settings, labels=labels, seed=self.seed, index=index
-        )
-        return Cost(samples.nfe, tuple(samples.token_counts))
+        return sample_tokens(job.loaded, job.settings, labels=labels, seed=self.seed, index=index)
 
 
 def no_speed(device: torch.device) -> Speed:

@@ -25,6 +25,7 @@ from bench.rows.settings import (
 from dimo.errors import DimoError
 from dimo.methods import METHODS
 from dimo.samplers import SAMPLERS
+from dimo.samplers.base import Samples
 from dimo.zoo.loading import Generator, load_student, load_teacher
 from dimo.zoo.students import PUBLISHED_STUDENTS, FoundStudent, find_student
 from dimo.zoo.teachers import TEACHERS, Teacher, get_teacher
@@ -106,22 +107,14 @@ class Job:
         return f"{self.name}, {self.settings.num_steps} steps"
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Cost of sampling: network forwards per image, and tokens revealed at each step."""
-
-    nfe: int
-    token_counts: tuple[int, ...]
-
-
 _KNOB_FIELDS = (  # knobs with a field of their own in records
     *("mask_schedule", "guidance_scale", "temperature", "choice_temperature"),
     *("final_temperature", "theta", "random_start", "top_k", "top_p"),
 )
 
 
-def method_info(job: Job, cost: Cost | None) -> MethodInfo:
-    """The part of a record that describes the row; `cost` is None for a fixed set."""
+def method_info(job: Job, samples: Samples | None) -> MethodInfo:
+    """The part of a record that describes the row; `samples`, of a network, say what it costs."""
     settings, student = job.settings, job.loaded.student
     training: dict[str, Any] = {}
     if student is not None and settings is not None:
@@ -147,8 +140,8 @@ def method_info(job: Job, cost: Cost | None) -> MethodInfo:
         teacher=job.loaded.teacher.name,
         sampler=settings.sampler if settings else None,
         num_steps=settings.num_steps if settings else None,
-        nfe=cost.nfe if cost else None,
-        token_counts=cost.token_counts if cost else None,
+        nfe=samples.nfe if samples else None,
+        token_counts=tuple(samples.token_counts) if samples else None,
         selected_by=settings.selected_by if settings else "nothing to select",
         weights_sha256=job.loaded.weights_sha256 if settings else None,
         training=training,
@@ -176,10 +169,10 @@ def jobs_of(
     `choice` that a row's sampler does not have are ignored; the precision is that of the network.
     """
     choice = dataclasses.replace(choice, precision=loaded.precision)
-    if loaded.student is None:
-        return _jobs(loaded, teacher_settings(loaded.teacher, steps, choice))
-    length = loaded.teacher.num_tokens
-    return _jobs(loaded, student_settings(loaded.student, length, student_steps, choice))
+    teacher, student = loaded.teacher, loaded.student
+    if student is None:
+        return _jobs(loaded, teacher_settings(teacher, steps, choice))
+    return _jobs(loaded, student_settings(student, teacher.num_tokens, student_steps, choice))
 
 
 def _jobs(
@@ -292,23 +285,6 @@ def load_planned(
             loaded = dataclasses.replace(loaded, name=entry.name)
         jobs += _jobs(loaded, entry.rows, entry.model)
     return jobs
-
-
-def load_jobs(
-    teacher: str,
-    models: Sequence[str],
-    steps: Sequence[int],
-    *,
-    device: torch.device,
-    weights: Path | None = None,
-    choice: Choice = _AS_PUBLISHED,
-    student_steps: Sequence[int] = (1,),
-) -> list[Job]:
-    """`plan_jobs`, then `load_planned`."""
-    planned = plan_jobs(
-        teacher, models, steps, weights=weights, choice=choice, student_steps=student_steps
-    )
-    return load_planned(planned, device=device, weights=weights)
 
 
 def _plan_student(

@@ -84,7 +84,6 @@ class Suite(ABC):
     Args:
         batch_size: Images generated at a time; changes speed, never a result.
         nonconforming: Whether off-protocol sets and references are scored, too.
-        command: Command that is noted in records.
         num_images: Images made per row; None: as many as the protocol asks for.
 
     Raises:
@@ -260,22 +259,18 @@ def load_suite(
     runtime: Runtime,
     assets: Assets | None = None,
     *,
-    batch_size: int = 500,
-    nonconforming: bool = False,
-    command: str = "",
     num_images: int | None = None,
+    **options: Any,
 ) -> Suite:
-    """The suite of a protocol, with its networks, reference and prompts; see `Suite`."""
+    """The suite of a protocol, with its networks, reference and prompts; `options` of `Suite`."""
     if num_images is not None:
         check_num_images(protocol, num_images)
     suite: Suite = suite_class(protocol)(
         protocol,
         runtime,
         assets or Assets(),
-        batch_size=batch_size,
-        nonconforming=nonconforming,
-        command=command,
         num_images=num_images,
+        **options,
     )
     return suite
 

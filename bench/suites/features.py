@@ -74,7 +74,7 @@ class FeaturesSuite(Suite):
             return self._scored(features, tally.content(), method_info(row, None), start, seed=seed)
         maker = self._maker(row, seed, self.num_images)
         features = extract(self.extractor, maker.batches(), count=maker.num_images)
-        method = method_info(row, maker.cost)
+        method = method_info(row, maker.samples)
         content, speed = maker.tally.content(), maker.speed()
         return self._scored(features, content, method, start, speed=speed, seed=seed)
 

@@ -115,7 +115,7 @@ def bench(
         allow_code=allow_code,
     )
     with terminal.work_bar() as progress:
-        scored = run_rows(
+        records = run_rows(
             planned,
             fixed,
             Runtime(place, progress=progress, warn=opt.warn),
@@ -127,7 +127,6 @@ def bench(
             batch_size=batch_size,
             command=opt.command_line(),
         )
-    records = [row.record for row in scored]
     if as_json:
         from bench.records.record import record_to_json
 

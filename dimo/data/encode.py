@@ -61,9 +61,7 @@ def encode_images(
         batches: Returns the images from an index on, in order, as uint8 [b, 3, H, W]; b affects
             only speed and memory.
         labels: int64 [N].
-        out: The cache to write.
         names: Of the images; with the labels they identify the data set.
-        target: The teacher that the cache is for.
         tokenizer: On the device to use.
         crop: How the images were cropped, for the record.
         mirrored: Follow each image by its mirror image.

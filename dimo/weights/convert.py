@@ -50,7 +50,6 @@ def convert(
     Args:
         out: Folder of the result, which has the checkpoint's name and the suffix `.safetensors`.
         config: The `model.yaml` of a VQGAN; None: the one beside the checkpoint.
-        force: Replace an existing result.
 
     Returns:
         The result and the metadata in it: source_file, source_sha256, kind, state_sha256,

@@ -30,7 +30,6 @@ def export_student(
     Args:
         run: As in `find_student`, like `weights`.
         out: The file; its suffix chooses the format.
-        force: Replace an existing file.
 
     Raises:
         DimoError: No such student or an unfinished run; weights that do not fit its teacher;

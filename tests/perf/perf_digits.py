@@ -7,7 +7,7 @@ import time
 import torch
 from straightforward import PlainDistillation, PlainMaskGIT
 
-from bench.rows.rows import load_jobs
+from bench.rows.rows import load_planned, plan_jobs
 from bench.rows.settings import Choice, generate
 from dimo.config import load_recipe
 from dimo.engine.distributed import Runtime
@@ -50,8 +50,8 @@ def _rate(job):
 
 def test_student_is_ten_times_the_guided_sixteen_step_teacher():
     guided = Choice(settings={"guidance_scale": 2.0})
-    teacher = load_jobs("digits", [], [16], device=CPU, choice=guided)[0]
-    student = load_jobs("digits", ["digits-dimo"], [], device=CPU)[0]
+    teacher = load_planned(plan_jobs("digits", [], [16], choice=guided), device=CPU)[0]
+    student = load_planned(plan_jobs("digits", ["digits-dimo"], []), device=CPU)[0]
     fast, slow = _rate(student), _rate(teacher)
     print(
         f"\nstudent {fast:,.0f} images/s, guided 16-step teacher {slow:,.0f}: {fast / slow:.1f} x"

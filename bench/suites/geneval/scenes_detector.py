@@ -133,11 +133,7 @@ def train_scene_network(
 ) -> SceneNetwork:
     """Trains on disturbed pictures of the training prompts; later, on some that show nothing too.
 
-    Args:
-        learning_rate: Step -> learning rate.
-        weight_decay: AdamW's.
-        seed: Seed of weights and pictures.
-        on_step: Called with the number of finished steps and the loss.
+    Arguments as of `bench.features.small.train_digits_cnn`.
     """
     torch.manual_seed(seed)
     network = SceneNetwork().train()

@@ -127,7 +127,7 @@ class GenEvalSuite(Suite):
 
     def measure(self, row: Job) -> Measured:
         start, seed = time.monotonic(), self.protocol.seeds.report
-        secondary, speed, cost = self._secondary, None, None
+        secondary, speed, samples = self._secondary, None, None
         if row.images is not None:
             assert row.labels is not None
             tally = Tally()
@@ -136,8 +136,8 @@ class GenEvalSuite(Suite):
         else:
             maker = self._maker(row, seed, self.num_images)
             judged = self._judge(self._with_prompts(maker.batches()), secondary)
-            tally, speed, cost = maker.tally, maker.speed(), maker.cost
-        method = method_info(row, cost)
+            tally, speed, samples = maker.tally, maker.speed(), maker.samples
+        method = method_info(row, samples)
         return self._scored(judged, tally.content(), method, start, speed=speed, seed=seed)
 
     def measure_paths(self, paths: Sequence[Path], origin: ImageOrigin) -> Measured:

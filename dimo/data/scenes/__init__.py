@@ -110,7 +110,6 @@ def batch(seed: int, indices: Tensor, split: Split, *, free: bool = False) -> tu
     and without colours count as two), then a prompt of it.
 
     Args:
-        seed: Of the draws.
         indices: int64 [B]; picture i is the same in any batch.
         split: "train" or "held-out", see `prompts`.
         free: Places, sizes and shades are continuous.

@@ -11,7 +11,7 @@ from PIL import Image
 
 from bench.features import pipeline as evaluate_module
 from bench.protocol import load_protocol
-from bench.rows.rows import load_jobs
+from bench.rows.rows import load_planned, plan_jobs
 from bench.rows.settings import generate
 from bench.suites.base import ImageOrigin, load_suite
 from dimo.engine.distributed import Runtime
@@ -43,7 +43,7 @@ def test_a_folder_is_scored_with_intervals_and_provenance(dimo, samples, tmp_pat
 def test_bench_and_eval_are_one_path(few_digits, tmp_path):
     """The images of a bench row, written to an npz and scored as files: the same record."""
     protocol = load_protocol(few_digits)
-    (job,) = load_jobs("digits", ["digits-dimo"], [], device=CPU)
+    (job,) = load_planned(plan_jobs("digits", ["digits-dimo"], []), device=CPU)
     stream = generate(
         job.loaded,
         job.settings,

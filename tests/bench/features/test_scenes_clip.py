@@ -1,5 +1,7 @@
 """The CLIP of scenes: it tells right captions from wrong ones, and its features feed FID."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,6 @@ from bench.features import extract, load_extractor
 from bench.features.references import bundled_reference, reference_images
 from bench.features.scenes_clip import (
     SceneCLIP,
-    caption_accuracy,
     contrastive_loss,
     load_scene_clip,
     train_scene_clip,
@@ -72,6 +73,24 @@ def test_one_thing_is_wrong():
     assert wrong_captions("a photo of three crosses")["number"] == [
         "a photo of two crosses", "a photo of four crosses",
     ]  # fmt: skip
+
+
+def caption_accuracy(clip, *, seed, per_prompt):
+    """How often a rendered image fits its caption better than the same with one thing wrong.
+
+    By kind of fault (see `wrong_captions`), over `per_prompt` images of each held-out prompt.
+    """
+    asked = prompts("held-out")
+    right, all_of = Counter(), Counter()
+    images, numbers = batch(seed, torch.arange(per_prompt * len(asked)), "held-out")
+    seen = clip.images(images.permute(0, 2, 3, 1).numpy())  # [N, D]
+    for number, prompt in enumerate(asked):
+        mine = seen[numbers.numpy() == number]
+        for kind, others in wrong_captions(prompt.text).items():
+            fits = mine @ clip.texts([prompt.text, *others]).T  # [per_prompt, 1 + W]
+            right[kind] += int((fits[:, :1] > fits[:, 1:]).sum())
+            all_of[kind] += fits[:, 1:].size
+    return {kind: right[kind] / all_of[kind] for kind in sorted(all_of)}
 
 
 def test_right_captions_fit_better_than_wrong_ones(clip):

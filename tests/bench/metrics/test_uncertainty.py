@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from bench.features.stats import FeatureStats, compute_stats
-from bench.metrics import cmmd, frechet_distance, inception_score, kernel_distance
+from bench.metrics import cmmd, frechet_distance, inception_score, kernel_distance, mind
 from bench.metrics.base import (
     Interval,
     bootstrap_interval,
     paired_interval,
 )
 from bench.metrics.frechet import frechet_contributions
-from bench.metrics.inception_score import inception_score_contributions
 from dimo.errors import DimoError
 
 KID = {"subsets": 10, "subset_size": 80, "seed": 3}
@@ -237,23 +236,23 @@ def test_score_contributions_by_hand():
     p = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]])
     divergence = (p * np.log(p / p.mean(0))).sum(1)
     expected = np.exp(divergence.mean()) * divergence
-    found = inception_score_contributions(torch.from_numpy(np.log(p) + 5), splits=1, seed=0)
+    found = inception_score(torch.from_numpy(np.log(p) + 5), splits=1, seed=0).contributions
     np.testing.assert_allclose(found, expected)
 
 
 @pytest.mark.parametrize("splits", [1, 3])
 def test_score_contributions_are_the_derivative_of_the_score(splits):
     logits, times = draw_logits(0, 300 * splits + splits - 1, 4), 40
-    found = inception_score_contributions(logits, splits=splits, seed=7)
+    found = inception_score(logits, splits=splits, seed=7).contributions
     order = np.random.RandomState(7).permutation(len(logits))
     bounds = np.arange(splits + 1) * len(logits) // splits
     for part in range(splits):
         rows = order[bounds[part] : bounds[part + 1]]
         repeated = np.repeat(logits[rows], times, axis=0)
-        value = inception_score(repeated, splits=1, seed=0).mean
+        value = inception_score(repeated, splits=1, seed=0).value
         for row in rows[:3]:
             more = np.concatenate([repeated, logits[row : row + 1]])
-            slope = (inception_score(more, splits=1, seed=0).mean - value) * len(more)
+            slope = (inception_score(more, splits=1, seed=0).value - value) * len(more)
             share = splits * len(rows) / len(logits)
             expected = (found[row] - found[rows].mean()) * share
             assert slope == pytest.approx(expected, rel=1e-2, abs=1e-3)
@@ -262,12 +261,12 @@ def test_score_contributions_are_the_derivative_of_the_score(splits):
 @pytest.mark.parametrize("splits", [1, 10])
 def test_score_intervals_have_the_spread_of_fresh_samples_and_of_resampling(splits):
     def score(logits):
-        return inception_score(logits, splits=splits, seed=2020).mean
+        return inception_score(logits, splits=splits, seed=2020).value
 
     truth = spread([score(draw_logits(seed)) for seed in range(300)])
     slow = spread(resampled(score, draw_logits(0), 300))
     contributions = [
-        inception_score_contributions(draw_logits(seed), splits=splits, seed=2020)
+        inception_score(draw_logits(seed), splits=splits, seed=2020).contributions
         for seed in range(8)
     ]
     assert 0.8 < np.mean([width(c) for c in contributions]) / truth < 1.25
@@ -276,7 +275,7 @@ def test_score_intervals_have_the_spread_of_fresh_samples_and_of_resampling(spli
 
 def test_score_contributions_of_certain_logits_are_finite():
     certain = 1e4 * np.eye(10)[np.arange(200) % 10]
-    found = inception_score_contributions(certain, splits=2, seed=0)
+    found = inception_score(certain, splits=2, seed=0).contributions
     assert np.isfinite(found).all()
     assert found.mean() == pytest.approx(10 * np.log(10), rel=0.05)
 
@@ -293,7 +292,7 @@ def test_kernel_intervals_have_the_spread_of_fresh_samples(kind, scale, ratio):
     def metric(features):
         sides = {"generated": features, "reference": reference}
         if kind == "polynomial":
-            return kernel_distance(**sides, **settings).mean
+            return kernel_distance(**sides, **settings).value
         return cmmd(**sides, **settings).value
 
     features = [draw(seed, 400, scale=scale) + 0.2 for seed in range(100, 350)]
@@ -307,6 +306,35 @@ def test_kernel_intervals_have_the_spread_of_fresh_samples(kind, scale, ratio):
     assert ratio[0] < ours / truth < ratio[1]
     slow = [spread(resampled(metric, sample, 50)) for sample in features[:4]]
     assert ours == pytest.approx(np.mean(slow), rel=0.25)
+
+
+# Sliced optimal transport
+
+
+@pytest.mark.parametrize("sizes", [(400, 500), (500, 400)])  # either side may be the larger one
+@pytest.mark.parametrize(("scale", "ratio"), [(1.4, (0.85, 1.2)), (1.0, (0.9, 1.4))])
+def test_mind_intervals_have_the_spread_of_fresh_samples(sizes, scale, ratio):
+    reference = draw(1, sizes[1])
+    found = [
+        mind(generated=draw(seed, sizes[0], scale=scale), reference=reference, projections=50)
+        for seed in range(100, 350)
+    ]
+    truth = spread([score.value for score in found])
+    assert ratio[0] < np.mean([width(s.contributions) for s in found[:10]]) / truth < ratio[1]
+
+
+def test_mind_intervals_within_labels_have_the_spread_of_fresh_samples():
+    labels, reference = np.arange(600) % 6, draw(1, 400)  # 400 of the 600 are taken
+    middles = 2 * np.random.default_rng(5).standard_normal((6, 8))
+    found = [
+        mind(generated=draw(seed, 600) + middles[labels], reference=reference, projections=50)
+        for seed in range(100, 300)
+    ]
+    truth = spread([score.value for score in found])
+    few = found[:10]
+    within = np.mean([width(s.contributions, labels=labels[s.rows]) for s in few])
+    assert 0.85 < within / truth < 1.2
+    assert np.mean([width(s.contributions) for s in few]) > 1.5 * truth
 
 
 # All
@@ -334,7 +362,7 @@ def test_fifty_thousand_images_take_seconds():
     start = time.process_time()
     contributions = frechet_contributions(generated=features, reference=reference)
     width(contributions, n_bootstrap=1000)
-    width(inception_score_contributions(logits, splits=10, seed=0), n_bootstrap=1000)
+    width(inception_score(logits, splits=10, seed=0).contributions, n_bootstrap=1000)
     assert time.process_time() - start < 6
 
 
@@ -370,6 +398,6 @@ def test_refuses():
     with pytest.raises(DimoError, match="at least 3 samples"):
         frechet_contributions(generated=draw(1, 2), reference=reference)
     with pytest.raises(DimoError, match="splits is 6 for 5 images"):
-        inception_score_contributions(draw_logits(0, 5), splits=6, seed=0)
+        inception_score(draw_logits(0, 5), splits=6, seed=0)
     with pytest.raises(DimoError, match="9 generated samples for subset_size = 80"):
         kernel_distance(generated=draw(0, 9), reference=draw(1, 90), **KID)

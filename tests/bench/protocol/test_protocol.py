@@ -143,6 +143,60 @@ def test_any_value_changes_the_hash(tmp_path: Path, old: str, new: str) -> None:
     assert protocol_sha256(validate_file(write(tmp_path, changed))) != before
 
 
+KID = """\
+[[metrics]]
+name = "kid"
+higher_is_better = false
+supplementary = true
+subsets = 5
+subset_size = 20
+seed = 2020
+
+"""
+
+
+def test_a_supplementary_metric_does_not_change_the_hash(tmp_path: Path) -> None:
+    before = validate_file(write(tmp_path, SMALL))
+    first = SMALL.replace("[[metrics]]", KID + "[[metrics]]", 1)
+    for text in (first, first.replace("subsets = 5", "subsets = 6")):
+        more = validate_file(write(tmp_path, text))
+        assert [(m.name, m.supplementary) for m in more.metrics[:2]] == [
+            ("kid", True),
+            ("fid", False),
+        ]
+        assert protocol_sha256(more) == protocol_sha256(before)
+    required = validate_file(write(tmp_path, first.replace("supplementary = true\n", "")))
+    assert protocol_sha256(required) != protocol_sha256(before)
+    said_so = validate_file(write(tmp_path, SMALL.replace("k = 3", "k = 3\nsupplementary = false")))
+    assert said_so == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SMALL[: SMALL.index("[[")] + KID + SMALL[SMALL.index("[unc") :], "is not supplementary"),
+        (SMALL.replace("k = 3", "k = 3\nsupplementary = 1"), "must be true or false, not 1"),
+        (SMALL.replace("[unc", KID.replace("20\n", "21\n", 1) + "[unc"), "from 2 to 20, not 21"),
+        (SMALL.replace("[unc", KID.replace("kid", "fid") + "[unc"), "unknown key .*subsets"),
+        (SMALL.replace("[unc", KID.replace("subsets = 5\n", "") + "[unc"), "missing key .*subsets"),
+    ],
+)
+def test_a_supplementary_metric_is_checked_as_the_others(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(DimoError, match=message):
+        validate_file(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("name", ["digits", "scenes-geneval"])
+def test_kid_and_mind_stand_beside_fid(name: str) -> None:
+    metrics = load_protocol(name).metrics
+    names = [metric.name for metric in metrics]
+    start = names.index("fid")
+    assert names[start : start + 3] == ["fid", "kid", "mind"]
+    assert [m.name for m in metrics if m.supplementary] == ["kid", "mind"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -238,7 +292,9 @@ def test_digits_fixes_what_it_should() -> None:
     assert (protocol.images.num_images, protocol.images.num_classes) == (5000, 10)
     assert (protocol.seeds.report, protocol.seeds.select) == (1000, 2000)
     assert protocol.reference.count == 1797
-    assert protocol_sha256(protocol).startswith("95932125e4f0")  # what its results are known by
+    # what their results are known by
+    assert protocol_sha256(protocol).startswith("95932125e4f0")
+    assert protocol_sha256(load_protocol("scenes-geneval")).startswith("90803fb9d152")
 
 
 def test_the_papers_protocol_fixes_what_it_should() -> None:
@@ -371,3 +427,5 @@ def test_a_quick_look_has_enough_images_for_every_metric():
     kid = Metric("kid", False, {"subsets": 3, "subset_size": 35, "seed": 0})
     with pytest.raises(DimoError, match=r"must be from 2 to 20, not 35; give --num-images 40 or"):
         check_num_images(dataclasses.replace(digits, metrics=(kid,)), 20)
+    supplementary = dataclasses.replace(kid, supplementary=True)
+    check_num_images(dataclasses.replace(digits, metrics=(*digits.metrics[:1], supplementary)), 20)

@@ -32,6 +32,12 @@ def test_a_detector_decides_before_features() -> None:
     assert criterion_of(both) == Criterion("geneval")
 
 
+def test_a_supplementary_metric_decides_nothing() -> None:
+    digits = load_protocol("digits")
+    fid = dataclasses.replace(digits.metrics[0], supplementary=True)
+    assert criterion_of(dataclasses.replace(digits, metrics=(fid, *digits.metrics[1:]))) is None
+
+
 @pytest.mark.parametrize("protocol", ["imagenet256-cmmd", "hpsv2-v2.1"])
 def test_other_protocols_have_none(protocol: str) -> None:
     assert criterion_of(load_protocol(protocol)) is None

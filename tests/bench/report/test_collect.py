@@ -5,14 +5,22 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
-from bench.protocol import Protocol, protocol_sha256
+from bench.protocol import Metric, Protocol, protocol_sha256
 from bench.protocol.catalog import ANY
-from bench.records.record import Evidence, ProtocolInfo, ResultRecord
-from bench.report import Report, collect_report, report_markdown, with_records
+from bench.records.record import Evidence, MetricValue, ProtocolInfo, ResultRecord, seal
+from bench.report import (
+    Report,
+    collect_report,
+    report_csv,
+    report_markdown,
+    report_plain,
+    with_records,
+)
 from bench.report.html import render_page
 from dimo.cli.report import measured_table
 
 RecordMaker = Callable[..., ResultRecord]
+FORMATS = {"text": report_plain, "markdown": report_markdown, "csv": report_csv}
 EVIDENCE = Evidence((), "a" * 64, "", "digits-cnn", "b" * 64, "digits-all", "c" * 64, 0, (), (), "")
 
 
@@ -106,3 +114,87 @@ def test_the_time_is_utc(protocol: Protocol) -> None:
     report = collect_report([], [], [], protocols=[protocol], folder=Path(), now=now)
     assert report.generated == "2026-01-01 23:30 UTC"
     assert datetime.strptime(report.generated, "%Y-%m-%d %H:%M %Z").astimezone(UTC)
+
+
+MIND = Metric("mind", False, {"projections": 1000, "seed": 2020}, supplementary=True)
+
+
+def with_mind(record: ResultRecord, value: float, projections: float = 1000) -> ResultRecord:
+    extra = {"projections": projections, "seed": 2020.0}
+    found = MetricValue(value, value * 0.9, value * 1.1, record.num_images, extra)
+    return seal(dataclasses.replace(record, metrics=record.metrics | {"mind": found}))
+
+
+def test_a_supplementary_metric_has_a_column_where_a_record_has_it(
+    make_record: RecordMaker, protocol: Protocol
+) -> None:
+    more = dataclasses.replace(protocol, metrics=(*protocol.metrics, MIND))
+    old, other = make_record(num_steps=4), make_record(number=2, num_steps=8)
+    varied = {"recipe": "digits", "seed": 0, "ablation": {"beta": 0.5}}
+    ablated = make_record("Di[M]O", number=3, section="Distill.", training=varied)
+    short = dataclasses.replace(EVIDENCE, nonconforming=("one image short",))
+    refused = make_record(number=4, num_steps=2, evidence=short)
+
+    def shown(records: list[ResultRecord], ablation: bool = False) -> dict[str, str]:
+        options = {"folder": Path(), "ablation": ablation, "now": datetime(2026, 1, 2, tzinfo=UTC)}
+        return {
+            name: render(collect_report(records, protocols=[more], **options))
+            for name, render in FORMATS.items()
+        }
+
+    records = [old, other, ablated, refused]
+    for ablation in (False, True):
+        without = shown(records, ablation)
+        before = collect_report(records, protocols=[protocol], folder=Path(), ablation=ablation)
+        for name, render in FORMATS.items():
+            assert without[name] == render(before), name
+    measured = [old, with_mind(other, 1.25), ablated, refused]
+    tables = shown(measured)["markdown"].split("Off-protocol (not")
+    assert [("MIND (↓)" in table) for table in tables] == [True, False]
+    assert "1.25" in tables[0]
+    assert ", mind, mind_low, mind_high, mind_n".replace(" ", "") in shown(measured)["csv"]
+    assert "MIND" not in shown(measured, ablation=True)["markdown"]
+    tables = shown([old, other, with_mind(ablated, 1.25), with_mind(refused, 1.5)])
+    tables = tables["markdown"].split("Off-protocol (not")
+    assert [("MIND (↓)" in table) for table in tables] == [False, True]
+    assert "MIND (↓)" in shown([old, with_mind(ablated, 1.25)], ablation=True)["markdown"]
+
+
+def test_supplementary_values_of_other_parameters_are_not_shown(
+    make_record: RecordMaker, protocol: Protocol
+) -> None:
+    more = dataclasses.replace(protocol, metrics=(*protocol.metrics, MIND))
+    records = [make_record(num_steps=4), make_record(number=2, num_steps=8)]
+    for projections, is_shown in ((1000, True), (500, False)):
+        found = [with_mind(records[0], 1.5), with_mind(records[1], 1.25, projections)]
+        text = report_markdown(collect_report(found, protocols=[more], folder=Path()))
+        assert ("MIND" in text) == is_shown
+
+
+def test_plain_text_leaves_out_speeds_and_then_supplementary_metrics(
+    make_record: RecordMaker, protocol: Protocol
+) -> None:
+    names = [metric.name for metric in protocol.metrics]
+    kid = Metric("kid", False, {}, supplementary=True)
+    record = make_record("Di[M]O (a-student)", metrics=dict.fromkeys(names, (0.5, 0.4, 0.6)))
+    values = {"kid": MetricValue(0.5, 0.4, 0.6, 5000, {}), **record.metrics}
+
+    def heading(count: int) -> list[str]:
+        """With `count` metrics more before the supplementary one."""
+        extra = tuple(
+            Metric(name, True, {})
+            for name in ("hps_anime", "hps_photo", "hps", "clip_score")[:count]
+        )
+        more = dataclasses.replace(protocol, metrics=(*protocol.metrics, *extra, kid))
+        measured = values | {metric.name: values["fid"] for metric in extra}
+        one = seal(dataclasses.replace(record, metrics=measured, protocol=under(more)))
+        lines = report_plain(collect_report([one], protocols=[more], folder=Path())).splitlines()
+        assert max(map(len, lines)) <= 100
+        return " ".join(lines[2:6]).split()
+
+    found = [
+        (any("KID" in w for w in words), any("/s" in w for w in words))
+        for words in map(heading, range(5))
+    ]
+    assert found[0] == (True, True)
+    assert (True, False) in found

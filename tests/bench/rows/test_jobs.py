@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from bench.rows.rows import load_jobs, load_planned, plan_jobs, plan_models
+from bench.rows.rows import load_planned, plan_jobs, plan_models
 from bench.rows.settings import Choice, sample_images
 from dimo.errors import DimoError
 from dimo.methods.di4c.network import Di4CStudent
@@ -25,8 +25,10 @@ def test_the_official_file_of_di4c_is_a_baseline(small_maskgit, tiny_network, tm
     file = tmp_path / "maskgit-di4c-d.pth"
     content = {"iter": 3, "global_epoch": 1, "optimizer_state_dict": {}}
     torch.save({**content, "model_state_dict": Di4CStudent(**tiny_network).state_dict()}, file)
-    teacher, student = load_jobs(
-        "maskgit", [f"di4c-d={file}@4"], [2], device=CPU, weights=small_maskgit
+    teacher, student = load_planned(
+        plan_jobs("maskgit", [f"di4c-d={file}@4"], [2], weights=small_maskgit),
+        device=CPU,
+        weights=small_maskgit,
     )
     assert (teacher.section, teacher.settings.num_steps) == ("Teacher", 2)
     assert (student.section, student.name) == ("Distill.", "di4c-d")

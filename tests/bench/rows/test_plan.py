@@ -11,7 +11,7 @@ import torch
 
 from bench.protocol import load_protocol
 from bench.records.record import MethodInfo
-from bench.rows.rows import jobs_of, load_jobs, method_info
+from bench.rows.rows import jobs_of, load_planned, method_info, plan_jobs
 from bench.rows.settings import (
     Choice,
     SamplerSettings,
@@ -205,14 +205,9 @@ def test_every_setting_reaches_its_sampler(sampler):
 
 
 def test_a_record_has_every_setting_of_its_row():
-    jobs = load_jobs(
-        "digits",
-        ["digits-dimo"],
-        [4],
-        device=CPU,
-        choice=Choice(("halton", "theta_trapezoidal"), settings={"top_k": 5, "theta": 0.3}),
-        student_steps=[4],
-    )
+    choice = Choice(("halton", "theta_trapezoidal"), settings={"top_k": 5, "theta": 0.3})
+    planned = plan_jobs("digits", ["digits-dimo"], [4], choice=choice, student_steps=[4])
+    jobs = load_planned(planned, device=CPU)
     halton, theta, student = (method_info(job, None) for job in jobs)
     assert (halton.theta, halton.random_start, halton.network_precision) == (None, None, None)
     assert theta.theta == 0.3
@@ -237,7 +232,11 @@ def test_rows_are_named_after_teacher_or_sampler(small_maskgit):
 
 
 def test_what_is_unknown_of_a_published_student_stays_unknown(small_maskgit):
-    (job,) = load_jobs("maskgit", ["dimo-maskgit"], [], device=CPU, weights=small_maskgit)
+    (job,) = load_planned(
+        plan_jobs("maskgit", ["dimo-maskgit"], [], weights=small_maskgit),
+        device=CPU,
+        weights=small_maskgit,
+    )
     assert method_info(job, None).training == {
         "recipe": "of its authors",
         "method": "dimo",

@@ -9,7 +9,7 @@ from bench.features import extract
 from bench.features.references import reference_images
 from bench.metrics.scores import score
 from bench.protocol import load_protocol
-from bench.rows.rows import load_jobs
+from bench.rows.rows import load_planned, plan_jobs
 from bench.rows.settings import Choice
 from bench.suites.base import load_suite
 from bench.tuning import check_grid, parse_grid, tune
@@ -41,7 +41,7 @@ def suite(small):
 
 def rows_of(suite, steps):
     """Records by (name, steps): reference rows, the teacher unguided, the student."""
-    jobs = load_jobs("digits", ["digits-dimo"], steps, device=CPU)
+    jobs = load_planned(plan_jobs("digits", ["digits-dimo"], steps), device=CPU)
     jobs = suite.reference_rows(jobs[0].loaded) + jobs
     found = [suite.measure(job).record for job in jobs]
     return {(r.method.name, r.method.num_steps): r for r in found}
@@ -115,7 +115,7 @@ def test_every_metric_has_value_interval_and_count(records, small):
 
 def test_batch_size_changes_no_metric(records, small):
     suite = load_suite(small, RUNTIME, batch_size=77)
-    job = load_jobs("digits", ["digits-dimo"], [], device=CPU)[0]
+    job = load_planned(plan_jobs("digits", ["digits-dimo"], []), device=CPU)[0]
     again, before = suite.measure(job).record, records["Di[M]O (digits-dimo)", 1]
     for name in METRICS:
         assert again.metrics[name].value == pytest.approx(_value(before, name), rel=1e-9)
@@ -141,7 +141,7 @@ def test_another_extractor_or_reference_is_refused(protocol):
 def test_every_row_is_tuned_alike_and_keeps_its_sweep(small):
     """A teacher, another sampler, a student: each by what it has of the grid."""
     choice = Choice(samplers=("confidence", "tau_leaping"))
-    jobs = load_jobs("digits", ["digits-dimo"], [2], device=CPU, choice=choice)
+    jobs = load_planned(plan_jobs("digits", ["digits-dimo"], [2], choice=choice), device=CPU)
     told = []
     bench = load_suite(small, Runtime(CPU, progress=lambda *what: told.append(what)))
     grid = parse_grid(["temperature=5,1", "guidance_scale=1,2"])
@@ -177,7 +177,7 @@ def test_every_row_is_tuned_alike_and_keeps_its_sweep(small):
 
 def test_at_a_tie_the_first_stays(small):
     """At one step all is revealed at once: no noise on confidences changes an image."""
-    job = load_jobs("digits", [], [1], device=CPU)[0]
+    job = load_planned(plan_jobs("digits", [], [1]), device=CPU)[0]
     bench = load_suite(small, RUNTIME)
     for noise in ([4.5, 0.0], [0.0, 4.5]):
         tuned = tune(bench, job, {"choice_temperature": noise})
@@ -195,7 +195,7 @@ def test_a_sweep_of_nothing_is_refused(protocol):
 
 def test_other_samplers_are_rows_of_their_own(suite):
     names = ("confidence", "random", "halton", "tau_leaping", "theta_trapezoidal")
-    jobs = load_jobs("digits", [], [1, 3], device=CPU, choice=Choice(names))
+    jobs = load_planned(plan_jobs("digits", [], [1, 3], choice=Choice(names)), device=CPU)
     found = {
         (job.settings.sampler, job.settings.num_steps): suite.quality(
             job, seed=2000, num_images=500
