@@ -16,11 +16,12 @@ from torch import nn
 from bench.features.extraction import cache_folder
 from bench.protocol import Protocol
 from bench.protocol.catalog import BUNDLED_PROMPTS
-from bench.records.selection import CRITERIA, Criterion, criterion_of
+from bench.records.selection import criterion_of
 from bench.rows.grid import Row, draw_samples, sample_rows
 from bench.rows.rows import Job, jobs_of
 from bench.rows.settings import protocol_for
 from bench.suites.base import Assets, Suite, load_suite
+from bench.tuning import needed_criterion
 from dimo.engine.distributed import Runtime
 from dimo.engine.loop import Task, Watcher
 from dimo.engine.tracking import (
@@ -125,12 +126,8 @@ def _protocol(options: Watching, teacher: Teacher) -> Protocol | None:
 
 def _check_scorable(protocol: Protocol) -> None:
     """Raises a DimoError if the protocol cannot score a network during training."""
-    if criterion_of(protocol) is None:
-        labels = ", ".join(Criterion(name).label for name in CRITERIA)
-        raise DimoError(
-            f"runs are scored by one of {labels}, and protocol {protocol.name!r} has none; "
-            "name another --score-protocol, or leave scores out with --score-every 0"
-        )
+    advice = "name another --score-protocol, or leave scores out with --score-every 0"
+    needed_criterion(protocol, "runs are scored by", advice)
     if protocol.prompts is not None and protocol.prompts.name != BUNDLED_PROMPTS:
         raise DimoError(
             f"runs are scored on bundled prompts, and those of protocol "

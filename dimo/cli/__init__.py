@@ -10,7 +10,7 @@ from dimo.errors import DimoError
 from dimo.util import terminal
 
 _ORDER = (  # of `dimo --help`: as a newcomer meets them
-    *("demo", "sample", "bench", "report", "distill", "eval", "compare", "verify"),
+    *("demo", "sample", "bench", "report", "law", "distill", "eval", "compare", "verify"),
     *("train", "encode", "reference", "export", "import"),
 )
 for _group in (app, protocols_app, results_app, weights_app):
