@@ -120,12 +120,6 @@ def _protocol(options: Watching, teacher: Teacher) -> Protocol | None:
     if not (named or options.score_every or (teacher.is_bundled and teacher.protocol)):
         return None
     protocol = protocol_for(teacher, named, option="--score-protocol")
-    _check_scorable(protocol)
-    return protocol
-
-
-def _check_scorable(protocol: Protocol) -> None:
-    """Raises a DimoError if the protocol cannot score a network during training."""
     advice = "name another --score-protocol, or leave scores out with --score-every 0"
     needed_criterion(protocol, "runs are scored by", advice)
     if protocol.prompts is not None and protocol.prompts.name != BUNDLED_PROMPTS:
@@ -134,13 +128,14 @@ def _check_scorable(protocol: Protocol) -> None:
             f"{protocol.name!r} do not; leave scores out with --score-every 0, and score the "
             "student with dimo bench"
         )
+    return protocol
 
 
 def _scoring(
     view: "_View", protocol: Protocol, options: Watching, weights: Path | None
 ) -> tuple[Suite, "_View"]:
     """The suite that scores the EMA, and the view it is sampled with: on the protocol's prompts."""
-    runtime = Runtime(view.device, warn=_warn)
+    runtime = Runtime(view.device, warn=terminal.warn)
     assets = Assets(
         extractor=options.extractor_weights, reference=options.reference, cache=cache_folder()
     )
@@ -152,10 +147,6 @@ def _scoring(
     return suite, dataclasses.replace(view, conditions=conditions.to(view.device))
 
 
-def _warn(text: str) -> None:
-    terminal.say(text, style="yellow")
-
-
 def _tokenizer(
     teacher: Teacher, weights: Path | None, device: torch.device, needed: bool
 ) -> Tokenizer | None:
@@ -165,7 +156,7 @@ def _tokenizer(
     except DimoError as error:
         if needed:
             raise
-        _warn(f"no pictures during training: {error}")
+        terminal.warn(f"no pictures during training: {error}")
         return None
     return teacher.tokenizer(path).to(device)
 

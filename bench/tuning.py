@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from bench.protocol import Protocol
 from bench.records.record import ResultRecord
@@ -18,93 +18,61 @@ from bench.suites.base import Assets, Suite, check_inputs, load_suite
 from dimo.engine.distributed import Runtime
 from dimo.errors import DimoError, unknown_name
 from dimo.guidance import GUIDANCE_RULES
-from dimo.masking import check_steps
 from dimo.samplers import SAMPLERS, Knob, all_knobs
 from dimo.zoo.teachers import Teacher
 
 
-@dataclass(frozen=True)
-class Law:
-    """A law that Di[M]O can distil; the fields are recipe keys."""
-
-    teacher_temperature: float
-    teacher_guidance_scale: float
-    teacher_guidance: str = "constant"
-
-    @property
-    def name(self) -> str:
-        """In tables, with the usual symbols of guidance scale and temperature."""
-        rule = "" if self.teacher_guidance == "constant" else f", {self.teacher_guidance}"
-        return f"s={self.teacher_guidance_scale:g}, T={self.teacher_temperature:g}{rule}"
-
-
 def score_laws(
     teacher: Teacher,
+    laws: Sequence[SamplerSettings],
     protocol: Protocol,
     runtime: Runtime,
     assets: Assets,
-    laws: Sequence[Law],
     *,
-    steps: int | None = None,
     num_images: int | None = None,
     batch_size: int = 500,
 ) -> tuple[list[ResultRecord], int]:
-    """Scores laws without distilling them; returns a record of each and the position of the best.
+    """Records of laws that Di[M]O could distil, on the selection seed, and the best one's position.
 
     Where a distillation has converged, its student draws what exact random-order sampling draws
-    from the conditionals of its teacher, guided and tempered by the recipe. The best law is chosen
-    as settings are in `tune`. The records are on the selection seed and not to be reported.
-
-    Args:
-        steps: Random-order steps; None: one for each token, which is exact.
-        num_images: Images of each law; None: the protocol's `n_select`.
+    from the conditionals of its teacher, guided and tempered by the recipe. So `laws` are settings
+    of the sampler `random`, see `laws_of`. The best is chosen as in `tune`.
 
     Raises:
-        DimoError: A protocol that does not fit or has no metric to choose by, unused or missing
-            files, steps or images out of range.
+        DimoError: A protocol that has no metric to choose by, unused or missing files, a number of
+            images (None: the protocol's `n_select`) that the protocol cannot have.
     """
-    advice = "name another --protocol"
-    criterion, seeds = needed_criterion(protocol, "laws are compared by", advice), protocol.seeds
+    criterion = needed_criterion(protocol, "laws are compared by", "name another --protocol")
     check_inputs(protocol, assets)
-    steps = teacher.num_tokens if steps is None else steps
-    check_steps(steps, teacher.num_tokens)
-    count, scored = num_images or seeds.n_select, list[ResultRecord]()
+    count, scored = num_images or protocol.seeds.n_select, list[ResultRecord]()
 
     def progress(what: str, done: int, total: int, unit: str) -> None:
         if unit == "images":
             runtime.progress("laws", len(scored) * count + done, len(laws) * count, unit)
 
-    suite = load_suite(
-        protocol,
-        dataclasses.replace(runtime, progress=progress),
-        assets,
-        batch_size=batch_size,
-        num_images=count,
-    )
-    rows = [
-        SamplerSettings(
-            "random",
-            steps,
-            guidance_scale=law.teacher_guidance_scale,
-            guidance_rule=law.teacher_guidance,
-            temperature=law.teacher_temperature,
-        )
-        for law in laws
-    ]
-    jobs = load_planned(
-        [Planned(teacher, rows)],
-        device=runtime.device,
-        weights=assets.weights,
-        prompts=suite.prompts,
-    )
+    told = dataclasses.replace(runtime, progress=progress)
+    suite = load_suite(protocol, told, assets, batch_size=batch_size, num_images=count)
+    planned, device, weights = [Planned(teacher, laws)], runtime.device, assets.weights
+    jobs = load_planned(planned, device=device, weights=weights, prompts=suite.prompts)
     for law, job in zip(laws, jobs, strict=True):
-        named = dataclasses.replace(job, name=law.name)
-        scored.append(suite.measure(named, seed=seeds.select).record)
+        rule = "" if law.guidance_rule == "constant" else f", {law.guidance_rule}"
+        name = f"s={law.guidance_scale:g}, T={law.temperature:g}{rule}"
+        row = dataclasses.replace(job, name=name)
+        scored.append(suite.measure(row, seed=protocol.seeds.select).record)
     return scored, criterion.best([r.metrics[criterion.metric].value for r in scored])
 
 
-def laws_of(guidance: str, temperature: str, rule: str) -> list[Law]:
-    """All combinations of comma-separated values, as `dimo law` takes them; each law once.
+def recipe_keys(law: SamplerSettings) -> dict[str, Any]:
+    """The recipe keys that make a law the target of a distillation."""
+    return {
+        "teacher_temperature": law.temperature,
+        "teacher_guidance_scale": law.guidance_scale,
+        "teacher_guidance": law.guidance_rule,
+    }
+
+
+def laws_of(guidance: str, temperature: str, rule: str, steps: int) -> list[SamplerSettings]:
+    """All combinations of values with commas between them; without guidance, one rule is enough.
 
     Raises:
         DimoError: Not numbers, values out of range or given twice, an unknown rule.
@@ -112,14 +80,13 @@ def laws_of(guidance: str, temperature: str, rule: str) -> list[Law]:
     knobs, rules = all_knobs(), [name.strip() for name in rule.split(",")]
     scales = _numbers(f"--guidance {guidance}", guidance, knobs["guidance_scale"])
     temperatures = _numbers(f"--temperature {temperature}", temperature, knobs["temperature"])
-    for name in rules:
-        if name not in GUIDANCE_RULES:
-            raise unknown_name("guidance rule", name, GUIDANCE_RULES)
-    laws = [
-        Law(t, s, "constant" if s == 1 else name)  # without guidance all rules are one
+    if unknown := set(rules) - set(GUIDANCE_RULES):
+        raise unknown_name("guidance rule", unknown.pop(), GUIDANCE_RULES)
+    return [
+        SamplerSettings("random", steps, guidance_scale=s, guidance_rule=name, temperature=t)
         for name, s, t in itertools.product(rules, scales, temperatures)
+        if s != 1 or name == rules[0]
     ]
-    return list(dict.fromkeys(laws))
 
 
 def needed_criterion(protocol: Protocol, what: str, advice: str) -> Criterion:

@@ -30,5 +30,5 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         note = "interrupted; the same command continues a run, an export or a fetch"
-        terminal.say(note, style="yellow")
+        terminal.warn(note)
         sys.exit(130)

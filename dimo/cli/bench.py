@@ -121,7 +121,7 @@ def bench(
         scored = run_rows(
             planned,
             fixed,
-            Runtime(place, progress=progress, warn=opt.warn),
+            Runtime(place, progress=progress, warn=terminal.warn),
             assets,
             results=results,
             grid=grid,
@@ -138,7 +138,9 @@ def bench(
     else:
         print(measured_table(records, fixed))
     if records[0].off_protocol:
-        opt.warn(f"off-protocol, in a table of their own: {'; '.join(records[0].off_protocol)}")
+        terminal.warn(
+            f"off-protocol, in a table of their own: {'; '.join(records[0].off_protocol)}"
+        )
     terminal.say(f"{len(records)} records in {results}; tables: dimo report --results {results}")
 
 
@@ -181,7 +183,6 @@ def law(
     as_json: opt.AsJson = False,
     batch_size: opt.BatchSize = 500,
     device: opt.Device = "auto",
-    allow_code: opt.AllowCode = False,
 ) -> None:
     """Score what a distillation would aim at, and print the recipe keys of the best.
 
@@ -191,42 +192,40 @@ def law(
     """
     from bench.rows.settings import protocol_for
     from bench.suites.base import Assets
-    from bench.tuning import laws_of, score_laws
+    from bench.tuning import laws_of, recipe_keys, score_laws
     from dimo.engine.distributed import Runtime, choose_device
+    from dimo.masking import check_steps
     from dimo.zoo.teachers import get_teacher
 
     place, row = choose_device(device), get_teacher(teacher)
-    fixed, laws = protocol_for(row, protocol), laws_of(guidance, temperature, rule)
+    fixed, count = protocol_for(row, protocol), row.num_tokens if steps is None else steps
+    check_steps(count, row.num_tokens)
+    laws = laws_of(guidance, temperature, rule, count)
     assets = Assets(
-        weights=weights,
-        extractor=extractor_weights,
-        reference=reference,
-        prompts=prompts,
-        allow_code=allow_code,
+        weights=weights, extractor=extractor_weights, reference=reference, prompts=prompts
     )
     with terminal.work_bar() as progress:
-        runtime = Runtime(place, progress=progress, warn=opt.warn)
         records, best = score_laws(
             row,
-            fixed,
-            runtime,
-            assets,
             laws,
-            steps=steps,
+            fixed,
+            Runtime(place, progress=progress, warn=terminal.warn),
+            assets,
             num_images=num_images,
             batch_size=batch_size,
         )
-    keys = dataclasses.asdict(laws[best])
+    keys = recipe_keys(laws[best])
     if as_json:
         scored = [
-            {**dataclasses.asdict(law), "metrics": {k: vars(v) for k, v in record.metrics.items()}}
+            {**recipe_keys(law), "metrics": {k: vars(v) for k, v in record.metrics.items()}}
             for law, record in zip(laws, records, strict=True)
         ]
         print(json.dumps({"best": keys, "laws": scored}, indent=2))
         return
-    if not any(law.teacher_guidance == "adaptive" for law in laws):
+    if rule == "constant":
         del keys["teacher_guidance"]
-    method = dataclasses.replace(records[best].method, name=f"{laws[best].name} (best)")
+    method = records[best].method
+    method = dataclasses.replace(method, name=f"{method.name} (best)")
     records[best] = dataclasses.replace(records[best], method=method)
     print(measured_table(records, fixed))
     print("\n".join(f"{key} = {json.dumps(value)}" for key, value in keys.items()))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from bench.monitor import Watching
     from dimo.engine.estimate import Estimate
-    from dimo.engine.loop import OnStep, Watcher
+    from dimo.engine.loop import Watcher
     from dimo.methods.base import DistillationRecipe
     from dimo.methods.pretraining import ExtractorRecipe, TrainRecipe
 
@@ -265,12 +265,12 @@ def run_distill(
             watchers = stack.enter_context(
                 watching(watched, recipe, folder, device=place, weights=weights, is_first=first)
             )
-        on_step = _with_warning(stack.enter_context(_bar("distil", recipe, place)), recipe)
+        on_step = stack.enter_context(_bar("distil", recipe, place))
         run(
             recipe,
             folder,
             recipe_name=name,
-            runtime=Runtime(place, stack.enter_context(ranks())),
+            runtime=Runtime(place, stack.enter_context(ranks()), warn=terminal.warn),
             weights=weights,
             data=data,
             resume=resume,
@@ -278,20 +278,6 @@ def run_distill(
             watchers=watchers,
             ablation=noted,
         )
-
-
-def _with_warning(on_step: "OnStep", recipe: "DistillationRecipe") -> "OnStep":
-    """`on_step`, which also prints the first warning of the recipe's method."""
-    warning, is_told = METHODS[recipe.method].distillation.warning, False
-
-    def call(step: int, scalars: dict[str, float]) -> None:
-        nonlocal is_told
-        on_step(step, scalars)
-        if not is_told and (text := warning(scalars)) is not None:
-            is_told = True
-            opt.warn(f"step {step:,}: {text}")
-
-    return call
 
 
 def _bar(

@@ -184,10 +184,6 @@ class Distillation:
     def cost(self, recipe: Any) -> Cost:
         raise NotImplementedError
 
-    def warning(self, scalars: Mapping[str, float]) -> str | None:
-        """What the means of a log line say about a run that fails; None: nothing."""
-        return None
-
 
 @dataclass(frozen=True)
 class MicroBatch:

@@ -10,6 +10,7 @@ from dimo import rng
 from dimo.engine.distributed import Runtime
 from dimo.engine.tracking import is_due, undisturbed, watch_interval
 from dimo.methods.base import add_mean
+from dimo.methods.dimo.divergence import certainty
 from dimo.methods.dimo.objective import DiMOObjective
 from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.models import MaskedModel
@@ -18,7 +19,7 @@ from dimo.samplers.ordered import sample_random
 _CONDITIONS, _IMAGES, _TEACHER_STEPS = 10, 32, 8
 _TRAINED = 10_000  # images of a run per condition: both sets then cost less than 1% of it
 _SIGNALS = (
-    *("marginal_entropy", "teacher_marginal_entropy"),
+    *("token_entropy", "marginal_entropy", "teacher_marginal_entropy"),
     *("token_coverage", "teacher_token_coverage"),
 )
 # At temperatures 0.5 and 1 a healthy student (digits) left 0.5 to 1.0 nats open and had 98% to 100%
@@ -44,27 +45,44 @@ class Health:
         self, recipe: DiMORecipe, objective: DiMOObjective, teacher: MaskedModel, runtime: Runtime
     ) -> None:
         self.recipe, self.objective, self.teacher = recipe, objective, teacher
-        self.device, self.ranks = runtime.device, runtime.ranks
+        self.runtime, self.is_told = runtime, False
         self.interval = watch_interval(None, recipe.steps, "")
         self.of_teacher: list[Tensor] = []
 
-    def is_due(self, step: int) -> bool:
-        """Whether the log has the signals after step `step`, from 0."""
-        return is_due(step + 1, self.interval, self.recipe.steps)
-
     @torch.no_grad()
     def look(self, student: MaskedModel, step: int) -> dict[str, Tensor]:
-        """The signals, as `dimo.methods.base.Task.step` returns them."""
-        if not self.of_teacher:
-            self.of_teacher = self._draw(self._teacher_tokens)
-        with undisturbed(student):
-            of_student = self._draw(lambda *images: self._student_tokens(student, step, *images))
-        nothing = torch.zeros(2, dtype=torch.float64, device=self.device)
+        """The signals, as `dimo.methods.base.Task.step` returns them; none unless a look is due."""
+        if not is_due(step + 1, self.interval, self.recipe.steps):
+            return {}
+        self.of_teacher = self.of_teacher or self._draw(self._teacher_tokens)
+        nothing = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)
         values = dict.fromkeys(_SIGNALS, nothing)  # all of them on a rank without conditions, too
+
+        def student_tokens(index: Tensor, labels: Tensor) -> Tensor:
+            draws = self.objective.draw(student, self.recipe.seed, index, "health", step=step)
+            draws = dataclasses.replace(draws, labels=labels)
+            logits, tokens = self.objective.generate(student, draws)
+            entropy = certainty(logits, self.recipe.student_temperature)["token_entropy"]
+            add_mean(values, "token_entropy", entropy, len(index))
+            return tokens
+
+        with undisturbed(student):
+            of_student = self._draw(student_tokens)
         for own, teacher in zip(of_student, self.of_teacher, strict=True):
             for key, value in signals(own, teacher).items():
                 add_mean(values, key, value, 1)
+        self._warn(values, step)
+        del values["token_entropy"]  # the log has that of the batches
         return values
+
+    def _warn(self, values: Mapping[str, Tensor], step: int) -> None:
+        """Says once, on the first rank, that the student has collapsed."""
+        total, weight = self.runtime.ranks.sum_(torch.stack(list(values.values()))).T.tolist()
+        means = {key: a / b for key, a, b in zip(values, total, weight, strict=True)}
+        text = collapse(means)
+        if text is not None and self.runtime.ranks.is_first and not self.is_told:
+            self.is_told = True
+            self.runtime.warn(f"step {step + 1:,}: {text}")
 
     def _draw(self, tokens_of: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
         """Tokens [32, L] of each of this rank's conditions.
@@ -74,10 +92,12 @@ class Health:
         """
         recipe, known, drawn = self.recipe, self.teacher.num_classes, []
         affordable = max(1, recipe.steps * recipe.batch_size // _TRAINED)
-        conditions = min(_CONDITIONS, known, affordable)
-        rows = recipe.batch_size // (self.ranks.count * recipe.accumulate)
-        for number in self.ranks.split(conditions):
-            index = torch.arange(number * _IMAGES, (number + 1) * _IMAGES, device=self.device)
+        conditions, ranks = min(_CONDITIONS, known, affordable), self.runtime.ranks
+        rows = recipe.batch_size // (ranks.count * recipe.accumulate)
+        for number in ranks.split(conditions):
+            index = torch.arange(
+                number * _IMAGES, (number + 1) * _IMAGES, device=self.runtime.device
+            )
             labels = torch.full_like(index, (2 * number + 1) * known // (2 * conditions))
             parts = zip(torch.split(index, rows), torch.split(labels, rows), strict=True)
             drawn.append(torch.cat([tokens_of(*part) for part in parts]))
@@ -95,17 +115,9 @@ class Health:
             temperature=recipe.teacher_temperature,
         ).tokens
 
-    def _student_tokens(
-        self, student: MaskedModel, step: int, index: Tensor, labels: Tensor
-    ) -> Tensor:
-        draws = self.objective.draw(student, self.recipe.seed, index, "health", step=step)
-        return self.objective.generate(student, dataclasses.replace(draws, labels=labels))[1]
-
 
 def collapse(scalars: Mapping[str, float]) -> str | None:
-    """What the means of a log line say about a collapse of the student; None: nothing."""
-    if not {"token_entropy", *_SIGNALS} <= scalars.keys():
-        return None
+    """What the means of `token_entropy` and of the signals say of a collapse; None: nothing."""
     entropy, covered = scalars["token_entropy"], scalars["token_coverage"]
     possible = scalars["teacher_token_coverage"]
     if entropy >= _LEAST_ENTROPY or covered >= _LEAST_COVERAGE * possible:

@@ -1,12 +1,10 @@
 """Di[M]O (Zhu et al., arXiv 2503.15457): what the toolkit asks of a method."""
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dimo.engine.distributed import Runtime
 from dimo.methods.base import Cost, Distillation, Task, config_from
 from dimo.methods.dimo.draws import Initialization, Masking
-from dimo.methods.dimo.health import collapse
 from dimo.methods.dimo.objective import DiMOObjective, Guidance
 from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.methods.dimo.step import DiMOTask
@@ -77,6 +75,3 @@ class DiMO(Distillation):
             teacher_batches=1 + guided,
             freezes_embeddings=True,
         )
-
-    def warning(self, scalars: Mapping[str, float]) -> str | None:
-        return collapse(scalars)

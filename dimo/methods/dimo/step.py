@@ -53,10 +53,8 @@ class DiMOTask(Task):
         self._update_student(step, values)
         for turn in range(self.recipe.is_shared, self.recipe.auxiliary_steps):
             self._update_auxiliary(step, turn, values)
-        if self.health.is_due(step):
-            with self.autocast():
-                values |= self.health.look(self.student, step)
-        return values
+        with self.autocast():
+            return values | self.health.look(self.student, step)
 
     def _update_student(self, step: int, values: dict[str, Tensor]) -> None:
         """Eq. 3 on new samples, which the auxiliary model learns from too if they are shared."""
