@@ -347,6 +347,6 @@ def test_law_scores_targets_of_a_distillation_on_the_selection_seed(dimo, protoc
         (("--guidance", "1;2"), "--guidance 1;2 is not a list of numbers"),
         (("--steps", "17"), "a grid of 16 tokens takes 1 to 16 steps"),
         (("--num-images", "7"), "must be a multiple of its 10 labels"),
-        (("--teacher", "scenes", "--protocol", "imagenet256-cmmd"), "laws are compared by one of"),
+        (("--teacher", "maskgit", "--protocol", "imagenet256-cmmd"), "laws are compared by one of"),
     ]:
         assert message in refused(dimo, "law", *options)
