@@ -147,7 +147,7 @@ def bench(
 @app.command(
     epilog=examples(
         "dimo law --teacher digits",
-        "dimo law --teacher scenes --guidance 1.5,3 --temperature 0.5,1 --rule constant,adaptive",
+        "dimo law --teacher scenes --guidance 1.5,3 --rule constant,adaptive",
     )
 )
 def law(
