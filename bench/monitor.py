@@ -16,11 +16,12 @@ from torch import nn
 from bench.features.extraction import cache_folder
 from bench.protocol import Protocol
 from bench.protocol.catalog import BUNDLED_PROMPTS
-from bench.records.selection import CRITERIA, Criterion, criterion_of
+from bench.records.selection import criterion_of
 from bench.rows.grid import Row, draw_samples, sample_rows
 from bench.rows.rows import Job, jobs_of
 from bench.rows.settings import protocol_for
 from bench.suites.base import Assets, Suite, load_suite
+from bench.tuning import needed_criterion
 from dimo.engine.distributed import Runtime
 from dimo.engine.loop import Task, Watcher
 from dimo.engine.tracking import (
@@ -119,31 +120,22 @@ def _protocol(options: Watching, teacher: Teacher) -> Protocol | None:
     if not (named or options.score_every or (teacher.is_bundled and teacher.protocol)):
         return None
     protocol = protocol_for(teacher, named, option="--score-protocol")
-    _check_scorable(protocol)
-    return protocol
-
-
-def _check_scorable(protocol: Protocol) -> None:
-    """Raises a DimoError if the protocol cannot score a network during training."""
-    if criterion_of(protocol) is None:
-        labels = ", ".join(Criterion(name).label for name in CRITERIA)
-        raise DimoError(
-            f"runs are scored by one of {labels}, and protocol {protocol.name!r} has none; "
-            "name another --score-protocol, or leave scores out with --score-every 0"
-        )
+    advice = "name another --score-protocol, or leave scores out with --score-every 0"
+    needed_criterion(protocol, "runs are scored by", advice)
     if protocol.prompts is not None and protocol.prompts.name != BUNDLED_PROMPTS:
         raise DimoError(
             f"runs are scored on bundled prompts, and those of protocol "
             f"{protocol.name!r} do not; leave scores out with --score-every 0, and score the "
             "student with dimo bench"
         )
+    return protocol
 
 
 def _scoring(
     view: "_View", protocol: Protocol, options: Watching, weights: Path | None
 ) -> tuple[Suite, "_View"]:
     """The suite that scores the EMA, and the view it is sampled with: on the protocol's prompts."""
-    runtime = Runtime(view.device, warn=_warn)
+    runtime = Runtime(view.device, warn=terminal.warn)
     assets = Assets(
         extractor=options.extractor_weights, reference=options.reference, cache=cache_folder()
     )
@@ -155,10 +147,6 @@ def _scoring(
     return suite, dataclasses.replace(view, conditions=conditions.to(view.device))
 
 
-def _warn(text: str) -> None:
-    terminal.say(text, style="yellow")
-
-
 def _tokenizer(
     teacher: Teacher, weights: Path | None, device: torch.device, needed: bool
 ) -> Tokenizer | None:
@@ -168,7 +156,7 @@ def _tokenizer(
     except DimoError as error:
         if needed:
             raise
-        _warn(f"no pictures during training: {error}")
+        terminal.warn(f"no pictures during training: {error}")
         return None
     return teacher.tokenizer(path).to(device)
 

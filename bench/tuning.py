@@ -1,17 +1,103 @@
-"""Choosing sampler settings on the selection seed, never on the reporting one."""
+"""Choosing sampler settings and the target of a distillation on the selection seed.
+
+Nothing is ever chosen on the reporting seed.
+"""
 
 import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from bench.protocol import Protocol
+from bench.records.record import ResultRecord
 from bench.records.selection import CRITERIA, Criterion, Trial, Tuning, criterion_of
-from bench.rows.rows import Job
-from bench.rows.settings import settings_of
-from bench.suites.base import Suite
-from dimo.errors import DimoError
-from dimo.samplers import SAMPLERS, all_knobs
+from bench.rows.rows import Job, Planned, load_planned
+from bench.rows.settings import SamplerSettings, settings_of
+from bench.suites.base import Assets, Suite, check_inputs, load_suite
+from dimo.engine.distributed import Runtime
+from dimo.errors import DimoError, unknown_name
+from dimo.guidance import GUIDANCE_RULES
+from dimo.samplers import SAMPLERS, Knob, all_knobs
+from dimo.zoo.teachers import Teacher
+
+
+def score_laws(
+    teacher: Teacher,
+    laws: Sequence[SamplerSettings],
+    protocol: Protocol,
+    runtime: Runtime,
+    assets: Assets,
+    *,
+    num_images: int | None = None,
+    batch_size: int = 500,
+) -> tuple[list[ResultRecord], int]:
+    """Records of laws that Di[M]O could distil, on the selection seed, and the best one's position.
+
+    Where a distillation has converged, its student draws what exact random-order sampling draws
+    from the conditionals of its teacher, guided and tempered by the recipe. So `laws` are settings
+    of the sampler `random`, see `laws_of`. The best is chosen as in `tune`.
+
+    Raises:
+        DimoError: A protocol that has no metric to choose by, unused or missing files, a number of
+            images (None: the protocol's `n_select`) that the protocol cannot have.
+    """
+    criterion = needed_criterion(protocol, "laws are compared by", "name another --protocol")
+    check_inputs(protocol, assets)
+    count, scored = num_images or protocol.seeds.n_select, list[ResultRecord]()
+
+    def progress(what: str, done: int, total: int, unit: str) -> None:
+        if unit == "images":
+            runtime.progress("laws", len(scored) * count + done, len(laws) * count, unit)
+
+    told = dataclasses.replace(runtime, progress=progress)
+    suite = load_suite(protocol, told, assets, batch_size=batch_size, num_images=count)
+    planned, device, weights = [Planned(teacher, laws)], runtime.device, assets.weights
+    jobs = load_planned(planned, device=device, weights=weights, prompts=suite.prompts)
+    for law, job in zip(laws, jobs, strict=True):
+        rule = "" if law.guidance_rule == "constant" else f", {law.guidance_rule}"
+        name = f"s={law.guidance_scale:g}, T={law.temperature:g}{rule}"
+        row = dataclasses.replace(job, name=name)
+        scored.append(suite.measure(row, seed=protocol.seeds.select).record)
+    return scored, criterion.best([r.metrics[criterion.metric].value for r in scored])
+
+
+def recipe_keys(law: SamplerSettings) -> dict[str, Any]:
+    """The recipe keys that make a law the target of a distillation."""
+    return {
+        "teacher_temperature": law.temperature,
+        "teacher_guidance_scale": law.guidance_scale,
+        "teacher_guidance": law.guidance_rule,
+    }
+
+
+def laws_of(guidance: str, temperature: str, rule: str, steps: int) -> list[SamplerSettings]:
+    """All combinations of values with commas between them; without guidance, one rule is enough.
+
+    Raises:
+        DimoError: Not numbers, values out of range or given twice, an unknown rule.
+    """
+    knobs, rules = all_knobs(), [name.strip() for name in rule.split(",")]
+    scales = _numbers(f"--guidance {guidance}", guidance, knobs["guidance_scale"])
+    temperatures = _numbers(f"--temperature {temperature}", temperature, knobs["temperature"])
+    if unknown := set(rules) - set(GUIDANCE_RULES):
+        raise unknown_name("guidance rule", unknown.pop(), GUIDANCE_RULES)
+    return [
+        SamplerSettings("random", steps, guidance_scale=s, guidance_rule=name, temperature=t)
+        for name, s, t in itertools.product(rules, scales, temperatures)
+        if s != 1 or name == rules[0]
+    ]
+
+
+def needed_criterion(protocol: Protocol, what: str, advice: str) -> Criterion:
+    """The metric that a protocol chooses by; a `DimoError` with that advice if it has none."""
+    criterion = criterion_of(protocol)
+    if criterion is None:
+        labels = ", ".join(Criterion(name).label for name in CRITERIA)
+        raise DimoError(
+            f"{what} one of {labels}, and protocol {protocol.name!r} has none; {advice}"
+        )
+    return criterion
 
 
 def tune(suite: Suite, row: Job, grid: Mapping[str, Sequence[float]]) -> Job:
@@ -68,12 +154,8 @@ def check_grid(
     """
     if not grid:
         return
-    if criterion_of(protocol) is None:
-        labels = ", ".join(Criterion(name).label for name in CRITERIA)
-        raise DimoError(
-            f"--tune chooses by one of {labels}, and protocol {protocol.name!r} has none; leave it "
-            "out, or tune under a protocol that has one and give the settings as options"
-        )
+    advice = "leave it out, or tune under a protocol that has one and give the settings as options"
+    needed_criterion(protocol, "--tune chooses by", advice)
     used = sorted(set(samplers))
     for key in grid:
         if not any(key in settings_of(sampler) for sampler in used):
@@ -94,20 +176,27 @@ def parse_grid(options: Iterable[str]) -> dict[str, list[float]]:
     grid: dict[str, list[float]] = {}
     for option in options:
         key, _, text = option.partition("=")
-        try:
-            values = [float(part) for part in text.split(",")]
-        except ValueError:
-            values = []
-        if key not in knobs or not values:
+        given = f"--tune {option!r}"
+        if key not in knobs:
             raise DimoError(
-                f"--tune {option!r} is not SETTING=VALUE,VALUE,...; "
+                f"{given} is not SETTING=VALUE,VALUE,...; "
                 f"settings: {', '.join(knobs)}; e.g. --tune temperature=0.8,1"
             )
-        for value in values:
-            if not knobs[key].is_allowed(value) or not math.isfinite(value):
-                raise DimoError(f"--tune {option!r}: {value:g} must be {knobs[key].rule}")
-        if key in grid or len(set(values)) < len(values):
-            what = f"names {key} again" if key in grid else "names a value twice"
-            raise DimoError(f"--tune {option!r} {what}; name each setting and value once")
-        grid[key] = values
+        if key in grid:
+            raise DimoError(f"{given} names {key} again; name each setting once")
+        grid[key] = _numbers(given, text, knobs[key])
     return grid
+
+
+def _numbers(given: str, text: str, knob: Knob) -> list[float]:
+    """Comma-separated values of a setting; `given` is the option in errors."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise DimoError(f"{given} is not a list of numbers; give e.g. 0.8,1") from None
+    for value in values:
+        if not knob.is_allowed(value) or not math.isfinite(value):
+            raise DimoError(f"{given}: {value:g} must be {knob.rule}")
+    if len(set(values)) < len(values):
+        raise DimoError(f"{given} names a value twice; name each once")
+    return values

@@ -1,6 +1,7 @@
 """Classifier-free guidance, written once: u + s (c - u), so s = 1 is off and costs one forward."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from dimo.models.layers import gather_positions
 
 # How strongly the teacher of a distillation is guided; see `guidance_scales`.
 GUIDANCE_RULES = ("constant", "adaptive")
+_Ratio = TypeVar("_Ratio", float, Tensor)
 
 
 def guided_logits(
@@ -52,13 +54,14 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float | Tensor) -> 
     return unconditional + scale * (conditional.float() - unconditional)
 
 
-def guidance_scales(rule: str, scale: float, mask_ratio: Tensor | None) -> float | Tensor:
-    """The teacher's guidance scale: s ("constant"), or 1 + (s - 1) rho per image, [B] ("adaptive").
+def guidance_scales(rule: str, scale: float, mask_ratio: _Ratio | None) -> float | _Ratio:
+    """The teacher's guidance scale: s ("constant"), or 1 + (s - 1) rho ("adaptive").
 
     Args:
         rule: One of `GUIDANCE_RULES`.
         scale: s.
-        mask_ratio: rho [B], the masked fraction drawn for each image; "adaptive" needs it.
+        mask_ratio: rho, the masked fraction drawn for each image [B], or one number for all;
+            "adaptive" needs it.
 
     Raises:
         DimoError: Unknown rule.

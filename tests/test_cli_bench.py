@@ -316,3 +316,37 @@ def test_network_weights_are_not_an_extractors(dimo):
         err = refused(dimo, *command, *more, "--weights", "inception.pth")
         assert "--weights inception.pth is not used" in err
         assert "with --extractor-weights" in err
+
+
+def test_law_scores_targets_of_a_distillation_on_the_selection_seed(dimo, protocol_file):
+    def law(name, *changes, extra=()):
+        path = protocol_file(name, *changes)
+        grid = ("--guidance", "1,2", "--temperature", "0.6", "--rule", "constant,adaptive")
+        return dimo("law", "--protocol", path, *grid, "--steps", 2, "--num-images", 100, *extra)
+
+    out, err = law("mine", ("report = 1000", "report = 3000"))
+    scored = json.loads(law("other", extra=["--json"])[0])
+    assert (
+        json.loads(law("mine", ("\nselect = 2000", "\nselect = 2001"), extra=["--json"])[0])
+        != scored
+    )
+    laws = [{k: law[k] for k in law if k != "metrics"} for law in scored["laws"]]
+    assert len(laws) == 3  # without guidance there is one rule
+    fids = [law["metrics"]["fid"]["value"] for law in scored["laws"]]
+    best = laws[fids.index(min(fids))]
+    assert scored["best"] == best
+    keys = [f"{key} = {json.dumps(value)}" for key, value in best.items()]
+    assert out.splitlines()[-3:] == keys  # the reporting seed changes nothing
+    assert out.count("(best)") == 1
+    assert err.count("dimo distill --teacher digits --set teacher_temperature=") == 1
+    assert refused(dimo, "law", "--rule", "rising").startswith(
+        "error: unknown guidance rule 'rising'; "
+    )
+    for options, message in [
+        (("--temperature", "0,1"), "--temperature 0,1: 0 must be above 0; 1 is as trained"),
+        (("--guidance", "1;2"), "--guidance 1;2 is not a list of numbers"),
+        (("--steps", "17"), "a grid of 16 tokens takes 1 to 16 steps"),
+        (("--num-images", "7"), "must be a multiple of its 10 labels"),
+        (("--teacher", "maskgit", "--protocol", "imagenet256-cmmd"), "laws are compared by one of"),
+    ]:
+        assert message in refused(dimo, "law", *options)

@@ -56,7 +56,7 @@ def test_no_option_is_cut_and_every_example_parses(help_of, path):
 
 def test_what_one_needs_comes_first(help_of):
     names = re.findall(r"^  ([a-z]+) ", help_of().partition("Commands:")[2], re.MULTILINE)
-    assert names[:6] == ["demo", "sample", "bench", "report", "distill", "eval"]
+    assert names[:7] == ["demo", "sample", "bench", "report", "law", "distill", "eval"]
     assert sorted(names) == sorted(ROOT.commands)
     text = help_of("bench")
     sections = re.findall(r"^([A-Z][a-z ]+):$", text, re.MULTILINE)

@@ -135,8 +135,8 @@ class Suite(ABC):
             DimoError: The set cannot be read, or is off-protocol.
         """
 
-    def measure(self, row: Job) -> Measured:
-        """Scores one row on `num_images` images of the protocol's reporting seed."""
+    def measure(self, row: Job, *, seed: int | None = None) -> Measured:
+        """Scores one row on `num_images` images of a seed; None: the protocol's reporting seed."""
         raise self._files_only()
 
     def quality(self, row: Job, *, seed: int, num_images: int) -> float:

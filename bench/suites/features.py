@@ -64,8 +64,8 @@ class FeaturesSuite(Suite):
             "reference_sha256": self.reference.sha256,
         }
 
-    def measure(self, row: Job) -> Measured:
-        start, seed = time.monotonic(), self.protocol.seeds.report
+    def measure(self, row: Job, *, seed: int | None = None) -> Measured:
+        start, seed = time.monotonic(), self.protocol.seeds.report if seed is None else seed
         if row.images is not None:
             assert row.labels is not None
             tally = Tally()

@@ -10,7 +10,7 @@ from dimo.errors import DimoError
 from dimo.util import terminal
 
 _ORDER = (  # of `dimo --help`: as a newcomer meets them
-    *("demo", "sample", "bench", "report", "distill", "eval", "compare", "verify"),
+    *("demo", "sample", "bench", "report", "law", "distill", "eval", "compare", "verify"),
     *("train", "encode", "reference", "export", "import"),
 )
 for _group in (app, protocols_app, results_app, weights_app):
@@ -30,5 +30,5 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         note = "interrupted; the same command continues a run, an export or a fetch"
-        terminal.say(note, style="yellow")
+        terminal.warn(note)
         sys.exit(130)

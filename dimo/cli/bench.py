@@ -1,5 +1,6 @@
-"""`dimo bench`: networks in, images and numbers out."""
+"""`dimo bench` and `dimo law`: networks in, images and numbers out."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,10 @@ import dimo.cli.options as opt
 from dimo.cli.app import app, examples
 from dimo.cli.report import measured_table
 from dimo.util import terminal
+
+Protocol = Annotated[
+    str, typer.Option(metavar="NAME", help="Protocol name or file; default: the teacher's own.")
+]
 
 
 @app.command(
@@ -38,9 +43,7 @@ def bench(
         typer.Option(metavar="N,N", help="Teacher's step counts; empty: no teacher row."),
     ] = opt.STEPS,
     student_steps: opt.StudentSteps = "1",
-    protocol: Annotated[
-        str, typer.Option(metavar="NAME", help="Protocol name or file; default: the teacher's own.")
-    ] = "",
+    protocol: Protocol = "",
     num_images: Annotated[
         int | None,
         typer.Option(
@@ -118,7 +121,7 @@ def bench(
         records = run_rows(
             planned,
             fixed,
-            Runtime(place, progress=progress, warn=opt.warn),
+            Runtime(place, progress=progress, warn=terminal.warn),
             assets,
             results=results,
             grid=grid,
@@ -134,5 +137,96 @@ def bench(
     else:
         print(measured_table(records, fixed))
     if records[0].off_protocol:
-        opt.warn(f"off-protocol, in a table of their own: {'; '.join(records[0].off_protocol)}")
+        terminal.warn(
+            f"off-protocol, in a table of their own: {'; '.join(records[0].off_protocol)}"
+        )
     terminal.say(f"{len(records)} records in {results}; tables: dimo report --results {results}")
+
+
+@app.command(
+    epilog=examples(
+        "dimo law --teacher digits",
+        "dimo law --teacher scenes --guidance 1.5,3 --rule constant,adaptive",
+    )
+)
+def law(
+    teacher: opt.Teacher = "digits",
+    guidance: Annotated[
+        str, typer.Option(metavar="X,X", help="Values of teacher_guidance_scale; 1 is off.")
+    ] = "1,1.5,2",
+    temperature: Annotated[
+        str, typer.Option(metavar="X,X", help="Values of teacher_temperature.")
+    ] = "0.6,0.7,0.8,1",
+    rule: Annotated[
+        str,
+        typer.Option(metavar="NAME,NAME", help="Values of teacher_guidance: constant, adaptive."),
+    ] = "constant",
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Random-order steps; fewer than a grid has tokens, the default, are not exact.",
+        ),
+    ] = None,
+    protocol: Protocol = "",
+    num_images: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Images per law; default: as many as the protocol selects on."
+        ),
+    ] = None,
+    weights: opt.Weights = None,
+    reference: opt.Reference = None,
+    extractor_weights: opt.ExtractorWeights = None,
+    prompts: opt.ProtocolPrompts = None,
+    as_json: opt.AsJson = False,
+    batch_size: opt.BatchSize = 500,
+    device: opt.Device = "auto",
+) -> None:
+    """Score what a distillation would aim at, and print the recipe keys of the best.
+
+    A Di[M]O student learns the law of its teacher sampled one token a step in random order, at the
+    recipe's guidance and temperature. Laws are scored under the teacher's protocol on its selection
+    seed, so that the choice of one does not touch the images that are reported.
+    """
+    from bench.rows.settings import protocol_for
+    from bench.suites.base import Assets
+    from bench.tuning import laws_of, recipe_keys, score_laws
+    from dimo.engine.distributed import Runtime, choose_device
+    from dimo.masking import check_steps
+    from dimo.zoo.teachers import get_teacher
+
+    place, row = choose_device(device), get_teacher(teacher)
+    fixed, count = protocol_for(row, protocol), row.num_tokens if steps is None else steps
+    check_steps(count, row.num_tokens)
+    laws = laws_of(guidance, temperature, rule, count)
+    assets = Assets(
+        weights=weights, extractor=extractor_weights, reference=reference, prompts=prompts
+    )
+    with terminal.work_bar() as progress:
+        records, best = score_laws(
+            row,
+            laws,
+            fixed,
+            Runtime(place, progress=progress, warn=terminal.warn),
+            assets,
+            num_images=num_images,
+            batch_size=batch_size,
+        )
+    keys = recipe_keys(laws[best])
+    if as_json:
+        scored = [
+            {**recipe_keys(law), "metrics": {k: vars(v) for k, v in record.metrics.items()}}
+            for law, record in zip(laws, records, strict=True)
+        ]
+        print(json.dumps({"best": keys, "laws": scored}, indent=2))
+        return
+    if rule == "constant":
+        del keys["teacher_guidance"]
+    method = records[best].method
+    method = dataclasses.replace(method, name=f"{method.name} (best)")
+    records[best] = dataclasses.replace(records[best], method=method)
+    print(measured_table(records, fixed))
+    print("\n".join(f"{key} = {json.dumps(value)}" for key, value in keys.items()))
+    changes = " ".join(f"--set {key}={value}" for key, value in keys.items())
+    terminal.say(f"keys of a recipe, or: dimo distill --teacher {teacher} {changes}")

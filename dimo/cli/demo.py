@@ -108,7 +108,7 @@ def _scored(
             run_rows(
                 plan_jobs(_TEACHER, models, steps),
                 protocol,
-                Runtime(device, progress=progress, warn=opt.warn),
+                Runtime(device, progress=progress, warn=terminal.warn),
                 Assets(),
                 results=results,
                 reference_rows=not known,

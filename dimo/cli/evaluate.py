@@ -92,7 +92,7 @@ def evaluate(
         scored = score_images(
             paths,
             fixed,
-            Runtime(choose_device(device), group, progress, opt.warn),
+            Runtime(choose_device(device), group, progress, terminal.warn),
             Assets(
                 extractor=extractor_weights,
                 clip=clip_weights,
@@ -120,9 +120,9 @@ def evaluate(
     evidence = record.evidence
     assert evidence is not None
     for note in evidence.notes:
-        opt.warn(note)
+        terminal.warn(note)
     if record.off_protocol:
-        opt.warn(f"off-protocol, in a table of its own: {'; '.join(record.off_protocol)}")
+        terminal.warn(f"off-protocol, in a table of its own: {'; '.join(record.off_protocol)}")
     terminal.say(f"record: {path}; tables: dimo report --protocol {protocol} --results {results}")
     verdicts = results / "verdicts" / f"{record.run_id}.jsonl"
     if verdicts.is_file():

@@ -10,7 +10,6 @@ import typer
 
 from dimo.errors import DimoError
 from dimo.samplers import SAMPLERS, all_knobs, teacher_samplers
-from dimo.util import terminal
 
 if TYPE_CHECKING:
     from bench.rows.settings import Choice
@@ -234,16 +233,12 @@ def parse_choice(options: Mapping[str, Any]) -> "Choice":
         if name in given:
             raise DimoError(f"--set-sampler {text!r} sets {name} twice; set it once")
         given[name] = knob_named(name).parse(value)
-    samplers, schedules = _names(options["samplers"]), _names(options["schedules"])
+    samplers, schedules = parse_names(options["samplers"]), parse_names(options["schedules"])
     return Choice(samplers, schedules, given, options["precision"])
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",")) if text else ()
-
-
-def parse_names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def parse_names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def parse_steps(text: str) -> list[int]:
@@ -278,11 +273,6 @@ def parse_prompts(prompts: list[str], file: Path | None) -> list[str] | None:
 def command_line() -> str:
     """The command line of this process, for records."""
     return shlex.join(["dimo", *sys.argv[1:]])
-
-
-def warn(text: str) -> None:
-    """One yellow line on stderr."""
-    terminal.say(text, style="yellow")
 
 
 def _parse_integers(option: str, text: str, *, low: int, high: int | None) -> list[int]:

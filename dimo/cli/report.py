@@ -6,18 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import dimo.cli.options as opt
 from dimo.cli.app import app, examples, protocols_app, results_app
-from dimo.cli.options import (
-    AllowCode,
-    ClipWeights,
-    Device,
-    ExtractorWeights,
-    ProtocolPrompts,
-    Reference,
-    Results,
-    Weights,
-    warn,
-)
 from dimo.errors import DimoError, unknown_name
 from dimo.util import terminal
 
@@ -38,7 +28,7 @@ def report(
     protocol: Annotated[
         str, typer.Option(help="Protocol name or file; default: every protocol with results.")
     ] = "",
-    results: Results = Path("results"),
+    results: opt.Results = Path("results"),
     format_: Annotated[
         str,
         typer.Option(
@@ -137,7 +127,7 @@ def measured_table(records: "list[ResultRecord]", protocol: "Protocol") -> str:
 
 def _warn(problems: list[str]) -> None:
     for problem in problems:
-        warn(problem)
+        terminal.warn(problem)
 
 
 @protocols_app.command("list", epilog=examples("dimo protocols list"))
@@ -180,8 +170,8 @@ ProtocolFile = Annotated[
 )
 def results_list(
     protocol: Annotated[str, typer.Option(help="Only records of this protocol's name.")] = "",
-    results: Results = Path("results"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    results: opt.Results = Path("results"),
+    as_json: opt.AsJson = False,
 ) -> None:
     """List every record, oldest first, with its first metric."""
     from bench.records.store import load_all
@@ -197,15 +187,13 @@ def results_list(
     else:
         names = ", ".join(sorted({record.protocol.name for record in records})) or "none"
         of_protocol = f" of protocol {protocol!r}" if protocol else ""
-        terminal.say(
-            f"no record{of_protocol} in {results}; protocols with records: {names}", style="yellow"
-        )
+        terminal.warn(f"no record{of_protocol} in {results}; protocols with records: {names}")
 
 
 @results_app.command("show", epilog=examples("dimo results show 3ed6"))
 def results_show(
     record: Record,
-    results: Results = Path("results"),
+    results: opt.Results = Path("results"),
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the record file unchanged.")
     ] = False,
@@ -230,8 +218,8 @@ def results_show(
 def results_diff(
     first: Record,
     second: Record,
-    results: Results = Path("results"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    results: opt.Results = Path("results"),
+    as_json: opt.AsJson = False,
 ) -> None:
     """Show how two records differ: metrics, settings, code, packages, device, hashes."""
     from bench.records.store import find_record
@@ -245,7 +233,7 @@ def results_diff(
     if a.protocol.sha256 == b.protocol.sha256:
         terminal.say(f"for paired intervals of the differences: dimo compare {first} {second}")
     else:
-        terminal.say("the protocols differ: these numbers are not comparable", style="yellow")
+        terminal.warn("the protocols differ: these numbers are not comparable")
 
 
 @app.command(
@@ -258,7 +246,7 @@ def results_diff(
 )
 def verify(
     record: Record,
-    results: Results = Path("results"),
+    results: opt.Results = Path("results"),
     protocol: ProtocolFile = None,
     student: Annotated[
         str | None, typer.Option(metavar="RUN", help="The student, if it has moved since.")
@@ -271,14 +259,14 @@ def verify(
     recursive: Annotated[
         bool, typer.Option("--recursive", help="Read image folders recursively.")
     ] = False,
-    weights: Weights = None,
-    reference: Reference = None,
-    extractor_weights: ExtractorWeights = None,
-    clip_weights: ClipWeights = None,
-    prompts: ProtocolPrompts = None,
-    allow_code: AllowCode = False,
-    device: Device = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    weights: opt.Weights = None,
+    reference: opt.Reference = None,
+    extractor_weights: opt.ExtractorWeights = None,
+    clip_weights: opt.ClipWeights = None,
+    prompts: opt.ProtocolPrompts = None,
+    allow_code: opt.AllowCode = False,
+    device: opt.Device = "auto",
+    as_json: opt.AsJson = False,
 ) -> None:
     """Reproduce a row of the table from its record and check the numbers against its intervals.
 
@@ -299,7 +287,7 @@ def verify(
         repeated = repeat(
             recorded,
             fixed,
-            Runtime(choose_device(device), progress=progress, warn=warn),
+            Runtime(choose_device(device), progress=progress, warn=terminal.warn),
             Assets(
                 weights=weights,
                 extractor=extractor_weights,

@@ -162,7 +162,7 @@ def sample(
             )
     except KeyboardInterrupt:
         if is_first_rank():
-            terminal.say("interrupted; rerun the same command to continue", style="yellow")
+            terminal.warn("interrupted; rerun the same command to continue")
         raise typer.Exit(130) from None
     if group.is_first:
         _report(done, count, out, as_json=as_json)
@@ -358,7 +358,7 @@ def encode(
                 progress=lambda done: progress("encode", done, len(images), "images"),
             )
     except KeyboardInterrupt:
-        terminal.say("interrupted; rerun the same command to continue", style="yellow")
+        terminal.warn("interrupted; rerun the same command to continue")
         raise typer.Exit(130) from None
     _report_encoded(run, out, time.monotonic() - start, as_json=as_json)
 

@@ -270,7 +270,7 @@ def run_distill(
             recipe,
             folder,
             recipe_name=name,
-            runtime=Runtime(place, stack.enter_context(ranks())),
+            runtime=Runtime(place, stack.enter_context(ranks()), warn=terminal.warn),
             weights=weights,
             data=data,
             resume=resume,

@@ -117,16 +117,14 @@ def weights_verify(
 
     findings = check(names or [], folder or default_folder())
     if as_json:
-        print(json.dumps([_as_json(finding) for finding in findings], indent=2))
+        found = [
+            {**vars(f), "path": f.path and str(f.path), "ok": not f.problems} for f in findings
+        ]
+        print(json.dumps(found, indent=2))
     else:
         print("\n".join(map(_as_text, findings)))
     if any(finding.problems for finding in findings):
         raise typer.Exit(1)
-
-
-def _as_json(finding: "Finding") -> dict[str, object]:
-    path = None if finding.path is None else str(finding.path)
-    return {**vars(finding), "path": path, "ok": not finding.problems}
 
 
 def _as_text(finding: "Finding") -> str:

@@ -106,6 +106,18 @@ _GUIDANCE = Knob(
     lambda x: x > 0,
     option="--guidance-scale",
 )
+_GUIDANCE_RULE = Knob(
+    "guidance_rule",
+    "guidance rule",
+    "Guidance rule",
+    None,
+    "Guidance of random order in place of one that rises from off: constant, or adaptive to the "
+    "masked fraction, as `teacher_guidance` of a recipe.",
+    "constant or adaptive",
+    lambda x: x in ("constant", "adaptive"),  # `dimo.guidance.GUIDANCE_RULES`
+    kind=str,
+    show=str,
+)
 _TEMPERATURE = Knob(
     "temperature",
     "temperature",
@@ -189,7 +201,9 @@ SAMPLERS: dict[str, Sampler] = {
         (*_DECODED, _CHOICE_TEMPERATURE),
         takes_unconditional=True,
     ),
-    "random": Sampler("Random order", "dimo.samplers.ordered:sample_random", _DECODED),
+    "random": Sampler(
+        "Random order", "dimo.samplers.ordered:sample_random", (*_DECODED, _GUIDANCE_RULE)
+    ),
     "halton": Sampler(
         "Halton order",
         "dimo.samplers.ordered:sample_halton",

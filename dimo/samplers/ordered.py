@@ -7,13 +7,14 @@ and hence nearly independent. Other arguments and errors are those of
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from dimo.errors import DimoError
+from dimo.guidance import guidance_scales
 from dimo.masking import tokens_per_step
 from dimo.models import MaskedModel
 from dimo.rng import ImageNoise
@@ -28,26 +29,37 @@ def sample_random(
     num_steps: int,
     mask_schedule: str = "arccos",
     guidance_scale: float = 1.0,
+    guidance_rule: str | None = None,
     temperature: float = 1.0,
     callback: Callback | None = None,
 ) -> Samples:
     """Reveals positions in a uniformly random order, the order in which the model was trained.
 
-    With an exact model, L steps sample the exact law. Guidance rises linearly from off at the first
-    step to `guidance_scale` at the last.
+    With an exact model, L steps sample the exact law. With a `guidance_rule`, L steps sample the
+    law that a Di[M]O student converges to under that rule of its teacher's guidance.
 
     Args:
         num_steps: 1..L.
         mask_schedule: One of `DECODING_SCHEDULES`.
+        guidance_rule: One of `dimo.guidance.GUIDANCE_RULES`, for the fraction of tokens that are
+            masked before each step; None: linear from off at the first step to the scale.
     """
+    length = model.num_tokens
+    counts = tokens_per_step(mask_schedule, num_steps, length)
+    steps = range(len(counts))
+    if guidance_rule is None:
+        guidance = [1 + (guidance_scale - 1) * progress_of(step, len(counts)) for step in steps]
+    else:
+        masked = [sum(counts[step:]) / length for step in steps]
+        guidance = [guidance_scales(guidance_rule, guidance_scale, rho) for rho in masked]
     return sample_in_order(
         model,
         condition,
         noise,
-        noise.random_ranks("sample/order", model.num_tokens).argsort(1),
-        counts=tokens_per_step(mask_schedule, num_steps, model.num_tokens),
-        guidance=lambda progress: 1 + (guidance_scale - 1) * progress,
-        temperature=lambda progress: temperature,
+        noise.random_ranks("sample/order", length).argsort(1),
+        counts=counts,
+        guidance=guidance,
+        temperature=[temperature] * len(counts),
         callback=callback,
     )
 
@@ -59,24 +71,23 @@ def sample_in_order(
     order: Tensor,
     *,
     counts: Sequence[int],
-    guidance: Callable[[float], float],
-    temperature: Callable[[float], float],
+    guidance: Sequence[float],
+    temperature: Sequence[float],
     callback: Callback | None = None,
 ) -> Samples:
     """Reveals the positions in the given order [B, L], a permutation of them for each image.
 
-    The `counts` of tokens per step are positive and sum to L. Guidance and temperature are
-    functions of progress, from 0 at the first step to 1 at the last.
+    Each step has a count of tokens, a guidance scale and a temperature; the counts are positive and
+    sum to L.
     """
     predict = Predictor(model, condition, noise)
     tokens, length, done = predict.all_masked(), model.num_tokens, 0
     for step, count in enumerate(counts):
-        progress = progress_of(step, len(counts))
         asked = padded_count(count, length)
         start = min(done, length - asked)
         positions = order[:, start : start + asked]  # [B, K]; this step reveals `now` of them
         now = slice(done - start, done - start + count)
-        settings = {"guidance_scale": guidance(progress), "temperature": temperature(progress)}
+        settings = {"guidance_scale": guidance[step], "temperature": temperature[step]}
         log_p = predict(tokens, step, positions, **settings)[:, now]
         proposal = draw_tokens(log_p, noise, f"sample/tokens/{step}", positions[:, now])
         tokens = tokens.scatter(1, positions[:, now], proposal)
@@ -129,8 +140,11 @@ def sample_halton(
         noise,
         order,
         counts=counts,
-        guidance=lambda progress: guidance_scale,
-        temperature=lambda progress: temperature_between(temperature, last, progress),
+        guidance=[guidance_scale] * len(counts),
+        temperature=[
+            temperature_between(temperature, last, progress_of(step, len(counts)))
+            for step in range(len(counts))
+        ],
         callback=callback,
     )
 

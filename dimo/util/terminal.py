@@ -30,6 +30,11 @@ def say(text: str, style: str = "cyan") -> None:
     Console(stderr=True, soft_wrap=True).print(Text(text, style=style))
 
 
+def warn(text: str) -> None:
+    """One yellow line for people, on stderr."""
+    say(text, style="yellow")
+
+
 class _Bars:
     """A line for each task; none before the first update, so that an early error stands alone.
 

@@ -125,8 +125,8 @@ class GenEvalSuite(Suite):
             "prompts_sha256": prompts_sha256,
         }
 
-    def measure(self, row: Job) -> Measured:
-        start, seed = time.monotonic(), self.protocol.seeds.report
+    def measure(self, row: Job, *, seed: int | None = None) -> Measured:
+        start, seed = time.monotonic(), self.protocol.seeds.report if seed is None else seed
         secondary, speed, samples = self._secondary, None, None
         if row.images is not None:
             assert row.labels is not None

@@ -3,12 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from dimo.engine.distributed import Runtime
-from dimo.methods.base import (
-    Cost,
-    Distillation,
-    Task,
-    config_from,
-)
+from dimo.methods.base import Cost, Distillation, Task, config_from
 from dimo.methods.dimo.draws import Initialization, Masking
 from dimo.methods.dimo.objective import DiMOObjective, Guidance
 from dimo.methods.dimo.recipe import DiMORecipe

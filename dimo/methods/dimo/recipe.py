@@ -2,21 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from dimo.errors import DimoError
 from dimo.guidance import GUIDANCE_RULES
 from dimo.initialization import EMBEDDING_NOISE_WARMUPS, TOKEN_INITIALIZATIONS
 from dimo.masking import MASK_SCHEDULES
-from dimo.methods.base import (
-    DistillationRecipe,
-    check,
-    known,
-)
+from dimo.methods.base import DistillationRecipe, check, known
 from dimo.methods.dimo.divergence import DIVERGENCES, REDUCTIONS, WEIGHTINGS
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)

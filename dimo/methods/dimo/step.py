@@ -9,6 +9,7 @@ from dimo.engine.distributed import Runtime
 from dimo.methods.base import Task, add_mean, frozen_teacher, teacher_sha256
 from dimo.methods.dimo.divergence import certainty
 from dimo.methods.dimo.draws import Draws
+from dimo.methods.dimo.health import Health
 from dimo.methods.dimo.objective import DiMOObjective
 from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.models import MaskedModel
@@ -41,6 +42,7 @@ class DiMOTask(Task):
             parameter.requires_grad_(False)
         self.auxiliary = copy.deepcopy(self.student)
         self.ema = self.make_ema(self.student)
+        self.health = Health(recipe, objective, self.teacher, runtime)
         self.networks = {"student": self.student, "auxiliary": self.auxiliary, "ema": self.ema}
         self.updates = {
             name: self.make_update(self.networks[name]) for name in ("student", "auxiliary")
@@ -51,7 +53,8 @@ class DiMOTask(Task):
         self._update_student(step, values)
         for turn in range(self.recipe.is_shared, self.recipe.auxiliary_steps):
             self._update_auxiliary(step, turn, values)
-        return values
+        with self.autocast():
+            return values | self.health.look(self.student, step)
 
     def _update_student(self, step: int, values: dict[str, Tensor]) -> None:
         """Eq. 3 on new samples, which the auxiliary model learns from too if they are shared."""

@@ -335,6 +335,9 @@ def test_watchers_see_every_step_and_the_plain_networks(tmp_path):
     recipe = dataclasses.replace(RECIPE, steps=3)
     distill(recipe, tmp_path / "run", recipe_name="test", runtime=Runtime(CPU), watchers=[watch])
     keys = {"gradient", "grad_norm", "auxiliary_loss", "skipped", "token_entropy", "top_1"}
+    keys |= {
+        f"{of}{what}" for of in ("", "teacher_") for what in ("marginal_entropy", "token_coverage")
+    }
     assert [(step, scalars) for step, scalars, _ in seen] == [
         (0, set()),
         (1, set()),

@@ -11,7 +11,9 @@ import itertools
 import pytest
 import torch
 
+from dimo.guidance import GUIDANCE_RULES
 from dimo.masking import MASK_SCHEDULES, UNMASKING_RATES, unmasking_rate
+from dimo.methods.dimo.objective import DiMOObjective, Guidance
 from dimo.rng import ImageNoise
 from dimo.samplers import SAMPLERS
 from dimo.samplers.leaping import leap_law, trapezoidal_weights
@@ -134,9 +136,9 @@ def test_rates_are_those_of_the_mask_schedule(schedule):
     assert rates == pytest.approx(((above - below) / (2 * step)).tolist(), rel=1e-6)
 
 
-def _frequencies(sampler, images, **settings):
+def _frequencies(sampler, images, model=STRONG, **settings):
     index = torch.arange(images)
-    found = SAMPLERS[sampler](STRONG, 0 * index, ImageNoise(5, index), **settings)
+    found = SAMPLERS[sampler](model, 0 * index, ImageNoise(5, index), **settings)
     cells = (found.tokens * V ** torch.arange(L - 1, -1, -1)).sum(1)
     return torch.bincount(cells, minlength=V**L)
 
@@ -174,3 +176,63 @@ def test_one_token_a_step_samples_the_exact_law(sampler):
     assert _chi_squared(counts, STRONG.law) < LIMIT
     two_steps = _frequencies(sampler, 50_000, num_steps=2)
     assert _chi_squared(two_steps, STRONG.law) > 10 * LIMIT  # and the test can tell
+
+
+class Guided(Chain):
+    """A chain whose unconditional half is another chain."""
+
+    def __call__(self, tokens, labels, *, drop=None):
+        logits = super().__call__(tokens, labels)
+        return logits if drop is None else torch.where(drop[:, None, None], WEAK(tokens, 0), logits)
+
+
+GUIDED = Guided([0.35, 0.65], [[0.9, 0.1], [0.2, 0.8]])
+
+
+def _fixed_point(rule, scale, temperature):
+    """The law [16] that no gradient of Di[M]O moves, if tokens are revealed in random order.
+
+    Its conditionals are read from the objective: with an auxiliary model of equal probabilities the
+    gradient of the forward KL is 1 / V - p.
+    """
+    masked = STATES == V
+    objective = DiMOObjective(
+        divergence="forward_kl", guidance=Guidance(scale, rule), teacher_temperature=temperature
+    )
+    equal = torch.zeros(*STATES.shape, V)
+    found = objective.student_loss(
+        equal,
+        STATES.masked_fill(masked, 0),
+        masked,
+        torch.zeros(len(STATES), dtype=torch.int64),
+        teacher=GUIDED,
+        auxiliary=equal,
+        mask_ratio=masked.double().mean(1),
+    )
+    p = (1 / V - found.logit_gradient).double()
+    state = torch.zeros(len(STATES), dtype=torch.float64)
+    state[-1] = 1
+    for left in range(L, 0, -1):
+        after = torch.zeros_like(state)
+        for d, v in itertools.product(range(L), range(V)):
+            here = masked[:, d] & (masked.sum(1) == left)
+            target = ((STATES - (V - v) * torch.eye(L, dtype=torch.int64)[d]) * PLACE).sum(1)
+            after.index_add_(0, target[here], (state * p[:, d, v] / left)[here])
+        state = after
+    return state[(GRIDS * PLACE).sum(1)]
+
+
+@pytest.mark.parametrize("rule", GUIDANCE_RULES)
+def test_random_order_samples_what_a_distillation_converges_to(rule):
+    law, plain = _fixed_point(rule, 2.0, 0.7), _fixed_point(rule, 1.0, 1.0)
+    torch.testing.assert_close(plain, STRONG.law, rtol=1e-5, atol=1e-7)
+    settings = {"guidance_scale": 2.0, "temperature": 0.7, "num_steps": L}
+    counts = _frequencies("random", 50_000, GUIDED, guidance_rule=rule, **settings)
+    assert _chi_squared(counts, law) < LIMIT
+    other = _frequencies("random", 50_000, GUIDED, **settings)  # guidance that rises
+    assert _chi_squared(other, law) > 2 * LIMIT
+    as_trained = [
+        _frequencies("random", 2_000, GUIDED, num_steps=L, **kw)
+        for kw in ({}, {"guidance_rule": rule})
+    ]
+    assert as_trained[0].equal(as_trained[1])
