@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +12,10 @@ import pandas as pd
 from bench.protocol import Protocol, list_protocols, load_protocol, protocol_sha256
 from bench.protocol.catalog import data_dir
 from bench.records.record import ResultRecord
+from bench.records.seeds import grouped, mean_of_seeds, open_hashes
 from bench.records.store import load_all
 from bench.report.quoted import PublishedRow, load_published, quoted_beside
-from bench.report.table import comparable, is_ablation, ordered, results_frame
+from bench.report.table import is_ablation, ordered, results_frame, seed_rows
 
 DEFAULT_FOLDER, DEFAULT_PROTOCOL = Path("results"), "digits"  # of `dimo bench`, too
 
@@ -43,8 +45,10 @@ class ProtocolReport:
         sha256: Hash of the protocol.
         measured_with: Hashes that the protocol leaves open (of the reference, or of the weights of
             its networks) and these rows share; such a protocol has one table per combination.
-        frame: One row per method, see `bench.report.table.results_frame`; may be empty.
+        frame: One row per record, see `bench.report.table.results_frame`; may be empty.
         records: The record behind each row of `frame`, in the same order.
+        seeds: The records behind each row of the table that is shown: one, or one of each training
+            seed.
         quoted: Published rows that belong next to the table, never in it.
         excluded: Records that are not in `frame`.
     """
@@ -54,6 +58,7 @@ class ProtocolReport:
     measured_with: tuple[str, ...]
     frame: pd.DataFrame
     records: tuple[ResultRecord, ...]
+    seeds: tuple[list[ResultRecord], ...]
     quoted: tuple[PublishedRow, ...]
     excluded: tuple[Excluded, ...]
 
@@ -61,6 +66,16 @@ class ProtocolReport:
     def metrics(self) -> list[str]:
         """Names of the protocol's metrics, in the order of the table."""
         return [metric.name for metric in self.protocol.metrics]
+
+    @property
+    def rows(self) -> list[ResultRecord]:
+        """The rows of the table that is shown; see `mean_of_seeds`."""
+        return [mean_of_seeds(records) for records in self.seeds]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The values of `rows`, in the columns of `frame`."""
+        return results_frame(self.rows, self.metrics)
 
     @property
     def ablated(self) -> list[ResultRecord]:
@@ -160,9 +175,10 @@ def collect_report(
             used = record.protocol
             reason = f"measured under {used.name}, version {used.version}, {used.sha256[:12]}"
             left_out.append(Excluded(record, "other protocol", reason))
+        alike = grouped(conforming, partial(open_hashes, protocol))
         tables = [
             _table(protocol, sha256, measured_with, group)
-            for measured_with, group in (comparable(conforming, protocol) or {(): []}).items()
+            for measured_with, group in (alike or {(): []}).items()
         ]
         tables[0] = replace(tables[0], quoted=new)
         tables[-1] = replace(tables[-1], excluded=(*tables[-1].excluded, *left_out))
@@ -201,6 +217,7 @@ def _table(
         measured_with=measured_with,
         frame=results_frame(rows, [metric.name for metric in protocol.metrics]),
         records=tuple(rows),
+        seeds=tuple(seed_rows(rows)),
         quoted=(),
         excluded=(
             *(Excluded(r, "replaced", newer) for r in group if id(r) not in shown),

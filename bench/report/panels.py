@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.protocol.catalog import METRICS
+from bench.records.seeds import grouped
 from bench.records.selection import Criterion, Tuning
 from bench.report import table as cells
 from bench.report.collect import ProtocolReport
@@ -96,8 +97,9 @@ class Panel:
 
 def protocol_panels(part: ProtocolReport) -> tuple[Panel, ...]:
     """The plots of one table: its first metric against cost, and each metric against steps."""
-    rows = [row for row in cells.rows(part.frame) if row["section"] != "Reference"]
-    reference = [row for row in cells.rows(part.frame) if row["section"] == "Reference"]
+    table = cells.rows(part.table)
+    rows = [row for row in table if row["section"] != "Reference"]
+    reference = [row for row in table if row["section"] == "Reference"]
     main = part.metrics[0]
     shown, left_out = _chosen_methods(rows, main)
     kept = [row for row in rows if row["method"] in shown]
@@ -215,7 +217,7 @@ def _lines(
         low, high = (None if is_missing(end) else float(end) for end in ends)
         return Point(x, y, low, high, cells.step_count(row["num_steps"]), (x, y) in front)
 
-    methods = cells.grouped(rows, lambda row: row["method"])
+    methods = grouped(rows, lambda row: row["method"])
     return tuple(
         Line(
             one_line(name, _LONGEST_LABEL),

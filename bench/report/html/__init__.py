@@ -23,7 +23,7 @@ from bench.report import table as cells
 from bench.report.collect import ProtocolReport, Report
 from bench.report.html.pictures import row_verdicts, sample_pictures
 from bench.report.measured import ablation_tables, measured_tables
-from bench.report.notes import caption
+from bench.report.notes import caption, row_notes
 from bench.report.panels import Panel, protocol_panels, run_panels, thinned, tuning_panels
 from bench.report.quoted import quoted_tables
 from bench.report.table import SYMBOLS, metric_label, settings
@@ -88,7 +88,7 @@ def _part(part: ProtocolReport, key: str, report: Report, progress: Progress) ->
         "caption": caption(part.protocol),
         "columns": [(heading, heading.endswith(("(↑)", "images/s"))) for heading in header],
         "rows": _rows(part, results) if results else [],
-        "long": len(part.frame) > _LONG,
+        "long": len(part.seeds) > _LONG,
         "tables": tables,
         "groups": _groups(panels, key, f"plots of {part.protocol.name}", progress),
         "pictures": sample_pictures(part, report.folder) if results else (),
@@ -100,21 +100,25 @@ def _part(part: ProtocolReport, key: str, report: Report, progress: Progress) ->
 def _rows(part: ProtocolReport, table: Table) -> list[dict[str, Any]]:
     """The rows of a table of `measured_tables`, each with its provenance as term -> text."""
     views = []
-    rows, details = cells.rows(part.frame), cells.distinguishing(part.records, SYMBOLS)
-    for row, record, words, body in zip(rows, part.records, details, table.rows, strict=True):
-        name, label = record.method.name + f" ({words})" * bool(words), cells.row_label(row)
-        mark = tuple(p for p in body[0] if isinstance(p, Styled) and p.style == "mark")
-        facts = {
-            term: one_line(" \u00b7 ".join(pieces), _LONGEST_TEXT)
-            for term, pieces in _facts(record, part.protocol)
-            if any(pieces)
-        }
-        command = record.command[:_LONGEST_TEXT]
-        command = command if command.isprintable() else one_line(command, _LONGEST_TEXT)
+    rows, details = cells.rows(part.table), cells.distinguishing(part.rows, SYMBOLS)
+    marks, _ = row_notes(rows, part.seeds, part.protocol)
+    for index, (row, words, mark) in enumerate(zip(rows, details, marks, strict=True)):
+        name = part.rows[index].method.name + f" ({words})" * bool(words)
         view = {"section": row["section"], "name": (one_line(name, LONGEST_NAME), *mark)}
-        view |= {"label": label, "cells": body[1:]}
-        views.append(view | {"facts": facts, "command": command, "run_id": record.run_id})
+        view |= {"label": cells.row_label(row), "cells": table.rows[index][1:]}
+        views.append(view | {"runs": [_run(record, part.protocol) for record in part.seeds[index]]})
     return views
+
+
+def _run(record: ResultRecord, protocol: Protocol) -> dict[str, Any]:
+    facts = {
+        term: one_line(" \u00b7 ".join(pieces), _LONGEST_TEXT)
+        for term, pieces in _facts(record, protocol)
+        if any(pieces)
+    }
+    command = record.command[:_LONGEST_TEXT]
+    command = command if command.isprintable() else one_line(command, _LONGEST_TEXT)
+    return {"facts": facts, "command": command, "run_id": record.run_id}
 
 
 def _facts(record: ResultRecord, protocol: Protocol) -> Iterator[tuple[str, list[str]]]:
@@ -189,11 +193,13 @@ _GROUPS = {
     "cost": (
         "Quality against cost",
         "Filled markers and the grey band are the Pareto front: nothing else is better at the same "
-        "cost or cheaper at the same quality. Vertical lines are intervals.",
+        "cost or cheaper at the same quality. Vertical lines are intervals, of a mean the range "
+        "of its training seeds.",
     ),
     "steps": (
         "Each metric by step count",
-        "Vertical lines are intervals. Methods with the same step count are drawn side by side.",
+        "Vertical lines are intervals, of a mean the range of its training seeds. Methods with the "
+        "same step count are drawn side by side.",
     ),
     "tuning": (
         "Tuning",

@@ -18,6 +18,7 @@ from PIL import Image
 
 from bench.protocol.catalog import METRICS
 from bench.records.record import ResultRecord
+from bench.records.seeds import grouped
 from bench.report import table as cells
 from bench.report.collect import ProtocolReport
 from bench.report.text import one_line
@@ -124,7 +125,7 @@ def row_verdicts(records: Sequence[ResultRecord], folder: Path) -> dict[str, Ver
 
 
 def _verdicts(rows: list[dict[str, Any]], run_id: str, sheet: Path) -> Verdicts:
-    tags = cells.grouped(rows, lambda row: row["tag"])
+    tags = grouped(rows, lambda row: row["tag"])
     tiles = _read_tiles(sheet)
     places = tiles.places if tiles else {}
     shown = [rows[index] for index in chosen([row["tag"] for row in rows])[:_MOST_SHOWN]]
