@@ -86,10 +86,9 @@ def compare(
     if not trained or min(map(len, trained)) == 1 or seed_key(a) == seed_key(b):
         sides, trained = ([a], [b]), []
     left, right = _contributions(sides[0], a, folder_a), _contributions(sides[1], b, folder_b)
+    seeds = [tuple(s for s in map(training_seed, side) if s is not None) for side in sides]
     chance, differences = fixed.uncertainty, []
-    for name in a.metrics:
-        if name not in b.metrics:
-            continue
+    for name in [name for name in a.metrics if name in b.metrics]:
         values = [[record.metrics[name].value for record in side] for side in sides]
         means = [fmean(of_side) for of_side in values]
         try:
@@ -109,19 +108,9 @@ def compare(
         better = "neither"
         if interval.low > 0 or interval.high < 0:
             better = "first" if (interval.low > 0) == METRICS[name].higher_is_better else "second"
-        differences.append(
-            Difference(
-                *(name, means[0], means[1], interval.low, interval.high, better),
-                first_seeds=_training_seeds(sides[0]),
-                second_seeds=_training_seeds(sides[1]),
-                retraining=bool(trained),
-            )
-        )
+        found = (name, means[0], means[1], interval.low, interval.high, better)
+        differences.append(Difference(*found, seeds[0], seeds[1], bool(trained)))
     return differences
-
-
-def _training_seeds(records: Sequence[ResultRecord]) -> tuple[int, ...]:
-    return tuple(seed for r in records if (seed := training_seed(r)) is not None)
 
 
 def combined_interval(
@@ -185,12 +174,9 @@ def _check_pair(first: ResultRecord, second: ResultRecord) -> None:
     a, b = first.evidence, second.evidence
     if a is None or b is None:
         raise DimoError(f"{names}: a record from before version 0.2 cannot be paired; run it again")
-    if (a.reference_sha256, a.extractor_sha256) != (b.reference_sha256, b.extractor_sha256):
-        raise DimoError(f"{names} were measured with another reference or extractor; use one")
-    if (a.scorer_sha256, a.prompts_sha256) != (b.scorer_sha256, b.prompts_sha256):
-        raise DimoError(f"{names} were measured with another scorer or other prompts; use one")
-    if a.detector_sha256 != b.detector_sha256:
-        raise DimoError(f"{names} were measured with another detector; use one")
+    for part in ("reference", "extractor", "scorer", "prompts", "detector"):
+        if getattr(a, f"{part}_sha256") != getattr(b, f"{part}_sha256"):
+            raise DimoError(f"{names} were measured with different {part}; use the same for both")
     if first.seed != second.seed or (first.seed is None and a.labels_sha256 != b.labels_sha256):
         raise DimoError(
             f"{names} are not paired: their images have other seeds or labels; compare rows of "

@@ -32,8 +32,7 @@ def training_seed(record: ResultRecord) -> int | None:
 def seed_key(record: ResultRecord) -> str:
     """Equal for records that differ in the training seed only, as far as records know.
 
-    It holds the recipe by its name, its method, what an ablation varied and the images seen, every
-    setting of the sampler, the seed and number of the images.
+    It holds method and name of the recipe, the images seen, and all that sampling depends on.
     """
     method, training = record.method, record.method.training
     trained = [training.get(name) for name in ("recipe", "ablation", "images_seen")]
@@ -96,10 +95,7 @@ def recipe_name(record: ResultRecord) -> str:
 
 
 def open_hashes(protocol: Protocol, record: ResultRecord) -> tuple[str, ...]:
-    """Hashes of what a protocol leaves open: only records that agree in them compare.
-
-    Those of the reference and of the weights of its networks, where it takes any.
-    """
+    """Hashes of the reference and networks that a protocol leaves open; those of a table agree."""
     open_parts = [
         name
         for name in ("extractor", "reference", "scorer", "prompts", "detector")

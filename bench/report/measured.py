@@ -278,19 +278,14 @@ def _has(value: Any) -> bool:
 class AblationTable:
     """Students of one teacher, recipe and method that differ in the same recipe keys.
 
-    Attributes:
-        subject: Teacher, method and recipe, as far as known.
-        settings: Sampler settings in which the rows differ, names of `MethodInfo`.
-        frame: One row per configuration: `recipe.<key>` for each of `keys`, the `settings`,
-            `seeds` (number of runs), `steps`, `images_seen`, `seconds` (means over the seeds, or
-            None), and per metric its mean `<metric>`, half of the range over the seeds
-            `<metric>_half` (None for one seed) and the value of each seed in order
-            `<metric>_values`.
+    `frame` has a row per configuration: `recipe.<key>` for each of `keys`, the `settings`, `seeds`
+    (number of runs), `steps`, `images_seen`, `seconds` (means over the seeds), and per metric its
+    mean `<metric>`, half of the range over the seeds `<metric>_half` and `<metric>_values` by seed.
     """
 
-    subject: tuple[str, ...]
+    subject: tuple[str, ...]  # teacher, method and recipe, as far as known
     keys: tuple[str, ...]
-    settings: tuple[str, ...]
+    settings: tuple[str, ...]  # of the sampler, in which the rows differ
     frame: pd.DataFrame
 
 

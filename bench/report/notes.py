@@ -28,12 +28,7 @@ def table_notes(rows: list[_Row], part: ProtocolReport) -> list[Line]:
     """Notes on all rows of the table: uncertainty, ranks, ceiling, device, code."""
     shown: Line = (*rank_legend(), ", as shown; ")
     if len(rows) < len(part.records):
-        weighed = code("dimo compare")
-        shown += (
-            "training seeds compete by their mean, whatever its ± (",
-            weighed,
-            " weighs it); ",
-        )
+        shown += ("seeds compete by their mean (", code("dimo compare"), " weighs the ±); ")
     return [
         uncertainty_note(part.protocol),
         (*shown, "Reference rows do not compete."),

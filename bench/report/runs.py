@@ -41,7 +41,7 @@ def difference_table(
     """What `bench.records.compare.compare` found, and a line on the training seeds behind it."""
     of_recipe = any(it.retraining for it in differences)
     rows = [_row_name(record, of_recipe=of_recipe) for record in (first, second)]
-    names = {"first": rows[0], "second": rows[1], "neither": cells.MISSING}
+    names = dict(zip(("first", "second", "neither"), [*rows, cells.MISSING], strict=True))
     body = [
         [
             _heading(it.metric),
@@ -143,11 +143,10 @@ def difference_page(first: ResultRecord, second: ResultRecord) -> str:
     """Metrics of two records side by side, then every other key that differs."""
     names = [record.run_id[:8] for record in (first, second)]
     metrics = []
-    for name in {**first.metrics, **second.metrics}:
-        a, b = first.metrics.get(name), second.metrics.get(name)
-        shown = [number(value.value) if value else cells.MISSING for value in (a, b)]
-        difference = number(a.value - b.value) if a and b else cells.MISSING
-        metrics.append([_heading(name), *shown, difference])
+    for name, (a, b) in difference_summary(first, second)["metrics"].items():
+        shown = (a, b, None if a is None or b is None else a - b)
+        texts = (cells.MISSING if value is None else number(value) for value in shown)
+        metrics.append([_heading(name), *texts])
     table = _table(["Metric", *names, "Difference"], metrics, left=[0])
     return table + "\n" + _differing(differences(first, second), names)
 

@@ -139,10 +139,6 @@ def varied_keys(record: ResultRecord) -> dict[str, Any]:
     return {key: varied[key] for key in sorted(varied)} if isinstance(varied, dict) else {}
 
 
-def is_ablation(record: ResultRecord) -> bool:
-    return bool(varied_keys(record))
-
-
 def latest(records: Iterable[ResultRecord]) -> list[ResultRecord]:
     """The newest record of each method and settings, oldest first."""
     by_time = sorted(records, key=age)
