@@ -125,8 +125,7 @@ def combined_interval(
     differ by resampling, which is so counted twice: the interval is too wide, if anything.
     """
     tail = (1 + level) / 2
-    several = [of_side for of_side in values if len(of_side) > 1]
-    parts = [(variance(of_side) / len(of_side), len(of_side) - 1) for of_side in several]
+    parts = [(variance(side) / len(side), len(side) - 1) for side in values if len(side) > 1]
     known = ((resampling.high - resampling.low) / 2 / NormalDist().inv_cdf(tail)) ** 2
     total = known + sum(part for part, _ in parts)
     uncertain = sum(part**2 / degrees for part, degrees in parts)

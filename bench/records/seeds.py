@@ -75,9 +75,8 @@ def mean_of_seeds(records: Sequence[ResultRecord]) -> ResultRecord:
     first = records[0]
     if len(records) == 1:
         return first
-    name = first.method.name
-    if any(record.method.name != name for record in records):
-        name = recipe_name(first)
+    names = {record.method.name for record in records}
+    name = recipe_name(first) if len(names) > 1 else first.method.name
     metrics = {}
     for metric, value in first.metrics.items():
         if all(metric in record.metrics for record in records):

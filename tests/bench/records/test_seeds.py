@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parents[3] / "results"
 
 @pytest.fixture
 def make_student(make_record: RecordMaker) -> Callable[..., ResultRecord]:
-    """`make_student(number, training seed, fid)` -> a record of one training run of recipe digits-full."""
+    """`make_student(number, training seed, fid)` -> a record of a run of recipe digits-full."""
 
     def make(number: int, trained: Any, fid: float = 0.5, **changes: Any) -> ResultRecord:
         training = {"method": "dimo", "recipe": "digits-full", "images_seen": 768_000}
