@@ -146,10 +146,10 @@ def compare(
     results: opt.Results = Path("results"),
     as_json: opt.AsJson = False,
 ) -> None:
-    """Paired differences of two rows on the same images' seeds: which is better, beyond chance.
+    """Paired differences of two rows on the same seeds: which is better, beyond chance.
 
-    Where RESULTS holds several training seeds of each student, their means are compared and the
-    interval covers retraining, too.
+    With records of several training seeds of each student in the results folder, their means are
+    compared, and the interval covers retraining, too.
     """
     from bench.records.compare import compare as differences_of
     from bench.records.record import protocol_of
