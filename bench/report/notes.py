@@ -179,7 +179,7 @@ def _seeds_note(records: Sequence[ResultRecord]) -> Line:
         return (f"Mean of {len(records)} training seeds {spread}.",)
     if not records[0].method.training:
         return ()
-    return (f"{SINGLE_SEED} (", Styled(SOURCE, "source"), ").")
+    return (f"{SINGLE_SEED} ({SOURCE}).",)
 
 
 def _ceiling_notes(rows: list[_Row]) -> list[Line]:
