@@ -301,9 +301,10 @@ def load_record(path: str | os.PathLike[str]) -> ResultRecord:
         DimoError: It cannot be read, or as `record_from_json`.
     """
     try:
-        mode = Path(path).stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise Origin(str(path), _HAND_MADE).error("not a regular file")
+        status = Path(path).stat()
+        is_file = stat.S_ISREG(status.st_mode) and status.st_size <= 2**26
+        if not is_file and not stat.S_ISDIR(status.st_mode):
+            raise Origin(str(path), _HAND_MADE).error("not a regular file of at most 64 MiB")
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise Origin(str(path), "check the path and its permissions").error(
