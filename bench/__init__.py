@@ -24,14 +24,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.protocol import Protocol, load_protocol
+    from bench.records.compare import compare
     from bench.records.record import ResultRecord
-    from bench.runner import compare, evaluate, load_results, records_frame, run
+    from bench.runner import evaluate, load_results, records_frame, run
     from bench.suites.base import Assets
 
 _MODULES = {
     "Assets": "bench.suites.base",
     "Protocol": "bench.protocol",
     "ResultRecord": "bench.records.record",
+    "compare": "bench.records.compare",
     "load_protocol": "bench.protocol",
 }
 

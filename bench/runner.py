@@ -11,9 +11,8 @@ import pandas as pd
 
 from bench.features.extraction import cache_folder
 from bench.protocol import Protocol, load_protocol
-from bench.records import compare as pairs
-from bench.records.record import ResultRecord, protocol_of
-from bench.records.store import find_record, load_all, load_contributions
+from bench.records.record import ResultRecord
+from bench.records.store import load_all
 from bench.rows.grid import write_picture
 from bench.rows.rows import Planned, load_planned, plan_models
 from bench.rows.settings import check_protocol, protocol_for
@@ -195,32 +194,6 @@ def evaluate(
     )
     assert scored is not None, "this process is the only rank"
     return scored[0]
-
-
-def compare(
-    first: str | ResultRecord,
-    second: str | ResultRecord,
-    *,
-    protocol: AnyPath | None = None,
-    results: AnyPath = "results",
-) -> list[pairs.Difference]:
-    """Paired differences of two rows in each metric: first minus second, with intervals.
-
-    Each row is a record, its file, or the start of its run id in `results`, which also holds their
-    contributions. Both are of one protocol, and of the same seed or labels. `protocol`: the file of
-    their protocol; None: a bundled one, found by its hash.
-
-    Raises:
-        DimoError: No such records, records that do not compare, or missing contributions.
-    """
-    (a, folder_a), (b, folder_b) = (
-        (record, Path(results))
-        if isinstance(record, ResultRecord)
-        else find_record(record, results)
-        for record in (first, second)
-    )
-    contributions = (load_contributions(a, folder_a), load_contributions(b, folder_b))
-    return pairs.compare(a, b, contributions, protocol_of(a, protocol).uncertainty)
 
 
 def load_results(folder: AnyPath = "results") -> list[ResultRecord]:

@@ -196,7 +196,7 @@ def test_what_is_not_as_recorded_is_refused(dimo, rows, world):
     assert "is not a set of images" in refused(run_id, "--images", "samples.npz")
     assert "name it with --images" in refused(set_id)
     others = ("verify", set_id, "--protocol", "few.toml", "--images", "others.npz")
-    assert "another set than was measured" in dimo(*others, code=2)[1]
+    assert "not what was measured" in dimo(*others, code=2)[1]
     for name in ("extractor", "reference"):
         evidence = dataclasses.replace(teacher.evidence, **{f"{name}_sha256": "0" * 64})
         path = resealed(world, teacher, name, evidence=evidence)

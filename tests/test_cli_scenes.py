@@ -216,7 +216,7 @@ def test_what_is_not_as_recorded_is_refused(dimo, rows, world):
         assert f"{what} has sha256" in refused(teacher, evidence=evidence)
     evidence = dataclasses.replace(images.evidence, images_sha256="0" * 64)
     other = refused(images, "--images", "images", evidence=evidence)
-    assert "another set than was measured" in other
+    assert "not what was measured" in other
     assert "name it with --images" in refused(images)
     twice = ("--images", "images", "--images", "images")
     assert "allowed: one under 'tiny'" in refused(images, *twice)

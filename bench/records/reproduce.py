@@ -36,6 +36,7 @@ from dimo.zoo.students import PUBLISHED_STUDENTS, find_student, shipped_students
 from dimo.zoo.teachers import get_teacher
 
 _ROUNDING = 1e-9  # relative; an interval of zero width, [1, 1], allows for rounding
+_OF_IMAGES = {"images": "--images", "labels": "--labels"}
 _OPTIONS = {  # what a record names by hash -> the option that gives it
     "extractor": "--extractor-weights",
     "reference": "--reference",
@@ -118,8 +119,7 @@ def repeat(
         assert measured is not None, "this process is the only rank"
         evidence = measured.record.evidence
         assert evidence is not None
-        _check_images(recorded, evidence, images)
-        _check_networks(recorded, dataclasses.asdict(evidence))
+        _check_hashes(recorded, dataclasses.asdict(evidence), _OF_IMAGES | _OPTIONS)
         return measured.record
     if record.seed != protocol.seeds.report:
         raise DimoError(
@@ -129,7 +129,7 @@ def repeat(
     # missing or changed weights of the row show before anything is loaded
     make_row = _row_of(record, runtime.device, student=student, weights=assets.weights)
     suite = load()
-    _check_networks(recorded, suite.evidence)
+    _check_hashes(recorded, suite.evidence, _OPTIONS)
     return suite.measure(make_row(suite)).record
 
 
@@ -248,27 +248,14 @@ def _check_weights(method: MethodInfo, path: Path) -> None:
         )
 
 
-def _check_networks(recorded: Evidence | None, evidence: Mapping[str, Any]) -> None:
-    for name, option in _OPTIONS.items():
+def _check_hashes(
+    recorded: Evidence | None, evidence: Mapping[str, Any], options: Mapping[str, str]
+) -> None:
+    for name, option in options.items():
         old = getattr(recorded, f"{name}_sha256", None)
         new = evidence.get(f"{name}_sha256") or ""
         if old is not None and new != old:
             raise DimoError(
                 f"{name} has sha256 {new[:12] or '(none)'}..., the record {old[:12] or '(none)'}"
-                f"...; give the recorded one with {option}"
-            )
-
-
-def _check_images(recorded: Evidence | None, evidence: Evidence, paths: Sequence[Path]) -> None:
-    if recorded is None:
-        return
-    for what, new, old in (
-        ("images", evidence.images_sha256, recorded.images_sha256),
-        ("labels", evidence.labels_sha256, recorded.labels_sha256),
-    ):
-        if new != old:
-            raise DimoError(
-                f"{what} of {', '.join(map(str, paths))} have sha256 {new[:12] or '(none)'}, the "
-                f"record {old[:12] or '(none)'}: another set than was measured; give that one "
-                "with --images, and its labels with --labels"
+                f"...: not what was measured; give that with {option}"
             )

@@ -23,12 +23,10 @@ class Criterion:
 
     @property
     def label(self) -> str:
-        """Its heading in tables."""
         return METRICS[self.metric].label
 
     @property
     def higher_is_better(self) -> bool:
-        """Its direction."""
         return METRICS[self.metric].higher_is_better
 
     @property

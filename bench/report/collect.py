@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,51 +12,35 @@ import pandas as pd
 from bench.protocol import Metric, Protocol, list_protocols, load_protocol, protocol_sha256
 from bench.protocol.catalog import data_dir
 from bench.records.record import ResultRecord
+from bench.records.seeds import grouped, mean_of_seeds, open_hashes
 from bench.records.store import load_all
 from bench.report.quoted import PublishedRow, load_published, quoted_beside
-from bench.report.table import comparable, is_ablation, ordered, results_frame
+from bench.report.table import ordered, results_frame, seed_rows, varied_keys
 
 DEFAULT_FOLDER, DEFAULT_PROTOCOL = Path("results"), "digits"  # of `dimo bench`, too
 
 
 @dataclass(frozen=True)
 class Excluded:
-    """A valid record that the table does not show.
-
-    Attributes:
-        kind: `replaced`: a newer one has the same method and settings; `off-protocol`: its images
-            are not what the protocol asks for, shown in a table apart; `other protocol`: measured
-            under another protocol or another version of this one; `ablation`: shown in the ablation
-            tables instead.
-        reason: The kind in one sentence.
-    """
+    """A valid record that the table does not show; those of two kinds have tables of their own."""
 
     record: ResultRecord
     kind: Literal["replaced", "off-protocol", "other protocol", "ablation"]
-    reason: str
+    reason: str  # the kind in one sentence
 
 
 @dataclass(frozen=True)
 class ProtocolReport:
-    """One table of measured rows.
-
-    Attributes:
-        sha256: Hash of the protocol.
-        measured_with: Hashes that the protocol leaves open (of the reference, or of the weights of
-            its networks) and these rows share; such a protocol has one table per combination.
-        frame: One row per method, see `bench.report.table.results_frame`; may be empty.
-        records: The record behind each row of `frame`, in the same order.
-        quoted: Published rows that belong next to the table, never in it.
-        excluded: Records that are not in `frame`.
-    """
+    """One table of measured rows."""
 
     protocol: Protocol
-    sha256: str
-    measured_with: tuple[str, ...]
-    frame: pd.DataFrame
-    records: tuple[ResultRecord, ...]
-    quoted: tuple[PublishedRow, ...]
-    excluded: tuple[Excluded, ...]
+    sha256: str  # of the protocol
+    measured_with: tuple[str, ...]  # `open_hashes` of these rows; each combination has a table
+    frame: pd.DataFrame  # of `results_frame`: one row per record
+    records: tuple[ResultRecord, ...]  # in the order of `frame`
+    seeds: tuple[list[ResultRecord], ...]  # behind each row that is shown: one of each seed
+    quoted: tuple[PublishedRow, ...]  # published rows that belong next to the table, never in it
+    excluded: tuple[Excluded, ...]  # records that are not in `frame`
 
     @property
     def metrics(self) -> list[str]:
@@ -68,6 +53,16 @@ class ProtocolReport:
         return metric_names(with_values(self.protocol, self.ablated))
 
     @property
+    def rows(self) -> list[ResultRecord]:
+        """The rows of the table that is shown; see `mean_of_seeds`."""
+        return [mean_of_seeds(records) for records in self.seeds]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The values of `rows`, in the columns of `frame`."""
+        return results_frame(self.rows, self.metrics)
+
+    @property
     def ablated(self) -> list[ResultRecord]:
         return [one.record for one in self.excluded if one.kind == "ablation"]
 
@@ -78,24 +73,15 @@ class ProtocolReport:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything a report shows; every format is rendered from it.
-
-    Attributes:
-        generated: Time, `2026-01-31 23:59 UTC`.
-        protocols: One entry per table, at least one; those of one protocol are neighbours.
-        problems: One line per results file that could not be used.
-        folder: The results folder; pictures and verdicts are read from it.
-        ablation: Whether to show the ablation tables instead.
-        settings: Whether to show the settings of each row, too; a page always does.
-    """
+    """Everything a report shows; every format is rendered from it."""
 
     title: str
-    generated: str
-    protocols: tuple[ProtocolReport, ...]
-    problems: tuple[str, ...]
-    folder: Path
-    ablation: bool = False
-    settings: bool = False
+    generated: str  # time, `2026-01-31 23:59 UTC`
+    protocols: tuple[ProtocolReport, ...]  # at least one; those of one protocol are neighbours
+    problems: tuple[str, ...]  # one line per results file that could not be used
+    folder: Path  # of the results; pictures and verdicts are read from it
+    ablation: bool = False  # whether to show the ablation tables instead
+    settings: bool = False  # whether to show the settings of each row, too; a page always does
 
 
 def read_report(
@@ -165,9 +151,10 @@ def collect_report(
             used = record.protocol
             reason = f"measured under {used.name}, version {used.version}, {used.sha256[:12]}"
             left_out.append(Excluded(record, "other protocol", reason))
+        alike = grouped(conforming, partial(open_hashes, protocol))
         tables = [
             _table(protocol, sha256, measured_with, group)
-            for measured_with, group in (comparable(conforming, protocol) or {(): []}).items()
+            for measured_with, group in (alike or {(): []}).items()
         ]
         tables[0] = replace(tables[0], quoted=new)
         tables[-1] = replace(tables[-1], excluded=(*tables[-1].excluded, *left_out))
@@ -214,8 +201,8 @@ def _table(
     measured_with: tuple[str, ...],
     group: Sequence[ResultRecord],
 ) -> ProtocolReport:
-    ablated = [record for record in group if is_ablation(record)]
-    rows = ordered(record for record in group if not is_ablation(record))
+    ablated = [record for record in group if varied_keys(record)]
+    rows = ordered(record for record in group if not varied_keys(record))
     shown = {id(record) for record in (*rows, *ablated)}
     newer = "a newer record has the same method and settings"
     return ProtocolReport(
@@ -224,6 +211,7 @@ def _table(
         measured_with=measured_with,
         frame=results_frame(rows, metric_names(with_values(protocol, rows))),
         records=tuple(rows),
+        seeds=tuple(seed_rows(rows)),
         quoted=(),
         excluded=(
             *(Excluded(r, "replaced", newer) for r in group if id(r) not in shown),

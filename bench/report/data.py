@@ -8,9 +8,11 @@ The JSON is one object, ASCII, without NaN:
         protocol        the content of the protocol file
         sha256, measured_with
         metrics         names, in the order of the table
-        rows            the table: a list of objects with the columns of
+        rows            one per record: a list of objects with the columns of
                         `bench.report.table.results_frame`, null for what is missing
         records         the record behind each row, in the same order, as in its file
+        means           rows of the other formats that are means of training seeds: `run_ids`,
+                        `method`, `num_steps`, each metric with the seeds' range, `_low` to `_high`
         quoted          published rows that belong next to the table: lines of published.csv
         ablations       a list of tables: subject, keys, settings and rows, see
                         `bench.report.measured.AblationTable`
@@ -77,6 +79,8 @@ def report_json(report: Report) -> str:
 
 
 def _protocol(part: ProtocolReport) -> dict[str, Any]:
+    shown = {f"{name}{end}" for name in part.metrics for end in ("", "_low", "_high")}
+    shown |= {"method", "num_steps"}
     return {
         "protocol": encode(part.protocol),
         "sha256": part.sha256,
@@ -84,6 +88,12 @@ def _protocol(part: ProtocolReport) -> dict[str, Any]:
         "metrics": part.metrics,
         "rows": [_plain(row) for row in cells.rows(part.frame)],
         "records": [json.loads(record_to_json(record)) for record in part.records],
+        "means": [
+            {"run_ids": [record.run_id for record in seeds]}
+            | {name: value for name, value in _plain(row).items() if name in shown}
+            for row, seeds in zip(cells.rows(part.table), part.seeds, strict=True)
+            if len(seeds) > 1
+        ],
         "quoted": [dataclasses.asdict(row) for row in part.quoted],
         "ablations": [
             {

@@ -8,6 +8,7 @@ page has its own order.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -15,6 +16,7 @@ import pandas as pd
 
 from bench.protocol import Protocol
 from bench.records.record import ResultRecord
+from bench.records.seeds import grouped, mean_of_seeds, newest_of_each_seed, open_hashes
 from bench.report import table as cells
 from bench.report.collect import (
     DEFAULT_PROTOCOL,
@@ -36,7 +38,6 @@ from bench.report.quoted import quoted_tables
 from bench.report.table import (
     SYMBOLS,
     Setting,
-    comparable,
     is_number,
     setting,
     settings,
@@ -96,14 +97,14 @@ def measured_tables(part: ProtocolReport, *, settings: bool) -> list[Table]:
     if part.frame.empty:
         nothing = [] if apart else [_first_rows(part.protocol)]
         return [*nothing, *apart, *[Table(notes=left_out)] * bool(left_out)]
-    rows = cells.rows(part.frame)
-    shown = with_values(part.protocol, part.records)
-    marks, footnotes = row_notes(rows, part.records, shown)
-    results = _results_table(shown, part.frame, part.records, marks, is_ranked=True)
+    frame, shown = part.table, with_values(part.protocol, part.rows)
+    rows = cells.rows(frame)
+    marks, footnotes = row_notes(rows, part.seeds, shown)
+    results = _results_table(shown, frame, part.rows, marks, is_ranked=True)
     symbols = _symbol_notes(results)
-    notes = (*footnotes, *symbols, *table_notes(rows, shown), *left_out)
+    notes = (*footnotes, *symbols, *table_notes(rows, part), *left_out)
     results = replace(results, caption=caption(part.protocol), notes=notes)
-    return [results, *apart, *[_settings_table(part, rows)] * settings]
+    return [results, *apart, *[_settings_table(part)] * settings]
 
 
 def _first_rows(protocol: Protocol) -> Table:
@@ -123,8 +124,8 @@ def _off_protocol_tables(part: ProtocolReport) -> list[Table]:
         return "; ".join(record.off_protocol), record.num_images
 
     tables: list[Table] = []
-    for group in comparable(part.off_protocol, part.protocol).values():
-        for (reason, count), records in cells.grouped(group, cause).items():
+    for group in grouped(part.off_protocol, partial(open_hashes, part.protocol)).values():
+        for (reason, count), records in grouped(group, cause).items():
             rows = cells.ordered(records)
             shown = with_values(part.protocol, rows)
             frame = cells.results_frame(rows, metric_names(shown))
@@ -159,14 +160,14 @@ def _results_table(
     ]
     body = tuple(
         (
-            (*label, *mark),
+            label,
             (cells.integer(row["num_steps"]),),
             (cells.integer(row["nfe"]),),
             *values,
             (cells.speed(row["images_per_second"]),),
         )
-        for label, mark, row, values in zip(
-            _names(records), marks, rows, zip(*columns, strict=True), strict=True
+        for label, row, values in zip(
+            _names(records, marks), rows, zip(*columns, strict=True), strict=True
         )
     )
     header = ("Method", "Steps (↓)", "NFE", *map(cells.metric_heading, names), "images/s")
@@ -183,16 +184,19 @@ def _supplementary(protocol: Protocol, first: int) -> tuple[int, ...]:
     return tuple(i for i, metric in enumerate(protocol.metrics, first) if metric.supplementary)
 
 
-def _names(records: Sequence[ResultRecord]) -> list[Line]:
-    """`MaskGIT (s=1, T=1)`, without what is as in the row above."""
+def _names(records: Sequence[ResultRecord], marks: Sequence[Line]) -> list[Line]:
+    """`MaskGIT (s=1, T=1)` and its marks, without what is as in the row above."""
     names: list[Line] = []
-    above: tuple[str, str, str] | None = None
-    for record, details in zip(records, cells.distinguishing(records, SYMBOLS), strict=True):
-        this = (record.method.section, record.method.name, details)
-        is_known = above is not None and above[:2] == this[:2] and (details or not above[2])
+    above: tuple[str, str, str, Line] | None = None
+    all_details = cells.distinguishing(records, SYMBOLS)
+    for record, details, mark in zip(records, all_details, marks, strict=True):
+        this = (record.method.section, record.method.name, details, mark)
+        is_known = (
+            above is not None and above[:2] == this[:2] and (details or above[2:] == this[2:])
+        )
         words = [] if is_known else [record.method.name]
         words += [f"({details})"] if details and this != above else []
-        names.append((one_line(" ".join(words), LONGEST_NAME),) if words else ())
+        names.append((one_line(" ".join(words), LONGEST_NAME), *mark) if words else ())
         above = this
     return names
 
@@ -230,8 +234,9 @@ def _metric_column(
     return column
 
 
-def _settings_table(part: ProtocolReport, rows: list[dict[str, Any]]) -> Table:
-    """The settings that at least one row has; the protocol's own seed gets no column."""
+def _settings_table(part: ProtocolReport) -> Table:
+    """The settings of every record that at least one has; the protocol's own seed has no column."""
+    rows = cells.rows(part.frame)
     columns: dict[str, Setting] = {}
     for name, column in settings().items():
         if column.heading:
@@ -239,12 +244,17 @@ def _settings_table(part: ProtocolReport, rows: list[dict[str, Any]]) -> Table:
         if name == "mask_schedule":
             columns["token_counts"] = Setting("", "Tokens a step", cells.token_counts)
     columns["run_id"] = Setting("", "Run", lambda run_id: str(run_id)[:8])
+    if len(part.seeds) < len(rows):  # what the means are of
+        name = part.metrics[0]
+        columns["training_seed"] = Setting("", "Trained with seed", cells.integer)
+        columns[name] = Setting("", cells.metric_heading(name), "{:.3f}".format)
     present = {n: [row[n] for row in rows if _has(row[n])] for n in columns}
     if all(row["seed"] == part.protocol.seeds.report for row in rows):
         present["seed"] = []
     kept = [name for name in columns if present[name]]
     footnotes = Footnotes()
     noted = noted_columns(rows, footnotes)
+    names = _names(part.records, [()] * len(rows))
 
     def cell(row: dict[str, Any], name: str) -> Line:
         return (one_line(columns[name].show(row[name]) if _has(row[name]) else cells.MISSING),)
@@ -256,7 +266,7 @@ def _settings_table(part: ProtocolReport, rows: list[dict[str, Any]]) -> Table:
             *(cell(row, name) for name in kept),
             *(column[index] for column in noted.values()),
         )
-        for index, (name, row) in enumerate(zip(_names(part.records), rows, strict=True))
+        for index, (name, row) in enumerate(zip(names, rows, strict=True))
     )
     texts = [index for index, name in enumerate(kept, 2) if not is_number(present[name][0])]
     header = ("Method", "Steps", *(columns[name].heading for name in kept), *noted)
@@ -280,19 +290,14 @@ def _has(value: Any) -> bool:
 class AblationTable:
     """Students of one teacher, recipe and method that differ in the same recipe keys.
 
-    Attributes:
-        subject: Teacher, method and recipe, as far as known.
-        settings: Sampler settings in which the rows differ, names of `MethodInfo`.
-        frame: One row per configuration: `recipe.<key>` for each of `keys`, the `settings`,
-            `seeds` (number of runs), `steps`, `images_seen`, `seconds` (means over the seeds, or
-            None), and per metric its mean `<metric>`, half of the range over the seeds
-            `<metric>_half` (None for one seed) and the value of each seed in order
-            `<metric>_values`.
+    `frame` has a row per configuration: `recipe.<key>` for each of `keys`, the `settings`, `seeds`
+    (number of runs), `steps`, `images_seen`, `seconds` (means over the seeds), and per metric its
+    mean `<metric>`, half of the range over the seeds `<metric>_half` and `<metric>_values` by seed.
     """
 
-    subject: tuple[str, ...]
+    subject: tuple[str, ...]  # teacher, method and recipe, as far as known
     keys: tuple[str, ...]
-    settings: tuple[str, ...]
+    settings: tuple[str, ...]  # of the sampler, in which the rows differ
     frame: pd.DataFrame
 
 
@@ -309,7 +314,7 @@ def ablations(records: Iterable[ResultRecord], metrics: Sequence[str]) -> list[A
         return subject, tuple(varied_keys(record))
 
     chosen = cells.latest(record for record in records if varied_keys(record))
-    groups = cells.grouped(chosen, subject_and_keys)
+    groups = grouped(chosen, subject_and_keys)
     return [_ablation(*key, groups[key], metrics) for key in sorted(groups)]
 
 
@@ -333,15 +338,8 @@ def _ablation(
 ) -> AblationTable:
     names = [name for name in ("num_steps", *settings()) if name != _NOT_VARIED]
     differing = [n for n in names if len({setting(record, n) for record in records}) > 1]
-    configurations: dict[str, dict[str, ResultRecord]] = {}
-    for record in records:  # oldest first: a newer one of the same seed replaces it
-        configuration = [varied_keys(record), [setting(record, name) for name in differing]]
-        seeds = configurations.setdefault(canonical_json(configuration), {})
-        seed = record.method.training.get("seed")
-        seeds[canonical_json(record.method.weights_sha256 if seed is None else seed)] = record
     rows = [
-        _ablation_row([record for _, record in sorted(seeds.items())], keys, differing, metrics)
-        for seeds in configurations.values()
+        _ablation_row(seeds, keys, differing, metrics) for seeds in newest_of_each_seed(records)
     ]
     varied = [*(f"recipe.{key}" for key in keys), *differing]
     rows.sort(key=lambda row: [_sortable(row[name]) for name in varied])
@@ -357,18 +355,19 @@ def _ablation_row(
     settings: Sequence[str],
     metrics: Sequence[str],
 ) -> dict[str, Any]:
-    first = records[0]
-    row = {f"recipe.{key}": varied_keys(first)[key] for key in keys}
-    row |= {name: setting(first, name) for name in settings} | {"seeds": len(records)}
+    mean = mean_of_seeds(records)
+    row = {f"recipe.{key}": varied_keys(mean)[key] for key in keys}
+    row |= {name: setting(mean, name) for name in settings} | {"seeds": len(records)}
     for fact in _FACTS:
         values = [record.method.training.get(fact, "") for record in records]
         known = [value for value in values if is_number(value)]
         row[fact] = sum(known) / len(known) if len(known) == len(records) else None
     for name in metrics:
-        values = [record.metrics[name].value for record in records if name in record.metrics]
-        if len(values) == len(records):
-            row |= {name: sum(values) / len(values), f"{name}_values": values}
-            row[f"{name}_half"] = (max(values) - min(values)) / 2 if len(values) > 1 else None
+        if (metric := mean.metrics.get(name)) is not None:
+            row |= {name: metric.value, f"{name}_values": [r.metrics[name].value for r in records]}
+            row[f"{name}_half"] = None
+            if len(records) > 1 and metric.low is not None and metric.high is not None:
+                row[f"{name}_half"] = (metric.high - metric.low) / 2
     return row
 
 

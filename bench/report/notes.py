@@ -1,14 +1,15 @@
 """What is said next to a table of measured rows, in the same words in every format."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from bench.protocol import Protocol, protocol_sha256
 from bench.protocol.catalog import METRICS, NONE
 from bench.records.record import ResultRecord
+from bench.records.seeds import SINGLE_SEED, SOURCE, grouped
 from bench.report import table as cells
-from bench.report.collect import Excluded
+from bench.report.collect import Excluded, ProtocolReport
 from bench.report.text import (
     LONGEST_NOTE,
     Footnotes,
@@ -23,29 +24,34 @@ from bench.report.text import (
 _Row = dict[str, Any]
 
 
-def table_notes(rows: list[_Row], protocol: Protocol) -> list[Line]:
-    """Notes on all rows of `results_frame`: uncertainty, ranks, ceiling, device, code."""
+def table_notes(rows: list[_Row], part: ProtocolReport) -> list[Line]:
+    """Notes on all rows of the table: uncertainty, ranks, ceiling, device, code."""
+    shown: Line = (*rank_legend(), ", as shown; ")
+    if len(rows) < len(part.records):
+        shown += ("seeds compete by their mean (", code("dimo compare"), " weighs the ±); ")
     return [
-        uncertainty_note(protocol),
-        (*rank_legend(), ", as shown; Reference rows do not compete."),
+        uncertainty_note(part.protocol),
+        (*shown, "Reference rows do not compete."),
         *_ceiling_notes(rows),
         *[("images/s on ", *place, ".") for place in _places(rows)[:1]],
-        *_commit_notes(rows),
+        *_commit_notes(cells.rows(part.frame)),
     ]
 
 
 def row_notes(
-    rows: list[_Row], records: Iterable[ResultRecord], protocol: Protocol
+    rows: list[_Row], seeds: Iterable[Sequence[ResultRecord]], protocol: Protocol
 ) -> tuple[list[Line], list[Line]]:
-    """The footnote marks of each row, and the footnotes: N, tuned settings, another device.
+    """The footnote marks of each row, and the footnotes: N, seeds, tuned settings, another device.
 
-    What all rows but those of the reference share is a note without a mark.
+    What all rows but those of the reference share is a note without a mark. `seeds` are the records
+    behind each row.
     """
     places, footnotes = _places(rows), Footnotes()
     notes: list[list[Line]] = []
-    for row, record in zip(rows, records, strict=True):
-        of_row, words = [_count_note(row, protocol)], _how_chosen(row)
-        if record.method.tuning is not None or words.startswith(("lowest ", "highest ")):
+    for row, records in zip(rows, seeds, strict=True):
+        of_row, words = [_count_note(row, protocol), _seeds_note(records)], _how_chosen(row)
+        tuned = any(record.method.tuning is not None for record in records)
+        if tuned or words.startswith(("lowest ", "highest ")):
             of_row.append(("Settings tuned: ", words, "."))
         if (place := _speed_place(row)) and place != places[0]:
             of_row.append(("images/s on ", *place, "."))
@@ -58,7 +64,7 @@ def row_notes(
 
 def excluded_notes(excluded: Iterable[Excluded]) -> list[Line]:
     """How many results no table shows, and why."""
-    groups = cells.grouped(excluded, lambda one: one.kind)
+    groups = grouped(excluded, lambda one: one.kind)
     notes: list[Line] = []
     for kind in ("replaced", "ablation", "other protocol"):
         records = [one.record for one in groups.get(kind, ())]
@@ -164,6 +170,16 @@ def _count_note(row: _Row, protocol: Protocol) -> Line:
     if all(n == expected(name) for name, n in known.items()):
         return ()
     return (f"N = {' and '.join(f'{count:,}' for count in sorted(set(known.values())))}.",)
+
+
+def _seeds_note(records: Sequence[ResultRecord]) -> Line:
+    """How many training runs a row rests on; empty: no student's, or nothing is known of it."""
+    if len(records) > 1:
+        spread = "± half of their range, resampling not included; images/s of the first"
+        return (f"Mean of {len(records)} training seeds {spread}.",)
+    if not records[0].method.training:
+        return ()
+    return (f"{SINGLE_SEED} ({SOURCE}).",)
 
 
 def _ceiling_notes(rows: list[_Row]) -> list[Line]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.protocol.catalog import METRICS
+from bench.records.seeds import grouped
 from bench.records.selection import Criterion, Tuning
 from bench.report import table as cells
 from bench.report.collect import ProtocolReport
@@ -27,19 +28,14 @@ Kind = Literal["cost", "steps", "tuning", "training"]
 
 @dataclass(frozen=True)
 class Point:
-    """One value of a line, with the interval of y if there is one.
-
-    Attributes:
-        note: What a reader of the numbers needs to know, such as the number of steps.
-        on_front: Whether the point is on the Pareto front, or was chosen by a sweep.
-    """
+    """One value of a line, with the interval of y if there is one."""
 
     x: float
     y: float
     low: float | None = None
     high: float | None = None
-    note: str = ""
-    on_front: bool = False
+    note: str = ""  # what a reader of the numbers needs to know, such as the number of steps
+    on_front: bool = False  # on the Pareto front, or chosen by a sweep
 
 
 @dataclass(frozen=True)
@@ -53,28 +49,19 @@ class Line:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot.
+    """One plot."""
 
-    Attributes:
-        slug: Part of file names.
-        higher_is_better: Direction of y; None: neither.
-        log_x, log_y: Whether the axis has a log scale.
-        levels: Horizontal lines, (name, y), of reference rows.
-        note: What is left out and why; may be empty.
-        markers: Whether each point has a marker.
-    """
-
-    slug: str
+    slug: str  # part of file names
     kind: Kind
     title: str
     x_label: str
     y_label: str
     lines: tuple[Line, ...]
-    higher_is_better: bool | None
+    higher_is_better: bool | None  # direction of y; None: neither
     log_x: bool = False
     log_y: bool = False
-    levels: tuple[tuple[str, float], ...] = ()
-    note: str = ""
+    levels: tuple[tuple[str, float], ...] = ()  # horizontal lines, (name, y), of reference rows
+    note: str = ""  # what is left out and why
     markers: bool = True
 
     @property
@@ -96,15 +83,16 @@ class Panel:
 
 def protocol_panels(part: ProtocolReport) -> tuple[Panel, ...]:
     """The plots of one table: its first metric against cost, and each metric against steps."""
-    rows = [row for row in cells.rows(part.frame) if row["section"] != "Reference"]
-    reference = [row for row in cells.rows(part.frame) if row["section"] == "Reference"]
+    table = cells.rows(part.table)
+    rows = [row for row in table if row["section"] != "Reference"]
+    reference = [row for row in table if row["section"] == "Reference"]
     main = part.metrics[0]
     shown, left_out = _chosen_methods(rows, main)
     kept = [row for row in rows if row["method"] in shown]
-    note = ""
-    if left_out:
-        note = f"The {MOST_LINES} methods of best {metric_label(main)}; {left_out:,} others are "
-        note += "only in the table."
+    note = (
+        f"The {MOST_LINES} methods of best {metric_label(main)}; the table has {left_out:,} more."
+    )
+    note = note * bool(left_out)
     panels = [_panel(kept, reference, main, "nfe", shown, note)]
     timed = [row for row in kept if not is_missing(row["images_per_second"])]
     machines = [_machine(row) for row in timed]
@@ -112,9 +100,7 @@ def protocol_panels(part: ProtocolReport) -> tuple[Panel, ...]:
         machine = max(dict.fromkeys(machines), key=machines.count)
         same = [row for row in timed if _machine(row) == machine]
         speeds = f"On {one_line(machine, LONGEST_NOTE)}."
-        others = dict.fromkeys(
-            one_line(row["method"], 40) for row in timed if _machine(row) != machine
-        )
+        others = dict.fromkeys(one_line(row["method"], 40) for row in timed if row not in same)
         if others:
             speeds += f" Speeds of other machines are left out: {', '.join(others)}."
         panels.append(
@@ -215,7 +201,7 @@ def _lines(
         low, high = (None if is_missing(end) else float(end) for end in ends)
         return Point(x, y, low, high, cells.step_count(row["num_steps"]), (x, y) in front)
 
-    methods = cells.grouped(rows, lambda row: row["method"])
+    methods = grouped(rows, lambda row: row["method"])
     return tuple(
         Line(
             one_line(name, _LONGEST_LABEL),

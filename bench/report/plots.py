@@ -4,8 +4,8 @@ Lines differ in colour (Okabe and Ito's palette, darkened to stand out on white)
 so that they stay distinguishable in grey print and for every kind of colour vision.
 """
 
+import functools
 import io
-import itertools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,9 +77,9 @@ def write_plots(
     named += [(panel.slug, panel) for panel in run_panels(runs)]
     paths: list[Path] = []
     for done, (name, panel) in enumerate(named, 1):
-        stem = _distinct(name, {path.stem for path in paths})
+        stem = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name)
         for kind in ("svg", "png"):
-            paths.append(folder / f"{stem}.{kind}")
+            paths.append(folder / f"{stem[:120]}.{kind}")
             write_atomic(paths[-1], figure_bytes(panel, kind))
         progress("plots", done, len(named), "plots")
     return paths
@@ -97,6 +97,7 @@ def page_svg(panel: Panel) -> str:
         return _saved(_draw(panel), "svg", transparent=True).decode()
 
 
+@functools.cache
 def swatch_svg(style: int, *, markers: bool = True) -> str:
     """One style's sample for a legend, as SVG."""
     with _settings():
@@ -238,10 +239,3 @@ def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata=metadata, dpi=200, **options)
     return buffer.getvalue()
-
-
-def _distinct(name: str, taken: set[str]) -> str:
-    """`name` as a file name, with a number if it is taken."""
-    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name)[:120]
-    numbered = (f"{safe}-{number}" for number in itertools.count(2))
-    return safe if safe not in taken else next(name for name in numbered if name not in taken)

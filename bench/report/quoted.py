@@ -19,6 +19,7 @@ from bench.report import table as cells
 from bench.report.table import SECTIONS, best_and_second, higher_is_better
 from bench.report.text import (
     LONGEST_NOTE,
+    Footnotes,
     Line,
     Styled,
     Table,
@@ -38,21 +39,6 @@ QUOTED_TITLES = {
     "hpsv2-v2.0": "HPS v2.0",
     "coco30k": "COCO, 30,000 captions",
 }
-# Labels of quoted metrics that are not registered; higher is better for all of them.
-QUOTED_METRICS = {
-    "overall": "Overall",
-    "single_object": "Single obj.",
-    "two_object": "Two obj.",
-    "counting": "Counting",
-    "colors": "Colors",
-    "position": "Position",
-    "color_attr": "Color attr.",
-    "animation": "Animation",
-    "concept_art": "Concept art",
-    "painting": "Painting",
-    "photo": "Photo",
-    "average": "Average",
-}
 
 _SECTIONS = (*SECTIONS[1:4], "Other")
 _MAY_BE_EMPTY = ("teacher", "steps", "note")
@@ -60,27 +46,18 @@ _MAY_BE_EMPTY = ("teacher", "steps", "note")
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """One quoted number.
+    """One quoted number."""
 
-    Attributes:
-        benchmark: What was measured and how; only rows of one benchmark are comparable.
-        section: Teacher, Sampler, Distill. or Other.
-        steps: Sampling steps; None: not stated.
-        value: The number as printed, with its digits.
-        source, location: Publication, such as `arXiv:2503.15457`, and place in it, such as a table.
-        certainty: `read` if it was read in the source, otherwise how it is known.
-    """
-
-    benchmark: str
-    section: str
+    benchmark: str  # what was measured and how; only rows of one benchmark are comparable
+    section: str  # one of `_SECTIONS`
     method: str
     teacher: str
-    steps: int | None
+    steps: int | None  # None: not stated
     metric: str
-    value: str
-    source: str
-    location: str
-    certainty: str
+    value: str  # the number as printed, with its digits
+    source: str  # publication, such as `arXiv:2503.15457`
+    location: str  # place in it, such as a table
+    certainty: str  # `read` if it was read in the source, otherwise how it is known
     note: str
 
 
@@ -104,14 +81,7 @@ def load_published(path: str | os.PathLike[str]) -> list[PublishedRow]:
         raise origin.error(f"cannot be read: {error}") from error
     if not lines or lines[0][1] != _COLUMNS:
         raise origin.error(f"the first line must be {','.join(_COLUMNS)}")
-    rows = [_parse(line, number, origin) for number, line in lines[1:]]
-    first_lines: dict[tuple[object, ...], int] = {}
-    for row, (number, _) in zip(rows, lines[1:], strict=True):
-        key = (_row_key(row), row.metric)
-        if key in first_lines:
-            raise origin.error(f"line {number} gives the number of line {first_lines[key]} again")
-        first_lines[key] = number
-    return rows
+    return [_parse(line, number, origin) for number, line in lines[1:]]
 
 
 def published_frame(rows: Iterable[PublishedRow], benchmark: str) -> pd.DataFrame:
@@ -189,15 +159,16 @@ def quoted_tables(published_rows: Sequence[PublishedRow]) -> list[Table]:
 
 def _table(title: str, frame: pd.DataFrame) -> Table:
     rows = cells.rows(frame)
-    metrics = [n for n in dict.fromkeys([*METRICS, *QUOTED_METRICS]) if n in frame.columns]
+    quoted = [name for name in frame.columns if name not in (*_FACTS, *METRICS)]
+    metrics = [*(name for name in METRICS if name in frame.columns), *quoted]
     papers = list(dict.fromkeys(row["source"] for row in rows))
     teachers = list(dict.fromkeys(row["teacher"] for row in rows))
     columns = [_column(frame[name], name, is_ranked=len(papers) == 1) for name in metrics]
-    letters, common_note = _notes(rows)
+    noted, footnotes = {row["note"] for row in rows}, Footnotes()
     with_teacher = len(teachers) > 1
-    headings = [
-        f"{QUOTED_METRICS[name]} (↑)" if name in QUOTED_METRICS else cells.metric_heading(name)
-        for name in metrics
+    headings = [  # higher is better for what is not registered
+        cells.metric_heading(n) if n in METRICS else f"{n.replace('_', ' ').capitalize()} (↑)"
+        for n in metrics
     ]
     header = ["Method", *["Teacher"] * with_teacher, "Steps (↓)", *headings, "Source"]
     body = tuple(
@@ -206,7 +177,7 @@ def _table(title: str, frame: pd.DataFrame) -> Table:
             *[(one_line(row["teacher"] or cells.MISSING),)] * with_teacher,
             (cells.integer(row["steps"]),),
             *values,
-            _source(row, letters),
+            _source(row, footnotes if len(noted) > 1 else None),
         )
         for row, values in zip(rows, zip(*columns, strict=True), strict=True)
     )
@@ -216,9 +187,9 @@ def _table(title: str, frame: pd.DataFrame) -> Table:
         notes.append(("Teacher of every row: ", one_line(teachers[0]), "."))
     if len(papers) == 1:
         notes.append((*rank_legend(), "."))
-    if common_note:
-        notes.append(("Every row: ", one_line(common_note, LONGEST_NOTE), "."))
-    notes += [(f"({mark}) ", one_line(note, LONGEST_NOTE), ".") for note, mark in letters.items()]
+    if len(noted) == 1 and rows[0]["note"]:
+        notes.append(("Every row: ", one_line(rows[0]["note"], LONGEST_NOTE), "."))
+    notes += footnotes.notes
     doubts = dict.fromkeys(row["certainty"] for row in rows if row["certainty"] != "read")
     if doubts:
         listed = ", ".join(one_line(doubt) for doubt in doubts)
@@ -246,16 +217,10 @@ def _column(values: "pd.Series[Any]", name: str, *, is_ranked: bool) -> list[Lin
     ]
 
 
-def _notes(rows: list[dict[str, Any]]) -> tuple[dict[str, str], str]:
-    """A letter per note; if all rows share one note, no letters and that note."""
-    notes = list(dict.fromkeys(row["note"] for row in rows))
-    if len(notes) == 1:
-        return {}, notes[0]
-    marks = (f"{chr(ord('a') + i % 26)}{i // 26 or ''}" for i in range(len(notes)))
-    return dict(zip(filter(None, notes), marks, strict=False)), ""
-
-
-def _source(row: dict[str, Any], letters: dict[str, str]) -> Line:
-    mark = f" ({letters[row['note']]})" if row["note"] in letters else ""
+def _source(row: dict[str, Any], footnotes: Footnotes | None) -> Line:
+    """Where a row was published; with `footnotes`, the mark of its note."""
     dagger = "" if row["certainty"] == "read" else " †"
-    return (one_line(f"{row['source']}, {row['location']}"), mark + dagger)
+    shown: Line = (one_line(f"{row['source']}, {row['location']}"), dagger)
+    if footnotes is None or not row["note"]:
+        return shown
+    return (*shown, *footnotes.mark((one_line(row["note"], LONGEST_NOTE), ".")))

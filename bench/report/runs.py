@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.records.record import ResultRecord, differences, flat
+from bench.records.seeds import SINGLE_SEED, SOURCE, recipe_name
 from bench.records.selection import Tuning
 from bench.report import table as cells
 from bench.report.markdown import pipe_table, text
@@ -35,10 +36,12 @@ def metric_table(record: ResultRecord, *, level: float | None) -> str:
 
 
 def difference_table(
-    first: ResultRecord, second: ResultRecord, differences: "Iterable[Difference]", *, level: float
+    first: ResultRecord, second: ResultRecord, differences: "Sequence[Difference]", *, level: float
 ) -> str:
-    """Paired differences, `first` minus `second`, of `bench.records.compare.compare`."""
-    names = {"first": _row_name(first), "second": _row_name(second), "neither": cells.MISSING}
+    """What `bench.records.compare.compare` found, and a line on the training seeds behind it."""
+    of_recipe = any(it.retraining for it in differences)
+    rows = [_row_name(record, of_recipe=of_recipe) for record in (first, second)]
+    names = dict(zip(("first", "second", "neither"), [*rows, cells.MISSING], strict=True))
     body = [
         [
             _heading(it.metric),
@@ -49,13 +52,25 @@ def difference_table(
         for it in differences
     ]
     interval = f"{level:.0%} interval, paired"
-    header = ["Metric", names["first"], names["second"], "Difference", interval, "Better"]
-    return _table(header, body, left=[0, 5])
+    header = ["Metric", *rows, "Difference", interval, "Better"]
+    return _table(header, body, left=[0, 5]) + _seeds_line(differences)
 
 
-def _row_name(record: ResultRecord) -> str:
+def _seeds_line(differences: "Sequence[Difference]") -> str:
+    """What the rows rest on; empty where no network is a student's."""
+    counts = [len(s) for it in differences[:1] for s in (it.first_seeds, it.second_seeds)]
+    if not any(counts):
+        return ""
+    if not differences[0].retraining:
+        return f"\n{SINGLE_SEED} ({SOURCE}).\n"
+    of = " and ".join(f"{n} training seeds" if n else "one fixed network" for n in counts)
+    return f"\nMeans of {of}; the interval covers resampling images and retraining.\n"
+
+
+def _row_name(record: ResultRecord, *, of_recipe: bool) -> str:
     steps = record.method.num_steps
-    return text(record.method.name + (f", {steps} steps" if steps and steps > 1 else ""))
+    name = recipe_name(record) if of_recipe else record.method.name
+    return text(name + (f", {steps} steps" if steps and steps > 1 else ""))
 
 
 def number(value: float) -> str:
@@ -128,11 +143,10 @@ def difference_page(first: ResultRecord, second: ResultRecord) -> str:
     """Metrics of two records side by side, then every other key that differs."""
     names = [record.run_id[:8] for record in (first, second)]
     metrics = []
-    for name in {**first.metrics, **second.metrics}:
-        a, b = first.metrics.get(name), second.metrics.get(name)
-        shown = [number(value.value) if value else cells.MISSING for value in (a, b)]
-        difference = number(a.value - b.value) if a and b else cells.MISSING
-        metrics.append([_heading(name), *shown, difference])
+    for name, (a, b) in difference_summary(first, second)["metrics"].items():
+        shown = (a, b, None if a is None or b is None else a - b)
+        texts = (cells.MISSING if value is None else number(value) for value in shown)
+        metrics.append([_heading(name), *texts])
     table = _table(["Metric", *names, "Difference"], metrics, left=[0])
     return table + "\n" + _differing(differences(first, second), names)
 

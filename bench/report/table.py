@@ -8,18 +8,15 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import pandas as pd
 
-from bench.protocol import Protocol
-from bench.protocol.catalog import ANY, METRICS, NONE
+from bench.protocol.catalog import METRICS
 from bench.records.record import MethodInfo, ResultRecord, Section
+from bench.records.seeds import across_seeds, age, grouped, mean_of_seeds, training_seed
 from bench.report.text import LONGEST_NAME, one_line
 from dimo.samplers import all_knobs
-
-_T = TypeVar("_T")
-_K = TypeVar("_K")
 
 SECTIONS: tuple[str, ...] = get_args(Section)
 # `method` is the name, plus the settings that distinguish rows of the same name and steps.
@@ -27,8 +24,8 @@ ROW_COLUMNS = (
     *("section", "method", "teacher", "sampler", "num_steps", "nfe", "mask_schedule"),
     *("token_counts", "guidance_scale", "temperature", "choice_temperature", "final_temperature"),
     *("theta", "random_start", "top_k", "top_p", "network_precision", "selected_by"),
-    *("weights_sha256", "training", "seed", "images_per_second", "batch_size", "device", "commit"),
-    *("dirty", "run_id", "coverage_ceiling"),
+    *("weights_sha256", "training", "training_seed", "seed", "images_per_second", "batch_size"),
+    *("device", "commit", "dirty", "run_id", "coverage_ceiling"),
 )
 MISSING = "\u2013"
 SYMBOLS = {"guidance_scale": "s", "temperature": "T"}  # of settings, in narrow tables
@@ -106,14 +103,6 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def grouped(items: Iterable[_T], key: Callable[[_T], _K]) -> dict[_K, list[_T]]:
-    """The items by key, keys in order of their first item."""
-    groups: dict[_K, list[_T]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups
-
-
 @dataclass(frozen=True)
 class Setting:
     """How a setting is written: label in a row's name, heading (empty: no column) and value."""
@@ -150,40 +139,22 @@ def varied_keys(record: ResultRecord) -> dict[str, Any]:
     return {key: varied[key] for key in sorted(varied)} if isinstance(varied, dict) else {}
 
 
-def is_ablation(record: ResultRecord) -> bool:
-    return bool(varied_keys(record))
-
-
-def comparable(
-    records: Iterable[ResultRecord], protocol: Protocol
-) -> dict[tuple[str, ...], list[ResultRecord]]:
-    """Groups records of one protocol into those that may share a table.
-
-    Where a protocol takes any reference or any weights of its networks, only rows with the same
-    ones compare: groups are keyed by the hashes that it leaves open.
-    """
-    open_parts = [
-        name
-        for name in ("extractor", "reference", "scorer", "prompts", "detector")
-        if (part := getattr(protocol, name)) and part.sha256 == ANY and part.name != NONE
-    ]
-
-    def hashes(record: ResultRecord) -> tuple[str, ...]:
-        return tuple(getattr(record.evidence, f"{name}_sha256", None) or "" for name in open_parts)
-
-    return grouped(records, hashes)
-
-
 def latest(records: Iterable[ResultRecord]) -> list[ResultRecord]:
     """The newest record of each method and settings, oldest first."""
-    by_time = sorted(records, key=_time)
+    by_time = sorted(records, key=age)
     newest = {(*_name_and_steps(r), *(setting(r, name) for name in settings())): r for r in by_time}
-    return sorted(newest.values(), key=_time)
+    return sorted(newest.values(), key=age)
 
 
 def ordered(records: Iterable[ResultRecord]) -> list[ResultRecord]:
     """The records behind the rows of `results_frame`."""
     return sorted(latest(records), key=_table_order)
+
+
+def seed_rows(records: Iterable[ResultRecord]) -> list[list[ResultRecord]]:
+    """The records behind each row of a table that shows the mean of training seeds, in order."""
+    rows = across_seeds(latest(records))
+    return sorted(rows, key=lambda row: _table_order(mean_of_seeds(row)))
 
 
 def results_frame(records: Iterable[ResultRecord], metrics: Sequence[str]) -> pd.DataFrame:
@@ -193,7 +164,8 @@ def results_frame(records: Iterable[ResultRecord], metrics: Sequence[str]) -> pd
     number of steps, reference rows by time.
     """
     chosen = ordered(records)
-    integers = ["num_steps", "nfe", "seed", "batch_size", *(f"{name}_n" for name in metrics)]
+    integers = ["num_steps", "nfe", "training_seed", "seed", "batch_size"]
+    integers += [f"{name}_n" for name in metrics]
     floats = ["images_per_second", "coverage_ceiling"]
     floats += [f"{name}{end}" for name in metrics for end in ("", "_low", "_high")]
     columns = [*ROW_COLUMNS, *_other_knobs()]
@@ -231,6 +203,7 @@ def _row(record: ResultRecord, metrics: Sequence[str]) -> dict[str, Any]:
     row |= {
         **{name: method.setting(name) for name in _other_knobs()},
         "method": method.name,
+        "training_seed": training_seed(record),
         "seed": record.seed,
         "images_per_second": speed.images_per_second,
         "batch_size": speed.batch_size,
@@ -260,16 +233,12 @@ def _name_and_steps(record: ResultRecord) -> tuple[Any, ...]:
     return (record.method.section, record.method.name, record.method.num_steps)
 
 
-def _time(record: ResultRecord) -> tuple[str, str]:
-    return record.created, record.run_id
-
-
 def _table_order(record: ResultRecord) -> tuple[Any, ...]:
     method, section = record.method, SECTIONS.index(record.method.section)
     if method.section == "Reference":
-        return (section, _time(record))
+        return (section, age(record))
     steps, guidance = method.num_steps or 0, method.guidance_scale or 0.0
-    return (section, method.teacher or "", method.name, -steps, guidance, _time(record))
+    return (section, method.teacher or "", method.name, -steps, guidance, age(record))
 
 
 def distinguishing(records: Sequence[ResultRecord], symbols: Mapping[str, str]) -> list[str]:

@@ -30,27 +30,18 @@ Line: TypeAlias = tuple[str | Styled, ...]
 
 @dataclass(frozen=True)
 class Table:
-    """A heading, a table with its caption, and notes below it; every part is optional.
-
-    Attributes:
-        level: Level of the heading; 1 is the highest in a report.
-        header: Column headings; empty: no table, and the caption is a paragraph.
-        left: Columns aligned to the left; the others are aligned to the right.
-        sections: Section of each row; a new section gets a line of its own above the row.
-        notes: A bullet list.
-        folded: Whether a page may hide the table until it is opened.
-        spare: Groups of columns that a narrow table may leave out: speeds, supplementary metrics.
-    """
+    """A heading, a table with its caption, and notes below it; every part is optional."""
 
     title: Line = ()
-    level: int = 1
-    header: tuple[str, ...] = ()
+    level: int = 1  # of the heading; 1 is the highest in a report
+    header: tuple[str, ...] = ()  # empty: no table, and the caption is a paragraph
     rows: tuple[tuple[Line, ...], ...] = ()
-    left: tuple[int, ...] = (0,)
-    sections: tuple[str, ...] | None = None
+    left: tuple[int, ...] = (0,)  # columns aligned to the left; the others are to the right
+    sections: tuple[str, ...] | None = None  # of each row; a new one has a line above the row
     caption: Line = ()
-    notes: tuple[Line, ...] = ()
-    folded: bool = False
+    notes: tuple[Line, ...] = ()  # a bullet list
+    folded: bool = False  # whether a page may hide the table until it is opened
+    # groups of columns that a narrow table may leave out: speeds, supplementary metrics
     spare: tuple[tuple[int, ...], ...] = ()
 
     def new_section(self, index: int) -> str | None:

@@ -146,11 +146,15 @@ def compare(
     results: opt.Results = Path("results"),
     as_json: opt.AsJson = False,
 ) -> None:
-    """Paired differences of two rows on the same seeds: which is better, beyond chance."""
+    """Paired differences of two rows on the same seeds: which is better, beyond chance.
+
+    With records of several training seeds of each student in the results folder, their means are
+    compared, and the interval covers retraining, too.
+    """
+    from bench.records.compare import compare as differences_of
     from bench.records.record import protocol_of
     from bench.records.store import find_record
     from bench.report import difference_table
-    from bench.runner import compare as differences_of
     from dimo.util.schema import encode
 
     a, b = (find_record(name, results)[0] for name in (first, second))

@@ -111,13 +111,6 @@ def report(
         raise typer.Exit(1)
 
 
-def report_text(protocol: str, results: Path) -> str:
-    """The Markdown report of one protocol on a results folder."""
-    from bench.report import read_report, report_markdown
-
-    return report_markdown(read_report(results, protocol))
-
-
 def measured_table(records: "list[ResultRecord]", protocol: "Protocol") -> str:
     """The report of these records alone, as text for a terminal."""
     from bench.report import collect_report, report_plain

@@ -16,17 +16,16 @@ import jinja2
 from markupsafe import Markup, escape
 
 from bench.protocol import Protocol, list_protocols, protocol_sha256, protocol_text
-from bench.protocol.catalog import ANY
-from bench.records.record import MetricValue, ResultRecord
+from bench.records.record import MetricValue, ResultRecord, flat
 from bench.report import plots
 from bench.report import table as cells
 from bench.report.collect import ProtocolReport, Report
 from bench.report.html.pictures import row_verdicts, sample_pictures
 from bench.report.measured import ablation_tables, measured_tables
-from bench.report.notes import caption
+from bench.report.notes import caption, row_notes
 from bench.report.panels import Panel, protocol_panels, run_panels, thinned, tuning_panels
 from bench.report.quoted import quoted_tables
-from bench.report.table import SYMBOLS, metric_label, settings
+from bench.report.table import SYMBOLS, metric_label
 from bench.report.text import LONGEST_NAME, LONGEST_NOTE, Line, Styled, Table, one_line
 from dimo.util.schema import encode
 from dimo.util.terminal import Progress, quiet
@@ -34,7 +33,6 @@ from dimo.util.terminal import Progress, quiet
 _TEMPLATES = Path(__file__).parent / "templates"
 _MOST_NUMBERS = 50  # points of a line in the table under its plot
 _LONGEST_TEXT = 10_000  # characters of a text in a box that scrolls
-_LISTED_APART = ("teacher", "seed", "weights_sha256")
 _LONG = 40  # rows from which a table scrolls under a heading that stays
 
 
@@ -88,7 +86,7 @@ def _part(part: ProtocolReport, key: str, report: Report, progress: Progress) ->
         "caption": caption(part.protocol),
         "columns": [(heading, heading.endswith(("(↑)", "images/s"))) for heading in header],
         "rows": _rows(part, results) if results else [],
-        "long": len(part.frame) > _LONG,
+        "long": len(part.seeds) > _LONG,
         "tables": tables,
         "groups": _groups(panels, key, f"plots of {part.protocol.name}", progress),
         "pictures": sample_pictures(part, report.folder) if results else (),
@@ -100,63 +98,29 @@ def _part(part: ProtocolReport, key: str, report: Report, progress: Progress) ->
 def _rows(part: ProtocolReport, table: Table) -> list[dict[str, Any]]:
     """The rows of a table of `measured_tables`, each with its provenance as term -> text."""
     views = []
-    rows, details = cells.rows(part.frame), cells.distinguishing(part.records, SYMBOLS)
-    for row, record, words, body in zip(rows, part.records, details, table.rows, strict=True):
-        name, label = record.method.name + f" ({words})" * bool(words), cells.row_label(row)
-        mark = tuple(p for p in body[0] if isinstance(p, Styled) and p.style == "mark")
-        facts = {
-            term: one_line(" \u00b7 ".join(pieces), _LONGEST_TEXT)
-            for term, pieces in _facts(record, part.protocol)
-            if any(pieces)
-        }
-        command = record.command[:_LONGEST_TEXT]
-        command = command if command.isprintable() else one_line(command, _LONGEST_TEXT)
+    rows, means = cells.rows(part.table), part.rows
+    details = cells.distinguishing(means, SYMBOLS)
+    marks, _ = row_notes(rows, part.seeds, part.protocol)
+    for index, (row, words, mark) in enumerate(zip(rows, details, marks, strict=True)):
+        name = means[index].method.name + f" ({words})" * bool(words)
         view = {"section": row["section"], "name": (one_line(name, LONGEST_NAME), *mark)}
-        view |= {"label": label, "cells": body[1:]}
-        views.append(view | {"facts": facts, "command": command, "run_id": record.run_id})
+        view |= {"label": cells.row_label(row), "cells": table.rows[index][1:]}
+        views.append(view | {"runs": [*map(_run, part.seeds[index])]})
     return views
 
 
-def _facts(record: ResultRecord, protocol: Protocol) -> Iterator[tuple[str, list[str]]]:
-    """What is known of a row beyond what its protocol fixes."""
-    method, evidence = record.method, record.evidence
-    revision, speed = record.revision, record.speed
-    yield "Values", [_metric(name, value) for name, value in record.metrics.items()]
-    values = {
-        setting.label: method.setting(name)
-        for name, setting in settings().items()
-        if name not in _LISTED_APART
-    }
-    yield "Settings", [f"{label} {_value(v)}" for label, v in values.items() if v is not None]
-    yield "Tokens a step", [cells.token_counts(method.token_counts or ())]
-    yield "How chosen", [method.selected_by.strip()]
-    yield "Training", [f"{key} {_value(value)}" for key, value in method.training.items()]
-    yield "Student", [method.student or ""]
-    yield "Teacher", [method.teacher or ""]
-    yield "Weights", [method.weights_sha256 or ""]
-    yield "Seed", [] if record.seed is None else [str(record.seed)]
-    batch, seconds, memory = speed.batch_size, speed.seconds_per_batch, speed.peak_memory_bytes
-    machine = [speed.device]
-    machine += [] if batch is None else [f"batch {batch}"]
-    machine += [] if seconds is None else [f"{seconds:.4g} s a batch"]
-    machine += [] if memory is None else [f"peak memory {memory / 2**20:,.0f} MiB"]
-    yield "Machine", machine
-    changed = {None: "", True: ", with changes (dirty)", False: ", clean"}[revision.dirty]
-    commit = "unknown commit" if revision.commit is None else f"commit {revision.commit}{changed}"
-    yield "Code", [commit]
-    yield "Packages", [f"{name} {version}" for name, version in record.packages.items()]
-    if evidence is not None:
-        hashes = {
-            "images": evidence.images_sha256,
-            "reference": evidence.reference_sha256 if protocol.reference.sha256 == ANY else "",
-            "extractor": evidence.extractor_sha256 if protocol.extractor.sha256 == ANY else "",
-            "scorer": evidence.scorer_sha256,
-            "detector": evidence.detector_sha256,
-            "prompts": evidence.prompts_sha256,
-        }
-        yield "Evidence", [f"{name} {sha256}" for name, sha256 in hashes.items() if sha256]
-        yield "Notes", list(evidence.notes)
-    yield "Record", [record.run_id, record.created, f"took {record.seconds:,.1f} s"]
+def _run(record: ResultRecord) -> dict[str, Any]:
+    """Everything in a record by part, as `dimo results show` names it, and its command."""
+    parts = {"values": [_metric(name, value) for name, value in record.metrics.items()]}
+    for key, value in flat(record).items():
+        part, _, field = key.partition(".")
+        if value not in (None, "", []) and not key.startswith(("command", "method.tuning.")):
+            parts.setdefault(part, []).append(f"{field} {_value(value)}".strip())
+    parts["run"] = [record.run_id, record.created, f"took {record.seconds:,.1f} s"]
+    facts = {part: one_line(" \u00b7 ".join(it), _LONGEST_TEXT) for part, it in parts.items() if it}
+    command = record.command[:_LONGEST_TEXT]
+    command = command if command.isprintable() else one_line(command, _LONGEST_TEXT)
+    return {"facts": facts, "command": command, "run_id": record.run_id}
 
 
 def _metric(name: str, metric: MetricValue) -> str:
@@ -168,8 +132,6 @@ def _metric(name: str, metric: MetricValue) -> str:
 
 
 def _value(value: Any) -> str:
-    if value is None:
-        return "unknown"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -189,11 +151,13 @@ _GROUPS = {
     "cost": (
         "Quality against cost",
         "Filled markers and the grey band are the Pareto front: nothing else is better at the same "
-        "cost or cheaper at the same quality. Vertical lines are intervals.",
+        "cost or cheaper at the same quality. Vertical lines are intervals, of a mean the range "
+        "of its training seeds.",
     ),
     "steps": (
         "Each metric by step count",
-        "Vertical lines are intervals. Methods with the same step count are drawn side by side.",
+        "Vertical lines are intervals, of a mean the range of its training seeds. Methods with the "
+        "same step count are drawn side by side.",
     ),
     "tuning": (
         "Tuning",
@@ -234,16 +198,11 @@ def _numbers(panel: Panel) -> Iterator[tuple[str, str, str]]:
 
 
 def _legend(panels: Sequence[Panel], prefix: str) -> list[tuple[Markup, str]]:
-    labels = {line.style: line.label for panel in panels for line in panel.lines}
+    labels, swatch = {ln.style: ln.label for p in panels for ln in p.lines}, plots.swatch_svg
     return [
-        (inline_svg(_swatch(style, panels[0].markers), f"{prefix}{style}"), label)
+        (inline_svg(swatch(style, markers=panels[0].markers), f"{prefix}{style}"), label)
         for style, label in sorted(labels.items())
     ]
-
-
-@functools.cache
-def _swatch(style: int, markers: bool) -> str:
-    return plots.swatch_svg(style, markers=markers)
 
 
 _COLORS = {

@@ -18,13 +18,13 @@ from PIL import Image
 
 from bench.protocol.catalog import METRICS
 from bench.records.record import ResultRecord
+from bench.records.seeds import grouped
 from bench.report import table as cells
 from bench.report.collect import ProtocolReport
 from bench.report.text import one_line
 from bench.suites.geneval.sheet import chosen
 
 _MOST_BYTES = 4 << 20  # of one picture
-_MOST_BYTES_OF_VERDICTS = 32 << 20
 _MOST = 24  # pictures or verdicts of one protocol; the best rows come first in a table
 _MOST_TAGS = 12
 _MOST_SHOWN = 120  # images of a row with verdicts
@@ -45,52 +45,33 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of the same seeds and labels, in the order of the table.
+    """Pictures of the same seeds and labels, in the order of the table."""
 
-    Attributes:
-        words: What their images have in common.
-        small: Whether the images are so small that their pixels should be visible as squares.
-        left_out: Number of further pictures.
-    """
-
-    words: str
-    small: bool
+    words: str  # what their images have in common
+    small: bool  # whether their pixels should be visible as squares
     pictures: tuple[Picture, ...]
-    left_out: int
+    left_out: int  # number of further pictures
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """A sheet of small images as a data URL, with sizes in pixels.
-
-    Attributes:
-        side: Side of a tile.
-        places: File name of each image -> left and top of its tile.
-    """
+    """A sheet of small images as a data URL, with sizes in pixels."""
 
     width: int
     height: int
-    side: int
-    places: dict[str, tuple[int, int]]
+    side: int  # of a tile
+    places: dict[str, tuple[int, int]]  # file name of each image -> left and top of its tile
     url: str
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """The verdicts of one row.
+    """The verdicts of one row."""
 
-    Attributes:
-        tags: Label of a tag, number of its correct images, and of all its images.
-        shown: Some lines of each tag, with `label` of the tag and `place` of the image's tile in
-            the sheet, or None.
-        sheet: The images, if they were kept.
-        key: Name of the sheet on the page.
-    """
-
-    tags: tuple[tuple[str, int, int], ...]
-    shown: tuple[dict[str, Any], ...]
-    sheet: Tiles | None
-    key: str
+    tags: tuple[tuple[str, int, int], ...]  # label, number of correct images, and of all images
+    shown: tuple[dict[str, Any], ...]  # some lines of each tag, with its `label`, and the `place`
+    sheet: Tiles | None  # of the images in this sheet, if they were kept
+    key: str  # name of the sheet on the page
 
 
 def sample_pictures(part: ProtocolReport, folder: Path) -> tuple[Pictures, ...]:
@@ -124,7 +105,7 @@ def row_verdicts(records: Sequence[ResultRecord], folder: Path) -> dict[str, Ver
 
 
 def _verdicts(rows: list[dict[str, Any]], run_id: str, sheet: Path) -> Verdicts:
-    tags = cells.grouped(rows, lambda row: row["tag"])
+    tags = grouped(rows, lambda row: row["tag"])
     tiles = _read_tiles(sheet)
     places = tiles.places if tiles else {}
     shown = [rows[index] for index in chosen([row["tag"] for row in rows])[:_MOST_SHOWN]]
@@ -149,8 +130,6 @@ def _label(tag: str) -> str:
 def _read_verdicts(path: Path) -> list[dict[str, Any]]:
     """The lines of a file; none if it is missing or one of them is no verdict."""
     try:
-        if path.stat().st_size > _MOST_BYTES_OF_VERDICTS:
-            return []
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, RecursionError):
         return []

@@ -358,8 +358,8 @@ def test_what_may_stand_beside_a_detector(tmp_path: Path, old: str, new: str, me
 def test_extractor_and_reference_come_together_beside_a_detector(tmp_path: Path) -> None:
     head, _, rest = protocol_text("scenes-geneval").partition("[reference]")
     text = head + rest[rest.index("[scorer]") :]
-    start, end = text.index('[[metrics]]\nname = "fid"'), text.index('[[metrics]]\nname = "clip_score"')
-    text = text[:start] + text[end:]  # without the metrics of features
+    first, last = (text.index(f'[[metrics]]\nname = "{name}"') for name in ("fid", "clip_score"))
+    text = text[:first] + text[last:]  # without the metrics of features
     with pytest.raises(DimoError, match="must come together beside a detector"):
         validate_file(write(tmp_path, text, "scenes-geneval"))
 

@@ -10,7 +10,7 @@ import pytest
 from bench.records.record import ResultRecord
 from bench.report import Report, report_csv, report_json, report_latex, report_markdown
 from bench.report.measured import ablations
-from bench.report.table import is_ablation
+from bench.report.table import varied_keys
 
 RecordMaker = Callable[..., ResultRecord]
 
@@ -82,8 +82,8 @@ def test_a_newer_result_of_one_training_seed_replaces_the_older(
 
 @pytest.mark.parametrize("varied", [{}, None, [1]])
 def test_what_is_no_table_of_keys_is_no_ablation(make_record: RecordMaker, varied: Any) -> None:
-    assert not is_ablation(make_record(training={"ablation": varied}))
-    assert not is_ablation(make_record())
+    assert not varied_keys(make_record(training={"ablation": varied}))
+    assert not varied_keys(make_record())
 
 
 def test_ablations_are_in_their_own_table_only(

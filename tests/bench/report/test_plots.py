@@ -83,7 +83,7 @@ def test_of_many_methods_the_best_are_drawn(make_record: RecordMaker, protocol: 
     many = [make_record(f"M{i}", number=i, metrics={"fid": 100.0 - i}) for i in range(30)]
     panel = panels_of(report_of(many, protocol))["fid-against-steps"]
     assert {line.label for line in panel.lines} == {f"M{i}" for i in range(30 - MOST_LINES, 30)}
-    assert "18 others are only in the table" in panel.note
+    assert "the table has 18 more" in panel.note
 
 
 def test_a_sweep_is_the_best_of_each_value(make_record: RecordMaker, protocol: Protocol) -> None:

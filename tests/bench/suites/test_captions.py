@@ -128,7 +128,7 @@ def test_other_captions_stand_in_another_table(dimo, made, tmp_path):
     code, _, error = dimo("compare", *(record.run_id for record in records),
         "--protocol", made[1]["--protocol"], "--results", tmp_path / "results")  # fmt: skip
     assert code == 2
-    assert "another scorer or other prompts" in error
+    assert "measured with different prompts" in error
 
 
 @pytest.mark.parametrize(
