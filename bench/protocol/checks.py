@@ -274,7 +274,7 @@ def _metric_contradictions(protocol: Protocol) -> Iterator[str]:
             )
         for key, value in metric.params.items():
             low, high = kind.params[key].low, kind.params[key].high(*counts)
-            if not low <= value <= high:
+            if value < low or (value > high and not metric.supplementary):
                 yield f"'{path}.{key}' must be from {low} to {high}, not {value}"
     neighbours = [metric.params for metric in protocol.metrics if "k" in metric.params]
     if any(params != neighbours[0] for params in neighbours):

@@ -2,11 +2,15 @@
 
 import os
 import re
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from bench.records.record import ResultRecord, load_record, record_to_json
 from dimo.errors import DimoError
 from dimo.util.files import replacing, sha256_bytes, sync_folder, write_atomic
+
+_STALE_SECONDS = 3600.0  # a writer that still lives is done with its temporary file long before
 
 
 def append(
@@ -16,7 +20,8 @@ def append(
 
     The file appears whole, under a name that is taken once: never half written, never overwritten,
     whatever other writers do and whenever the process is killed. `contributions` are written
-    before it, as `contributions/<run_id>.npz`.
+    before it, as `contributions/<run_id>.npz`. Temporary files that killed writers left an hour
+    ago or longer are removed.
 
     Raises:
         DimoError: The record was changed, exists already, or the folder cannot be written.
@@ -28,6 +33,7 @@ def append(
     with replacing(path, _publish) as temporary:
         temporary.write_text(text, encoding="utf-8")
     sync_folder(path.parent)
+    _remove_stale(path.parent)
     return path
 
 
@@ -120,3 +126,12 @@ def _publish(temporary: Path, path: Path) -> None:
             temporary.replace(path)
     except FileExistsError as error:
         raise DimoError(f"{path} exists already; results are append-only, run again") from error
+
+
+def _remove_stale(folder: Path) -> None:
+    """Removes temporary files that no writer uses any more; those that remain are harmless."""
+    for pattern in (".*.json.*.tmp", "contributions/.*.npz.*.tmp"):
+        for path in folder.glob(pattern):
+            with suppress(OSError):  # another writer was faster, or it is another user's
+                if time.time() - path.lstat().st_mtime > _STALE_SECONDS:
+                    path.unlink()

@@ -43,9 +43,14 @@ class ProtocolReport:
     excluded: tuple[Excluded, ...]  # records that are not in `frame`
 
     @property
+    def shown(self) -> Protocol:
+        """The protocol with the metrics of the table."""
+        return with_values(self.protocol, self.records)
+
+    @property
     def metrics(self) -> list[str]:
         """Names of the metrics of the table, in its order."""
-        return metric_names(with_values(self.protocol, self.records))
+        return metric_names(self.shown)
 
     @property
     def ablated_metrics(self) -> list[str]:

@@ -97,7 +97,7 @@ def measured_tables(part: ProtocolReport, *, settings: bool) -> list[Table]:
     if part.frame.empty:
         nothing = [] if apart else [_first_rows(part.protocol)]
         return [*nothing, *apart, *[Table(notes=left_out)] * bool(left_out)]
-    frame, shown = part.table, with_values(part.protocol, part.rows)
+    frame, shown = part.table, part.shown
     rows = cells.rows(frame)
     marks, footnotes = row_notes(rows, part.seeds, shown)
     results = _results_table(shown, frame, part.rows, marks, is_ranked=True)

@@ -6,6 +6,7 @@ so that they stay distinguishable in grey print and for every kind of colour vis
 
 import functools
 import io
+import itertools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,9 +78,9 @@ def write_plots(
     named += [(panel.slug, panel) for panel in run_panels(runs)]
     paths: list[Path] = []
     for done, (name, panel) in enumerate(named, 1):
-        stem = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name)
+        stem = _distinct(name, {path.stem for path in paths})
         for kind in ("svg", "png"):
-            paths.append(folder / f"{stem[:120]}.{kind}")
+            paths.append(folder / f"{stem}.{kind}")
             write_atomic(paths[-1], figure_bytes(panel, kind))
         progress("plots", done, len(named), "plots")
     return paths
@@ -239,3 +240,10 @@ def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind, metadata=metadata, dpi=200, **options)
     return buffer.getvalue()
+
+
+def _distinct(name: str, taken: set[str]) -> str:
+    """`name` as a file name, with a number if it is taken."""
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name)[:120]
+    numbered = (f"{safe}-{number}" for number in itertools.count(2))
+    return safe if safe not in taken else next(name for name in numbered if name not in taken)

@@ -100,7 +100,7 @@ def _rows(part: ProtocolReport, table: Table) -> list[dict[str, Any]]:
     views = []
     rows, means = cells.rows(part.table), part.rows
     details = cells.distinguishing(means, SYMBOLS)
-    marks, _ = row_notes(rows, part.seeds, part.protocol)
+    marks, _ = row_notes(rows, part.seeds, part.shown)
     for index, (row, words, mark) in enumerate(zip(rows, details, marks, strict=True)):
         name = means[index].method.name + f" ({words})" * bool(words)
         view = {"section": row["section"], "name": (one_line(name, LONGEST_NAME), *mark)}

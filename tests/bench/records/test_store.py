@@ -142,6 +142,25 @@ def test_a_file_that_may_not_be_read(make_record: RecordMaker, tmp_path: Path) -
     assert "Permission denied" in problems[0]
 
 
+def test_what_killed_writers_left_is_removed_when_no_writer_can_be_at_it(
+    make_record: RecordMaker, tmp_path: Path
+) -> None:
+    kept = append(make_record(number=1), tmp_path, b"npz")
+    left = [tmp_path / f".{kept.name}.a1.tmp", tmp_path / "contributions" / ".ab.npz.x_.tmp"]
+    own = [tmp_path / ".notes.tmp", tmp_path / "contributions" / "ab.npz.tmp"]
+    for path in left + own:
+        path.write_text("half")
+    append(make_record(number=2), tmp_path)
+    assert all(path.exists() for path in left + own)  # somebody may be writing them now
+    for path in left + own:
+        os.utime(path, (time.time() - 4000,) * 2)
+    assert load_all(tmp_path)[1] == []
+    append(make_record(number=3), tmp_path)
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in own)
+    assert len(load_all(tmp_path)[0]) == 3
+
+
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DimoError, match=r"no results folder .*; make a first result with"):
         load_all(tmp_path / "nowhere")
