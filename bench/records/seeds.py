@@ -32,10 +32,11 @@ def training_seed(record: ResultRecord) -> int | None:
 def seed_key(record: ResultRecord) -> str:
     """Equal for records that differ in the training seed only, as far as records know.
 
-    It holds method and name of the recipe, the images seen, and all that sampling depends on.
+    It holds method, name and hash of the recipe, the images seen, and all that sampling depends on.
     """
     method, training = record.method, record.method.training
-    trained = [training.get(name) for name in ("recipe", "ablation", "images_seen")]
+    known = ("recipe", "recipe_sha256", "ablation", "images_seen")
+    trained = [training.get(name) for name in known]
     trained.append(training.get("method", "dimo"))  # records from before there was a choice
     if training_seed(record) is None:
         trained.append(method.weights_sha256 or record.run_id)
@@ -55,8 +56,8 @@ def newest_of_each_seed(records: Iterable[ResultRecord]) -> list[list[ResultReco
 def across_seeds(records: Iterable[ResultRecord]) -> list[list[ResultRecord]]:
     """Groups records that belong in one row, with one record of each training seed, in order.
 
-    Two networks of one training seed show that their recipe was changed under the same name
-    (`dimo distill --set`): all records of that recipe are then rows of their own.
+    Records from before there was `recipe_sha256` hide a recipe that `dimo distill --set` changed
+    under the same name; two networks of one training seed show it, and all are then separate rows.
     """
     rows: list[list[ResultRecord]] = []
     for alike in grouped(records, seed_key).values():

@@ -124,6 +124,7 @@ def method_info(job: Job, samples: Samples | None) -> MethodInfo:
             "seconds": student.training_seconds,
             "images_seen": student.images_seen,
             "seed": student.seed,
+            **({"recipe_sha256": student.recipe_sha256} if student.recipe_sha256 else {}),
             **({"ablation": student.ablation} if student.ablation else {}),
         }
     # False and float32 are left out, as in records from before there was a choice

@@ -29,7 +29,7 @@ from dimo.zoo.loading import (
     student_architecture,
     weights_file,
 )
-from dimo.zoo.students import StudentConfig, save_student
+from dimo.zoo.students import StudentConfig, recipe_sha256, save_student
 from dimo.zoo.teachers import Teacher, get_teacher
 
 Trained = TypeVar("Trained", bound=DistillationRecipe | TrainRecipe)
@@ -138,6 +138,7 @@ def distill(
         config = StudentConfig.of_recipe(
             recipe,
             recipe_name,
+            recipe_sha256=recipe_sha256(recipe),
             training_seconds=round(seconds, 1),
             images_seen=recipe.steps * recipe.batch_size,
             teacher_sha256=sha256_file(path),

@@ -13,10 +13,16 @@ from dimo.errors import DimoError, unknown_name
 from dimo.initialization import TOKEN_INITIALIZATIONS
 from dimo.methods import METHODS
 from dimo.methods.base import ALL_MASKED, DistillationRecipe
-from dimo.util.files import write_atomic
-from dimo.util.schema import Origin, decode, encode
+from dimo.util.files import sha256_bytes, write_atomic
+from dimo.util.schema import Origin, canonical_json, decode, encode
 from dimo.weights.catalog import ASSETS, locate
 from dimo.weights.files import DI4C_KIND, load_metadata, looks_like, read_state_dict, save_tensors
+
+# keys of a recipe in which two runs that train the same may differ
+_OF_A_RUN = (
+    *("seed", "temperature", "temperature_selected_by", "checkpoint_every", "keep_every"),
+    *("accumulate", "gradient_checkpointing", "ema_on_cpu", "precision", "max_skipped"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class StudentConfig:
     temperature: float
     temperature_selected_by: str
     recipe: str
+    recipe_sha256: str | None = None  # first digits, see `recipe_sha256`
     seed: int | None = None
     training_seconds: float | None = None
     images_seen: int | None = None  # steps times batch size
@@ -149,6 +156,12 @@ def save_student(folder: Path, state: dict[str, Tensor], config: StudentConfig) 
     timeless = {key: value for key, value in content.items() if key != "training_seconds"}
     save_tensors(folder / "student.safetensors", state, timeless)
     write_atomic(folder / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def recipe_sha256(recipe: DistillationRecipe) -> str:
+    """First 12 digits of the SHA-256 of the keys that decide what is trained, without the seed."""
+    content = {key: value for key, value in encode(recipe).items() if key not in _OF_A_RUN}
+    return sha256_bytes(canonical_json([recipe.method, content]).encode())[:12]
 
 
 def varied(recipe: Any, keys: Sequence[str]) -> dict[str, Any] | None:

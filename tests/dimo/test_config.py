@@ -138,6 +138,15 @@ def test_learning_rate_is_a_function_of_the_step():
     )
     factors = [recipe.learning_rate_factor(step) for step in (0, 4, 10, 60, 109)]
     assert factors == pytest.approx([0.1, 0.5, 1.0, 0.5, 0.01])
+    ends = {}
+    for schedule in ("constant", "linear", "cosine"):
+        ending = dataclasses.replace(recipe, lr_schedule=schedule, lr_final=0.2)
+        ends[schedule] = [ending.learning_rate_factor(step) for step in (4, 10, 60, 110)]
+    assert ends["constant"] == pytest.approx([0.5, 1, 1, 1])
+    assert ends["linear"] == pytest.approx([0.5, 1, 0.6, 0.2])
+    assert ends["cosine"] == pytest.approx([0.5, 1, 0.6, 0.2])
+    with pytest.raises(DimoError, match=r"recipe key lr_final = 1\.5 is out of range"):
+        dataclasses.replace(recipe, lr_final=1.5)
 
 
 def test_optional_keys_survive_a_round_trip(tmp_path):

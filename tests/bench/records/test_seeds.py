@@ -76,6 +76,12 @@ def test_the_order_of_records_changes_nothing(make_student: RecordMaker) -> None
         {"training": {"recipe": "digits-full", "images_seen": 32_000, "seed": 1}},
         {"training": {"recipe": "digits-full", "images_seen": 768_000, "seed": 1, "method": "x"}},
         {"training": {"recipe": "digits-full", "images_seen": 768_000, "seed": None}},
+        {
+            "training": {
+                **{"recipe": "digits-full", "images_seen": 768_000, "seed": 1},
+                "recipe_sha256": "0123456789ab",
+            }
+        },
     ],
     ids=str,
 )

@@ -17,6 +17,7 @@ from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.methods.pretraining import TrainRecipe
 from dimo.weights.catalog import ASSETS
 from dimo.zoo.loading import load_student, load_teacher
+from dimo.zoo.students import recipe_sha256
 
 CPU = torch.device("cpu")
 
@@ -150,6 +151,18 @@ def test_the_run_folder_is_complete(tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [50, 60]
     config = load_student(tmp_path / "run", device=CPU).student
     assert (config.images_seen, config.seed, config.recipe) == (240, 0, "test")
+    assert config.recipe_sha256 == recipe_sha256(recipe)
+
+
+def test_the_hash_of_a_recipe_is_that_of_what_it_trains():
+    recipe = _recipe()
+    for same in ({"seed": 1}, {"temperature": 0.3}, {"checkpoint_every": 7}, {"accumulate": 2}):
+        assert recipe_sha256(dataclasses.replace(recipe, **same)) == recipe_sha256(recipe)
+    hashes = {recipe_sha256(recipe)} | {
+        recipe_sha256(dataclasses.replace(recipe, **other))
+        for other in ({"steps": 999}, {"beta": 0.9}, {"lr_final": 0.5}, {"batch_size": 8})
+    }
+    assert len(hashes) == 5
 
 
 def contents(folder):
