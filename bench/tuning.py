@@ -177,7 +177,7 @@ def parse_grid(options: Iterable[str]) -> dict[str, list[float]]:
     for option in options:
         key, _, text = option.partition("=")
         given = f"--tune {option!r}"
-        if key not in knobs:
+        if key not in knobs or not text:
             raise DimoError(
                 f"{given} is not SETTING=VALUE,VALUE,...; "
                 f"settings: {', '.join(knobs)}; e.g. --tune temperature=0.8,1"

@@ -34,10 +34,12 @@ def test_bench_writes_records_and_prints_a_table(world):
         "density",
         "coverage",
         "class_accuracy",
+        "kid",
+        "mind",
     }
     for value in record["metrics"].values():
         assert value["low"] <= value["value"] <= value["high"]
-        assert value["n"] == 5000
+        assert value["n"] in (1797, 5000)  # MIND takes as many as the reference has
     assert record["speed"]["images_per_second"] > 0
     assert record["packages"]["torch"]
 

@@ -56,7 +56,7 @@ class Health:
             return {}
         self.of_teacher = self.of_teacher or self._draw(self._teacher_tokens)
         nothing = torch.zeros(2, dtype=torch.float64, device=self.runtime.device)
-        values = dict.fromkeys(_SIGNALS, nothing)  # all of them on a rank without conditions, too
+        values = {name: nothing.clone() for name in _SIGNALS}  # also on a rank without conditions
 
         def student_tokens(index: Tensor, labels: Tensor) -> Tensor:
             draws = self.objective.draw(student, self.recipe.seed, index, "health", step=step)

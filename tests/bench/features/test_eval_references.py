@@ -105,7 +105,7 @@ def test_compare_refuses_rows_that_are_not_paired(dimo, samples, tmp_path):
         f"{json.loads(two.read_text())['run_id']}*"
     )
     file.write_bytes(file.read_bytes()[:-1])
-    _, err = dimo("compare", one, two, "--protocol", "tiny.toml", code=2)
+    _, err = dimo("compare", two, two, "--protocol", "tiny.toml", code=2)
     assert "is not what the record names" in err
     _, err = dimo("compare", "ffff", "0000", "--protocol", "tiny.toml", code=2)
     assert "0 records in results" in err

@@ -93,7 +93,7 @@ def test_other_pictures_of_a_prompt_lower_the_clip_score(measured, protocol):
     seen = [secondary.look(list(pixels[i : i + 240]), texts) for i in range(0, 960, 240)]
     tags = [prompt["tag"] for prompt in bundled_prompts()] * 4
     right = secondary.scores(protocol, seen, labels.tolist(), tags)
-    assert list(right) == ["fid", "clip_score"]
+    assert list(right) == ["fid", "kid", "mind", "clip_score"]
     assert right["clip_score"].value > shuffled.metrics["clip_score"].high
     assert shuffled.metrics["fid"].value == pytest.approx(right["fid"].value, rel=1e-3)
 
@@ -266,9 +266,10 @@ def test_the_command(rendered, protocol, tmp_path, monkeypatch, capsys):
     text = report_markdown(collect_report([record], [], [], protocols=[protocol], folder=results))
     header = next(line for line in text.splitlines() if line.startswith("| Method"))
     columns = [column.strip() for column in header.strip("|").split("|")]
-    assert columns[-3:-1] == ["FID (↓)", "CLIP score (↑)"]  # images/s comes last
+    images = ["FID (↓)", "KID (↓)", "MIND (↓)", "CLIP score (↑)"]
+    assert columns[-5:-1] == images  # images/s comes last
     assert "scores of `scenes-clip`" in text
-    assert "resamples of the prompts, for FID of the generated images" in text
+    assert "resamples of the prompts, for FID, KID, MIND of the generated images" in text
     code, said = run([*asked, rendered], monkeypatch, capsys)
     assert code == 2
     assert "2 paths; allowed: one" in said.err
