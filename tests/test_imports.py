@@ -169,6 +169,29 @@ def test_metrics_see_arrays_only():
         assert all(name.startswith(allowed) for name in names), path
 
 
+def test_evaluation_networks_never_enter_a_training():
+    """A student may be tuned to what it is scored by; these networks only score.
+
+    Nothing in `dimo` but the command line imports `bench` (see the layers), and only the recipes
+    that train these networks name them. The command line's use is `bench.monitor`, which looks.
+    """
+    named = {
+        str(path.relative_to(ROOT))
+        for path in [*(ROOT / "dimo").rglob("*.py"), *(ROOT / "dimo").rglob("*.toml")]
+        if any(
+            name in path.read_text() for name in ("digits-cnn", "scenes-clip", "scenes-detector")
+        )
+    }
+    assert named == {
+        *(f"dimo/recipes/{name}.toml" for name in EVALUATION),
+        *("dimo/methods/pretraining.py", "dimo/cli/train.py"),
+    }
+    for method in ("dimo", "di4c", "sdtt"):
+        for path in (ROOT / "dimo" / "methods" / method).glob("*.py"):
+            assert not any(name.startswith("bench") for name in _imports(path)), path
+
+
+EVALUATION = ("digits-features", "scenes-clip", "scenes-detector")  # recipes that train them
 LIGHT = (
     *("--help", "--version", "report --help", "report", "protocols list"),
     *(f"report -f {name}" for name in ("latex", "csv", "json", "html")),
