@@ -16,12 +16,11 @@ from torch import nn
 from bench.features.extraction import cache_folder
 from bench.protocol import Protocol
 from bench.protocol.catalog import BUNDLED_PROMPTS
-from bench.records.selection import criterion_of
+from bench.records.selection import criterion_of, needed_criterion
 from bench.rows.grid import Row, draw_samples, sample_rows
 from bench.rows.rows import Job, jobs_of
 from bench.rows.settings import protocol_for
 from bench.suites.base import Assets, Suite, load_suite
-from bench.tuning import needed_criterion
 from dimo.engine.distributed import Runtime
 from dimo.engine.loop import Task, Watcher
 from dimo.engine.tracking import (

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.protocol import Protocol
 from bench.records.record import ResultRecord
-from bench.records.selection import CRITERIA, Criterion, Trial, Tuning, criterion_of
+from bench.records.selection import Trial, Tuning, criterion_of, needed_criterion
 from bench.rows.rows import Job, Planned, load_planned
 from bench.rows.settings import SamplerSettings, settings_of
 from bench.suites.base import Assets, Suite, check_inputs, load_suite
@@ -87,17 +87,6 @@ def laws_of(guidance: str, temperature: str, rule: str, steps: int) -> list[Samp
         for name, s, t in itertools.product(rules, scales, temperatures)
         if s != 1 or name == rules[0]
     ]
-
-
-def needed_criterion(protocol: Protocol, what: str, advice: str) -> Criterion:
-    """The metric that a protocol chooses by; a `DimoError` with that advice if it has none."""
-    criterion = criterion_of(protocol)
-    if criterion is None:
-        labels = ", ".join(Criterion(name).label for name in CRITERIA)
-        raise DimoError(
-            f"{what} one of {labels}, and protocol {protocol.name!r} has none; {advice}"
-        )
-    return criterion
 
 
 def tune(suite: Suite, row: Job, grid: Mapping[str, Sequence[float]]) -> Job:

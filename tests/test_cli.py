@@ -37,9 +37,9 @@ def test_bench_writes_records_and_prints_a_table(world):
         "kid",
         "mind",
     }
-    for value in record["metrics"].values():
+    for name, value in record["metrics"].items():
         assert value["low"] <= value["value"] <= value["high"]
-        assert value["n"] in (1797, 5000)  # MIND takes as many as the reference has
+        assert value["n"] == 5000, name
     assert record["speed"]["images_per_second"] > 0
     assert record["packages"]["torch"]
 

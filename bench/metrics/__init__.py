@@ -19,7 +19,7 @@ __all__ = [
     "scaled_cosines",
 ]
 
-from bench.metrics.frechet import frechet_distance
+from bench.metrics.frechet import frechet_distance, mind
 from bench.metrics.inception_score import inception_score
 from bench.metrics.kernel import cmmd, kernel_distance
 from bench.metrics.per_image import (
@@ -31,4 +31,3 @@ from bench.metrics.per_image import (
     scaled_cosines,
 )
 from bench.metrics.prdc import PRDC, ManifoldMembership, coverage_ceiling, manifold_membership, prdc
-from bench.metrics.sliced import mind

@@ -131,7 +131,7 @@ METRICS: dict[str, MetricKind] = {
         "MIND",
         higher_is_better=False,
         compares_with="samples",
-        compute="bench.metrics.sliced:score_mind",
+        compute="bench.metrics.frechet:score_mind",
         params={"projections": Param(1, lambda generated, reference: 100_000), "seed": _SEED},
         decimals=2,
         more_below_one=True,

@@ -27,6 +27,7 @@ from dimo.util.schema import Origin, canonical_json, decode, encode, unique_keys
 Section: TypeAlias = Literal["Reference", "Teacher", "Sampler", "Distill.", "Image sets"]
 
 _FORMAT = 2  # what is written; 1 is read, too
+_LARGEST = 2**26  # bytes of a file; a record has a few thousand
 _HAND_MADE = "records are written by dimo bench, not by hand: remove the file or run it again"
 _IN_MEMORY = Origin("this result", "correct the code that makes the record")
 
@@ -302,9 +303,12 @@ def load_record(path: str | os.PathLike[str]) -> ResultRecord:
     """
     try:
         status = Path(path).stat()
-        is_file = stat.S_ISREG(status.st_mode) and status.st_size <= 2**26
-        if not is_file and not stat.S_ISDIR(status.st_mode):
-            raise Origin(str(path), _HAND_MADE).error("not a regular file of at most 64 MiB")
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise Origin(str(path), _HAND_MADE).error("not a regular file")
+        if status.st_size > _LARGEST:
+            raise Origin(str(path), _HAND_MADE).error(
+                f"{status.st_size:,} bytes, and no record has more than {_LARGEST:,}"
+            )
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise Origin(str(path), "check the path and its permissions").error(

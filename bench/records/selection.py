@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from bench.protocol import Protocol
 from bench.protocol.catalog import METRICS
+from dimo.errors import DimoError
 from dimo.util.schema import Origin
 
 # metrics that settings are chosen by: the first that a protocol has; a detector's come first
@@ -43,6 +44,17 @@ def criterion_of(protocol: Protocol) -> Criterion | None:
     """The metric that settings are chosen by under a protocol; None if it has none."""
     named = {metric.name for metric in protocol.metrics if not metric.supplementary}
     return next((Criterion(name) for name in CRITERIA if name in named), None)
+
+
+def needed_criterion(protocol: Protocol, what: str, advice: str) -> Criterion:
+    """As `criterion_of`; a `DimoError` with that advice if the protocol has none."""
+    criterion = criterion_of(protocol)
+    if criterion is None:
+        labels = ", ".join(Criterion(name).label for name in CRITERIA)
+        raise DimoError(
+            f"{what} one of {labels}, and protocol {protocol.name!r} has none; {advice}"
+        )
+    return criterion
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -42,7 +42,7 @@ class ProtocolReport:
     quoted: tuple[PublishedRow, ...]  # published rows that belong next to the table, never in it
     excluded: tuple[Excluded, ...]  # records that are not in `frame`
 
-    @property
+    @cached_property
     def shown(self) -> Protocol:
         """The protocol with the metrics of the table."""
         return with_values(self.protocol, self.records)
@@ -57,12 +57,12 @@ class ProtocolReport:
         """Those of the ablation tables."""
         return metric_names(with_values(self.protocol, self.ablated))
 
-    @property
+    @cached_property
     def rows(self) -> list[ResultRecord]:
         """The rows of the table that is shown; see `mean_of_seeds`."""
         return [mean_of_seeds(records) for records in self.seeds]
 
-    @property
+    @cached_property
     def table(self) -> pd.DataFrame:
         """The values of `rows`, in the columns of `frame`."""
         return results_frame(self.rows, self.metrics)

@@ -81,7 +81,14 @@ def load_published(path: str | os.PathLike[str]) -> list[PublishedRow]:
         raise origin.error(f"cannot be read: {error}") from error
     if not lines or lines[0][1] != _COLUMNS:
         raise origin.error(f"the first line must be {','.join(_COLUMNS)}")
-    return [_parse(line, number, origin) for number, line in lines[1:]]
+    rows = [_parse(line, number, origin) for number, line in lines[1:]]
+    first_lines: dict[tuple[object, ...], int] = {}
+    for row, (number, _) in zip(rows, lines[1:], strict=True):
+        key = (_row_key(row), row.metric)
+        if key in first_lines:
+            raise origin.error(f"line {number} gives the number of line {first_lines[key]} again")
+        first_lines[key] = number
+    return rows
 
 
 def published_frame(rows: Iterable[PublishedRow], benchmark: str) -> pd.DataFrame:

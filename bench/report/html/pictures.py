@@ -25,6 +25,7 @@ from bench.report.text import one_line
 from bench.suites.geneval.sheet import chosen
 
 _MOST_BYTES = 4 << 20  # of one picture
+_MOST_BYTES_OF_VERDICTS = 32 << 20
 _MOST = 24  # pictures or verdicts of one protocol; the best rows come first in a table
 _MOST_TAGS = 12
 _MOST_SHOWN = 120  # images of a row with verdicts
@@ -130,6 +131,8 @@ def _label(tag: str) -> str:
 def _read_verdicts(path: Path) -> list[dict[str, Any]]:
     """The lines of a file; none if it is missing or one of them is no verdict."""
     try:
+        if path.stat().st_size > _MOST_BYTES_OF_VERDICTS:
+            return []
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError, RecursionError):
         return []

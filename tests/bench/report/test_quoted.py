@@ -92,6 +92,7 @@ def test_the_shipped_numbers_are_quoted_with_their_digits() -> None:
         ("Distill.", "Distilled", "line 2: 'section' must be one of Teacher, Sampler, Distill., O"),
         ("table 1,read,\n", "table 1,read\n", "line 2 has 10 fields, not 11"),
         ("table 1,read,", "table 1,,", "line 2: 'certainty' is empty"),
+        ("inception_score", "fid", "line 4 gives the number of line 3 again"),
         ("table 9", '"table 9', "cannot be read"),
     ],
 )

@@ -1,4 +1,4 @@
-"""bench.metrics.sliced: a derivation in float64, closed forms, the convention, chunks."""
+"""`bench.metrics.mind`: a derivation in float64, closed forms, the convention, chunks."""
 
 import tracemalloc
 
