@@ -138,7 +138,7 @@ def test_a_stopped_process_goes_on(dimo, folder, cache, run_stopped, tmp_path, h
     code, told = run_stopped(
         *arguments, *slowly, cwd=tmp_path, file="x.safetensors.part.json", how=how
     )
-    assert code == (130 if how == signal.SIGINT else -how)
+    assert code == (130 if how == signal.SIGINT else -how), told
     assert ("rerun the same command to continue" in told) == (how == signal.SIGINT)
     assert not (tmp_path / "x.safetensors").exists()
     (tmp_path / ".x.safetensors.part.json.abc.tmp").write_bytes(b"left")
