@@ -1,6 +1,7 @@
 """Recipes: strict reading, overrides, and a round trip through TOML."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -147,6 +148,16 @@ def test_learning_rate_is_a_function_of_the_step():
     assert ends["cosine"] == pytest.approx([0.5, 1, 0.6, 0.2])
     with pytest.raises(DimoError, match=r"recipe key lr_final = 1\.5 is out of range"):
         dataclasses.replace(recipe, lr_final=1.5)
+
+
+def test_beta_moves_in_the_second_half_of_a_run():
+    recipe = load_recipe(DiMORecipe, "digits", ["steps=100", "beta=0.1"])
+    assert [recipe.beta_at(step) for step in (0, 99)] == [0.1, 0.1]
+    moving = dataclasses.replace(recipe, beta_final=-0.3)
+    betas = [moving.beta_at(step) for step in (0, 50, 75, 100)]
+    assert betas == pytest.approx([0.1, 0.1, -0.1, -0.3])
+    with pytest.raises(DimoError, match="recipe key beta_final = nan is out of range"):
+        dataclasses.replace(recipe, beta_final=math.nan)
 
 
 def test_optional_keys_survive_a_round_trip(tmp_path):

@@ -24,6 +24,7 @@ class DiMORecipe(DistillationRecipe):
             updated student; or shared, the student update's own, which saves two forwards.
         divergence: forward_kl, reverse_kl, jeffreys, js, hellinger or pearson.
         beta: Weight of the reverse KL in jeffreys; may be negative.
+        beta_final: That of the last step, to which the second half of the run moves in a line.
         weighting: constant (official), or dmd: divided by each image's mean |p_theta - p_phi|.
         loss_reduction: sum over an image's tokens and classes, or mean over them.
         token_initialization: mixed, or the ablations masked, random (tokens), fixed (token).
@@ -55,6 +56,7 @@ class DiMORecipe(DistillationRecipe):
     auxiliary_samples: str = "fresh"
     divergence: str = "jeffreys"
     beta: float = 0.0
+    beta_final: float | None = None
     weighting: str = "constant"
     loss_reduction: str = "sum"
     token_initialization: str = "mixed"
@@ -96,8 +98,9 @@ class DiMORecipe(DistillationRecipe):
         for model in ("student", "teacher", "auxiliary", "soft_target"):
             key = f"{model}_temperature"
             check(getattr(self, key) > 0, key, getattr(self, key), "> 0")
-        for key in ("beta", "teacher_guidance_scale"):
-            check(math.isfinite(getattr(self, key)), key, getattr(self, key), "a finite number")
+        for key in ("beta", "beta_final", "teacher_guidance_scale"):
+            value = getattr(self, key)
+            check(value is None or math.isfinite(value), key, value, "a finite number")
         least = 0 if self.embedding_noise_warmup == "none" else 1
         steps = self.embedding_noise_warmup_steps
         check(steps >= least, "embedding_noise_warmup_steps", steps, f">= {least}")
@@ -123,6 +126,13 @@ class DiMORecipe(DistillationRecipe):
     @property
     def method(self) -> str:
         return "dimo"
+
+    def beta_at(self, step: int) -> float:
+        """The weight of the reverse KL at one step, without saved state."""
+        if self.beta_final is None:
+            return self.beta
+        moved = max(0.0, 2 * step / self.steps - 1)
+        return self.beta + (self.beta_final - self.beta) * moved
 
     @property
     def is_shared(self) -> bool:

@@ -1,6 +1,7 @@
 """One Di[M]O step: student and auxiliary model take turns (algorithm 1)."""
 
 import copy
+import dataclasses
 
 import torch
 from torch import Tensor
@@ -58,7 +59,8 @@ class DiMOTask(Task):
 
     def _update_student(self, step: int, values: dict[str, Tensor]) -> None:
         """Eq. 3 on new samples, which the auxiliary model learns from too if they are shared."""
-        objective, update, shared = self.objective, self.updates["student"], self.recipe.is_shared
+        objective = dataclasses.replace(self.objective, beta=self.recipe.beta_at(step))
+        update, shared = self.updates["student"], self.recipe.is_shared
         for batch in self.micro_batches(step, "student"):
             with self.running(batch, *(self.updates.values() if shared else [update])):
                 draws = self._draw(batch.index, "student", step)

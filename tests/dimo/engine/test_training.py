@@ -97,6 +97,7 @@ def test_a_distillation_with_every_control_is_bit_equal_when_resumed(tmp_path):
         mask_schedule="mage",
         auxiliary_mask_schedule="cosine",
         mask_ratio_range=(0.05, 0.9),
+        beta_final=-0.2,
         teacher_guidance="adaptive",
         student_temperature=1.2,
         teacher_temperature=1.1,
@@ -116,6 +117,22 @@ def test_a_distillation_with_every_control_is_bit_equal_when_resumed(tmp_path):
     config = load_student(tmp_path / "parts", device=CPU).student
     assert config.init_mask_ratio == pytest.approx(0.55)
     assert (config.embedding_noise, config.token_initialization) == (0.4, "fixed")
+
+
+def test_a_moving_beta_is_a_constant_one_for_half_a_run(tmp_path):
+    runs = {"constant": {"beta": 0.5}, "moving": {"beta": 0.5, "beta_final": -0.5}}
+    runs["single"] = {"beta": 0.0, "beta_final": 0.0}
+    states = {}
+    for name, keys in runs.items():
+        out = tmp_path / name
+        _run(_recipe(steps=8, checkpoint_every=1, keep_every=1, **keys), out)
+        for step in (5, 8):
+            file = out / "checkpoints" / f"step-{step:07d}" / "state.pt"
+            networks = torch.load(file, weights_only=True)["task"]["networks"]
+            states[name, step] = torch.cat([p.flatten() for p in networks["student"].values()])
+    assert torch.equal(states["constant", 5], states["moving", 5])  # step 4 is the last at beta
+    assert not torch.equal(states["constant", 8], states["moving", 8])
+    assert not torch.equal(states["single", 5], states["moving", 5])
 
 
 @pytest.mark.parametrize("name", ["maskgit", "maskgit-official"])
