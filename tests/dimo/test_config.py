@@ -150,12 +150,12 @@ def test_learning_rate_is_a_function_of_the_step():
         dataclasses.replace(recipe, lr_final=1.5)
 
 
-def test_beta_moves_in_the_second_half_of_a_run():
+def test_beta_moves_in_the_third_quarter_of_a_run():
     recipe = load_recipe(DiMORecipe, "digits", ["steps=100", "beta=0.1"])
     assert [recipe.beta_at(step) for step in (0, 99)] == [0.1, 0.1]
     moving = dataclasses.replace(recipe, beta_final=-0.3)
-    betas = [moving.beta_at(step) for step in (0, 50, 75, 100)]
-    assert betas == pytest.approx([0.1, 0.1, -0.1, -0.3])
+    betas = [moving.beta_at(step) for step in (0, 50, 60, 75, 100)]
+    assert betas == pytest.approx([0.1, 0.1, -0.06, -0.3, -0.3])
     with pytest.raises(DimoError, match="recipe key beta_final = nan is out of range"):
         dataclasses.replace(recipe, beta_final=math.nan)
 

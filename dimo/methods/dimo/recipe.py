@@ -24,7 +24,7 @@ class DiMORecipe(DistillationRecipe):
             updated student; or shared, the student update's own, which saves two forwards.
         divergence: forward_kl, reverse_kl, jeffreys, js, hellinger or pearson.
         beta: Weight of the reverse KL in jeffreys; may be negative.
-        beta_final: That of the last step, to which the second half of the run moves in a line.
+        beta_final: That of the last quarter of the run; beta moves to it in a line in the third.
         weighting: constant (official), or dmd: divided by each image's mean |p_theta - p_phi|.
         loss_reduction: sum over an image's tokens and classes, or mean over them.
         token_initialization: mixed, or the ablations masked, random (tokens), fixed (token).
@@ -131,7 +131,7 @@ class DiMORecipe(DistillationRecipe):
         """The weight of the reverse KL at one step, without saved state."""
         if self.beta_final is None:
             return self.beta
-        moved = max(0.0, 2 * step / self.steps - 1)
+        moved = min(1.0, max(0.0, 4 * step / self.steps - 2))
         return self.beta + (self.beta_final - self.beta) * moved
 
     @property
