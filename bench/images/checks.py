@@ -199,8 +199,8 @@ def _remarks(
     disorder = first_out_of_order(names)
     if disorder:
         yield (
-            f"sorted by name {disorder[0]!r} comes before {disorder[1]!r}: pairing images by "
-            "position goes by that order; pad the numbers with zeros"
+            f"sorted by name {disorder[0]!r} comes before {disorder[1]!r}: dimo compare pairs "
+            "images by position, in that order; pad the numbers with zeros"
         )
 
 

@@ -136,6 +136,37 @@ def read_results(path: Path) -> list[ImageResult]:
     return [_result(line, origin, f"line {number}") for number, line in enumerate(lines, start=1)]
 
 
+def by_prompt(results: Sequence[ImageResult], sha256: str) -> list[list[ImageResult]]:
+    """The verdicts of each prompt, prompts in the order of the list of this hash.
+
+    Prompts are told apart by what they ask for, so their images may be in several folders, as
+    several GPUs write them. Their order is that of the numbers of these folders, or of the paths,
+    whichever gives the list; the former if neither does.
+    """
+    by_path = sorted(results, key=lambda result: _numbers(result.filename))
+    by_folder = sorted(by_path, key=lambda result: _folder_number(result.filename))
+    orders: list[list[list[ImageResult]]] = []
+    for ordered in (by_folder, by_path):
+        groups: dict[str, list[ImageResult]] = {}
+        for result in ordered:
+            groups.setdefault(json.dumps(result.metadata), []).append(result)
+        orders.append(list(groups.values()))
+        if same_list([group[0].metadata for group in orders[-1]], sha256):
+            return orders[-1]
+    return orders[0]
+
+
+def _numbers(name: str) -> list[tuple[str, int]]:
+    """Sorts names by their text and, where that is alike, by the numbers in it."""
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
+
+
+def _folder_number(name: str) -> int:
+    """Number of the innermost folder that is called by a number; -1 without one."""
+    numbers = [int(part) for part in Path(name).parts[:-1] if part.isdecimal()]
+    return numbers[-1] if numbers else -1
+
+
 def contradictions(results: Sequence[ImageResult]) -> list[str]:
     """Files whose verdict contradicts the boxes beside it, by the official rules.
 
