@@ -19,6 +19,7 @@ from bench.features import (
 from bench.features.extraction import FeatureCache, feature_key
 from bench.features.stats import FeatureStats, StreamingStats, check_features
 from bench.images import Findings, ImageSet, content_sha256, find_problems, open_images
+from bench.images.checks import unusable
 from bench.images.codec import ImageInfo
 from bench.images.labels import labels_sha256
 from bench.images.readers import check_labels
@@ -60,7 +61,7 @@ def features_of_paths(
     runtime: Runtime,
     recursive: bool = False,
     labels: str = "",
-    accept: Callable[[Findings], None] = lambda findings: None,
+    accept: Callable[[Findings, ImageSet], None] = lambda findings, images: None,
 ) -> FeaturesOfSet:
     """Reads, checks and extracts a set. Every rank reads a part; the first one gets the result.
 
@@ -70,7 +71,7 @@ def features_of_paths(
         count: Required number of images; None for any.
         balanced: Whether every class must have as many.
         labels: Where labels come from, see `open_images`.
-        accept: Called with the findings before anything is extracted; refuses by raising.
+        accept: Called with findings and set before anything is extracted; refuses by raising.
 
     Raises: DimoError: The set cannot be read, or is not accepted; on all ranks.
     """
@@ -80,7 +81,7 @@ def features_of_paths(
     share = ranks.split(total, FORWARD_BATCH)
     meter = _Meter(runtime.progress, ranks, share, total)
     infos, findings = _scan(images, share, spec, ranks, meter, count=count, balanced=balanced)
-    accept(findings)
+    accept(findings, images)
     content = content_sha256(infos, images.labels)
     key = feature_key(content, extractor, runtime.device.type)
     features = cache.get(key) if ranks.is_first else None
@@ -169,6 +170,9 @@ def statistics_of_paths(
     share = ranks.split(len(images), FORWARD_BATCH)
     meter = _Meter(runtime.progress, ranks, share, len(images))
     infos, findings = _scan(images, share, spec, ranks, meter, count=None, balanced=False)
+    if ranks.is_first:
+        for note in findings.notes:
+            runtime.warn(note)
     problems = findings.nonconforming
     if len(images) < keep:
         problems = [*problems, f"{len(images):,} images; allowed: {keep:,} or more"]
@@ -225,7 +229,15 @@ def _scan(
     count: int | None,
     balanced: bool,
 ) -> tuple[list[ImageInfo], Findings]:
-    """Reads every byte once: image infos, and what is wrong with the set."""
+    """Reads every byte once: image infos, and what is wrong with the set.
+
+    Labels that the protocol has no use for are removed from the set.
+    """
+    unused = ""
+    if balanced and not images.labels_given:
+        unused = unusable(images.labels, spec.num_classes)
+    if unused or (balanced and spec.num_classes == 1):
+        images.labels = None
     scans = ranks.all_gather(lambda: images.scan(share, meter.start("read")))
     infos = [info for scan in scans for info in scan]
     findings = find_problems(
@@ -236,8 +248,9 @@ def _scan(
         count=len(images) if count is None else count,
         resolution=spec.resolution,
         channels=spec.channels,
-        num_classes=spec.num_classes if balanced else None,
+        num_classes=spec.num_classes if balanced and spec.num_classes > 1 else None,
         balanced=balanced,
+        unused=unused,
     )
     if findings.errors:
         raise DimoError("; ".join(findings.errors))

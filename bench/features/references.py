@@ -21,6 +21,14 @@ from dimo.errors import DimoError
 from dimo.util.files import sha256_bytes, sha256_file
 from dimo.util.schema import canonical_json
 
+_OTHER_FILES = {
+    ".npy": "a single array",
+    **dict.fromkeys((".pt", ".pth", ".pkl", ".pickle"), "a file of PyTorch or Python"),
+}
+_ALLOWED = (
+    "allowed: an .npz with mu [D] and sigma [D, D], with features [N, D] or with images uint8 "
+    "[N, H, W, 3] in arr_0; or a folder, .zip or .tar of images"
+)
 _SCENES_SEED = 4000  # of no other pictures: 1000 is reported, 2000 selects, 3000 tests the detector
 _SCENES_COUNT = 4800  # 20 of each held-out prompt
 
@@ -98,17 +106,18 @@ def load_reference(
     *,
     path: Path | None,
     extract_paths: ExtractPaths,
+    partly: bool = False,
 ) -> ReferenceSet:
     """The protocol's reference in the features of `extractor`.
 
     `path` is a file or folder; None for a bundled reference. `extract_paths` gives features,
-    content hash and count of image files.
+    content hash and count of image files. With `partly` a file of statistics is enough.
 
     Raises: DimoError: It is missing, of another extractor, or lacks what a metric needs.
     """
     if path is None:
         return bundled_reference(protocol, extractor)
-    loaded = _from_path(protocol, extractor, path, extract_paths)
+    loaded = _from_path(protocol, extractor, path, extract_paths, partly)
     return _with_statistics(loaded, protocol, extractor)
 
 
@@ -181,12 +190,27 @@ def make_reference(
 
 
 def _from_path(
-    protocol: Protocol, extractor: Extractor, path: Path, extract_paths: ExtractPaths
+    protocol: Protocol,
+    extractor: Extractor,
+    path: Path,
+    extract_paths: ExtractPaths,
+    partly: bool,
 ) -> ReferenceSet:
     name = protocol.reference.name
     if not path.exists():
         raise DimoError(f"no reference at {path}; give a file or a folder that exists")
+    if path.suffix.lower() in _OTHER_FILES:
+        raise DimoError(
+            f"reference {path} is {_OTHER_FILES[path.suffix.lower()]}; {_ALLOWED}; save mean and "
+            "covariance with numpy.savez(FILE, mu=..., sigma=...)"
+        )
     keys = npz_keys(path)
+    has_images = not keys or not {"arr_0", "images"}.isdisjoint(keys)
+    if not has_images and keys.isdisjoint({"mu", "features"}):
+        raise DimoError(
+            f"reference {path} holds {', '.join(sorted(keys))}; {_ALLOWED}; save it under these "
+            "names, or make it from images: dimo reference IMAGES -o FILE.npz"
+        )
     stats: dict[str, FeatureStats] = {}
     kinds = {metric.name: METRICS[metric.name] for metric in protocol.metrics}
     outputs = [kind.needs for kind in kinds.values() if kind.compares_with == "statistics"]
@@ -196,21 +220,23 @@ def _from_path(
             path,
             extractor=extractor.identity,
             count=own_statistics or protocol.reference.count,
-            outputs=outputs,
+            outputs=["features"] if partly and "mu_s" not in keys else outputs,
         )
     features: Features | None = None
     needing = [name for name, kind in kinds.items() if kind.compares_with == "samples"]
     missing_stats = [output for output in outputs if output not in stats]
-    if not needing and not missing_stats:
+    only_statistics = bool(stats) and not has_images and "features" not in keys
+    if not (needing or missing_stats) or (partly and only_statistics):
         return ReferenceSet(name, sha256_file(path), stats, None, None)
     if "features" in keys:
         features, content = read_features(path), sha256_file(path)
         count = len(features.features)
-    elif keys and "arr_0" not in keys and "images" not in keys:
+    elif not has_images:
         raise DimoError(
             f"reference {path} holds {', '.join(sorted(keys))}, but {needing[0]} needs the "
             "features of single images; make a reference with both: dimo reference IMAGES "
-            f"--protocol {protocol.name} -o FILE.npz"
+            f"--protocol {protocol.name} -o FILE.npz; or leave out what needs them, off-protocol, "
+            "with --nonconforming"
         )
     else:
         features, content, count = extract_paths([path])
@@ -236,5 +262,10 @@ def reference_conformity(protocol: Protocol, reference: ReferenceSet) -> list[st
     if reference.count not in (None, expected.count):
         problems.append(
             f"the reference has {reference.count:,} images, the protocol {expected.count:,}"
+        )
+    elif few := [stats.count for stats in reference.stats.values() if stats.count < expected.count]:
+        problems.append(
+            f"the reference's statistics are of {few[0]:,} images; allowed: {expected.count:,} or "
+            "more"
         )
     return problems

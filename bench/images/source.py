@@ -20,10 +20,14 @@ READ_ERRORS = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZi
 
 @dataclass(frozen=True)
 class Manifest:
-    """The bytes of a file of labels; `origin` is its path, the same only for the same file."""
+    """The bytes of a file of labels; `origin` is its path, the same only for the same file.
+
+    Names in it may begin with `base`, the folder of the images in an archive.
+    """
 
     origin: str
     data: bytes
+    base: str = ""
 
 
 class Source(Protocol):

@@ -30,7 +30,7 @@ from bench.metrics.base import Score
 from bench.metrics.per_image import cosines, scaled_cosines
 from bench.protocol import Prompts, Protocol, Scorer
 from bench.protocol.catalog import ANY, SCORERS, load
-from bench.suites.base import ImageOrigin, Measured, Suite
+from bench.suites.base import ImageOrigin, Suite
 from bench.suites.features import FeaturesSuite
 from dimo.errors import DimoError, unknown_name
 from dimo.util.files import sha256_bytes, sha256_file
@@ -344,22 +344,26 @@ class CaptionsSuite(FeaturesSuite):
             "prompts_sha256": texts_sha256(self.captions.texts),
         }
 
-    def measure_paths(self, paths: Sequence[Path], origin: ImageOrigin) -> Measured | None:
-        ranks = self.runtime.ranks
-        images = ranks.synchronized(lambda: self._images(paths, origin))
-        ranks.synchronized(lambda: self._pair(images.names))
-        return super().measure_paths(paths, origin)
-
     def _images(self, paths: Sequence[Path], origin: ImageOrigin) -> ImageSet:
         return open_images(paths, recursive=origin.recursive, labels=origin.labels)
 
-    def _pair(self, names: Sequence[str]) -> None:
+    def _other_gaps(self, paths: Sequence[Path], origin: ImageOrigin) -> dict[str, str]:
         """Finds the caption of each image before anything is computed, on the first rank."""
         assert self.protocol.prompts is not None
-        if self.runtime.ranks.is_first:
+        if not self.runtime.ranks.is_first:
+            return {}
+        names = self._images(paths, origin).names
+        try:
             self._shown = paired(names, self.captions, self.protocol.prompts.images_per_prompt)
+        except DimoError as error:
+            if not self.nonconforming:
+                raise
+            return {"clip_score": str(error)}
+        return {}
 
     def _other_scores(self, paths: Sequence[Path], origin: ImageOrigin) -> dict[str, Score]:
+        if "clip_score" in self._gaps:
+            return {}
         images, progress = self._images(paths, origin), self.runtime.progress
         texts = [self.captions.texts[number] for number in self._shown]
 

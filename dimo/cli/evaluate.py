@@ -19,14 +19,17 @@ Paths = Annotated[
     ),
 ]
 ProtocolName = Annotated[str, typer.Option(metavar="NAME", help="Protocol name or file.")]
-Recursive = Annotated[bool, typer.Option("--recursive", help="Read folders with subfolders.")]
+Recursive = Annotated[
+    bool,
+    typer.Option("--recursive", help="Read folders, also of the reference, with subfolders."),
+]
 Labels = Annotated[
     str,
     typer.Option(
         metavar="SOURCE",
         help="Where labels come from: filename (000123_207.png), folder (one a class, sorted by "
-        "name), cyclic:1000 (image i has label i mod 1000), or a .csv or .json file; default: "
-        "labels.csv or labels.json in the set.",
+        "name), cyclic:1000 (image i has label i mod 1000), a .csv or .json file, or none; "
+        "default: labels.csv or labels.json in the set, or those stored with the images.",
     ),
 ]
 
@@ -99,10 +102,11 @@ def evaluate(
                 reference=reference,
                 prompts=prompts,
                 cache=cache_folder(cache),
+                recursive=recursive,
                 allow_code=allow_code,
             ),
             origin=ImageOrigin(
-                name or paths[0].name,
+                name,
                 section,  # type: ignore[arg-type]
                 steps,
                 labels,
