@@ -81,6 +81,8 @@ def features_of_paths(
     share = ranks.split(total, FORWARD_BATCH)
     meter = _Meter(runtime.progress, ranks, share, total)
     infos, findings = _scan(images, share, spec, ranks, meter, count=count, balanced=balanced)
+    if findings.errors:
+        raise DimoError("; ".join(findings.errors))
     accept(findings, images)
     content = content_sha256(infos, images.labels)
     key = feature_key(content, extractor, runtime.device.type)
@@ -156,12 +158,14 @@ def statistics_of_paths(
     keep: int,
     runtime: Runtime,
     recursive: bool = False,
+    side: int | None = None,
 ) -> tuple[dict[str, FeatureStats], npt.NDArray[np.float32], str] | None:
     """Mean and covariance of a set of any size, in memory that does not grow with it.
 
     Arguments as of `features_of_paths`; `keep` is the number of images, spread evenly over the set,
-    whose features are kept. Returns statistics by output ("features", "spatial"), features float32
-    [keep, D] and the content hash; None on every rank but the first.
+    whose features are kept; with `side` photos of any size and kind are cropped to it. Returns
+    statistics by output ("features", "spatial"), features float32 [keep, D] and the content hash;
+    None on every rank but the first.
 
     Raises: DimoError: The set cannot be read, is off-protocol, or has fewer than `keep` images.
     """
@@ -169,18 +173,22 @@ def statistics_of_paths(
     images = ranks.synchronized(lambda: open_images(paths, recursive=recursive))
     share = ranks.split(len(images), FORWARD_BATCH)
     meter = _Meter(runtime.progress, ranks, share, len(images))
-    infos, findings = _scan(images, share, spec, ranks, meter, count=None, balanced=False)
+    infos, findings = _scan(images, share, spec, ranks, meter, side=side)
     if ranks.is_first:
         for note in findings.notes:
             runtime.warn(note)
-    problems = findings.nonconforming
+    problems = [*findings.errors, *findings.nonconforming]
+    if problems and side is None and spec.resolution[0] == spec.resolution[1]:
+        problems.append(
+            f"photos of any size and kind are taken with --centre-crop {spec.resolution[0]}"
+        )
     if len(images) < keep:
-        problems = [*problems, f"{len(images):,} images; allowed: {keep:,} or more"]
+        problems.append(f"{len(images):,} images; allowed: {keep:,} or more")
     if problems:
         raise DimoError(f"not a reference for this protocol: {'; '.join(problems)}")
     kept = {len(images) * row // keep for row in range(keep)}
     shares = ranks.all_gather(
-        lambda: _accumulate(images, share, extractor, kept, meter.start("features")),
+        lambda: _accumulate(images, share, extractor, kept, meter.start("features"), side),
         first_only=True,
     )
     if not ranks.is_first:
@@ -200,11 +208,12 @@ def _accumulate(
     extractor: Extractor,
     kept: Set[int],
     on_done: Callable[[int], None],
+    side: int | None,
 ) -> tuple[dict[str, StreamingStats], list[npt.NDArray[np.float32]]]:
     totals: dict[str, StreamingStats] = {}
     rows: list[npt.NDArray[np.float32]] = []
     place = share.start
-    batches = ((batch, None) for batch in images.batches(share, _READ_AHEAD))
+    batches = ((batch, None) for batch in images.batches(share, _READ_AHEAD, side=side))
     for outputs in extract_batches(extractor, batches):
         for output in ("features", "spatial"):
             if output in outputs:
@@ -226,20 +235,25 @@ def _scan(
     ranks: Ranks,
     meter: "_Meter",
     *,
-    count: int | None,
-    balanced: bool,
+    count: int | None = None,
+    balanced: bool = False,
+    side: int | None = None,
 ) -> tuple[list[ImageInfo], Findings]:
     """Reads every byte once: image infos, and what is wrong with the set.
 
-    Labels that the protocol has no use for are removed from the set.
+    Labels that the protocol has no use for are removed from the set. With `side` size, kind and
+    codec of the images do not matter: they are cropped to it.
     """
     unused = ""
     if balanced and not images.labels_given:
         unused = unusable(images.labels, spec.num_classes)
     if unused or (balanced and spec.num_classes == 1):
         images.labels = None
-    scans = ranks.all_gather(lambda: images.scan(share, meter.start("read")))
+    lossy = side is not None
+    scans = ranks.all_gather(lambda: images.scan(share, meter.start("read"), lossy=lossy))
     infos = [info for scan in scans for info in scan]
+    if side is not None:
+        infos = [replace(i, height=side, width=side, mode="RGB", codec="array") for i in infos]
     findings = find_problems(
         infos,
         images.labels,
@@ -252,8 +266,6 @@ def _scan(
         balanced=balanced,
         unused=unused,
     )
-    if findings.errors:
-        raise DimoError("; ".join(findings.errors))
     return infos, findings
 
 

@@ -2,10 +2,13 @@
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +16,7 @@ from bench.features import Extractor, Features, extract, load_extractor
 from bench.features.pipeline import read_features, statistics_of_paths
 from bench.features.stats import FeatureStats, compute_stats, load_stats, save_stats
 from bench.images import npz_keys
+from bench.images.source import READ_ERRORS
 from bench.protocol import Protocol, protocol_sha256
 from bench.protocol.catalog import ANY, BUNDLED_REFERENCES, METRICS, load
 from dimo.data import scenes
@@ -144,6 +148,7 @@ def make_reference(
     weights: Path | None,
     allow_code: bool,
     recursive: bool,
+    side: int | None = None,
     runtime: Runtime,
 ) -> FeatureStats | None:
     """Writes an npz of `mu`, `sigma`, `n` and features from real images (see `save_stats`).
@@ -152,12 +157,20 @@ def make_reference(
         paths: Folders or archives: shards of one set, in order.
         protocol: Names extractor, resolution and how many single features are kept.
         weights: Weights file of the extractor; None: the shipped one.
+        side: Crop photos of any size and kind to this side, as `bench.images.codec.centre_crop`.
         runtime: Where the extractor runs, and the ranks that share the work.
 
     Returns the statistics; None on every rank but the first.
 
     Raises: DimoError: The images cannot be read or are not as the protocol requires.
     """
+    height, width = protocol.images.resolution
+    if side is not None and (side, side) != (height, width):
+        raise DimoError(
+            f"--centre-crop {side}; allowed under protocol {protocol.name!r}, whose images are "
+            f"{height} x {width}: "
+            + (f"--centre-crop {height}" if height == width else "no crop; leave it out")
+        )
     extractor = load_extractor(
         protocol.extractor.name,
         resize=protocol.extractor.resize,
@@ -173,16 +186,18 @@ def make_reference(
         keep=protocol.reference.count,
         runtime=runtime,
         recursive=recursive,
+        side=side,
     )
     if reference is None:
         return None
     stats, features, content = reference
+    crop = {} if side is None else {"crop": f"adm {side}"}
     provenance = {
         "dimo": importlib.metadata.version("dimo"),
         "protocol": {"name": protocol.name, "sha256": protocol_sha256(protocol)},
         "extractor": {"name": extractor.identity, "sha256": extractor.sha256},
         "packages": extractor.packages,
-        "images": {"paths": list(map(str, paths)), "sha256": content},
+        "images": {"paths": list(map(str, paths)), "sha256": content, **crop},
         "device": runtime.device.type,
     }
     save_stats(out, stats, features=features, provenance=canonical_json(provenance))
@@ -211,6 +226,7 @@ def _from_path(
             f"reference {path} holds {', '.join(sorted(keys))}; {_ALLOWED}; save it under these "
             "names, or make it from images: dimo reference IMAGES -o FILE.npz"
         )
+    _check_origin(path, keys, extractor)
     stats: dict[str, FeatureStats] = {}
     kinds = {metric.name: METRICS[metric.name] for metric in protocol.metrics}
     outputs = [kind.needs for kind in kinds.values() if kind.compares_with == "statistics"]
@@ -248,6 +264,20 @@ def _from_path(
             )
     digest = sha256_file(path) if path.is_file() else content
     return ReferenceSet(name, digest, stats, features, count)
+
+
+def _check_origin(path: Path, keys: Collection[str], extractor: Extractor) -> None:
+    """Refuses a file that `dimo reference` made with other weights or code of the extractor."""
+    if "provenance" not in keys:
+        return
+    made = extractor.sha256
+    with suppress(*READ_ERRORS, KeyError, TypeError), np.load(path, allow_pickle=False) as file:
+        made = str(json.loads(str(file["provenance"]))["extractor"]["sha256"])
+    if made != extractor.sha256:
+        raise DimoError(
+            f"reference {path} was made with other weights or code of {extractor.name!r} (sha256 "
+            f"{made[:12]}..., now {extractor.sha256[:12]}...); make it again: dimo reference IMAGES"
+        )
 
 
 def reference_conformity(protocol: Protocol, reference: ReferenceSet) -> list[str]:

@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,15 +51,17 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.names)
 
-    def scan(self, rows: range, on_done: Callable[[int], None]) -> list[ImageInfo]:
+    def scan(
+        self, rows: range, on_done: Callable[[int], None], *, lossy: bool = False
+    ) -> list[ImageInfo]:
         """Reads every byte of the images `rows` (ascending) and inspects them.
 
         Continues after a bad image, which gets a `problem`. Files are hashed as stored, arrays by
         shape and pixels, so hashes are comparable within one kind of storage. `on_done` is called
-        every few images with how many of `rows` are done.
+        every few images with how many of `rows` are done; `lossy` as in `decode_image`.
         """
         infos = []
-        for info in self._run(rows, lambda source: source.inspect):
+        for info in self._run(rows, lambda source: partial(source.inspect, lossy=lossy)):
             infos.append(info)
             if len(infos) % 64 == 0 or len(infos) == len(rows):
                 on_done(len(infos))

@@ -83,9 +83,9 @@ class _FileSource:
     def raw(self, rows: range) -> Iterator[int]:
         return iter(rows)
 
-    def inspect(self, item: int) -> ImageInfo:
+    def inspect(self, item: int, *, lossy: bool) -> ImageInfo:
         try:
-            return inspect_image(self._read(self.names[item]))
+            return inspect_image(self._read(self.names[item]), lossy=lossy)
         except READ_ERRORS as error:
             return ImageInfo("", 0, 0, "", "", f"cannot be read: {reason(error)}")
 
@@ -302,7 +302,7 @@ class _ArraySource:
         self.path, self._archive, self._member = path, archive, f"{key}.npy"
         weakref.finalize(self, archive.close)
         self._stream = archive.open(self._member)
-        shape, dtype = _read_header(self._stream, f"{key} of {path}")
+        shape, dtype, fortran_order = _read_header(self._stream, f"{key} of {path}")
         if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
             swapped = len(shape) == 4 and shape[1] in (1, 3) and dtype == np.uint8
             hint = "transpose it to (0, 2, 3, 1)" if swapped else "convert it"
@@ -317,6 +317,10 @@ class _ArraySource:
                 f"{key} of {path} is {list(shape)} by its header, but has {size - self._start:,} "
                 f"bytes, not {shape[0] * self._row_bytes:,}; make the file again"
             )
+        self._whole: bytes | None = None
+        if fortran_order:  # its images do not lie one after another: all are read at once
+            data = np.frombuffer(self._stream.read(), np.uint8)
+            self._whole = data.reshape(shape[::-1]).T.tobytes()
         self.names = [f"{path}[{row}]" for row in range(shape[0])]
         self.ignored: list[str] = []
         self._next, self._lock = 0, threading.Lock()
@@ -340,7 +344,7 @@ class _ArraySource:
                 item = row, self._read(row)
             yield item
 
-    def inspect(self, item: tuple[int, npt.NDArray[np.uint8] | None]) -> ImageInfo:
+    def inspect(self, item: tuple[int, npt.NDArray[np.uint8] | None], *, lossy: bool) -> ImageInfo:
         height, width, channels = self._shape
         mode, pixels = "RGB" if channels == 3 else "L", item[1]
         if pixels is None:
@@ -361,6 +365,9 @@ class _ArraySource:
         """One image, or None from the row on where the file is damaged."""
         if row >= self._bad_from:
             return None
+        if self._whole is not None:
+            start = row * self._row_bytes
+            return np.frombuffer(self._whole, np.uint8, self._row_bytes, start).reshape(self._shape)
         try:
             if row < self._next:
                 self._stream = self._archive.open(self._member)
@@ -380,7 +387,8 @@ class _ArraySource:
 def open_npz(path: Path) -> _ArraySource:
     """The images of an npz: uint8 [N, H, W, 3] under `arr_0` or `images`; [N, H, W, 1] is grey.
 
-    Labels are int [N] under `arr_1` or `labels`. Only one image at a time is in memory.
+    Labels are int [N] under `arr_1` or `labels`. Only one image at a time is in memory, unless the
+    array is in Fortran order.
 
     Raises: DimoError: It cannot be read, has no such arrays, or their shapes or sizes do not fit.
     """
@@ -415,14 +423,12 @@ def npz_keys(path: Path) -> set[str]:
         raise DimoError(f"cannot read {path}: {error}; fetch or make the file again") from error
 
 
-def _read_header(stream: IO[bytes], what: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _read_header(stream: IO[bytes], what: str) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
     version = np.lib.format.read_magic(stream)
     if version not in _HEADERS:
         raise DimoError(f"{what} is of npy version {version}; allowed: 1.0, 2.0; save it again")
     shape, fortran_order, dtype = _HEADERS[version](stream)
-    if fortran_order:
-        raise DimoError(f"{what} is in Fortran order; allowed: C order; save it again")
-    return shape, dtype
+    return shape, dtype, fortran_order
 
 
 def check_labels(labels: npt.NDArray[Any], count: int, what: str) -> Labels:

@@ -49,8 +49,8 @@ class Source(Protocol):
     def raw(self, rows: range) -> Iterator[Any]:
         """Each image's `item`: raw bytes or pixels, before the work that threads share."""
 
-    def inspect(self, item: Any) -> ImageInfo:
-        """Checks one image; never raises for a bad one."""
+    def inspect(self, item: Any, *, lossy: bool) -> ImageInfo:
+        """Checks one image; never raises for a bad one. `lossy` as in `decode_image`."""
 
     def decode(self, item: Any, *, lossy: bool) -> npt.NDArray[np.uint8]:
         """One image, uint8 [H, W, 3]; a DimoError names it. `lossy` as in `decode_image`."""

@@ -78,7 +78,7 @@ def _row_name(record: ResultRecord, *, of_recipe: bool) -> str:
 
 def number(value: float) -> str:
     """Five significant digits, zero without a sign: `0.28571`, `6.7309`, `12,345`."""
-    rounded = float(f"{value:.{_DIGITS}g}") + 0.0
+    rounded = round(float(f"{value:.{_DIGITS}g}"), 7) + 0.0
     exponent = int(f"{rounded:e}".partition("e")[2])
     return f"{rounded:,.{min(max(0, _DIGITS - 1 - exponent), 7)}f}"
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.images.codec import IMAGE_SUFFIXES
 from bench.metrics.geneval import Detected, judge
 from bench.protocol import Prompts
 from bench.suites.geneval.prompts import (
@@ -65,6 +66,8 @@ def read_folder(path: Path, prompts: Prompts) -> tuple[list[PromptFolder], list[
         problems.append(f"{len(more)} folders in excess of the {count} prompts: {_listed(more)}")
     folders = [_read_prompt(folder, origin) for folder in paths]
     counts = {path.name: len(folder.images) for path, folder in zip(paths, folders, strict=True)}
+    if not any(counts.values()):
+        raise origin.error("no images in the folders of its prompts")
     wrong = [f"{name} has {n}" for name, n in counts.items() if n != prompts.images_per_prompt]
     if wrong:
         problems.append(f"not {prompts.images_per_prompt} images: {_listed(wrong)}")
@@ -76,11 +79,18 @@ def read_folder(path: Path, prompts: Prompts) -> tuple[list[PromptFolder], list[
 def _read_prompt(folder: Path, origin: Origin) -> PromptFolder:
     where = f"{folder.name}/metadata.jsonl"
     try:
-        text = (folder / "metadata.jsonl").read_text(encoding="utf-8")
+        text = (folder / "metadata.jsonl").read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise origin.error(f"{where} cannot be read: {error}") from error
     metadata = check_metadata(parse_metadata(text, origin, where), origin, where)
-    images = [p for p in (folder / "samples").glob("*.png") if re.fullmatch(r"\d+\.png", p.name)]
+    images = [
+        path
+        for path in (folder / "samples").glob("*")
+        if path.stem.isdecimal() and path.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    numbers = Counter(int(path.stem) for path in images)
+    if twice := [f"{number:04d}" for number, paths in numbers.items() if paths > 1]:
+        raise origin.error(f"two images of one number in {folder.name}/samples: {_listed(twice)}")
     return PromptFolder(int(folder.name), metadata, tuple(sorted(images, key=_number)))
 
 

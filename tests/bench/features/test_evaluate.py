@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from unittest.mock import Mock
 
 import numpy as np
@@ -462,6 +463,9 @@ def test_features_from_elsewhere_are_scored_outside_the_protocol(dimo, tmp_path,
     assert "no IS: the features have no logits" in err
 
 
+OWN = '\nname = "own"\nsha256 = "any"\ncount = 40\n'
+
+
 # --- code of one's own -----------------------------------------------------------------------
 
 
@@ -483,5 +487,22 @@ def test_an_extractor_of_ones_own_needs_permission(
     (tmp_path / "tiny.toml").write_text(head + rest[rest.index("[uncertainty]") :])
     _, err = dimo("eval", "samples", "--protocol", "tiny.toml", code=2)
     assert "--allow-code" in err
-    out, _ = dimo("eval", "samples", "--protocol", "tiny.toml", "--allow-code")
-    assert "FID" in out
+    arguments = ("eval", "samples", "--protocol", "tiny.toml", "--allow-code", "--cache", "cache")
+    open_text = (tmp_path / "tiny.toml").read_text()
+    own = open_text.replace(open_text.partition("[reference]")[2].partition("[[")[0], OWN)
+    (tmp_path / "own.toml").write_text(own.replace('"tiny"', '"own"'))
+    dimo("reference", "samples", "--protocol", "own.toml", "--allow-code", "-o", "own.npz")
+    dimo(*arguments)
+    text = (tmp_path / "mine.py").read_text()
+    (tmp_path / "mine.py").write_text(text.replace("images.float()", "(images.float() / 2)"))
+    monkeypatch.delitem(sys.modules, "mine")  # as in a new process
+    for _ in range(2):  # the second from the cache
+        dimo(*arguments)
+    first, second, third = load_all(tmp_path / "results")[0]
+    assert first.metrics["fid"].value > 2 * second.metrics["fid"].value
+    assert second.metrics == third.metrics
+    codes = [record.evidence.extractor_sha256 for record in (first, second, third)]
+    assert codes[0] != codes[1] == codes[2]
+    reference = ("--protocol", "own.toml", "--reference", "own.npz")
+    _, err = dimo("eval", "samples", *reference, "--allow-code", code=2)
+    assert "own.npz was made with other weights or code of 'mine:Mean'" in err

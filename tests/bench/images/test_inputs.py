@@ -88,6 +88,7 @@ CONTAINERS = {
     "tar": lambda tmp: _write_tar(tmp / "set.tar", dict(reversed(_pngs().items()))),
     "tar of .": lambda tmp: _write_tar(tmp / "set.tar", {f"./{k}": v for k, v in _pngs().items()}),
     "npz": lambda tmp: _npz(tmp / "set.npz", arr_0=PIXELS),
+    "npz in Fortran order": lambda tmp: _npz(tmp / "set.npz", arr_0=np.asfortranarray(PIXELS)),
     "npz deflated": lambda tmp: _npz(tmp / "set.npz", compressed=True, images=PIXELS),
 }
 
@@ -566,11 +567,6 @@ BAD_SETS = {  # makes the paths, what the message must say, the labels asked for
         "",
     ),
     "RGBA array": (lambda tmp: _npz(tmp / "a.npz", arr_0=_noise(channels=4)), "16, 20, 4", ""),
-    "Fortran order": (
-        lambda tmp: _npz(tmp / "a.npz", arr_0=np.asfortranarray(PIXELS)),
-        "Fortran order",
-        "",
-    ),
     "no rows": (lambda tmp: _npz(tmp / "a.npz", arr_0=PIXELS[:0]), r"\[0, 16, 20, 3\]", ""),
     "objects": (
         lambda tmp: _npz(tmp / "a.npz", arr_0=np.array([None, {}], dtype=object)),
