@@ -41,9 +41,10 @@ def difference_table(
     """What `bench.records.compare.compare` found, and a line on the training seeds behind it."""
     of_recipe = any(it.retraining for it in differences)
     rows = [_row_name(record, of_recipe=of_recipe) for record in (first, second)]
-    if rows[0] == rows[1]:
-        details = cells.distinguishing([first, second], {})
-        rows = [name + f" ({text(it)})" * bool(it) for name, it in zip(rows, details, strict=True)]
+    details = [text(it) for it in cells.distinguishing([first, second], {})]
+    if rows[0] == rows[1] and all(details):
+        is_set = cells.setting(first, "images") is not None
+        rows = details if is_set else [f"{rows[0]} ({it})" for it in details]
     names = dict(zip(("first", "second", "neither"), [*rows, cells.MISSING], strict=True))
     body = [
         [

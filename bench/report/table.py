@@ -273,12 +273,21 @@ def _paths(record: ResultRecord) -> tuple[str, ...]:
 
 
 def _image_sets(records: Sequence[ResultRecord]) -> dict[str, str]:
-    """The shortest ends of the paths that tell image sets apart, by run id; empty if none do."""
-    paths = {r.run_id: [Path(path).parts for path in _paths(r)] for r in records if _paths(r)}
-    longest = max((len(parts) for it in paths.values() for parts in it), default=0)
+    """What tells the paths of image sets apart, by run id: `modelA` of modelA/samples.
+
+    Empty if nothing does.
+    """
+    paths = {
+        r.run_id: [Path(path).parts or (".",) for path in _paths(r)] for r in records if _paths(r)
+    }
+    every = [parts for it in paths.values() for parts in it]
+    shortest, longest = (f(map(len, every), default=0) for f in (min, max))
+    alike = (n for n in range(1, shortest) if len({parts[-n] for parts in every}) > 1)
+    end = next(alike, shortest or 1) - 1  # components that all have at their end
     for length in range(1, longest + 1):
         ends = {
-            run: " + ".join("/".join(parts[-length:]) for parts in it) for run, it in paths.items()
+            run: " + ".join("/".join(parts[-length - end : len(parts) - end]) for parts in it)
+            for run, it in paths.items()
         }
         if len(set(ends.values())) == len(ends):
             return ends
