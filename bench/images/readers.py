@@ -414,7 +414,7 @@ def npz_keys(path: Path) -> set[str]:
 
     Raises: DimoError: It is called .npz and cannot be read.
     """
-    if path.suffix.lower() != ".npz" or path.is_dir():
+    if path.suffix.lower() != ".npz" or not path.is_file():
         return set()
     try:
         with zipfile.ZipFile(path) as archive:

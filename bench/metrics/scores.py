@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from bench.features import Features
@@ -106,7 +107,11 @@ def _score(metric: Metric, features: Features, reference: ReferenceSet, base: Sa
         assert reference.features is not None
         samples = reference.features.features
     inputs = replace(base, generated=generated, reference=samples, statistics=statistics)
-    return load(kind.compute)(inputs, **metric.params)  # type: ignore[no-any-return]
+    with np.errstate(all="ignore"):  # what overflows is told in words
+        result: Score = load(kind.compute)(inputs, **metric.params)
+    if not np.isfinite(result.value):
+        raise DimoError("its value is not finite; check the features and those of the reference")
+    return result
 
 
 def metric_values(

@@ -165,9 +165,12 @@ class FeaturesSuite(Suite):
     ) -> None:
         """Refuses what is off-protocol or lacks what a metric needs; off-protocol it is told."""
         self._refuse("the set", findings.nonconforming)
-        self._gaps |= known_gaps(
-            self.protocol, self.reference, count=count, has_labels=has_labels, outputs=outputs
+        known = self.runtime.ranks.all_gather(  # the first rank alone has the whole reference
+            lambda: known_gaps(
+                self.protocol, self.reference, count=count, has_labels=has_labels, outputs=outputs
+            )
         )
+        self._gaps |= known[0]
         gaps = self._left_out()
         if gaps and not self.nonconforming:
             labels = [note for note in findings.notes if note.startswith("labels")]

@@ -279,13 +279,14 @@ def test_a_metric_that_cannot_be_had_leaves_a_gap(dimo, samples, tmp_path, monke
     """Off-protocol; too few images for KID and neighbours, or no labels, is told first."""
     for path in sorted(samples.iterdir())[3:]:
         path.unlink()
-    monkeypatch.setattr(evaluate_module, "extract", extract := Mock(wraps=evaluate_module.extract))
-    warned = Mock(side_effect=lambda text: extract.called and pytest.fail(f"late: {text}"))
-    monkeypatch.setattr("dimo.util.terminal.warn", warned)
+    order = Mock()
+    order.extract.side_effect = evaluate_module.extract
+    monkeypatch.setattr(evaluate_module, "extract", order.extract)
+    monkeypatch.setattr("dimo.util.terminal.warn", order.warn)
     arguments = ("eval", "samples", "--protocol", "tiny.toml", "--nonconforming")
-    with pytest.raises(pytest.fail.Exception, match="late: labels are unknown"):  # the first note
-        dimo(*arguments, "--cache", "none")
-    told = [call.args[0] for call in warned.call_args_list[:-1]]
+    dimo(*arguments, "--cache", "none")
+    steps = [name for name, _, _ in order.mock_calls]
+    told = [text for _, (text, *_), _ in order.mock_calls[: steps.index("extract")]]
     (record,), _ = load_all(tmp_path / "results")
     assert list(record.metrics) == ["fid", "inception_score"]
     assert [line.partition(":")[0] for line in told] == [
