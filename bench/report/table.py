@@ -281,9 +281,10 @@ def _image_sets(records: Sequence[ResultRecord]) -> dict[str, str]:
         r.run_id: [Path(path).parts or (".",) for path in _paths(r)] for r in records if _paths(r)
     }
     every = [parts for it in paths.values() for parts in it]
-    shortest, longest = (f(map(len, every), default=0) for f in (min, max))
-    alike = (n for n in range(1, shortest) if len({parts[-n] for parts in every}) > 1)
-    end = next(alike, shortest or 1) - 1  # components that all have at their end
+    lengths = [len(parts) for parts in every] or [1]
+    shortest, longest = min(lengths), max(lengths)
+    differing = (n for n in range(1, shortest) if len({parts[-n] for parts in every}) > 1)
+    end = next(differing, shortest) - 1  # components that all have at their end
     for length in range(1, longest + 1):
         ends = {
             run: " + ".join("/".join(parts[-length - end : len(parts) - end]) for parts in it)
