@@ -19,6 +19,8 @@ from bench.rows.settings import check_protocol, protocol_for
 from bench.suites.base import Assets, ImageOrigin, check_inputs, load_suite, store
 from bench.tuning import check_grid, tune
 from dimo.engine.distributed import Runtime, choose_device
+from dimo.errors import DimoError
+from dimo.util.files import check_folder
 from dimo.zoo.loading import weights_file
 
 AnyPath: TypeAlias = str | PathLike[str]
@@ -47,6 +49,7 @@ def run_rows(
         DimoError: Models that do not fit the protocol, unused or missing files.
     """
     check_inputs(protocol, assets)
+    check_folder(results, "results folder")
     for entry in planned:
         check_protocol(entry.teacher, protocol)
         if entry.student is None:
@@ -93,9 +96,19 @@ def score_images(
         DimoError: The set cannot be read or is off-protocol; unused or missing files.
     """
     check_inputs(protocol, assets, paths, origin)
+    check_folder(results, "results folder")
+    origin = replace(origin, name=_row_name(origin.name, paths[0]))
     suite = load_suite(protocol, runtime, assets, nonconforming=nonconforming, command=command)
     measured = suite.measure_paths(paths, origin)
     return None if measured is None else (measured.record, store(measured, results))
+
+
+def _row_name(given: str, path: Path) -> str:
+    """The name of an image set: as given, else that of its path, also of `.`."""
+    if given and not given.strip():
+        raise DimoError(f"name {given!r} is blank; give a name, or none for that of the path")
+    name = path.name if path.name not in ("", "..") else path.resolve().name
+    return given.strip() or name or "images"
 
 
 def run(
@@ -187,7 +200,7 @@ def evaluate(
         load_protocol(str(protocol)),
         Runtime(choose_device(device), warn=warnings.warn),
         files,
-        origin=ImageOrigin(name or Path(path).name, labels=labels),
+        origin=ImageOrigin(name, labels=labels),
         results=Path(results),
         nonconforming=nonconforming,
         command=f"bench.evaluate({str(path)!r}, protocol={str(protocol)!r})",

@@ -15,7 +15,9 @@ __all__ = [
     "load_torchscript",
 ]
 
+import functools
 import importlib.metadata
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -33,7 +35,7 @@ from bench.features.extraction import (
 )
 from bench.protocol.catalog import ANY, EXTRACTORS, load
 from dimo.errors import DimoError, unknown_name
-from dimo.util.files import sha256_file
+from dimo.util.files import sha256_bytes, sha256_file
 
 
 def is_torchscript(path: Path) -> bool:
@@ -161,16 +163,40 @@ def _load_foreign(
             f"extractor {name!r} gave a {type(network).__name__}; allowed: torch.nn.Module; "
             "let the function return the network"
         )
-    package = name.partition(":")[0].partition(".")[0]
+    module = name.partition(":")[0]
+    package = module.partition(".")[0]
     distributions = importlib.metadata.packages_distributions().get(package, [])
     return Extractor(
         name=name,
         resize="",
         network=network.to(device).eval(),
-        sha256=digest,
+        sha256=sha256_bytes(f"{digest} {_code_sha256(factory, module)}".encode()),
         packages=_versions(*distributions),
         outputs=tuple(getattr(network, "outputs", ("features",))),
         device=device,
+    )
+
+
+@functools.cache
+def _code_sha256(factory: object, module: str) -> str:
+    """Hash of the code that a custom extractor was loaded from, while `factory` is the same object.
+
+    That is its module and what is loaded from the same folder, or from its package.
+    """
+    top = sys.modules[module.partition(".")[0]]
+    file = Path(str(sys.modules[module].__file__))
+    folder = Path(next(iter(top.__path__))) if hasattr(top, "__path__") else file.parent
+    loaded = {str(getattr(each, "__file__", None)) for each in list(sys.modules.values())}
+    files = {Path(name) for name in loaded if name.endswith(".py")}
+    near = {path for path in files if path.is_relative_to(folder) and _is_custom(path)}
+    return sha256_bytes("".join(map(sha256_file, sorted(near | {file}))).encode())
+
+
+def _is_custom(path: Path) -> bool:
+    """Whether a file is neither of dimo nor of an installed package."""
+    own = Path(__file__).parents[2]
+    return "site-packages" not in path.parts and not any(
+        path.is_relative_to(own / name) for name in ("bench", "dimo")
     )
 
 

@@ -33,7 +33,7 @@ class Extractor:
         name: Its name in `EXTRACTORS`, or "package.module:attribute".
         resize: How images reach its input size; empty where it takes them as they are.
         network: uint8 images [B, 3, H, W] -> dict with each of `outputs`, float [B, *].
-        sha256: Hash of the weights file; empty without one.
+        sha256: Hash of the weights file, of custom code with that of the code; empty without both.
         packages: Name -> version of what computes the features.
         outputs: "features", and "logits" or "spatial" if it has them.
         image_size: The only height and width it takes; None for any.

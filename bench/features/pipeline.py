@@ -19,6 +19,7 @@ from bench.features import (
 from bench.features.extraction import FeatureCache, feature_key
 from bench.features.stats import FeatureStats, StreamingStats, check_features
 from bench.images import Findings, ImageSet, content_sha256, find_problems, open_images
+from bench.images.checks import unusable
 from bench.images.codec import ImageInfo
 from bench.images.labels import labels_sha256
 from bench.images.readers import check_labels
@@ -60,7 +61,7 @@ def features_of_paths(
     runtime: Runtime,
     recursive: bool = False,
     labels: str = "",
-    accept: Callable[[Findings], None] = lambda findings: None,
+    accept: Callable[[Findings, ImageSet], None] = lambda findings, images: None,
 ) -> FeaturesOfSet:
     """Reads, checks and extracts a set. Every rank reads a part; the first one gets the result.
 
@@ -70,7 +71,7 @@ def features_of_paths(
         count: Required number of images; None for any.
         balanced: Whether every class must have as many.
         labels: Where labels come from, see `open_images`.
-        accept: Called with the findings before anything is extracted; refuses by raising.
+        accept: Called with findings and set before anything is extracted; refuses by raising.
 
     Raises: DimoError: The set cannot be read, or is not accepted; on all ranks.
     """
@@ -80,7 +81,9 @@ def features_of_paths(
     share = ranks.split(total, FORWARD_BATCH)
     meter = _Meter(runtime.progress, ranks, share, total)
     infos, findings = _scan(images, share, spec, ranks, meter, count=count, balanced=balanced)
-    accept(findings)
+    if findings.errors:
+        raise DimoError("; ".join(findings.errors))
+    accept(findings, images)
     content = content_sha256(infos, images.labels)
     key = feature_key(content, extractor, runtime.device.type)
     features = cache.get(key) if ranks.is_first else None
@@ -155,12 +158,14 @@ def statistics_of_paths(
     keep: int,
     runtime: Runtime,
     recursive: bool = False,
+    side: int | None = None,
 ) -> tuple[dict[str, FeatureStats], npt.NDArray[np.float32], str] | None:
     """Mean and covariance of a set of any size, in memory that does not grow with it.
 
     Arguments as of `features_of_paths`; `keep` is the number of images, spread evenly over the set,
-    whose features are kept. Returns statistics by output ("features", "spatial"), features float32
-    [keep, D] and the content hash; None on every rank but the first.
+    whose features are kept; with `side` photos of any size and kind are cropped to it. Returns
+    statistics by output ("features", "spatial"), features float32 [keep, D] and the content hash;
+    None on every rank but the first.
 
     Raises: DimoError: The set cannot be read, is off-protocol, or has fewer than `keep` images.
     """
@@ -168,15 +173,22 @@ def statistics_of_paths(
     images = ranks.synchronized(lambda: open_images(paths, recursive=recursive))
     share = ranks.split(len(images), FORWARD_BATCH)
     meter = _Meter(runtime.progress, ranks, share, len(images))
-    infos, findings = _scan(images, share, spec, ranks, meter, count=None, balanced=False)
-    problems = findings.nonconforming
+    infos, findings = _scan(images, share, spec, ranks, meter, side=side)
+    if ranks.is_first:
+        for note in findings.notes:
+            runtime.warn(note)
+    problems = [*findings.errors, *findings.nonconforming]
+    if problems and side is None and spec.resolution[0] == spec.resolution[1]:
+        problems.append(
+            f"photos of any size and kind are taken with --centre-crop {spec.resolution[0]}"
+        )
     if len(images) < keep:
-        problems = [*problems, f"{len(images):,} images; allowed: {keep:,} or more"]
+        problems.append(f"{len(images):,} images; allowed: {keep:,} or more")
     if problems:
         raise DimoError(f"not a reference for this protocol: {'; '.join(problems)}")
     kept = {len(images) * row // keep for row in range(keep)}
     shares = ranks.all_gather(
-        lambda: _accumulate(images, share, extractor, kept, meter.start("features")),
+        lambda: _accumulate(images, share, extractor, kept, meter.start("features"), side),
         first_only=True,
     )
     if not ranks.is_first:
@@ -196,11 +208,12 @@ def _accumulate(
     extractor: Extractor,
     kept: Set[int],
     on_done: Callable[[int], None],
+    side: int | None,
 ) -> tuple[dict[str, StreamingStats], list[npt.NDArray[np.float32]]]:
     totals: dict[str, StreamingStats] = {}
     rows: list[npt.NDArray[np.float32]] = []
     place = share.start
-    batches = ((batch, None) for batch in images.batches(share, _READ_AHEAD))
+    batches = ((batch, None) for batch in images.batches(share, _READ_AHEAD, side=side))
     for outputs in extract_batches(extractor, batches):
         for output in ("features", "spatial"):
             if output in outputs:
@@ -222,12 +235,25 @@ def _scan(
     ranks: Ranks,
     meter: "_Meter",
     *,
-    count: int | None,
-    balanced: bool,
+    count: int | None = None,
+    balanced: bool = False,
+    side: int | None = None,
 ) -> tuple[list[ImageInfo], Findings]:
-    """Reads every byte once: image infos, and what is wrong with the set."""
-    scans = ranks.all_gather(lambda: images.scan(share, meter.start("read")))
+    """Reads every byte once: image infos, and what is wrong with the set.
+
+    Labels that the protocol has no use for are removed from the set. With `side` size, kind and
+    codec of the images do not matter: they are cropped to it.
+    """
+    unused = ""
+    if balanced and not images.labels_given:
+        unused = unusable(images.labels, spec.num_classes)
+    if unused or (balanced and spec.num_classes == 1):
+        images.labels = None
+    lossy = side is not None
+    scans = ranks.all_gather(lambda: images.scan(share, meter.start("read"), lossy=lossy))
     infos = [info for scan in scans for info in scan]
+    if side is not None:
+        infos = [replace(i, height=side, width=side, mode="RGB", codec="array") for i in infos]
     findings = find_problems(
         infos,
         images.labels,
@@ -236,11 +262,10 @@ def _scan(
         count=len(images) if count is None else count,
         resolution=spec.resolution,
         channels=spec.channels,
-        num_classes=spec.num_classes if balanced else None,
+        num_classes=spec.num_classes if balanced and spec.num_classes > 1 else None,
         balanced=balanced,
+        unused=unused,
     )
-    if findings.errors:
-        raise DimoError("; ".join(findings.errors))
     return infos, findings
 
 

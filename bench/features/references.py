@@ -2,10 +2,13 @@
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +16,7 @@ from bench.features import Extractor, Features, extract, load_extractor
 from bench.features.pipeline import read_features, statistics_of_paths
 from bench.features.stats import FeatureStats, compute_stats, load_stats, save_stats
 from bench.images import npz_keys
+from bench.images.source import READ_ERRORS
 from bench.protocol import Protocol, protocol_sha256
 from bench.protocol.catalog import ANY, BUNDLED_REFERENCES, METRICS, load
 from dimo.data import scenes
@@ -21,6 +25,14 @@ from dimo.errors import DimoError
 from dimo.util.files import sha256_bytes, sha256_file
 from dimo.util.schema import canonical_json
 
+_OTHER_FILES = {
+    ".npy": "a single array",
+    **dict.fromkeys((".pt", ".pth", ".pkl", ".pickle"), "a file of PyTorch or Python"),
+}
+_ALLOWED = (
+    "allowed: an .npz with mu [D] and sigma [D, D], with features [N, D] or with images uint8 "
+    "[N, H, W, 3] in arr_0; or a folder, .zip or .tar of images"
+)
 _SCENES_SEED = 4000  # of no other pictures: 1000 is reported, 2000 selects, 3000 tests the detector
 _SCENES_COUNT = 4800  # 20 of each held-out prompt
 
@@ -98,17 +110,18 @@ def load_reference(
     *,
     path: Path | None,
     extract_paths: ExtractPaths,
+    partly: bool = False,
 ) -> ReferenceSet:
     """The protocol's reference in the features of `extractor`.
 
     `path` is a file or folder; None for a bundled reference. `extract_paths` gives features,
-    content hash and count of image files.
+    content hash and count of image files. With `partly` a file of statistics is enough.
 
     Raises: DimoError: It is missing, of another extractor, or lacks what a metric needs.
     """
     if path is None:
         return bundled_reference(protocol, extractor)
-    loaded = _from_path(protocol, extractor, path, extract_paths)
+    loaded = _from_path(protocol, extractor, path, extract_paths, partly)
     return _with_statistics(loaded, protocol, extractor)
 
 
@@ -135,6 +148,7 @@ def make_reference(
     weights: Path | None,
     allow_code: bool,
     recursive: bool,
+    side: int | None = None,
     runtime: Runtime,
 ) -> FeatureStats | None:
     """Writes an npz of `mu`, `sigma`, `n` and features from real images (see `save_stats`).
@@ -143,12 +157,20 @@ def make_reference(
         paths: Folders or archives: shards of one set, in order.
         protocol: Names extractor, resolution and how many single features are kept.
         weights: Weights file of the extractor; None: the shipped one.
+        side: Crop photos of any size and kind to this side, as `bench.images.codec.centre_crop`.
         runtime: Where the extractor runs, and the ranks that share the work.
 
     Returns the statistics; None on every rank but the first.
 
     Raises: DimoError: The images cannot be read or are not as the protocol requires.
     """
+    height, width = protocol.images.resolution
+    if side is not None and (side, side) != (height, width):
+        raise DimoError(
+            f"--centre-crop {side}; allowed under protocol {protocol.name!r}, whose images are "
+            f"{height} x {width}: "
+            + (f"--centre-crop {height}" if height == width else "no crop; leave it out")
+        )
     extractor = load_extractor(
         protocol.extractor.name,
         resize=protocol.extractor.resize,
@@ -164,16 +186,18 @@ def make_reference(
         keep=protocol.reference.count,
         runtime=runtime,
         recursive=recursive,
+        side=side,
     )
     if reference is None:
         return None
     stats, features, content = reference
+    crop = {} if side is None else {"crop": f"adm {side}"}
     provenance = {
         "dimo": importlib.metadata.version("dimo"),
         "protocol": {"name": protocol.name, "sha256": protocol_sha256(protocol)},
         "extractor": {"name": extractor.identity, "sha256": extractor.sha256},
         "packages": extractor.packages,
-        "images": {"paths": list(map(str, paths)), "sha256": content},
+        "images": {"paths": list(map(str, paths)), "sha256": content, **crop},
         "device": runtime.device.type,
     }
     save_stats(out, stats, features=features, provenance=canonical_json(provenance))
@@ -181,12 +205,28 @@ def make_reference(
 
 
 def _from_path(
-    protocol: Protocol, extractor: Extractor, path: Path, extract_paths: ExtractPaths
+    protocol: Protocol,
+    extractor: Extractor,
+    path: Path,
+    extract_paths: ExtractPaths,
+    partly: bool,
 ) -> ReferenceSet:
     name = protocol.reference.name
     if not path.exists():
         raise DimoError(f"no reference at {path}; give a file or a folder that exists")
+    if path.suffix.lower() in _OTHER_FILES:
+        raise DimoError(
+            f"reference {path} is {_OTHER_FILES[path.suffix.lower()]}; {_ALLOWED}; save mean and "
+            "covariance with numpy.savez(FILE, mu=..., sigma=...)"
+        )
     keys = npz_keys(path)
+    has_images = not keys or not {"arr_0", "images"}.isdisjoint(keys)
+    if not has_images and keys.isdisjoint({"mu", "features"}):
+        raise DimoError(
+            f"reference {path} holds {', '.join(sorted(keys))}; {_ALLOWED}; save it under these "
+            "names, or make it from images: dimo reference IMAGES -o FILE.npz"
+        )
+    _check_origin(path, keys, extractor)
     stats: dict[str, FeatureStats] = {}
     kinds = {metric.name: METRICS[metric.name] for metric in protocol.metrics}
     outputs = [kind.needs for kind in kinds.values() if kind.compares_with == "statistics"]
@@ -196,21 +236,23 @@ def _from_path(
             path,
             extractor=extractor.identity,
             count=own_statistics or protocol.reference.count,
-            outputs=outputs,
+            outputs=["features"] if partly and "mu_s" not in keys else outputs,
         )
     features: Features | None = None
     needing = [name for name, kind in kinds.items() if kind.compares_with == "samples"]
     missing_stats = [output for output in outputs if output not in stats]
-    if not needing and not missing_stats:
+    only_statistics = bool(stats) and not has_images and "features" not in keys
+    if not (needing or missing_stats) or (partly and only_statistics):
         return ReferenceSet(name, sha256_file(path), stats, None, None)
     if "features" in keys:
         features, content = read_features(path), sha256_file(path)
         count = len(features.features)
-    elif keys and "arr_0" not in keys and "images" not in keys:
+    elif not has_images:
         raise DimoError(
             f"reference {path} holds {', '.join(sorted(keys))}, but {needing[0]} needs the "
             "features of single images; make a reference with both: dimo reference IMAGES "
-            f"--protocol {protocol.name} -o FILE.npz"
+            f"--protocol {protocol.name} -o FILE.npz; or leave out what needs them, off-protocol, "
+            "with --nonconforming"
         )
     else:
         features, content, count = extract_paths([path])
@@ -222,6 +264,20 @@ def _from_path(
             )
     digest = sha256_file(path) if path.is_file() else content
     return ReferenceSet(name, digest, stats, features, count)
+
+
+def _check_origin(path: Path, keys: Collection[str], extractor: Extractor) -> None:
+    """Refuses a file that `dimo reference` made with other weights or code of the extractor."""
+    if "provenance" not in keys:
+        return
+    made = extractor.sha256
+    with suppress(*READ_ERRORS, KeyError, TypeError), np.load(path, allow_pickle=False) as file:
+        made = str(json.loads(str(file["provenance"]))["extractor"]["sha256"])
+    if made != extractor.sha256:
+        raise DimoError(
+            f"reference {path} was made with other weights or code of {extractor.name!r} (sha256 "
+            f"{made[:12]}..., now {extractor.sha256[:12]}...); make it again: dimo reference IMAGES"
+        )
 
 
 def reference_conformity(protocol: Protocol, reference: ReferenceSet) -> list[str]:
@@ -236,5 +292,10 @@ def reference_conformity(protocol: Protocol, reference: ReferenceSet) -> list[st
     if reference.count not in (None, expected.count):
         problems.append(
             f"the reference has {reference.count:,} images, the protocol {expected.count:,}"
+        )
+    elif few := [stats.count for stats in reference.stats.values() if stats.count < expected.count]:
+        problems.append(
+            f"the reference's statistics are of {few[0]:,} images; allowed: {expected.count:,} or "
+            "more"
         )
     return problems

@@ -194,6 +194,7 @@ def load_stats(
         raise DimoError(
             f"cannot read statistics from {path}: {error}; give an npz with the keys mu and sigma"
         ) from error
+    _check_precision(path, {key: content[key] for key in required if key in content})
     missing = [key for key in required if key not in content]
     if missing:
         raise DimoError(
@@ -224,6 +225,15 @@ def load_stats(
         }
     except (TypeError, ValueError) as error:
         raise DimoError(f"{path}: {error}") from error
+
+
+def _check_precision(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
+    for key, array in arrays.items():
+        if array.dtype.kind != "f" or array.dtype.itemsize < 4:
+            raise DimoError(
+                f"{key} of {path} is {array.dtype}; allowed: float32 or float64, as distances need "
+                "its digits; make the statistics again in float64"
+            )
 
 
 def check_features(

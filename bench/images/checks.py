@@ -59,6 +59,7 @@ def find_problems(
     channels: int,
     num_classes: int | None,
     balanced: bool,
+    unused: str = "",
 ) -> Findings:
     """Compares a scanned set with the protocol's requirements.
 
@@ -68,6 +69,7 @@ def find_problems(
         channels: 3 for RGB; 1 for grey, which may be stored as RGB.
         num_classes: Labels are in 0 to `num_classes` - 1; None without classes.
         balanced: Whether each label must occur equally often.
+        unused: Why the set's own labels are not among `labels`, see `unusable`.
     """
     assert len(infos) == len(names)
     assert labels is None or len(labels) == len(names)
@@ -90,7 +92,8 @@ def find_problems(
         *_wrong_kind(readable, _MODES[channels]),
         *_wrong_labels(labels, names, num_classes, balanced),
     ]
-    notes = list(_remarks(labels, names, ignored, num_classes))
+    notes = [unused] if unused else list(_unknown(labels, num_classes))
+    notes += _remarks(names, ignored, num_classes)
     if duplicates:
         many = len(duplicates) > _MAX_DUPLICATES * len(pairs)
         examples = ", ".join(f"{copy!r} of {first!r}" for copy, first in duplicates[:3])
@@ -183,24 +186,40 @@ def _wrong_labels(
             )
 
 
-def _remarks(
-    labels: Labels | None,
-    names: Sequence[str],
-    ignored: Sequence[str],
-    num_classes: int | None,
-) -> Iterator[str]:
+def unusable(labels: Labels | None, num_classes: int) -> str:
+    """Why labels that a sampler stored with its images do not count; empty if they do.
+
+    ADM's draws them at random, and its evaluator does not read them.
+    """
+    if labels is None or labels.min() < 0 or labels.max() >= num_classes:
+        return ""  # out of range they are a mistake
+    counts = np.bincount(labels, minlength=num_classes)
+    if counts.min() == counts.max():
+        return ""
+    return (
+        f"labels stored with the images are not balanced (from {counts.min():,} to "
+        f"{counts.max():,} images of a label) and are left out; to use them give --labels FILE"
+    )
+
+
+def _unknown(labels: Labels | None, num_classes: int | None) -> Iterator[str]:
     if labels is None and num_classes is not None:
         yield (
             "labels are unknown, so their balance is not checked; give --labels filename, "
             "cyclic:1000 or a manifest"
         )
+
+
+def _remarks(
+    names: Sequence[str], ignored: Sequence[str], num_classes: int | None
+) -> Iterator[str]:
     if ignored:
         yield f"{counted(len(ignored), 'other file')} left out ({shown(ignored, _MAX_BAD_NAMES)})"
-    disorder = first_out_of_order(names)
+    disorder = None if num_classes is None else first_out_of_order(names)
     if disorder:
         yield (
-            f"sorted by name {disorder[0]!r} comes before {disorder[1]!r}: pairing images by "
-            "position goes by that order; pad the numbers with zeros"
+            f"sorted by name {disorder[0]!r} comes before {disorder[1]!r}: dimo compare pairs "
+            "images by position, in that order; pad the numbers with zeros"
         )
 
 

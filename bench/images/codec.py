@@ -92,12 +92,13 @@ def to_uint8(images: Tensor, rule: str) -> Tensor:
     return levels.floor().clamp(0, 255).to(torch.uint8)
 
 
-def inspect_image(data: bytes) -> ImageInfo:
+def inspect_image(data: bytes, *, lossy: bool = False) -> ImageInfo:
     """Checks all bytes of an image file; never raises for a bad one.
 
     A PNG of mode RGB, L or P is not decompressed, which would cost ten times more: the CRC of
     every chunk detects damage. Anything else is decoded. The hash covers the file's bytes, for a
     PNG those of the chunks that determine the pixels, so that text and dates do not matter.
+    `lossy` as in `decode_image`.
     """
     sha256, height, width, mode, codec, problem = "", 0, 0, "", "", None
     try:
@@ -106,7 +107,7 @@ def inspect_image(data: bytes) -> ImageInfo:
         image = _open(data)
         (width, height), mode, codec = image.size, _mode(image), _codec(image, data)
         if codec != "png" or mode not in ("RGB", "L", "P") or "transparency" in image.info:
-            _to_rgb(image)
+            _decoded(image, lossy=lossy)
     except DimoError as error:
         problem = str(error)
     return ImageInfo(sha256 or sha256_bytes(data), height, width, mode, codec, problem)
@@ -120,7 +121,10 @@ def decode_image(data: bytes, *, lossy: bool = False) -> npt.NDArray[np.uint8]:
 
     Raises: DimoError: No image, damaged, or one that is not 8-bit RGB without a loss or a guess.
     """
-    image = _open(data)
+    return _decoded(_open(data), lossy=lossy)
+
+
+def _decoded(image: Image.Image, *, lossy: bool) -> npt.NDArray[np.uint8]:
     mode = _mode(image)
     if lossy and (mode in _LOSSY_MODES or (mode in _MODES and _is_transparent(image))):
         return _pixels(image)
@@ -132,6 +136,8 @@ def read_image(path: Path) -> tuple[ImageInfo, npt.NDArray[np.uint8]]:
 
     Raises: DimoError: It cannot be read, or as `decode_image`.
     """
+    if path.exists() and not path.is_file():
+        raise DimoError(f"{path} is no file; replace it by an image")
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,29 +34,34 @@ class ImageSet:
     Attributes:
         names: Each image's path below its folder, or `FILE.npz[3]` in an npz.
         labels: int64 [N]; None if unknown.
+        labels_given: Whether someone gave them; see `find_labels`.
         ignored: Names of files and folders that are no part of the set.
     """
 
-    def __init__(self, sources: Sequence[Source], labels: Labels | None) -> None:
+    def __init__(
+        self, sources: Sequence[Source], labels: Labels | None, labels_given: bool
+    ) -> None:
         self.paths = [source.path for source in sources]
         self.names = [name for source in sources for name in source.names]
         self.ignored = [name for source in sources for name in source.ignored]
-        self.labels = labels
+        self.labels, self.labels_given = labels, labels_given
         self._sources = sources
         self._ends = list(accumulate(len(source.names) for source in sources))
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def scan(self, rows: range, on_done: Callable[[int], None]) -> list[ImageInfo]:
+    def scan(
+        self, rows: range, on_done: Callable[[int], None], *, lossy: bool = False
+    ) -> list[ImageInfo]:
         """Reads every byte of the images `rows` (ascending) and inspects them.
 
         Continues after a bad image, which gets a `problem`. Files are hashed as stored, arrays by
         shape and pixels, so hashes are comparable within one kind of storage. `on_done` is called
-        every few images with how many of `rows` are done.
+        every few images with how many of `rows` are done; `lossy` as in `decode_image`.
         """
         infos = []
-        for info in self._run(rows, lambda source: source.inspect):
+        for info in self._run(rows, lambda source: partial(source.inspect, lossy=lossy)):
             infos.append(info)
             if len(infos) % 64 == 0 or len(infos) == len(rows):
                 on_done(len(infos))
@@ -119,7 +125,8 @@ def open_images(paths: Sequence[Path], *, recursive: bool = False, labels: str =
     Args:
         paths: Folders, .zip, uncompressed .tar (also WebDataset) or .npz, shards of one set in this
             order. Within one, images are sorted by name as text, an array's by position.
-        recursive: Also take images in folders below, in archives from several folders.
+        recursive: Also take images in folders below, also in linked ones, each folder once; in
+            archives from several folders.
         labels: See `bench.images.labels.find_labels`.
 
     Raises: DimoError: A path is missing, unreadable, of another kind or without images; two
@@ -137,7 +144,7 @@ def open_images(paths: Sequence[Path], *, recursive: bool = False, labels: str =
                 "name once in a set; give each path once, or rename the images of one"
             )
         owners.update(dict.fromkeys(source.names, source.path))
-    return ImageSet(sources, find_labels(sources, labels))
+    return ImageSet(sources, *find_labels(sources, labels))
 
 
 def _open(path: Path, recursive: bool) -> Source:
@@ -146,6 +153,8 @@ def _open(path: Path, recursive: bool) -> Source:
         raise DimoError(f"no images at {path}: it does not exist; check the path")
     if path.is_dir():
         return open_folder(path, recursive=recursive)
+    if not path.is_file():
+        raise DimoError(f"{path} is no file or folder but a pipe or a device; check the path")
     if name.endswith(".zip"):
         return open_zip(path, recursive=recursive)
     if name.endswith(".tar"):

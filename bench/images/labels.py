@@ -18,30 +18,34 @@ from dimo.util.schema import unique_keys
 _MANIFEST_FORM = 'a .csv with the columns file,label or a .json {"000.png": 3, ...}'
 
 
-def find_labels(sources: Sequence[Source], rule: str) -> Labels | None:
-    """The label of every image; None if there are no labels.
+def find_labels(sources: Sequence[Source], rule: str) -> tuple[Labels | None, bool]:
+    """The label of every image, None if there are no labels; and whether someone gave them.
+
+    Nobody gives those inside npz or WebDataset files, which samplers write.
 
     Args:
         sources: The set, in order.
         rule: "" (a manifest with the images, else labels inside npz or WebDataset files),
-            "filename" (the integer after the last `_` of a name: 000123_207.png), "folder" (see
-            `class_folders`), "cyclic:K" (the image's position in the set modulo K) or the path of
-            a manifest.
+            "none" (no labels), "filename" (the integer after the last `_` of a name:
+            000123_207.png), "folder" (see `class_folders`), "cyclic:K" (the image's position in the
+            set modulo K) or the path of a manifest.
 
     Raises: DimoError: Unknown rule, a name without a label, or a manifest that does not fit.
     """
     names = [name for source in sources for name in source.names]
     if rule == "":
         return _labels_that_come_along(sources)
+    if rule == "none":
+        return None, False
     if rule == "filename":
-        return _from_names(names)
+        return _from_names(names), True
     if rule == "folder":
-        return class_folders(names)
+        return class_folders(names), True
     if match := re.fullmatch(r"cyclic:([1-9]\d{0,8})", rule):
-        return _cyclic(names, int(match[1]))
+        return _cyclic(names, int(match[1])), True
     if rule.lower().endswith((".csv", ".json")):
-        return _from_manifest(read_manifest(Path(rule)), names)
-    allowed = ("filename", "folder", "cyclic:1000", "FILE.csv", "FILE.json")
+        return _from_manifest(read_manifest(Path(rule)), names), True
+    allowed = ("none", "filename", "folder", "cyclic:1000", "FILE.csv", "FILE.json")
     raise unknown_name("labels", rule, allowed)
 
 
@@ -94,7 +98,7 @@ def first_out_of_order(names: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
-def _labels_that_come_along(sources: Sequence[Source]) -> Labels | None:
+def _labels_that_come_along(sources: Sequence[Source]) -> tuple[Labels | None, bool]:
     by_source: dict[int, Labels] = {}  # by number of the source
     manifests: dict[str, tuple[Manifest, list[int]]] = {}  # one may stand beside several shards
     for number, source in enumerate(sources):
@@ -108,14 +112,15 @@ def _labels_that_come_along(sources: Sequence[Source]) -> Labels | None:
         ends = np.cumsum([len(sources[n].names) for n in numbers])
         by_source.update(zip(numbers, np.split(labels, ends[:-1]), strict=True))
     if not by_source:
-        return None
+        return None, False
     bare = [str(source.path) for number, source in enumerate(sources) if number not in by_source]
     if bare:
         raise DimoError(
             f"no labels in {shown(bare)}, but in {counted(len(by_source), 'other path')}; allowed: "
             "in all or in none; add them, or give all with --labels"
         )
-    return np.concatenate([by_source[number] for number in range(len(sources))])
+    labels = np.concatenate([by_source[number] for number in range(len(sources))])
+    return labels, bool(manifests)
 
 
 def _from_names(names: Sequence[str]) -> Labels:
@@ -140,7 +145,7 @@ def _cyclic(names: Sequence[str], period: int) -> Labels:
 
 
 def _from_manifest(manifest: Manifest, names: Sequence[str]) -> Labels:
-    entries = _parse_manifest(manifest)
+    entries = {n.removeprefix(manifest.base): y for n, y in _parse_manifest(manifest).items()}
     known = set(names)
     unknown = [name for name in entries if name not in known]
     if unknown:

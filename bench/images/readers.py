@@ -10,6 +10,7 @@ import weakref
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,7 +40,7 @@ class _FileSource:
         images: Names of the image files.
         others: Names of all other files.
         read: A name -> its bytes.
-        base: Folder inside an archive that all these names are relative to.
+        base: Folder of the images inside an archive, which these names are without.
         sidecars: Whether labels may be in WebDataset files beside the images.
     """
 
@@ -68,29 +69,30 @@ class _FileSource:
         if len(present) > 1:
             raise DimoError(f"{self.path} holds {' and '.join(present)}; keep one of them")
         if present:
-            return Manifest(f"{self.path}/{present[0]}", self._read_other(present[0]))
+            name = present[0]
+            return Manifest(f"{self.path}/{name}", self._read_other(name), self._base)
         labels = next(filter(None, map(self._sidecar_labels, _SIDECARS)), None)
         if labels is not None:
             return np.array(labels, dtype=np.int64)
         if self.path.is_file():
             for path in (self.path.parent / name for name in _MANIFESTS):
                 if path.is_file():
-                    return read_manifest(path)
+                    return replace(read_manifest(path), base=self._base)
         return None
 
     def raw(self, rows: range) -> Iterator[int]:
         return iter(rows)
 
-    def inspect(self, item: int) -> ImageInfo:
+    def inspect(self, item: int, *, lossy: bool) -> ImageInfo:
         try:
-            return inspect_image(self._read(self._base + self.names[item]))
+            return inspect_image(self._read(self.names[item]), lossy=lossy)
         except READ_ERRORS as error:
             return ImageInfo("", 0, 0, "", "", f"cannot be read: {reason(error)}")
 
     def decode(self, item: int, *, lossy: bool) -> npt.NDArray[np.uint8]:
         name = self.names[item]
         try:
-            return decode_image(self._read(self._base + name), lossy=lossy)
+            return decode_image(self._read(name), lossy=lossy)
         except READ_ERRORS as error:  # DimoError is a ValueError
             raise DimoError(f"{name!r} in {self.path}: {reason(error)}; replace it") from error
 
@@ -113,14 +115,15 @@ class _FileSource:
     def _sidecar_value(self, name: str) -> object:
         text = self._read_other(name)
         try:
-            table = json.loads(text) if name.endswith(".json") else text.decode()
+            words = text.decode("utf-8-sig")
+            table = json.loads(words) if name.endswith(".json") else words
         except ValueError as error:
             raise DimoError(f"cannot read {name!r} in {self.path}: {error}; correct it") from error
         return table.get("label", table.get("cls")) if isinstance(table, dict) else table
 
     def _read_other(self, name: str) -> bytes:
         try:
-            return self._read(self._base + name)
+            return self._read(name)
         except READ_ERRORS as error:
             raise unreadable(self.path, error) from error
 
@@ -131,26 +134,41 @@ def open_folder(path: Path, *, recursive: bool) -> _FileSource:
     Raises: DimoError: It cannot be read or holds no image.
     """
 
-    def fail(error: OSError) -> None:
-        raise error
-
     try:
-        if recursive:
-            tree = os.walk(path, onerror=fail)
-            paths = [Path(top, name) for top, _, files in tree for name in files]
-            files, folders = [file.relative_to(path).as_posix() for file in paths], list[str]()
-        else:
-            with os.scandir(path) as entries:
-                kinds = {entry.name: entry.is_dir() for entry in entries}
-            files = [name for name, is_folder in kinds.items() if not is_folder]
-            folders = [f"{name}/" for name, is_folder in kinds.items() if is_folder]
+        files, left_out = _listed(path, recursive=recursive)
     except OSError as error:
         raise DimoError(f"cannot read folder {path}: {error.strerror}; check the path") from error
     images = sorted(filter(_is_image, files))
     if not images:
-        raise _no_images(path, files, folders)
-    others = [*(name for name in files if not _is_image(name)), *folders]
+        raise _no_images(path, files, left_out)
+    others = [*(name for name in files if not _is_image(name)), *left_out]
     return _FileSource(path, images, others, lambda name: (path / name).read_bytes())
+
+
+def _listed(path: Path, *, recursive: bool) -> tuple[list[str], list[str]]:
+    """The files of a folder, and what is left out: folders, `sub/`, and pipes and devices.
+
+    With `recursive` each folder below is read once, also where a link leads out of `path`.
+    """
+    files, left_out, top = list[str](), list[str](), os.path.realpath(path)
+    seen, waiting = {top}, [""]
+    while waiting:
+        below = waiting.pop()
+        with os.scandir(path / below) as entries:
+            for entry in entries:
+                name = below + entry.name
+                if not entry.is_dir():
+                    is_file = entry.is_file() or not Path(entry.path).exists()  # a broken link
+                    (files if is_file else left_out).append(name)
+                    continue
+                real = os.path.realpath(entry.path)
+                known = entry.is_symlink() and f"{real}/".startswith(f"{top}/")
+                if recursive and not known and real not in seen:
+                    seen.add(real)
+                    waiting.append(f"{name}/")
+                else:
+                    left_out.append(f"{name}/")
+    return files, left_out
 
 
 def open_zip(path: Path, *, recursive: bool) -> _FileSource:
@@ -244,10 +262,11 @@ def _open_archive(
         )
     common = posixpath.commonpath(folders) if all(folders) else ""
     base = f"{common}/" if common else ""
-    inside = {name: name.removeprefix(base) for name in members}
-    others = [inside[name] for name in members if not _is_image(name)]
-    sidecars = path.suffix.lower() == ".tar"
-    return _FileSource(path, [inside[name] for name in images], others, read, base, sidecars)
+    members.sort(key=lambda name: name.startswith(base))  # those outside are behind those inside
+    places = {name.removeprefix(base): name for name in members}
+    others = [name for name, place in places.items() if not _is_image(place)]
+    names, sidecars = [name.removeprefix(base) for name in images], path.suffix.lower() == ".tar"
+    return _FileSource(path, names, others, lambda name: read(places[name]), base, sidecars)
 
 
 def _is_image(name: str) -> bool:
@@ -261,9 +280,9 @@ def _normal(name: str) -> str:
     return posixpath.normpath(name).lstrip("/")
 
 
-def _no_images(path: Path, files: list[str], folders: list[str] | None = None) -> DimoError:
+def _no_images(path: Path, files: list[str], left_out: list[str] | None = None) -> DimoError:
     held = counted(len(files), "other file") + (f" ({shown(sorted(files))})" if files else "")
-    if folders:
+    if folders := [name for name in left_out or () if name.endswith("/")]:
         return DimoError(
             f"{path} holds no images, but the folders {shown(sorted(folders))} and {held}; "
             "look into the folders with --recursive"
@@ -283,7 +302,7 @@ class _ArraySource:
         self.path, self._archive, self._member = path, archive, f"{key}.npy"
         weakref.finalize(self, archive.close)
         self._stream = archive.open(self._member)
-        shape, dtype = _read_header(self._stream, f"{key} of {path}")
+        shape, dtype, fortran_order = _read_header(self._stream, f"{key} of {path}")
         if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
             swapped = len(shape) == 4 and shape[1] in (1, 3) and dtype == np.uint8
             hint = "transpose it to (0, 2, 3, 1)" if swapped else "convert it"
@@ -298,6 +317,10 @@ class _ArraySource:
                 f"{key} of {path} is {list(shape)} by its header, but has {size - self._start:,} "
                 f"bytes, not {shape[0] * self._row_bytes:,}; make the file again"
             )
+        self._whole: bytes | None = None
+        if fortran_order:  # its images do not lie one after another: all are read at once
+            data = np.frombuffer(self._stream.read(), np.uint8)
+            self._whole = data.reshape(shape[::-1]).T.tobytes()
         self.names = [f"{path}[{row}]" for row in range(shape[0])]
         self.ignored: list[str] = []
         self._next, self._lock = 0, threading.Lock()
@@ -321,7 +344,7 @@ class _ArraySource:
                 item = row, self._read(row)
             yield item
 
-    def inspect(self, item: tuple[int, npt.NDArray[np.uint8] | None]) -> ImageInfo:
+    def inspect(self, item: tuple[int, npt.NDArray[np.uint8] | None], *, lossy: bool) -> ImageInfo:
         height, width, channels = self._shape
         mode, pixels = "RGB" if channels == 3 else "L", item[1]
         if pixels is None:
@@ -342,6 +365,9 @@ class _ArraySource:
         """One image, or None from the row on where the file is damaged."""
         if row >= self._bad_from:
             return None
+        if self._whole is not None:
+            start = row * self._row_bytes
+            return np.frombuffer(self._whole, np.uint8, self._row_bytes, start).reshape(self._shape)
         try:
             if row < self._next:
                 self._stream = self._archive.open(self._member)
@@ -361,7 +387,8 @@ class _ArraySource:
 def open_npz(path: Path) -> _ArraySource:
     """The images of an npz: uint8 [N, H, W, 3] under `arr_0` or `images`; [N, H, W, 1] is grey.
 
-    Labels are int [N] under `arr_1` or `labels`. Only one image at a time is in memory.
+    Labels are int [N] under `arr_1` or `labels`. Only one image at a time is in memory, unless the
+    array is in Fortran order.
 
     Raises: DimoError: It cannot be read, has no such arrays, or their shapes or sizes do not fit.
     """
@@ -387,7 +414,7 @@ def npz_keys(path: Path) -> set[str]:
 
     Raises: DimoError: It is called .npz and cannot be read.
     """
-    if path.suffix != ".npz":
+    if path.suffix.lower() != ".npz" or not path.is_file():
         return set()
     try:
         with zipfile.ZipFile(path) as archive:
@@ -396,14 +423,12 @@ def npz_keys(path: Path) -> set[str]:
         raise DimoError(f"cannot read {path}: {error}; fetch or make the file again") from error
 
 
-def _read_header(stream: IO[bytes], what: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _read_header(stream: IO[bytes], what: str) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
     version = np.lib.format.read_magic(stream)
     if version not in _HEADERS:
         raise DimoError(f"{what} is of npy version {version}; allowed: 1.0, 2.0; save it again")
     shape, fortran_order, dtype = _HEADERS[version](stream)
-    if fortran_order:
-        raise DimoError(f"{what} is in Fortran order; allowed: C order; save it again")
-    return shape, dtype
+    return shape, dtype, fortran_order
 
 
 def check_labels(labels: npt.NDArray[Any], count: int, what: str) -> Labels:

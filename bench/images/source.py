@@ -20,10 +20,14 @@ READ_ERRORS = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZi
 
 @dataclass(frozen=True)
 class Manifest:
-    """The bytes of a file of labels; `origin` is its path, the same only for the same file."""
+    """The bytes of a file of labels; `origin` is its path, the same only for the same file.
+
+    Names in it may begin with `base`, the folder of the images in an archive.
+    """
 
     origin: str
     data: bytes
+    base: str = ""
 
 
 class Source(Protocol):
@@ -45,8 +49,8 @@ class Source(Protocol):
     def raw(self, rows: range) -> Iterator[Any]:
         """Each image's `item`: raw bytes or pixels, before the work that threads share."""
 
-    def inspect(self, item: Any) -> ImageInfo:
-        """Checks one image; never raises for a bad one."""
+    def inspect(self, item: Any, *, lossy: bool) -> ImageInfo:
+        """Checks one image; never raises for a bad one. `lossy` as in `decode_image`."""
 
     def decode(self, item: Any, *, lossy: bool) -> npt.NDArray[np.uint8]:
         """One image, uint8 [H, W, 3]; a DimoError names it. `lossy` as in `decode_image`."""

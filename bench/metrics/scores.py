@@ -1,7 +1,9 @@
 """Features and a reference -> every metric of a protocol, with its interval."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from bench.features import Features
@@ -9,6 +11,7 @@ from bench.features.references import ReferenceSet
 from bench.metrics.base import Samples, Score, bootstrap_interval
 from bench.protocol import Metric, Protocol
 from bench.protocol.catalog import METRICS, load
+from bench.protocol.checks import too_few
 from bench.records.record import MetricValue
 from dimo.errors import DimoError
 from dimo.util.terminal import Progress, quiet
@@ -21,14 +24,23 @@ def score(
     *,
     device: torch.device,
     progress: Progress = quiet,
+    gaps: dict[str, str] | None = None,
 ) -> dict[str, Score]:
     """Every metric of the protocol that is computed from features.
 
     A supplementary one is left out where it cannot be computed, as for too few images.
 
+    Args:
+        gaps: Metrics to leave out, and why; others that cannot be computed are added to it. None:
+            all that are not supplementary must be computed.
+
     Raises: DimoError: A metric lacks what it needs (logits, labels, enough images).
     """
-    metrics = [metric for metric in protocol.metrics if METRICS[metric.name].compute]
+    metrics = [
+        metric
+        for metric in protocol.metrics
+        if METRICS[metric.name].compute and metric.name not in (gaps or {})
+    ]
     base = Samples(features.features, labels=features.labels, device=device)
     balanced = features.labels if protocol.images.labels == "balanced" else None
     scores = {}
@@ -38,6 +50,9 @@ def score(
             result = _score(metric, features, reference, base)
         except DimoError as error:
             if metric.supplementary:
+                continue
+            if gaps is not None:
+                gaps[metric.name] = str(error)
                 continue
             raise DimoError(f"{metric.name}: {error}") from error
         if metric.supplementary:
@@ -51,6 +66,36 @@ def score(
     return scores
 
 
+def known_gaps(
+    protocol: Protocol,
+    reference: ReferenceSet,
+    *,
+    count: int,
+    has_labels: bool,
+    outputs: Collection[str],
+) -> dict[str, str]:
+    """Metrics that cannot be computed for `count` images, and why, before features are extracted.
+
+    `outputs` are those of the extractor.
+    """
+    gaps = {}
+    for metric in protocol.metrics:
+        kind = METRICS[metric.name]
+        if not kind.compute:
+            continue
+        if kind.needs not in outputs:
+            gaps[metric.name] = f"the features have no {kind.needs}"
+        elif kind.uses_labels and not has_labels:
+            gaps[metric.name] = "the images have no labels that count; name them with --labels"
+        elif kind.compares_with == "statistics" and kind.needs not in reference.stats:
+            gaps[metric.name] = f"the reference has no statistics of {kind.needs}"
+        elif kind.compares_with == "samples" and reference.count is None:
+            gaps[metric.name] = "the reference has no features of single images"
+        elif few := too_few(metric, count, reference.count or count):
+            gaps[metric.name] = few
+    return gaps
+
+
 def _score(metric: Metric, features: Features, reference: ReferenceSet, base: Samples) -> Score:
     kind = METRICS[metric.name]
     generated = getattr(features, kind.needs)
@@ -62,7 +107,11 @@ def _score(metric: Metric, features: Features, reference: ReferenceSet, base: Sa
         assert reference.features is not None
         samples = reference.features.features
     inputs = replace(base, generated=generated, reference=samples, statistics=statistics)
-    return load(kind.compute)(inputs, **metric.params)  # type: ignore[no-any-return]
+    with np.errstate(all="ignore"):  # what overflows is told in words
+        result: Score = load(kind.compute)(inputs, **metric.params)
+    if not np.isfinite(result.value):
+        raise DimoError("its value is not finite; check the features and those of the reference")
+    return result
 
 
 def metric_values(

@@ -57,6 +57,7 @@ class MetricKind:
         tag: Tag of the prompts it covers; empty for all.
         more_below_one: Whether a column with a value below 1 gets one more digit.
         tunable: Whether sampler settings may be chosen by it.
+        uses_labels: Whether images must have labels.
     """
 
     label: str
@@ -69,6 +70,7 @@ class MetricKind:
     decimals: int = 3
     more_below_one: bool = False
     tunable: bool = False
+    uses_labels: bool = False
 
 
 _SEED = Param(0, lambda generated, reference: 2**32 - 1)
@@ -147,6 +149,7 @@ METRICS: dict[str, MetricKind] = {
         higher_is_better=True,
         needs="logits",
         compute="bench.metrics.per_image:score_accuracy",
+        uses_labels=True,
     ),
     "geneval": MetricKind("GenEval", higher_is_better=True, needs="detections", tunable=True),
     **{

@@ -14,7 +14,7 @@ from bench.protocol.catalog import (
     PREPROCESSINGS,
     SCORERS,
 )
-from bench.protocol.schema import Detector, Extractor, Protocol, Scorer
+from bench.protocol.schema import Detector, Extractor, Metric, Protocol, Scorer
 from dimo.errors import DimoError, unknown_name
 
 
@@ -97,6 +97,18 @@ def check_num_images(protocol: Protocol, count: int) -> None:
         enough = range(count, images.num_images, each)
         least = next((n for n in enough if not problem(n)), images.num_images)
         raise DimoError(f"{given} is too few: {found}; give --num-images {least} or more")
+
+
+def too_few(metric: Metric, generated: int, reference: int) -> str:
+    """Why a metric cannot be computed from so many images of each side; empty if it can."""
+    params, kind = metric.params, METRICS[metric.name]
+    used = params.get("blocks", 1) * params.get("block_size", 0)
+    if used > min(generated, reference):
+        return f"it uses {used:,} images of {generated:,} and of {reference:,} of the reference"
+    for key, value in params.items():
+        if value > (high := kind.params[key].high(generated, reference)):
+            return f"{key} = {value:,}; with so few images at most {high:,}"
+    return ""
 
 
 def _hashes(protocol: Protocol) -> Iterator[tuple[str, str]]:

@@ -117,7 +117,7 @@ class Evidence:
     images_sha256: str  # over the hashes of all images and their labels, in order
     labels_sha256: str  # over the labels in order; empty without labels
     extractor: str
-    extractor_sha256: str  # of its weights
+    extractor_sha256: str  # of its weights, of custom code with that of the code
     reference: str
     reference_sha256: str
     copies: int  # number of images that equal an earlier one

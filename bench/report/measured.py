@@ -193,7 +193,7 @@ def _names(records: Sequence[ResultRecord], marks: Sequence[Line]) -> list[Line]
         this = (record.method.section, record.method.name, details, mark)
         is_known = (
             above is not None and above[:2] == this[:2] and (details or above[2:] == this[2:])
-        )
+        ) and cells.setting(record, "images") is None  # one name may be two methods' images
         words = [] if is_known else [record.method.name]
         words += [f"({details})"] if details and this != above else []
         names.append((one_line(" ".join(words), LONGEST_NAME), *mark) if words else ())

@@ -41,6 +41,10 @@ def difference_table(
     """What `bench.records.compare.compare` found, and a line on the training seeds behind it."""
     of_recipe = any(it.retraining for it in differences)
     rows = [_row_name(record, of_recipe=of_recipe) for record in (first, second)]
+    details = [text(it) for it in cells.distinguishing([first, second], {})]
+    if rows[0] == rows[1] and all(details):
+        is_set = cells.setting(first, "images") is not None
+        rows = details if is_set else [f"{rows[0]} ({it})" for it in details]
     names = dict(zip(("first", "second", "neither"), [*rows, cells.MISSING], strict=True))
     body = [
         [
@@ -75,7 +79,7 @@ def _row_name(record: ResultRecord, *, of_recipe: bool) -> str:
 
 def number(value: float) -> str:
     """Five significant digits, zero without a sign: `0.28571`, `6.7309`, `12,345`."""
-    rounded = float(f"{value:.{_DIGITS}g}") + 0.0
+    rounded = round(float(f"{value:.{_DIGITS}g}"), 7) + 0.0
     exponent = int(f"{rounded:e}".partition("e")[2])
     return f"{rounded:,.{min(max(0, _DIGITS - 1 - exponent), 7)}f}"
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any, get_args
 
 import pandas as pd
@@ -121,6 +122,7 @@ def settings() -> dict[str, Setting]:
         "network_precision": Setting("network in", "Network in"),
         "seed": Setting("seed", "Seed", integer),
         "weights_sha256": Setting("weights", "Weights", lambda sha256: str(sha256)[:12]),
+        "images": Setting("images", ""),  # of sets in files, by hash
     }
 
 
@@ -225,6 +227,8 @@ def setting(record: ResultRecord, name: str) -> Any:
     """A record's value for a name of `settings()` or a field of its method."""
     if name == "seed":
         return record.seed
+    if name == "images":
+        return record.evidence.images_sha256 if record.evidence and _paths(record) else None
     value = record.method.setting(name)
     return _IMPLIED.get((record.method.sampler or "", name)) if value is None else value
 
@@ -246,14 +250,49 @@ def distinguishing(records: Sequence[ResultRecord], symbols: Mapping[str, str]) 
 
     `guidance 2, temperature 0.8`, or `s=2, T=0.8` with `SYMBOLS`.
     """
+    groups = grouped(records, _name_and_steps)
     varying = {
         key: [s for s in settings() if len({setting(record, s) for record in group}) > 1]
-        for key, group in grouped(records, _name_and_steps).items()
+        for key, group in groups.items()
     }
+    sets = {run: words for group in groups.values() for run, words in _image_sets(group).items()}
     return [
-        ", ".join(_detail(record, name, symbols) for name in varying[_name_and_steps(record)])
+        ", ".join(
+            sets[record.run_id]
+            if name == "images" and record.run_id in sets
+            else _detail(record, name, symbols)
+            for name in varying[_name_and_steps(record)]
+        )
         for record in records
     ]
+
+
+def _paths(record: ResultRecord) -> tuple[str, ...]:
+    """Paths of a row of images in files; empty for images made here."""
+    return record.evidence.images if record.evidence else ()
+
+
+def _image_sets(records: Sequence[ResultRecord]) -> dict[str, str]:
+    """What tells the paths of image sets apart, by run id: `modelA` of modelA/samples.
+
+    Empty if nothing does.
+    """
+    paths = {
+        r.run_id: [Path(path).parts or (".",) for path in _paths(r)] for r in records if _paths(r)
+    }
+    every = [parts for it in paths.values() for parts in it]
+    lengths = [len(parts) for parts in every] or [1]
+    shortest, longest = min(lengths), max(lengths)
+    differing = (n for n in range(1, shortest) if len({parts[-n] for parts in every}) > 1)
+    end = next(differing, shortest) - 1  # components that all have at their end
+    for length in range(1, longest + 1):
+        ends = {
+            run: " + ".join("/".join(parts[-length - end : len(parts) - end]) for parts in it)
+            for run, it in paths.items()
+        }
+        if len(set(ends.values())) == len(ends):
+            return ends
+    return {}
 
 
 def _detail(record: ResultRecord, name: str, symbols: Mapping[str, str]) -> str:

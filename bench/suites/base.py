@@ -55,6 +55,7 @@ class Assets:
     reference: Path | None = None  # file or folder of the reference statistics
     prompts: Path | None = None
     cache: Path | None = None  # folder of cached features; None: no cache
+    recursive: bool = False  # whether a folder of reference images is read with its subfolders
     allow_code: bool = False  # whether a protocol may import a custom extractor: arbitrary code
 
 
@@ -62,7 +63,7 @@ class Assets:
 class ImageOrigin:
     """What the user says about a set of image files."""
 
-    name: str
+    name: str = ""  # of the row; "": that of the path
     section: Section = "Image sets"
     num_steps: int | None = None  # sampling steps the images were made with; None: unknown
     labels: str = ""  # as in `bench.images.open_images`; "": those beside the images

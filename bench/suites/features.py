@@ -14,10 +14,11 @@ from bench.features.extraction import FeatureCache
 from bench.features.pipeline import FeaturesOfSet, features_of_file, features_of_paths
 from bench.features.references import load_reference, reference_conformity, reference_images
 from bench.features.stats import compute_stats
-from bench.images import Findings, npz_keys
+from bench.images import Findings, ImageSet, npz_keys
 from bench.images.checks import Content, Tally
 from bench.metrics.base import Score
-from bench.metrics.scores import score
+from bench.metrics.scores import known_gaps, score
+from bench.protocol.catalog import METRICS
 from bench.records.record import MethodInfo
 from bench.rows.rows import Job, method_info
 from bench.suites.base import ImageOrigin, Measured, Suite, image_set_method
@@ -45,15 +46,17 @@ class FeaturesSuite(Suite):
         )
         if path is None:
             reference_images(protocol)  # complains before anything is extracted
+        self._reference_problems: list[str] = []
+        self._reference_notes: list[str] = []
+        self._gaps: dict[str, str] = {}
         self.reference = load_reference(
-            protocol, self.extractor, path=path, extract_paths=self._reference_features
+            protocol,
+            self.extractor,
+            path=path,
+            extract_paths=self._reference_features,
+            partly=self.nonconforming,
         )
-        self._reference_problems = reference_conformity(protocol, self.reference)
-        if self._reference_problems and not self.nonconforming:
-            raise DimoError(
-                f"{'; '.join(self._reference_problems)}; give the protocol's reference, or score "
-                "off-protocol with --nonconforming"
-            )
+        self._accept_reference(reference_conformity(protocol, self.reference))
 
     @property
     def evidence(self) -> Mapping[str, str]:
@@ -79,10 +82,13 @@ class FeaturesSuite(Suite):
         return self._scored(features, content, method, start, speed=speed, seed=seed)
 
     def measure_paths(self, paths: Sequence[Path], origin: ImageOrigin) -> Measured | None:
-        start = time.monotonic()
+        start, ranks = time.monotonic(), self.runtime.ranks
+        self._gaps = ranks.synchronized(lambda: self._other_gaps(paths, origin))
         if len(paths) == 1 and "features" in npz_keys(paths[0]):
             read = features_of_file(paths[0])
-            self._accept(read.findings)
+            assert read.features is not None
+            outputs = [name for name, values in vars(read.features).items() if values is not None]
+            self._accept(read.findings, read.count, "labels" in outputs, outputs)
         else:
             read = self._features_of_paths(
                 paths,
@@ -90,9 +96,9 @@ class FeaturesSuite(Suite):
                 balanced=self.protocol.images.labels == "balanced",
                 recursive=origin.recursive,
                 labels=origin.labels,
-                accept=self._accept,
+                accept=self._accept_images,
             )
-        if read.features is None or not self.runtime.ranks.is_first:
+        if read.features is None or not ranks.is_first:
             return None
         findings = read.findings
         content = Content(
@@ -120,6 +126,10 @@ class FeaturesSuite(Suite):
         """Scores of image files by other networks."""
         return {}
 
+    def _other_gaps(self, paths: Sequence[Path], origin: ImageOrigin) -> dict[str, str]:
+        """Metrics that other networks cannot decide, and why, before anything is computed."""
+        return {}
+
     def _scored(
         self,
         features: Features,
@@ -129,16 +139,61 @@ class FeaturesSuite(Suite):
         others: Mapping[str, Score] | None = None,
         **made: Any,
     ) -> Measured:
-        device, progress = self.runtime.device, self.runtime.progress
-        scores = score(self.protocol, features, self.reference, device=device, progress=progress)
+        scores = score(
+            self.protocol,
+            features,
+            self.reference,
+            device=self.runtime.device,
+            progress=self.runtime.progress,
+            gaps=self._gaps if self.nonconforming else None,
+        )
         scores |= others or {}
-        problems = (*content.nonconforming, *self._reference_problems)
-        content = dataclasses.replace(content, nonconforming=problems)
+        problems = (*content.nonconforming, *self._reference_problems, *self._left_out())
+        if not scores:
+            raise DimoError(f"no metric can be computed: {'; '.join(problems)}; score other images")
+        notes = (*content.notes, *self._reference_notes)
+        content = dataclasses.replace(content, notes=notes, nonconforming=problems)
         counts = dict.fromkeys(scores, len(features.features))
         return self._measured(scores, counts, content, method, start, **made)
 
-    def _accept(self, findings: Findings) -> None:
+    def _accept_images(self, findings: Findings, images: ImageSet) -> None:
+        has_labels = images.labels is not None
+        self._accept(findings, len(images), has_labels, self.extractor.outputs)
+
+    def _accept(
+        self, findings: Findings, count: int, has_labels: bool, outputs: Collection[str]
+    ) -> None:
+        """Refuses what is off-protocol or lacks what a metric needs; off-protocol it is told."""
         self._refuse("the set", findings.nonconforming)
+        known = self.runtime.ranks.all_gather(  # the first rank alone has the whole reference
+            lambda: known_gaps(
+                self.protocol, self.reference, count=count, has_labels=has_labels, outputs=outputs
+            )
+        )
+        self._gaps |= known[0]
+        gaps = self._left_out()
+        if gaps and not self.nonconforming:
+            labels = [note for note in findings.notes if note.startswith("labels")]
+            raise DimoError(
+                f"{'; '.join([*gaps, *labels])}; or score without, off-protocol, with "
+                "--nonconforming"
+            )
+        for gap in gaps if self.runtime.ranks.is_first else ():
+            self.runtime.warn(gap)
+
+    def _left_out(self) -> list[str]:
+        """A line for each metric that cannot be had, but for supplementary ones."""
+        required = [metric.name for metric in self.protocol.metrics if not metric.supplementary]
+        return [f"no {METRICS[n].label}: {self._gaps[n]}" for n in required if n in self._gaps]
+
+    def _accept_reference(self, problems: Sequence[str]) -> None:
+        self._reference_problems += problems
+        if problems and not self.nonconforming:
+            raise DimoError(
+                f"{'; '.join(problems)}; give the protocol's reference, made with dimo reference "
+                "where the protocol has none of its own, or score off-protocol with "
+                "--nonconforming"
+            )
 
     def _features_of_paths(self, paths: Sequence[Path], **options: Any) -> FeaturesOfSet:
         """As `features_of_paths`, with this suite's extractor and cache."""
@@ -148,5 +203,11 @@ class FeaturesSuite(Suite):
         )
 
     def _reference_features(self, paths: list[Path]) -> tuple[Features | None, str, int]:
-        read = self._features_of_paths(paths, count=None, balanced=False)
+        def accept(findings: Findings, images: ImageSet) -> None:
+            self._reference_notes += [f"reference: {note}" for note in findings.notes]
+            self._accept_reference([f"reference: {line}" for line in findings.nonconforming])
+
+        read = self._features_of_paths(
+            paths, count=None, balanced=False, recursive=self.assets.recursive, accept=accept
+        )
         return read.features, read.images_sha256, read.count

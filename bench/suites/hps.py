@@ -30,7 +30,7 @@ from dimo.util.files import sha256_file
 from dimo.weights.catalog import locate
 
 PROMPTS_PER_STYLE = 800
-_SUFFIXES = (".png", ".jpg")
+_SUFFIXES = (".png", ".jpg", ".jpeg")
 _Floats = npt.NDArray[np.float64]
 
 
@@ -68,23 +68,21 @@ def hps_images(
         )
     files, missing = dict[str, tuple[Path, ...]](), list[str]()
     for style in STYLES:
-        present = {path.name for path in (folder / style).iterdir()}
-        images: list[Path] = []
-        for number in range(prompts_per_style):
-            names = [f"{number:05d}{suffix}" for suffix in _SUFFIXES]
-            given = [name for name in names if name in present]
-            if len(given) == 2:
-                raise DimoError(f"{folder / style} has {names[0]} and {names[1]}; remove one")
-            missing += [] if given else [f"{style}/{names[0]}"]
-            images += [folder / style / name for name in given]
-        others = present - {path.name for path in images}
-        others = {name for name in others if Path(name).suffix in _SUFFIXES}
-        if others:
+        present: dict[str, list[Path]] = {}
+        for path in sorted((folder / style).iterdir()):
+            if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."):
+                present.setdefault(path.stem, []).append(path)
+        wanted = [f"{number:05d}" for number in range(prompts_per_style)]
+        missing += [f"{style}/{stem}.png" for stem in wanted if stem not in present]
+        if twice := next((paths for paths in present.values() if len(paths) > 1), None):
+            raise DimoError(f"{folder / style} has {twice[0].name} and {twice[1].name}; remove one")
+        if others := sorted(present.keys() - wanted):
             raise DimoError(
                 f"{folder / style} has {len(others)} images in excess of its "
-                f"{prompts_per_style} prompts, the first is {min(others)}; remove them"
+                f"{prompts_per_style} prompts, the first is {present[others[0]][0].name}; remove "
+                "them"
             )
-        files[style] = tuple(images)
+        files[style] = tuple(present[stem][0] for stem in wanted if stem in present)
     if missing:
         more = f" and {len(missing) - 3:,} more" if len(missing) > 3 else ""
         raise DimoError(

@@ -10,6 +10,7 @@ import dimo.cli.options as opt
 from dimo.cli.app import app, examples
 from dimo.errors import DimoError, unknown_name
 from dimo.util import terminal
+from dimo.util.files import check_folder
 
 Paths = Annotated[
     list[Path],
@@ -19,14 +20,17 @@ Paths = Annotated[
     ),
 ]
 ProtocolName = Annotated[str, typer.Option(metavar="NAME", help="Protocol name or file.")]
-Recursive = Annotated[bool, typer.Option("--recursive", help="Read folders with subfolders.")]
+Recursive = Annotated[
+    bool,
+    typer.Option("--recursive", help="Read folders, also of the reference, with subfolders."),
+]
 Labels = Annotated[
     str,
     typer.Option(
         metavar="SOURCE",
         help="Where labels come from: filename (000123_207.png), folder (one a class, sorted by "
-        "name), cyclic:1000 (image i has label i mod 1000), or a .csv or .json file; default: "
-        "labels.csv or labels.json in the set.",
+        "name), cyclic:1000 (image i has label i mod 1000), a .csv or .json file, or none; "
+        "default: labels.csv or labels.json in the set, or those stored with the images.",
     ),
 ]
 
@@ -99,10 +103,11 @@ def evaluate(
                 reference=reference,
                 prompts=prompts,
                 cache=cache_folder(cache),
+                recursive=recursive,
                 allow_code=allow_code,
             ),
             origin=ImageOrigin(
-                name or paths[0].name,
+                name,
                 section,  # type: ignore[arg-type]
                 steps,
                 labels,
@@ -168,7 +173,9 @@ def compare(
 
 @app.command(
     epilog=examples(
-        "dimo reference train256/ --protocol imagenet256-clean -o imagenet256-train.npz"
+        "dimo reference train256/ --protocol imagenet256-clean -o imagenet256-train.npz",
+        "dimo reference imagenet/train --recursive --centre-crop 256 "
+        "--protocol imagenet256-clean -o train.npz",
     )
 )
 def reference(
@@ -178,6 +185,16 @@ def reference(
         Path, typer.Option("--out", "-o", metavar="FILE", help="Where to write the .npz.")
     ],
     recursive: Recursive = False,
+    centre_crop: Annotated[
+        int | None,
+        typer.Option(
+            "--centre-crop",
+            metavar="SIDE",
+            min=1,
+            help="Take photos of any size and kind: halve by box averages, resize the shorter side "
+            "bicubically to SIDE, crop the center (ADM's rule, recorded in the file).",
+        ),
+    ] = None,
     weights: opt.NoWeights = None,
     extractor_weights: opt.ExtractorWeights = None,
     force: opt.Force = False,
@@ -185,6 +202,11 @@ def reference(
     allow_code: opt.AllowCode = False,
 ) -> None:
     """Make reference statistics (mu, sigma, n) and features from real images."""
+    if out.suffix != ".npz":
+        raise DimoError(f"--out {out} is not an .npz file; e.g. -o {out.with_suffix('.npz')}")
+    check_folder(out.parent, "--out folder")
+    if out.is_dir():
+        raise DimoError(f"--out {out} is a folder; give a file in it")
     if out.exists() and not force:
         raise DimoError(f"output {out} exists; replace it with --force or choose another --out")
     from bench.features.references import make_reference
@@ -200,7 +222,8 @@ def reference(
             weights=extractor_weights,
             allow_code=allow_code,
             recursive=recursive,
-            runtime=Runtime(choose_device(device), group, progress),
+            side=centre_crop,
+            runtime=Runtime(choose_device(device), group, progress, terminal.warn),
         )
     if stats is not None:
         print(f"{out}: {stats.count:,} images, sha256 {sha256_file(out)}")

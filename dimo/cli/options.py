@@ -164,8 +164,8 @@ ProtocolPrompts = Annotated[
         "--prompts",
         metavar="PATH",
         rich_help_panel=FILES,
-        help="The protocol's prompts: GenEval's file, HPSv2's folder or a JSON list of captions; "
-        "default: bundled.",
+        help="The protocol's prompts: GenEval's file, HPSv2's folder or captions (.json, .txt, "
+        ".csv); default: bundled.",
     ),
 ]
 

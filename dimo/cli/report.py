@@ -282,6 +282,7 @@ def verify(
             fixed,
             Runtime(choose_device(device), progress=progress, warn=terminal.warn),
             Assets(
+                recursive=recursive,
                 weights=weights,
                 extractor=extractor_weights,
                 clip=clip_weights,

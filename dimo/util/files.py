@@ -67,6 +67,15 @@ def remove_temporaries(folder: Path, names: str) -> None:
         path.unlink(missing_ok=True)
 
 
+def check_folder(folder: Path, what: str) -> None:
+    """Raises a DimoError unless files can be written to a folder, which need not exist yet."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise DimoError(f"{what} {folder}: {place} is a file; give a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise DimoError(f"{what} {folder}: {place} cannot be written; choose another folder")
+
+
 def sync_folder(folder: Path) -> None:
     """Makes renames in a folder survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.images.codec import IMAGE_SUFFIXES
 from bench.metrics.geneval import Detected, judge
 from bench.protocol import Prompts
 from bench.suites.geneval.prompts import (
@@ -65,6 +66,8 @@ def read_folder(path: Path, prompts: Prompts) -> tuple[list[PromptFolder], list[
         problems.append(f"{len(more)} folders in excess of the {count} prompts: {_listed(more)}")
     folders = [_read_prompt(folder, origin) for folder in paths]
     counts = {path.name: len(folder.images) for path, folder in zip(paths, folders, strict=True)}
+    if not any(counts.values()):
+        raise origin.error("no images in the folders of its prompts")
     wrong = [f"{name} has {n}" for name, n in counts.items() if n != prompts.images_per_prompt]
     if wrong:
         problems.append(f"not {prompts.images_per_prompt} images: {_listed(wrong)}")
@@ -76,11 +79,18 @@ def read_folder(path: Path, prompts: Prompts) -> tuple[list[PromptFolder], list[
 def _read_prompt(folder: Path, origin: Origin) -> PromptFolder:
     where = f"{folder.name}/metadata.jsonl"
     try:
-        text = (folder / "metadata.jsonl").read_text(encoding="utf-8")
+        text = (folder / "metadata.jsonl").read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise origin.error(f"{where} cannot be read: {error}") from error
     metadata = check_metadata(parse_metadata(text, origin, where), origin, where)
-    images = [p for p in (folder / "samples").glob("*.png") if re.fullmatch(r"\d+\.png", p.name)]
+    images = [
+        path
+        for path in (folder / "samples").glob("*")
+        if path.stem.isdecimal() and path.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    numbers = Counter(int(path.stem) for path in images)
+    if twice := [f"{number:04d}" for number, paths in numbers.items() if paths > 1]:
+        raise origin.error(f"two images of one number in {folder.name}/samples: {_listed(twice)}")
     return PromptFolder(int(folder.name), metadata, tuple(sorted(images, key=_number)))
 
 
@@ -134,6 +144,37 @@ def read_results(path: Path) -> list[ImageResult]:
     origin = Origin(str(path), _NEXT_STEP)
     lines = read_lines(path, origin, "verdicts")
     return [_result(line, origin, f"line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def by_prompt(results: Sequence[ImageResult], sha256: str) -> list[list[ImageResult]]:
+    """The verdicts of each prompt, prompts in the order of the list of this hash.
+
+    Prompts are told apart by what they ask for, so their images may be in several folders, as
+    several GPUs write them. Their order is that of the numbers of these folders, or of the paths,
+    whichever gives the list; the former if neither does.
+    """
+    by_path = sorted(results, key=lambda result: _numbers(result.filename))
+    by_folder = sorted(by_path, key=lambda result: _folder_number(result.filename))
+    orders: list[list[list[ImageResult]]] = []
+    for ordered in (by_folder, by_path):
+        groups: dict[str, list[ImageResult]] = {}
+        for result in ordered:
+            groups.setdefault(json.dumps(result.metadata), []).append(result)
+        orders.append(list(groups.values()))
+        if same_list([group[0].metadata for group in orders[-1]], sha256):
+            return orders[-1]
+    return orders[0]
+
+
+def _numbers(name: str) -> list[tuple[str, int]]:
+    """Sorts names by their text and, where that is alike, by the numbers in it."""
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
+
+
+def _folder_number(name: str) -> int:
+    """Number of the innermost folder that is called by a number; -1 without one."""
+    numbers = [int(part) for part in Path(name).parts[:-1] if part.isdecimal()]
+    return numbers[-1] if numbers else -1
 
 
 def contradictions(results: Sequence[ImageResult]) -> list[str]:

@@ -22,6 +22,7 @@ from dimo.util.schema import Origin, unique_keys
 Metadata = dict[str, Any]
 
 _NEXT_STEP = "use GenEval's evaluation_metadata.jsonl, or a file of the same form"
+_KEYS = ("tag", "include", "exclude", "prompt")
 _CLAUSE = {"include": ("class", "count", "color", "position"), "exclude": ("class", "count")}
 
 
@@ -73,14 +74,14 @@ def read_prompts(path: str | PathLike[str], *, sha256: str = ANY) -> tuple[Metad
 def read_lines(path: Path, origin: Origin, what: str) -> list[str]:
     """The lines of a text file; a DimoError if it cannot be read or is empty."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise origin.error(f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise origin.error("not a text file") from error
-    if not lines:
+    if not text.strip():
         raise origin.error(f"no {what}: the file is empty")
-    return lines
+    return text.rstrip().split("\n")
 
 
 def list_sha256(prompts: Sequence[Metadata]) -> str:
@@ -108,7 +109,9 @@ def parse_metadata(text: str, origin: Origin, where: str) -> Any:
 
 
 def check_metadata(data: Any, origin: Origin, where: str) -> Metadata:
-    """Checks what one prompt asks for; errors name the file by `origin` and the prompt by `where`.
+    """What one prompt asks for, checked, with its keys in the order of the official files.
+
+    Errors name the file by `origin` and the prompt by `where`.
 
     Raises:
         DimoError: Unknown tag, key, colour or relation, a missing key, a value of another type, or
@@ -117,17 +120,19 @@ def check_metadata(data: Any, origin: Origin, where: str) -> Metadata:
     problem = _problem(data)
     if problem:
         raise origin.error(f"{where}: {problem}")
-    checked: Metadata = data
+    checked: Metadata = {key: data[key] for key in _KEYS if key in data}
+    for name, keys in _CLAUSE.items():
+        if name in data:
+            checked[name] = [{k: clause[k] for k in keys if k in clause} for clause in data[name]]
     return checked
 
 
 def _problem(data: Any) -> str:
     if not isinstance(data, Mapping):
         return f"must be a table of named values, not {_shown(data)}"
-    allowed = ("tag", "include", "exclude", "prompt")
     for key in data:
-        if key not in allowed:
-            return f"unknown key {_shown(key)}; allowed: {', '.join(allowed)}"
+        if key not in _KEYS:
+            return f"unknown key {_shown(key)}; allowed: {', '.join(_KEYS)}"
     if data.get("tag") not in TAGS:
         return f"unknown tag {_shown(data.get('tag'))}; allowed: {', '.join(TAGS)}"
     if not isinstance(data.get("prompt"), str) or not data["prompt"].strip():

@@ -22,6 +22,7 @@ from bench.suites.geneval.detectors import ObjectDetector, Pixels, load_detector
 from bench.suites.geneval.layout import (
     ImageResult,
     PromptFolder,
+    by_prompt,
     contradictions,
     read_folder,
     read_results,
@@ -253,13 +254,10 @@ class GenEvalSuite(Suite):
                 "the results.jsonl that GenEval's evaluate_images.py wrote, or score the images "
                 "with --protocol geneval-hf"
             )
-        results = sorted(read_results(file), key=lambda result: result.filename)
-        prompts: list[Metadata] = []
-        numbers: list[int] = []
-        for result in results:  # files of one prompt follow one another
-            if not prompts or prompts[-1] != result.metadata:
-                prompts.append(result.metadata)
-            numbers.append(len(prompts) - 1)
+        groups = by_prompt(read_results(file), named.sha256)
+        results = [result for group in groups for result in group]
+        prompts = [group[0].metadata for group in groups]
+        numbers = [number for number, group in enumerate(groups) for _ in group]
         problems, counts = [], tag_counts(prompts)
         few = [f"{counts[tag]} of {n} {tag}" for tag, n in named.tags.items() if counts[tag] != n]
         if few:

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bench.features.stats import load_stats
 
@@ -68,6 +69,34 @@ def test_adm_statistics_are_the_reference_of_frechet_distances(
     assert adm["fid"] == pytest.approx(made["fid"], rel=1e-5)
     assert abs(images_only["fid"] - made["fid"]) > 1e-3
     assert images_only["precision"] == adm["precision"]
+
+
+def test_a_reference_of_photos_of_any_size_and_kind(dimo, tmp_path, real_digits, any_reference):
+    """As ImageNet's own folder has them: JPEG, grey, CMYK, several sizes; cropped by ADM's rule."""
+    pixels, _ = real_digits(100)
+    folder = tmp_path / "photos" / "n01440764"
+    folder.mkdir(parents=True)
+    for i, image in enumerate(pixels):
+        photo = Image.fromarray(image).resize((20 + i % 3, 17))
+        photo.convert(("RGB", "L", "CMYK")[i % 3]).save(folder / f"{i:03d}.JPEG", format="JPEG")
+    (tmp_path / "tiny.toml").write_text(any_reference)
+    command = ("reference", "photos", "--recursive", "--protocol", "tiny.toml", "-o")
+    for arguments, words in (
+        (["a.npz"], "photos of any size and kind are taken with --centre-crop 8"),
+        (["a.npz", "--centre-crop", "9"], "--centre-crop 9; allowed under protocol 'tiny', whose"),
+        (["stats"], "--out stats is not an .npz file; e.g. -o stats.npz"),
+        (["tiny.toml/a.npz"], "tiny.toml is a file; give a folder"),
+    ):
+        _, err = dimo(*command, *arguments, code=2)
+        assert words in err, err
+    dimo(*command, "a.npz", "--centre-crop", "8")
+    with np.load(tmp_path / "a.npz") as file:
+        assert json.loads(str(file["provenance"]))["images"]["crop"] == "adm 8"
+    (tmp_path / "a.npz").rename(tmp_path / "A.NPZ")
+    np.savez(tmp_path / "set.npz", pixels[:40])
+    arguments = ("--labels", "cyclic:10", "--reference", "A.NPZ")
+    _, err = dimo("eval", "set.npz", "--protocol", "tiny.toml", *arguments)
+    assert "record: " in err
 
 
 # --- differences -----------------------------------------------------------------------------

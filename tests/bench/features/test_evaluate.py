@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 
 from bench.features import pipeline as evaluate_module
 from bench.protocol import load_protocol
+from bench.records.store import load_all
 from bench.rows.rows import load_planned, plan_jobs
 from bench.rows.settings import generate
 from bench.suites.base import ImageOrigin, load_suite
@@ -272,16 +275,125 @@ def test_each_fault_is_one_line_and_writes_nothing(dimo, samples, tmp_path, faul
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
-@pytest.mark.parametrize(
-    ("count", "words"), [(1, "fid: .*allowed: at least 2 samples"), (3, "k = 3")]
-)
-def test_too_few_images_are_one_error(dimo, samples, count, words):
-    for path in sorted(samples.iterdir())[count:]:
+def test_a_metric_that_cannot_be_had_leaves_a_gap(dimo, samples, tmp_path, monkeypatch):
+    """Off-protocol; too few images for KID and neighbours, or no labels, is told first."""
+    for path in sorted(samples.iterdir())[3:]:
         path.unlink()
-    arguments = ["eval", "samples", "--protocol", "tiny.toml", "--labels", "filename"]
-    _, err = dimo(*arguments, "--nonconforming", code=2)
-    assert re.search(words, err), err
-    assert err.count("error:") == 1
+    order = Mock()
+    order.extract.side_effect = evaluate_module.extract
+    monkeypatch.setattr(evaluate_module, "extract", order.extract)
+    monkeypatch.setattr("dimo.util.terminal.warn", order.warn)
+    arguments = ("eval", "samples", "--protocol", "tiny.toml", "--nonconforming")
+    dimo(*arguments, "--cache", "none")
+    steps = [name for name, _, _ in order.mock_calls]
+    told = [text for _, (text, *_), _ in order.mock_calls[: steps.index("extract")]]
+    (record,), _ = load_all(tmp_path / "results")
+    assert list(record.metrics) == ["fid", "inception_score"]
+    assert [line.partition(":")[0] for line in told] == [
+        "no Prec.", "no Rec.", "no Den.", "no Cov.", "no KID", "no Acc.",
+    ]  # fmt: skip
+    assert set(told) < set(record.evidence.nonconforming)
+    report, _ = dimo("report", "--protocol", "tiny.toml")
+    assert "no KID: subset_size = 30; with so few images at most 3" in " ".join(report.split())
+
+
+def test_one_image_gives_what_it_can(dimo, samples, tmp_path):
+    for path in sorted(samples.iterdir())[1:]:
+        path.unlink()
+    arguments = ("eval", "samples", "--protocol", "tiny.toml", "--labels", "filename")
+    _, err = dimo(*arguments, "--nonconforming")
+    assert "no FID: features have shape [1, 64]; allowed: at least 2 samples" in err
+    (record,), _ = load_all(tmp_path / "results")
+    assert list(record.metrics) == ["class_accuracy"]
+
+
+def test_what_can_be_known_first_is_said_first(dimo, samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate_module, "extract", Mock(side_effect=AssertionError("too late")))
+    (tmp_path / "file").write_text("in the way")
+    start = ("eval", "samples", "--protocol", "tiny.toml")
+    for arguments, words in (
+        (["--labels", "filename", "--results", "file/below"], "file is a file; give a folder"),
+        (["--labels", "none"], "no Acc.: the images have no labels that count"),
+        (["--labels", "filename", "--name", " "], "name ' ' is blank"),
+    ):
+        _, err = dimo(*start, *arguments, code=2)
+        assert words in err, (arguments, err)
+
+
+def test_a_row_of_the_folder_one_is_in_has_its_name(dimo, samples, tmp_path, monkeypatch):
+    monkeypatch.chdir(samples)
+    arguments = ("--protocol", "../tiny.toml", "--labels", "filename", "--results", "../results")
+    dimo("eval", ".", *arguments)
+    (record,), _ = load_all(tmp_path / "results")
+    assert record.method.name == "samples"
+
+
+def one_metric(protocol, name="fid"):
+    """The protocol with its first metric only."""
+    head, _, rest = protocol.replace('"tiny"', f'"{name}"').partition('[[metrics]]\nname = "incep')
+    return head + rest[rest.index("[uncertainty]") :]
+
+
+def test_labels_that_a_sampler_drew_do_not_count(dimo, tmp_path, real_digits, tiny_protocol):
+    """ADM's sampler draws labels at random and stores them; one class needs none at all."""
+    pixels, labels = real_digits(40)
+    np.savez(tmp_path / "adm.npz", pixels, np.where(labels == 3, 4, labels))
+    np.savez(tmp_path / "cyclic.npz", pixels, labels)
+    (tmp_path / "fid.toml").write_text(one_metric(tiny_protocol))
+    one = one_metric(tiny_protocol, "one").replace("num_classes = 10", "num_classes = 1")
+    (tmp_path / "one.toml").write_text(one)
+    _, err = dimo("eval", "adm.npz", "--protocol", "fid.toml")
+    assert "labels stored with the images are not balanced (from 0 to 8 images of a label)" in err
+    for file in ("adm.npz", "cyclic.npz"):
+        dimo("eval", file, "--protocol", "one.toml")
+    records, _ = load_all(tmp_path / "results")
+    assert [record.evidence.labels_sha256 for record in records] == [""] * 3
+    assert len({record.metrics["fid"].value for record in records}) == 1
+    _, err = dimo("eval", "adm.npz", "--protocol", "tiny.toml", code=2)
+    assert "no Acc.: the images have no labels that count" in err
+    assert "labels stored with the images are not balanced" in err
+    (tmp_path / "labels.csv").write_text("file,label\n")
+    rows = "".join(f"adm.npz[{i}],{min(y, 8)}\n" for i, y in enumerate(labels))
+    (tmp_path / "labels.csv").write_text(f"file,label\n{rows}")
+    given = ("--labels", "labels.csv")  # someone's word for it
+    _, err = dimo("eval", "adm.npz", "--protocol", "fid.toml", *given, code=2)
+    assert "labels are not balanced: 0 images of label 9" in err
+
+
+def test_the_reference_is_checked_as_the_set_is(dimo, samples, tmp_path, any_reference):
+    text = one_metric(any_reference).replace("count = 100", "count = 40")
+    (tmp_path / "fid.toml").write_text(text)
+    start = ("eval", "samples", "--labels", "filename", "--protocol", "fid.toml", "--reference")
+    for half, rows in (("a", range(20)), ("b", range(20, 40))):
+        (tmp_path / "real" / half).mkdir(parents=True)
+        for path in sorted(samples.iterdir())[rows.start : rows.stop]:
+            shutil.copy(path, tmp_path / "real" / half)
+    (tmp_path / "real" / "b").rename(tmp_path / "linked")
+    (tmp_path / "real" / "b").symlink_to(tmp_path / "linked")
+    _, err = dimo(*start, "real", code=2)
+    assert "look into the folders with --recursive" in err
+    out, _ = dimo(*start, "real", "--recursive", "--json")
+    assert abs(json.loads(out)["metrics"]["fid"]["value"]) < 1e-9
+    for path in list((tmp_path / "linked").iterdir()):
+        rgb(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+    _, err = dimo(*start, "real", "--recursive", code=2)
+    assert "reference: lossy codec jpeg in 20 images" in err
+    assert "--nonconforming" in err
+    out, _ = dimo(*start, "real", "--recursive", "--json", "--nonconforming")
+    (found,) = json.loads(out)["evidence"]["nonconforming"]
+    assert found.startswith("reference: lossy codec jpeg in 20 images")
+
+
+def test_statistics_are_enough_off_protocol(dimo, samples, tmp_path, any_reference):
+    (tmp_path / "open.toml").write_text(any_reference.replace('"tiny"', '"open"'))
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(64), sigma=np.eye(64), n=100)
+    start = ("eval", "samples", "--labels", "filename", "--protocol", "open.toml", "--reference")
+    _, err = dimo(*start, "stats.npz", code=2)
+    assert "needs the features of single images" in err
+    out, _ = dimo(*start, "stats.npz", "--json", "--nonconforming")
+    assert list(json.loads(out)["metrics"]) == ["fid", "inception_score", "class_accuracy"]
+    assert len(json.loads(out)["evidence"]["nonconforming"]) == 5
 
 
 def test_images_sorted_by_class_do_not_pass_for_cyclic_ones(samples, eval_json):
@@ -300,13 +412,15 @@ def test_images_sorted_by_class_do_not_pass_for_cyclic_ones(samples, eval_json):
 
 def test_faults_of_references_and_options(dimo, samples, tmp_path, real_digits, any_reference):
     np.savez(tmp_path / "wrong.npz", mean=np.zeros(64))
-    np.savez(tmp_path / "dims.npz", mu=np.zeros(3), sigma=np.eye(3), n=5)
+    np.savez(tmp_path / "dims.npz", mu=np.zeros(3), sigma=np.eye(3), n=100)
     np.savez(tmp_path / "nan.npz", mu=np.full(64, np.nan), sigma=np.eye(64), n=5)
     np.savez(tmp_path / "own.npz", arr_0=real_digits(40)[0])
     (tmp_path / "open.toml").write_text(any_reference.replace('"tiny"', '"open"'))
-    fid_only = any_reference.replace('"tiny"', '"fid"')
-    head, _, rest = fid_only.partition('[[metrics]]\nname = "inception_score"')
-    (tmp_path / "fid.toml").write_text(head + rest[rest.index("[uncertainty]") :])
+    (tmp_path / "fid.toml").write_text(one_metric(any_reference))
+    np.savez(tmp_path / "pool.npz", pool_3=np.zeros((100, 64)))
+    np.savez(tmp_path / "half.npz", mu=np.zeros(64, "f2"), sigma=np.eye(64), n=100)
+    np.savez(tmp_path / "few.npz", mu=np.zeros(64), sigma=np.eye(64), n=5)
+    np.save(tmp_path / "array.npy", np.zeros((100, 64)))
     start = ["eval", "samples", "--labels", "filename", "--protocol"]
     for arguments, words in (
         (["tiny.toml", "--reference", "none.npz"], "no reference at none.npz"),
@@ -317,6 +431,11 @@ def test_faults_of_references_and_options(dimo, samples, tmp_path, real_digits, 
         (["open.toml", "--reference", "own.npz"], "40 images, the protocol 100"),
         (["fid.toml", "--reference", "dims.npz"], "dimension"),
         (["fid.toml", "--reference", "nan.npz"], "non-finite"),
+        (["fid.toml", "--reference", "wrong.npz"], "holds mean; allowed: an .npz with mu"),
+        (["fid.toml", "--reference", "pool.npz"], "holds pool_3; allowed: an .npz with mu"),
+        (["fid.toml", "--reference", "half.npz"], "mu of half.npz is float16"),
+        (["fid.toml", "--reference", "few.npz"], "are of 5 images; allowed: 100 or more"),
+        (["fid.toml", "--reference", "array.npy"], "array.npy is a single array"),
         (["tiny.toml", "--extractor-weights", "samples/000000_0.png"], "sha256"),
         (["tiny.toml", "--section", "Best"], "unknown section 'Best'"),
         (["tiny.toml", "--labels", "none.csv"], "none.csv"),
@@ -341,8 +460,11 @@ def test_features_from_elsewhere_are_scored_outside_the_protocol(dimo, tmp_path,
     out, _ = dimo("eval", "feats.npz", "--protocol", "tiny.toml", "--nonconforming")
     assert "KID" in out
     (tmp_path / "tiny.toml").write_text(tiny_protocol)
-    _, err = dimo("eval", "feats.npz", "--protocol", "tiny.toml", "--nonconforming", code=2)
-    assert "have no logits" in err
+    _, err = dimo("eval", "feats.npz", "--protocol", "tiny.toml", "--nonconforming")
+    assert "no IS: the features have no logits" in err
+
+
+OWN = '\nname = "own"\nsha256 = "any"\ncount = 40\n'
 
 
 # --- code of one's own -----------------------------------------------------------------------
@@ -366,5 +488,22 @@ def test_an_extractor_of_ones_own_needs_permission(
     (tmp_path / "tiny.toml").write_text(head + rest[rest.index("[uncertainty]") :])
     _, err = dimo("eval", "samples", "--protocol", "tiny.toml", code=2)
     assert "--allow-code" in err
-    out, _ = dimo("eval", "samples", "--protocol", "tiny.toml", "--allow-code")
-    assert "FID" in out
+    arguments = ("eval", "samples", "--protocol", "tiny.toml", "--allow-code", "--cache", "cache")
+    open_text = (tmp_path / "tiny.toml").read_text()
+    own = open_text.replace(open_text.partition("[reference]")[2].partition("[[")[0], OWN)
+    (tmp_path / "own.toml").write_text(own.replace('"tiny"', '"own"'))
+    dimo("reference", "samples", "--protocol", "own.toml", "--allow-code", "-o", "own.npz")
+    dimo(*arguments)
+    text = (tmp_path / "mine.py").read_text()
+    (tmp_path / "mine.py").write_text(text.replace("images.float()", "(images.float() / 2)"))
+    monkeypatch.delitem(sys.modules, "mine")  # as in a new process
+    for _ in range(2):  # the second from the cache
+        dimo(*arguments)
+    first, second, third = load_all(tmp_path / "results")[0]
+    assert first.metrics["fid"].value > 2 * second.metrics["fid"].value
+    assert second.metrics == third.metrics
+    codes = [record.evidence.extractor_sha256 for record in (first, second, third)]
+    assert codes[0] != codes[1] == codes[2]
+    reference = ("--protocol", "own.toml", "--reference", "own.npz")
+    _, err = dimo("eval", "samples", *reference, "--allow-code", code=2)
+    assert "own.npz was made with other weights or code of 'mine:Mean'" in err

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import struct
 import tarfile
 import zipfile
@@ -87,6 +88,7 @@ CONTAINERS = {
     "tar": lambda tmp: _write_tar(tmp / "set.tar", dict(reversed(_pngs().items()))),
     "tar of .": lambda tmp: _write_tar(tmp / "set.tar", {f"./{k}": v for k, v in _pngs().items()}),
     "npz": lambda tmp: _npz(tmp / "set.npz", arr_0=PIXELS),
+    "npz in Fortran order": lambda tmp: _npz(tmp / "set.npz", arr_0=np.asfortranarray(PIXELS)),
     "npz deflated": lambda tmp: _npz(tmp / "set.npz", compressed=True, images=PIXELS),
 }
 
@@ -176,6 +178,36 @@ def test_a_manifest_is_found(manifest, kind, tmp_path):
     assert images.ignored == []
 
 
+@pytest.mark.parametrize("base", ["", "samples/"])
+@pytest.mark.parametrize("write", [_write_zip, _write_tar], ids=["zip", "tar"])
+def test_a_manifest_may_stand_beside_the_folder_in_an_archive(write, base, tmp_path):
+    rows = "file,label\n" + "".join(f"{base}{name},{i}\n" for i, name in enumerate(NAMES))
+    files = {f"samples/{k}": v for k, v in _pngs().items()} | {"labels.csv": rows, "note": "x"}
+    images = open_images([write(tmp_path / f"set.{write.__name__[-3:]}", files)])
+    assert images.labels.tolist() == list(range(7))
+    assert images.ignored == ["note"]
+
+
+def test_linked_folders_are_read_once(tmp_path):
+    real = _write_folder(tmp_path / "elsewhere", {"x.png": PNG, "y.png": PNG})
+    folder = _write_folder(tmp_path / "set", {"a/0.png": PNG})
+    (folder / "b").symlink_to(real)
+    (folder / "c").symlink_to(folder / "a")
+    (real / "up").symlink_to(folder)
+    images = open_images([folder], recursive=True)
+    assert images.names == ["a/0.png", "b/x.png", "b/y.png"]
+    assert images.ignored == ["b/up/", "c/"]
+
+
+def test_a_pipe_is_left_out_and_does_not_hang(tmp_path):
+    folder = _write_folder(tmp_path / "set", _pngs())
+    os.mkfifo(folder / "pipe.png")
+    images = open_images([folder])
+    assert (images.names, images.ignored) == (NAMES, ["pipe.png"])
+    with pytest.raises(DimoError, match="a pipe or a device"):
+        open_images([folder / "pipe.png"])
+
+
 def test_one_manifest_serves_all_shards_beside_it(tmp_path):
     (tmp_path / "labels.csv").write_text(MANIFESTS["labels.csv"])
     first = _write_zip(tmp_path / "a.zip", _pngs(PIXELS[:3], NAMES[:3]))
@@ -210,6 +242,9 @@ def test_a_rule_goes_before_labels_that_come_along_even_bad_ones(tmp_path):
 
 
 def test_labels_by_rule(tmp_path):
+    unlabelled = open_images([_npz(tmp_path / "x.npz", arr_0=PIXELS, arr_1=np.arange(7))])
+    assert (unlabelled.labels.tolist(), unlabelled.labels_given) == (list(range(7)), False)
+    assert open_images([tmp_path / "x.npz"], labels="none").labels is None
     named = _write_folder(tmp_path / "n", _pngs(names=[f"{i:06d}_{i * 9}.png" for i in range(7)]))
     assert open_images([named], labels="filename").labels.tolist() == [0, 9, 18, 27, 36, 45, 54]
     folder = _write_folder(tmp_path / "c", _pngs())
@@ -532,11 +567,6 @@ BAD_SETS = {  # makes the paths, what the message must say, the labels asked for
         "",
     ),
     "RGBA array": (lambda tmp: _npz(tmp / "a.npz", arr_0=_noise(channels=4)), "16, 20, 4", ""),
-    "Fortran order": (
-        lambda tmp: _npz(tmp / "a.npz", arr_0=np.asfortranarray(PIXELS)),
-        "Fortran order",
-        "",
-    ),
     "no rows": (lambda tmp: _npz(tmp / "a.npz", arr_0=PIXELS[:0]), r"\[0, 16, 20, 3\]", ""),
     "objects": (
         lambda tmp: _npz(tmp / "a.npz", arr_0=np.array([None, {}], dtype=object)),

@@ -2,7 +2,12 @@
 
 import pytest
 
+from bench.report.runs import number
 from bench.report.table import uncertainty
+
+
+def test_zero_has_no_sign():
+    assert [number(value) for value in (-1e-13, -0.0, 1e-9)] == ["0.0000"] * 3
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from bench.records.record import Evidence, MetricValue, ProtocolInfo, ResultReco
 from bench.report import (
     Report,
     collect_report,
+    difference_table,
     report_csv,
     report_markdown,
     report_plain,
@@ -107,6 +108,26 @@ def test_off_protocol_rows_of_one_cause_and_n_share_a_table_without_ranks(
         assert "- Off-protocol: 500 images; allowed: 5,000.\n" in second
     assert "**0.500**" in shown.partition("### Off-protocol")[0]
     assert "Not shown" not in shown
+
+
+def test_image_sets_of_one_name_are_rows_of_their_own(
+    make_record: RecordMaker, collected: Callable[..., Report]
+) -> None:
+    def of(number: int, path: str, digest: str) -> ResultRecord:
+        found = dataclasses.replace(EVIDENCE, images=(path,), images_sha256=digest * 64)
+        return make_record("samples", number=number, section="Image sets", evidence=found)
+
+    first, second = of(1, "/x/modelA/run/samples", "a"), of(2, "/x/modelB/run/samples", "b")
+    moved = of(3, "/elsewhere/samples", "b")  # the same images: a newer record of one row
+    report = collected([first, second, moved])
+    assert report.protocols[0].records == (first, moved)
+    assert [one.record for one in report.protocols[0].excluded] == [second]
+    markdown = report_markdown(collected([first, second]))
+    assert "| samples (modelA) " in markdown
+    assert "| samples (modelB) " in markdown
+    again = of(4, "/x/modelA/run/samples", "c")  # made again in the same folder
+    assert "| samples (images cccccccc) " in report_markdown(collected([first, again]))
+    assert "| modelA | modelB |" in difference_table(first, second, [], level=0.95)
 
 
 def test_the_time_is_utc(protocol: Protocol) -> None:

@@ -11,7 +11,8 @@ from bench.protocol import load_protocol, validate_file
 from bench.protocol.catalog import data_dir
 from bench.records.store import load_all
 from bench.report import collect_report, report_markdown
-from bench.suites.captions import CLIPScorer
+from bench.suites.captions import Captions, CLIPScorer, paired, read_captions
+from dimo.errors import DimoError
 from dimo.models import digits
 
 COUNT = 40
@@ -76,15 +77,19 @@ def made(tmp_path, tiny_clip):
         (folder / f"{number:05d}.png").write_bytes(encode_png(pixels))
     captions = tmp_path / "captions.json"
     captions.write_text(json.dumps([f"the digit {label}" for label in labels[:COUNT].tolist()]))
-    protocol = tmp_path / "captions.toml"
-    reference = load_protocol("digits").reference.sha256
-    protocol.write_text(PROTOCOL.replace("REFERENCE", reference))
+    protocol = _protocol(tmp_path)
     weights = tiny_clip(tmp_path / "clip.pt")
     options = {
         "--protocol": protocol, "--prompts": captions, "--clip-weights": weights,
         "--results": tmp_path / "results", "--cache": "none", "--device": "cpu",
     }  # fmt: skip
     return folder, options
+
+
+def _protocol(folder):
+    path, reference = folder / "captions.toml", load_protocol("digits").reference.sha256
+    path.write_text(PROTOCOL.replace("REFERENCE", reference))
+    return path
 
 
 def run(dimo, made, **changes):
@@ -114,6 +119,84 @@ def test_both_metrics_of_one_record(dimo, made, tmp_path):
     assert "features of `digits-cnn`" in text
     assert "scores of `clip-score`, ViT-B-32" in text
     assert "prefix `A photo depicts`" in text
+
+
+TEXTS = tuple(f"A photo, no. {n}: {w}!" for n, w in enumerate(["cat", "dog", "fox"] * 5))
+ORDER = list(range(15))
+KEYS = {  # names of the images of the captions in order, as samplers write them
+    "unpadded": [f"{i}.png" for i in ORDER],
+    "from one, with a word": [f"run2_{i + 1}_step_1.png" for i in ORDER],
+    "number and caption": [f"{i}_{text[9:]}.jpg" for i, text in enumerate(TEXTS)],
+    "captions": [f"{text.replace(' ', '_').strip('!')}.png" for text in TEXTS],
+    "captions, numbered": [f"{text}_0.png" for text in TEXTS],
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_images_find_their_captions_by_name(key):
+    names = sorted(KEYS[key])
+    assert [KEYS[key][n] for n in paired(names, Captions(TEXTS), 1)] == names
+    assert names != KEYS[key]
+
+
+def test_several_images_of_a_caption_and_arrays():
+    names = [f"{prompt}_{sample}.png" for prompt in range(3) for sample in range(2)]
+    assert paired(names, Captions(TEXTS[:3]), 2) == [0, 0, 1, 1, 2, 2]
+    cut = [text[:30] + ".png" for text in ("a very long text that was cut, one", "another such")]
+    assert paired(cut, Captions(("a very long text that was cut, one", "another such")), 1) == [
+        0,
+        1,
+    ]
+    assert paired([f"a.npz[{i}]" for i in range(12)], Captions(TEXTS[:12]), 1) == ORDER[:12]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{chr(97 + i)}.png" for i in ORDER],  # no number, no caption
+        [f"rank{i % 3}_{i // 3}.png" for i in ORDER],  # by rank, or in turns?
+        [f"COCO_{i * i:012d}.png" for i in ORDER],  # a number of something else
+        [*(f"{i}.png" for i in ORDER[:14]), "15.png"],  # one is missing, one too much
+    ],
+)
+def test_an_order_that_could_be_two_is_refused(names):
+    with pytest.raises(DimoError, match="which image shows which caption cannot be told"):
+        paired(sorted(names), Captions(TEXTS), 1)
+
+
+def test_captions_may_name_their_images(tmp_path):
+    named = validate_file(_protocol(tmp_path)).prompts
+    texts = [f"caption {i}" for i in range(COUNT)]
+    names = [f"{i * i}.png" for i in range(COUNT)]
+    table = dict(zip(names, texts, strict=True))
+    rows = "".join(f"{name},{text}\r\n" for name, text in table.items())
+    files = {
+        "a.json": "\ufeff" + json.dumps(table),
+        "b.json": json.dumps({name[:-4]: text for name, text in table.items()}),
+        "c.csv": "\ufefffile,caption\r\n" + rows,
+        "d.csv": "caption\n" + "\n".join(texts),
+        "e.txt": "\n".join(texts) + "\n\n",
+        "f.json": json.dumps(texts) + "\n\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+        found = read_captions(tmp_path / name, named)
+        assert list(found.texts) == texts, name
+        assert (found.images is not None) == (name < "d")
+        if name < "d":
+            assert [names[n] for n in paired(sorted(names), found, 1)] == sorted(names)
+    with pytest.raises(DimoError, match=r"has none for 1 of 40 images \('x\.png'\)"):
+        paired([*names[1:], "x.png"], read_captions(tmp_path / "a.json", named), 1)
+
+
+def test_the_order_of_names_changes_no_score(dimo, made, tmp_path):
+    """Sorted as text, 10.png comes before 2.png."""
+    assert run(dimo, made)[0] == 0
+    for number in range(COUNT):
+        (made[0] / f"{number:05d}.png").rename(made[0] / f"{number}.png")
+    assert run(dimo, made)[0] == 0
+    (first, second), _ = load_all(tmp_path / "results")
+    assert first.metrics["clip_score"] == second.metrics["clip_score"]
 
 
 def test_other_captions_stand_in_another_table(dimo, made, tmp_path):

@@ -42,8 +42,10 @@ def images(tmp_path):
         folder.mkdir(parents=True)
         for number in range(EACH):
             pixels = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
-            if style == "photo":
-                Image.fromarray(pixels).save(folder / f"{number:05d}.jpg", quality=95)
+            if style == "photo":  # names as others write them
+                name = f"{number:05d}.{('jpg', 'jpeg', 'JPG')[number % 3]}"
+                Image.fromarray(pixels).save(folder / name, format="JPEG", quality=95)
+                (folder / f"._{name}").write_bytes(b"of macOS")
             else:
                 (folder / f"{number:05d}.png").write_bytes(encode_png(pixels))
     return tmp_path / "images"
@@ -151,6 +153,8 @@ def test_the_caption_names_the_scorer_and_nothing_that_is_not_there(evaluate, tm
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
+        (lambda i, p: (i / "anime" / "00003.JPEG").write_bytes(b"x"), "00003.JPEG and 00003.png"),
+        (lambda i, p: (i / "anime" / "10.png").write_bytes(b"x"), "the first is 10.png; remove"),
         (lambda i, p: (i / "anime" / "00003.png").unlink(), "lacks anime/00003.png (or .jpg)"),
         (lambda i, p: (p / "photo.json").unlink(), "photo.json: cannot read prompts"),
         (lambda i, p: (p / "photo.json").write_text("[]"), "0 prompts instead of 10"),

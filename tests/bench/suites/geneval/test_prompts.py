@@ -133,6 +133,28 @@ def test_the_official_layout(layout):
     assert [file.name for file in folders[2].images] == [f"{i:04d}.png" for i in range(4)]
 
 
+def test_images_of_another_format_and_none_at_all(layout):
+    path, wanted = layout
+    for file in path.glob("*/samples/*.png"):
+        file.rename(file.with_suffix(".JPG"))
+    folders, problems = read_folder(path, wanted)
+    assert (problems, [len(folder.images) for folder in folders]) == ([], [4, 4, 4])
+    (path / "00000" / "samples" / "0.png").touch()
+    with pytest.raises(DimoError, match="two images of one number in 00000/samples: 0000"):
+        read_folder(path, wanted)
+    for file in path.glob("*/samples/*"):
+        file.unlink()
+    with pytest.raises(DimoError, match="no images in the folders of its prompts"):
+        read_folder(path, wanted)
+
+
+def test_the_order_of_keys_makes_no_other_list(layout):
+    path, wanted = layout
+    file = path / "00001" / "metadata.jsonl"
+    file.write_text("\ufeff" + json.dumps(CATS, sort_keys=True) + "\n\n")
+    assert read_folder(path, wanted)[1] == []
+
+
 def test_what_is_missing_is_named(layout):
     import shutil
 

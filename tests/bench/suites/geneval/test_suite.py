@@ -191,6 +191,30 @@ def test_the_official_file_is_summed_up_again(measured, protocol, tmp_path):
         assert found.contributions  # in the order of prompts, whatever the file's
 
 
+RENAMED = {  # how others name the folders and write the metadata: 240 prompts, 4 images
+    "unpadded": lambda prompt, sample: f"{prompt}/samples/{sample}.png",
+    "two halves": lambda prompt, sample: f"gpu{prompt // 120}/{prompt % 120}/samples/{sample}.png",
+    "in turns": lambda prompt, sample: f"gpu{prompt % 2}/{prompt // 2:05d}/samples/{sample}.png",
+    "two of each": lambda prompt, sample: f"gpu{sample % 2}/{prompt}/samples/{sample // 2}.png",
+}
+
+
+@pytest.mark.parametrize("naming", RENAMED)
+def test_verdicts_are_matched_by_prompt_and_metadata(measured, protocol, tmp_path, naming):
+    rows = [json.loads(line) for line in lines_of(measured)]
+    for number, row in enumerate(rows):
+        row["filename"] = RENAMED[naming](number // 4, number % 4)
+        row["metadata"] = json.dumps(json.loads(row["metadata"]), sort_keys=True)
+    text = "".join(json.dumps(rows[i]) + "\n" for i in np.random.RandomState(0).permutation(960))
+    (tmp_path / "results.jsonl").write_text(f"\ufeff{text}\n")
+    wanted = official(tmp_path, protocol)
+    found = measure(tmp_path / "results.jsonl", wanted).record
+    geneval = measured.record.metrics["geneval"]
+    assert found.metrics["geneval"].value == geneval.value
+    assert found.metrics["geneval"].extra.items() <= geneval.extra.items()
+    assert found.evidence.prompts_sha256 == wanted.prompts.sha256
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
