@@ -24,7 +24,8 @@ Folder = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Folder of the files; default: $DIMO_WEIGHTS or ~/.cache/dimo/weights.",
+        help="Folder of the files; default: $DIMO_WEIGHTS or ~/.cache/dimo/weights, then the cache "
+        "of Hugging Face.",
     ),
 ]
 
@@ -35,7 +36,7 @@ def weights_list(folder: Folder = None, as_json: AsJson = False) -> None:
     from dimo.weights.catalog import OFFICIAL, default_folder, find
 
     place = folder or default_folder()
-    rows = {name: (file, find(name, place)) for name, file in OFFICIAL.items()}
+    rows = {name: (file, find(name, folder)) for name, file in OFFICIAL.items()}
     if as_json:
         content = [
             {
@@ -53,7 +54,9 @@ def weights_list(folder: Folder = None, as_json: AsJson = False) -> None:
         return
     for name, (file, path) in rows.items():
         size = "unknown" if file.size is None else f"{file.size / 1e6:,.0f} MB"
-        here = "not here" if path is None else f"here: {path.relative_to(place)}"
+        here = "not here"
+        if path is not None:
+            here = f"here: {path.relative_to(place) if path.is_relative_to(place) else path}"
         print(f"{name:21}  {file.contents}; {here}")
         print(f"{'':21}  size {size}, licence {file.licence or 'unknown'}, {file.url}")
         print(f"{'':21}  sha256 {file.sha256 or 'unknown'}")
@@ -68,13 +71,12 @@ def weights_fetch(
     folder: Folder = None,
 ) -> None:
     """Download official files; an interrupted download is resumed, and checksums are compared."""
-    from dimo.weights.catalog import default_folder, find
+    from dimo.weights.catalog import find
     from dimo.weights.download import fetch
 
-    place = folder or default_folder()
-    present = [name for name in names if find(name, place)]
+    present = [name for name in names if find(name, folder)]
     with terminal.download_bar() as progress:
-        fetched = {name: fetch(name, place, progress) for name in names}
+        fetched = {name: fetch(name, folder, progress) for name in names}
     for name, paths in fetched.items():
         note = " (already present; check it with: dimo weights verify)" if name in present else ""
         terminal.say(f"{name}: {', '.join(map(str, paths))}{note}")
@@ -123,10 +125,9 @@ def weights_verify(
     as_json: AsJson = False,
 ) -> None:
     """Check size, hash, keys and shapes of weights files; exit code 1 if anything is wrong."""
-    from dimo.weights.catalog import default_folder
     from dimo.weights.convert import check
 
-    findings = check(names or [], folder or default_folder())
+    findings = check(names or [], folder)
     if as_json:
         found = [
             {**vars(f), "path": f.path and str(f.path), "ok": not f.problems} for f in findings

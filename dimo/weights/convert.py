@@ -19,7 +19,7 @@ from dimo.methods.di4c.network import Di4CStudent
 from dimo.models.halton import SIZES, HaltonMaskGIT
 from dimo.models.maskgit import MaskGIT
 from dimo.models.vqgan import TRAINING_KEYS, VQGAN, read_config
-from dimo.weights.catalog import OFFICIAL, OfficialFile, find, name_of
+from dimo.weights.catalog import OFFICIAL, OfficialFile, default_folder, find, name_of
 from dimo.weights.download import recorded_sha256
 from dimo.weights.files import (
     DI4C_KIND,
@@ -121,8 +121,10 @@ class Finding:
     problems: list[str] = field(default_factory=list)
 
 
-def check(names: Sequence[str], folder: Path) -> list[Finding]:
+def check(names: Sequence[str], folder: Path | None) -> list[Finding]:
     """Checks files by official name or path; without names, every official file in the folder.
+
+    The folder is as in `dimo.weights.catalog.locate`.
 
     Raises:
         DimoError: A name that is neither; no names, and no official file in the folder.
@@ -130,16 +132,18 @@ def check(names: Sequence[str], folder: Path) -> list[Finding]:
     names = names or [name for name in OFFICIAL if find(name, folder)]
     if not names:
         raise DimoError(
-            f"no official file is in {folder}; name its folder with --folder, or fetch some: "
-            "dimo weights list"
+            f"no official file is in {folder or default_folder()}; name its folder with --folder, "
+            "or fetch some: dimo weights list"
         )
     return [_check(name, folder) for name in names]
 
 
-def _check(name: str, folder: Path) -> Finding:
+def _check(name: str, folder: Path | None) -> Finding:
     path = find(name, folder) if name in OFFICIAL else Path(name)
     if path is None:
-        missing = f"missing in {folder}; fetch it with: dimo weights fetch {name}"
+        missing = (
+            f"missing in {folder or default_folder()}; fetch it with: dimo weights fetch {name}"
+        )
         return Finding(name, problems=[missing])
     if not path.exists():
         raise unknown_name("weights", name, OFFICIAL, "or give the path of a file that exists")

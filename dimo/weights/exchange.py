@@ -10,6 +10,7 @@ from torch import Tensor
 from dimo.config import load_distillation
 from dimo.errors import DimoError
 from dimo.methods import METHODS
+from dimo.samplers import LARGEST
 from dimo.weights.files import (
     DI4C_KIND,
     Checkpoint,
@@ -25,6 +26,7 @@ from dimo.zoo.students import StudentConfig, find_student, save_student, stored_
 from dimo.zoo.teachers import Teacher, get_teacher
 
 _SUFFIXES = (".bin", ".safetensors")
+_UNMARKED = "dimo"  # the method of a file without settings
 
 
 def export_student(
@@ -62,7 +64,7 @@ def export_student(
         save_tensors(out, state, settings)
         return config
     bare = {key: value.contiguous() for key, value in state.items()}
-    is_official = METHODS[config.method].is_one_step and config.token_initialization == "mixed"
+    is_official = config.method == _UNMARKED and config.token_initialization == "mixed"
     save_pickle(out, bare if is_official else {"model_state_dict": bare, "dimo": settings})
     return config
 
@@ -106,8 +108,8 @@ def import_student(
     given = {name: value for name, value in values.items() if value is not None}
     for name, value in given.items():
         is_temperature = name == "temperature"
-        if not (0 < value < float("inf") if is_temperature else 0 <= value <= 1):
-            allowed = "above 0" if is_temperature else "0 to 1"
+        if not (0 < value <= LARGEST if is_temperature else 0 <= value <= 1):
+            allowed = f"above 0, at most {LARGEST:g}" if is_temperature else "0 to 1"
             option = f"--{name.replace('_', '-')}"
             raise DimoError(f"{option} {value:g} is out of range; allowed: {allowed}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -136,7 +138,7 @@ def _settings(
                 f"--teacher {config.teacher}"
             )
         return dataclasses.replace(config, **changes)
-    method = "di4c-d" if looks_like(found.state) == DI4C_KIND else "dimo"
+    method = "di4c-d" if looks_like(found.state) == DI4C_KIND else _UNMARKED
     if method in row.recipes:
         recipe = load_distillation(row.recipes[method])
         settings = METHODS[method].distillation.student_settings(recipe)

@@ -29,7 +29,6 @@ from dimo.util.files import replacing, sha256_bytes, sha256_file
 _CONTAINERS = ("model_state_dict", "state_dict", "model")
 # The prefix that torch.compile and DistributedDataParallel give every key.
 _WRAPPERS = re.compile(r"(_orig_mod\.|module\.)+")
-
 # The key of its average, which is what authors sample: LlamaGen, SiT and DiT, timm, ADM.
 _AVERAGES = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema")
 # A file of a set: its name, the number of files, the suffix.
@@ -122,18 +121,14 @@ def read_checkpoint(path: str | PathLike[str], *, ema: bool = True) -> Checkpoin
     """
     path = Path(path)
     files = weights_files(path)
-    contents = [_content(file) for file in files]
-    content: Any = {}
-    for one in contents:
-        content = {**content, **one} if isinstance(one, dict) else None
-    part, state = "", {}
-    if isinstance(content, dict):
-        averages, last = (
-            [key for key in keys if _tensors(content.get(key))] for keys in (_AVERAGES, _CONTAINERS)
-        )
-        taken = next(iter(averages + last if ema else last), "")
-        state = _tensors(content[taken] if taken else content)
-        part = taken if averages else ""
+    content: dict[Any, Any] = {}
+    for one in map(_content, files):
+        content.update(one if isinstance(one, dict) else {})
+    averages, last = (
+        [key for key in keys if _tensors(content.get(key))] for keys in (_AVERAGES, _CONTAINERS)
+    )
+    taken = next(iter(averages + last if ema else last), "")
+    part, state = taken if averages else "", _tensors(content[taken] if taken else content)
     if not state:
         raise DimoError(f"{path} holds no state dict; give the checkpoint of a network")
     if all(_WRAPPERS.match(key) for key in state):
@@ -269,8 +264,11 @@ def _unpickled(path: Path) -> Any:
 
 def _named_class(error: Exception) -> str:
     """The class or function that PyTorch refused to unpickle; built-in ones have no package."""
-    named = re.search(r"GLOBAL (\S+)", str(error))
-    return named[1] if isinstance(error, pickle.UnpicklingError) and named else ""
+    if not isinstance(error, pickle.UnpicklingError):
+        return ""
+    if named := re.search(r"GLOBAL (\S+)", str(error)):
+        return named[1]
+    return "classes like dict or list" if "Can only" in str(error) else ""
 
 
 def _reason(error: Exception) -> str:

@@ -125,7 +125,7 @@ def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStuden
         )
     origin = Origin(str(config_path), "distil the run again")
     try:
-        content = json.loads(config_path.read_text())
+        content = json.loads(config_path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise origin.error(f"not valid JSON: {error}") from error
     return _found(_checked_config(content, origin), weights_path, folder.name)
