@@ -9,8 +9,9 @@ from typing import Any, TypeVar, cast
 
 from dimo.errors import DimoError, unknown_name
 from dimo.methods import METHODS
-from dimo.methods.base import DistillationRecipe, Optimization
+from dimo.methods.base import DistillationRecipe, Optimization, check
 from dimo.methods.pretraining import ExtractorRecipe, TrainRecipe
+from dimo.samplers import LARGEST
 from dimo.util.schema import Origin, decode
 
 _RECIPES = Path(__file__).parent / "recipes"
@@ -39,15 +40,18 @@ def load_recipe(expected: type[_R], name_or_path: str, overrides: Sequence[str] 
     if path.suffix != ".toml":
         path = _RECIPES / f"{name_or_path}.toml"
         if not path.is_file():
-            raise unknown_name(
-                "recipe", name_or_path, list_recipes(), "or give the path of a .toml file"
-            )
+            next_step = "or give the path of a .toml file, as recipe.toml in the folder of a run"
+            raise unknown_name("recipe", name_or_path, list_recipes(), next_step)
     try:
-        content = tomllib.loads(path.read_text())
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise DimoError(
             f"no recipe file at {path}; packaged recipes: {', '.join(list_recipes())}"
         ) from None
+    except OSError as error:
+        raise DimoError(
+            f"cannot read recipe {path}: {error.strerror}; give the path of a .toml file"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DimoError(f"recipe {path} is not valid TOML: {error}; correct the file") from error
     classes: list[type[Optimization]] = [TrainRecipe, ExtractorRecipe]
@@ -67,7 +71,11 @@ def load_recipe(expected: type[_R], name_or_path: str, overrides: Sequence[str] 
             raise DimoError(f"--set {override!r} is not key=value; e.g. --set steps=500")
         content[key.strip()] = _parse_value(value.strip())
     origin = Origin(f"recipe {name_or_path!r}", "keys are explained in dimo/methods")
-    return cast(_R, decode(recipes[kind], content, origin))
+    recipe = cast(_R, decode(recipes[kind], content, origin))
+    for key, number in vars(recipe).items():
+        if isinstance(number, float):
+            check(abs(number) <= LARGEST, key, number, f"at most {LARGEST:g}")
+    return recipe
 
 
 def _parse_value(text: str) -> Any:
@@ -80,10 +88,10 @@ def _parse_value(text: str) -> Any:
 def to_toml(recipe: Optimization) -> str:
     """The recipe with every value resolved, readable by `load_recipe`."""
     values = {"kind": recipe.kind, **dataclasses.asdict(recipe)}
-    # a JSON scalar or list is TOML, which has no null
+    # a JSON scalar or list is TOML, which has no null, and no character 127
     lines = [
         f"{key} = {json.dumps(value, ensure_ascii=False)}\n"
         for key, value in values.items()
         if value is not None
     ]
-    return "".join(lines)
+    return "".join(lines).replace("\x7f", "\\u007f")

@@ -1,5 +1,7 @@
 """The command line as a user meets it: help, the whole chain, one clear line for each mistake."""
 
+import dataclasses
+import io
 import json
 import subprocess
 import sys
@@ -7,6 +9,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from dimo.cli import main
+from dimo.cli.options import parse_labels
+from dimo.errors import DimoError
+from dimo.zoo.teachers import TEACHERS
 
 TINY = ["--set", "steps=4", "--set", "batch_size=4", "--set", "checkpoint_every=4"]
 
@@ -109,8 +116,14 @@ MISTAKES = {
     "output exists": (["distill", "--out", "tiny"], "not empty"),
     "demo output exists": (["demo", "--out", "tiny"], "holds other files"),
     "label out of range": (["sample", "--labels", "10", "--out", "x.png"], "from 0 to 9"),
+    "bound of guidance": (["sample", "--guidance-scale", "inf", "--out", "x.png"], "at most 1e6"),
+    "bound of temperature": (["sample", "--temperature", "1e40", "--out", "x.png"], "at most 1e6"),
+    "bound of noise": (["bench", "--choice-temperature", "inf"], "at most 1e6"),
+    "home in an option": (["sample", "--out=~/x.txt"], "--out /home/someone/x.txt is not a .png"),
     "bad tuning": (["bench", "--tune", "temprature=1"], "settings: guidance_scale, temperature"),
     "unknown device": (["bench", "--device", "tpu9"], "allowed: auto, cpu"),
+    "device without data": (["distill", "--device", "meta", "--out", "no"], "allowed: auto, cpu"),
+    "device of another kind": (["bench", "--device", "hpu"], "allowed: auto, cpu"),
     "missing weights": (["bench", "--weights", "nowhere"], "--weights"),
     "nothing to train": (["train"], "either --teacher or --extractor"),
     "unknown extractor": (["train", "--extractor", "vgg"], "allowed: digits-cnn"),
@@ -118,7 +131,8 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_one_line_and_write_nothing(run, mistake, world):
+def test_mistakes_are_one_line_and_write_nothing(run, mistake, world, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
     arguments, words = MISTAKES[mistake]
     before = sorted(world.rglob("*"))
     done = run(*arguments, cwd=world, code=2)
@@ -156,3 +170,50 @@ def test_the_installed_command(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_labels_are_numbers_ranges_and_names():
+    names = ("tench", "golden retriever", "crane", "crane", "T-shirt")
+    birds = dataclasses.replace(TEACHERS["digits"], num_classes=5, names=lambda: names)
+    assert parse_labels("0-2, 4,Golden_Retriever,t-shirt", birds) == [0, 1, 2, 4, 1, 4]
+    assert parse_labels("0-9", TEACHERS["digits"]) == list(range(10))
+    for text, said in (
+        ("5", "from 0 to 4"),
+        ("3-5", "'5' is not allowed"),
+        ("", "'' is not allowed"),
+        ("-1", "'-1' is not allowed"),
+        ("golden retreiver", "did you mean 'golden retriever'"),
+        ("crane", "as classes 2 and 3 have that name"),
+    ):
+        with pytest.raises(DimoError, match=said):
+            parse_labels(text, birds)
+
+
+def test_a_user_without_a_home_is_told_what_to_set(run, tmp_path, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    for name in ("DIMO_CACHE", "DIMO_WEIGHTS", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for command in (
+        ("weights", "list"),
+        ("sample", "--model", "maskgit", "--labels", "1"),
+        ("bench", "--device", "cpu", "--steps", "1", "--num-images", "50"),
+    ):
+        done = run(*command, cwd=tmp_path, code=2)
+        assert "set HOME to a folder that can be written" in done.stderr
+
+
+def test_a_table_is_printed_in_any_encoding(monkeypatch, tmp_path):
+    for encoding in ("latin-1", "ascii"):
+        out = io.TextIOWrapper(io.BytesIO(), encoding)
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(sys, "argv", ["dimo", "report"])
+            with pytest.raises(SystemExit) as stop:
+                main()
+        assert not stop.value.code
+        out.flush()
+        assert b"?" in out.buffer.getvalue()

@@ -343,7 +343,7 @@ def test_law_scores_targets_of_a_distillation_on_the_selection_seed(dimo, protoc
         "error: unknown guidance rule 'rising'; "
     )
     for options, message in [
-        (("--temperature", "0,1"), "--temperature 0,1: 0 must be above 0; 1 is as trained"),
+        (("--temperature", "0,1"), "--temperature 0,1: 0 must be above 0 and at most 1e6"),
         (("--guidance", "1;2"), "--guidance 1;2 is not a list of numbers"),
         (("--steps", "17"), "a grid of 16 tokens takes 1 to 16 steps"),
         (("--num-images", "7"), "must be a multiple of its 10 labels"),

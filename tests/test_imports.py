@@ -108,6 +108,15 @@ def _layer(module):
     return max(prefixes)[1]
 
 
+def test_modules_of_some_systems_are_imported_where_they_are_used():
+    """So that a module can be imported without them, as on Windows."""
+    for path in _files("dimo") + _files("bench"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import):
+                names = {alias.name for alias in node.names}
+                assert not names & {"fcntl", "resource", "pwd", "termios"}, path
+
+
 def test_imports_go_one_way():
     upward = [
         f"{module} imports {name}"

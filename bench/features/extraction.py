@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bench.features.stats import full_float32
 from dimo.errors import DimoError
-from dimo.util.files import replacing, sha256_bytes, sha256_file, write_atomic
+from dimo.util.files import at_home, replacing, sha256_bytes, sha256_file, user_home, write_atomic
 from dimo.util.schema import canonical_json
 
 T = TypeVar("T")
@@ -243,8 +243,10 @@ def cache_folder(given: str = "") -> Path | None:
     given = given or os.environ.get("DIMO_CACHE", "")
     if given == "none":
         return None
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(given) if given else Path(base) / "dimo" / "features"
+    if given:
+        return at_home(given)
+    base = os.environ.get("XDG_CACHE_HOME") or user_home() / ".cache"
+    return Path(base) / "dimo" / "features"
 
 
 def feature_key(content_sha256: str, extractor: Extractor, device: str) -> str:

@@ -66,7 +66,7 @@ def protocol_text(name_or_path: str | os.PathLike[str]) -> str:
     """The text of a valid protocol's file, comments included; errors as `load_protocol`."""
     path = _find(name_or_path)
     validate_file(path)
-    return path.read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8-sig")
 
 
 def validate_file(path: str | os.PathLike[str]) -> Protocol:
@@ -77,7 +77,7 @@ def validate_file(path: str | os.PathLike[str]) -> Protocol:
     """
     origin = Origin(str(path), _NEXT_STEP)
     try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DimoError(
             f"cannot read {path}: {error.strerror}; list the protocols with: dimo protocols list"

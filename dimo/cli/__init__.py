@@ -2,6 +2,7 @@
 
 __all__ = ["app", "main"]
 
+import io
 import sys
 
 from dimo.cli import bench, demo, evaluate, report, sample, train, weights  # noqa: F401
@@ -22,6 +23,8 @@ app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""
 
 def main() -> None:
     """Entry point: one red line and exit code 2 for bad input, no traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # Latin-1 lacks letters and arrows of the tables
     try:
         app()
     except DimoError as error:

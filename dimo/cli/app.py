@@ -2,15 +2,19 @@
 
 import ctypes
 import os
+import re
 import sys
 import textwrap
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from dimo import __version__
+from dimo.util.files import at_home
 
+_HOME = re.compile(r"([\w-]*=|)~(?=/|$)")  # at the start, or in NAME=~/x
 _NAMES = 29  # widest name of an option that shares a line with its help
 
 
@@ -69,10 +73,20 @@ def examples(*lines: str) -> str:
     return "\n  ".join(["Examples:" if len(lines) > 1 else "Example:", *lines])
 
 
+def _with_home(value: Any) -> Any:
+    """The value of an option with `~/` for the home folder: no shell expands it in `--out=~/x`."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_with_home, value))
+    if isinstance(value, (str, Path)) and (found := _HOME.match(str(value))):
+        return type(value)(f"{found[1]}{at_home(str(value)[found.end(1) :])}")
+    return value
+
+
 class Command(_Help, TyperCommand):
-    """A command; it keeps the memory that it frees."""
+    """A command; it keeps the memory that it frees, and knows the home folder in its options."""
 
     def invoke(self, ctx: Any) -> Any:
+        ctx.params = {name: _with_home(value) for name, value in ctx.params.items()}
         keep_freed_memory()
         return super().invoke(ctx)
 

@@ -1,5 +1,7 @@
 """Options shared by several commands, and the parsing of their values."""
 
+import difflib
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ from dimo.samplers import SAMPLERS, all_knobs, teacher_samplers
 
 if TYPE_CHECKING:
     from bench.rows.settings import Choice
+    from dimo.zoo import teachers
 
 STEPS = "1,2,4,8,16"
 # sections of `--help`, in the order in which a command's options name them
@@ -242,11 +245,45 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def parse_steps(text: str) -> list[int]:
-    return _parse_integers("--steps", text, low=1, high=None) if text else []
+    parts = text.split(",") if text else []
+    for part in parts:
+        if not part.strip().isdecimal() or int(part) < 1:
+            raise DimoError(
+                f"--steps {part.strip()!r} is not allowed; give whole numbers from 1, e.g. "
+                "--steps 1,2,4"
+            )
+    return [int(part) for part in parts]
 
 
-def parse_labels(text: str, num_classes: int) -> list[int]:
-    return _parse_integers("--labels", text, low=0, high=num_classes - 1)
+def parse_labels(text: str, teacher: "teachers.Teacher") -> list[int]:
+    """Classes of a teacher: numbers, ranges such as 0-9, and names, with commas between them."""
+    labels: list[int] = []
+    for part in map(str.strip, text.split(",")):
+        if found := re.fullmatch(r"(\d+)\s*-\s*(\d+)", part):
+            low, high = sorted(_label(end, teacher) for end in found.groups())
+            labels += range(low, high + 1)
+        else:
+            labels.append(_label(part, teacher))
+    return labels
+
+
+def _label(text: str, teacher: "teachers.Teacher") -> int:
+    """The class of that number or name."""
+    if text.isdecimal() and int(text) < teacher.num_classes:
+        return int(text)
+    names = [] if text.isdecimal() else [name.casefold() for name in teacher.class_names]
+    wanted = text.casefold().replace("_", " ")
+    found = [label for label, name in enumerate(names) if name == wanted]
+    if len(found) == 1:
+        return found[0]
+    near = difflib.get_close_matches(wanted, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    if found:
+        hint = f", as classes {' and '.join(map(str, found))} have that name"
+    raise DimoError(
+        f"--labels {text!r} is not allowed{hint}; give whole numbers from 0 to "
+        f"{teacher.num_classes - 1}, ranges or names of classes, e.g. --labels 1,2,4-6"
+    )
 
 
 def parse_prompts(prompts: list[str], file: Path | None) -> list[str] | None:
@@ -273,16 +310,3 @@ def parse_prompts(prompts: list[str], file: Path | None) -> list[str] | None:
 def command_line() -> str:
     """The command line of this process, for records."""
     return shlex.join(["dimo", *sys.argv[1:]])
-
-
-def _parse_integers(option: str, text: str, *, low: int, high: int | None) -> list[int]:
-    allowed = f"whole numbers from {low}" + (f" to {high}" if high is not None else "")
-    values = []
-    for part in text.split(","):
-        value = int(part) if part.strip().isdecimal() else None
-        if value is None or value < low or (high is not None and value > high):
-            raise DimoError(
-                f"{option} {part.strip()!r} is not allowed; give {allowed}, e.g. {option} 1,2,4"
-            )
-        values.append(value)
-    return values

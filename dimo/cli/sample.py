@@ -54,7 +54,8 @@ def sample(
         str,
         typer.Option(
             metavar="N,N",
-            help="Picture: one column per label; default: each class twice, or 10 of many classes.",
+            help="Picture: one column per label: number, range (0-9) or name; default: each class "
+            "twice, or 10 of many classes.",
         ),
     ] = "",
     prompt: Annotated[
@@ -137,8 +138,10 @@ def sample(
     if count is None:
         from bench.rows.grid import shared_classes
 
-        classes = shared_classes(entry.teacher for entry in planned)
-        columns = opt.parse_labels(labels, classes) if labels else list(range(len(prompts or ())))
+        shared_classes(entry.teacher for entry in planned)
+        columns = list(range(len(prompts or ())))
+        if labels:
+            columns = opt.parse_labels(labels, planned[0].teacher)
         _draw(load, columns, seed=seed, out=out, batch_size=batch_size, device=device)
         return
     _check_one(planned, count)

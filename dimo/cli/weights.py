@@ -13,11 +13,19 @@ from dimo.util import terminal
 if TYPE_CHECKING:
     from dimo.weights.convert import Finding
 
+Ema = Annotated[
+    bool,
+    typer.Option(
+        "--ema/--no-ema",
+        help="Take the averaged weights, or those of the last step, of a file with both.",
+    ),
+]
 Folder = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Folder of the files; default: $DIMO_WEIGHTS or ~/.cache/dimo/weights.",
+        help="Folder of the files; default: $DIMO_WEIGHTS or ~/.cache/dimo/weights, then the cache "
+        "of Hugging Face.",
     ),
 ]
 
@@ -28,7 +36,7 @@ def weights_list(folder: Folder = None, as_json: AsJson = False) -> None:
     from dimo.weights.catalog import OFFICIAL, default_folder, find
 
     place = folder or default_folder()
-    rows = {name: (file, find(name, place)) for name, file in OFFICIAL.items()}
+    rows = {name: (file, find(name, folder)) for name, file in OFFICIAL.items()}
     if as_json:
         content = [
             {
@@ -46,7 +54,9 @@ def weights_list(folder: Folder = None, as_json: AsJson = False) -> None:
         return
     for name, (file, path) in rows.items():
         size = "unknown" if file.size is None else f"{file.size / 1e6:,.0f} MB"
-        here = "not here" if path is None else f"here: {path.relative_to(place)}"
+        here = "not here"
+        if path is not None:
+            here = f"here: {path.relative_to(place) if path.is_relative_to(place) else path}"
         print(f"{name:21}  {file.contents}; {here}")
         print(f"{'':21}  size {size}, licence {file.licence or 'unknown'}, {file.url}")
         print(f"{'':21}  sha256 {file.sha256 or 'unknown'}")
@@ -61,13 +71,12 @@ def weights_fetch(
     folder: Folder = None,
 ) -> None:
     """Download official files; an interrupted download is resumed, and checksums are compared."""
-    from dimo.weights.catalog import default_folder, find
+    from dimo.weights.catalog import find
     from dimo.weights.download import fetch
 
-    place = folder or default_folder()
-    present = [name for name in names if find(name, place)]
+    present = [name for name in names if find(name, folder)]
     with terminal.download_bar() as progress:
-        fetched = {name: fetch(name, place, progress) for name in names}
+        fetched = {name: fetch(name, folder, progress) for name in names}
     for name, paths in fetched.items():
         note = " (already present; check it with: dimo weights verify)" if name in present else ""
         terminal.say(f"{name}: {', '.join(map(str, paths))}{note}")
@@ -77,7 +86,9 @@ def weights_fetch(
     "convert", epilog=examples("dimo weights convert last.ckpt -o weights --config model.yaml")
 )
 def weights_convert(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Official checkpoint.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Official checkpoint, or a folder of its shards.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for the result.")],
     config: Annotated[
         Path | None,
@@ -86,18 +97,20 @@ def weights_convert(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing result.")] = False,
+    ema: Ema = True,
     as_json: AsJson = False,
 ) -> None:
-    """Convert an official pickle to safetensors, the same bits under the same names."""
+    """Convert an official pickle, or shards, to one safetensors file: the same bits and names."""
     from dimo.weights.convert import convert
 
-    result, metadata = convert(file, out, config=config, force=force)
+    result, metadata = convert(file, out, config=config, force=force, ema=ema)
     if as_json:
         print(json.dumps({"file": str(result), **metadata}, indent=2))
         return
     dropped = metadata["dropped"]
     left_out = f", without {dropped} tensors used only in training" if dropped else ""
-    terminal.say(f"{result}: {metadata['kind']}{left_out}")
+    part = f", the {metadata['part']!r} of {file.name}" if metadata["part"] else ""
+    terminal.say(f"{result}: {metadata['kind']}{part}{left_out}")
 
 
 @weights_app.command(
@@ -112,10 +125,9 @@ def weights_verify(
     as_json: AsJson = False,
 ) -> None:
     """Check size, hash, keys and shapes of weights files; exit code 1 if anything is wrong."""
-    from dimo.weights.catalog import default_folder
     from dimo.weights.convert import check
 
-    findings = check(names or [], folder or default_folder())
+    findings = check(names or [], folder)
     if as_json:
         found = [
             {**vars(f), "path": f.path and str(f.path), "ok": not f.problems} for f in findings
@@ -156,21 +168,25 @@ def export(
             "--out",
             "-o",
             metavar="FILE",
-            help=".bin: official layout, a bare state dict; or .safetensors.",
+            help=".bin: official layout of the method; or .safetensors, with the settings.",
         ),
     ],
     weights: Weights = None,
     force: Force = False,
 ) -> None:
-    """Write a student as one file that the official Di[M]O code loads."""
+    """Write a student as one file that its method's official code loads."""
+    from dimo.methods import METHODS
     from dimo.weights.exchange import export_student
 
     config = export_student(run, out, weights=weights, force=force)
-    terminal.say(
-        f"{out}: one-step student of {config.teacher}; sample it with mask ratio "
-        f"{config.init_mask_ratio:g}, embedding noise {config.embedding_noise:g}, "
-        f"temperature {config.temperature:g}"
-    )
+    method = METHODS[config.method]
+    knobs = f"temperature {config.temperature:g}"
+    if method.is_one_step:
+        knobs = (
+            f"mask ratio {config.init_mask_ratio:g}, embedding noise {config.embedding_noise:g}, "
+            + knobs
+        )
+    terminal.say(f"{out}: {method.title} student of {config.teacher}; sample it with {knobs}")
 
 
 @app.command(
@@ -179,7 +195,9 @@ def export(
 def import_(
     file: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="Weights of a student, official or exported."),
+        typer.Argument(
+            metavar="FILE", help="Weights of a student, official or exported; or their folder."
+        ),
     ],
     teacher: Annotated[str, typer.Option(metavar="NAME", help="Name of its teacher.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Run folder to create.")],
@@ -192,16 +210,25 @@ def import_(
     temperature: Annotated[
         float | None, typer.Option(metavar="X", help="Divides its logits when it is sampled.")
     ] = None,
+    ema: Ema = True,
 ) -> None:
-    """Make a run folder from a student's official file. Defaults: as in the teacher's recipe."""
+    """Make a run folder from a student's file.
+
+    Defaults are the settings in the file, or else those of the teacher's recipe.
+    """
+    from dimo.methods import METHODS
     from dimo.weights.exchange import import_student
 
-    import_student(
+    config = import_student(
         file,
         out,
         teacher=teacher,
         init_mask_ratio=init_mask_ratio,
         embedding_noise=embedding_noise,
         temperature=temperature,
+        ema=ema,
     )
-    terminal.say(f"student: {out}; sample it with: dimo sample --model {out}")
+    terminal.say(
+        f"student: {out}, {METHODS[config.method].title}, temperature {config.temperature:g}, "
+        f"{config.recipe}; sample it with: dimo sample --model {out}"
+    )

@@ -6,7 +6,6 @@ The only module that imports accelerate, and only to train on several ranks.
 import gc
 import os
 import platform
-import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -169,6 +168,8 @@ def choose_device(name: str = "auto") -> torch.device:
     own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name in ("auto", "cuda") else name
     try:
         device = torch.device(own)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         asked = repr(name) if own == name else f"{name!r} ({own})"
@@ -193,6 +194,10 @@ def peak_memory_bytes(device: torch.device) -> int:
     # preferred, as `getrusage` may report the peak of the process that started this one
     if resident := _proc_field("/proc/self/status", "VmHWM"):
         return int(resident.split()[0]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -255,7 +255,7 @@ def _official_config(path: Path) -> dict[str, Any]:
     """The constructor's arguments in an official `config.json`."""
     origin = Origin(str(path), "give the transformer of a Meissonic snapshot, or fetch it again")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise origin.error(f"not valid JSON: {error}") from error
     if not isinstance(content, dict) or content.get("_class_name") != "Transformer2DModel":

@@ -128,7 +128,7 @@ class DiffusersVQ(nn.Module):
         config = Path(path).parent / "config.json"
         origin = Origin(str(config), "give a whole snapshot of the model, or fetch it again")
         try:
-            content = json.loads(config.read_text(encoding="utf-8"))
+            content = json.loads(config.read_text(encoding="utf-8-sig"))
             if content.get("_class_name") != "VQModel":
                 raise ValueError("_class_name is not 'VQModel'")
             network = VQModel(**{k: v for k, v in content.items() if not k.startswith("_")})

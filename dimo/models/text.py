@@ -180,7 +180,7 @@ def prompts_from_file(path: str | PathLike[str]) -> list[str]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise DimoError(
             f"cannot read prompts {path}: {error.strerror}; give a text file, one prompt a line"

@@ -4,6 +4,7 @@ The former is the VQGAN of CompVis/taming-transformers (f16, 1024 vectors), the 
 FoundationVision/LlamaGen (16384 vectors).
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -29,6 +30,7 @@ _TRAINING_CONFIG = (
     "image_key",
     "colorize_nlabels",
     "monitor",
+    "sane_index_shape",  # of what `encode` returns there
 )
 TRAINING_KEYS = ("loss.", "model_ema.", "colorize")  # discriminator and LPIPS; averages; buffer
 
@@ -47,6 +49,8 @@ class _Networks:
     num_res_blocks: int = 2
     attn_resolutions: tuple[int, ...] = (16,)
     dropout: float = 0.0  # training only
+    resamp_with_conv: bool = True
+    give_pre_end: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ class _Config:
     n_embed: int = 1024
     ddconfig: _Networks = _Networks()
     image_size: int | None = None
+    remap: str | None = None
+
+
+# Keys with the only value that the network here has.
+_FIXED = {"double_z": False, "resamp_with_conv": True, "give_pre_end": False, "remap": None}
 
 
 @dataclass(frozen=True)
@@ -150,6 +159,8 @@ def read_config(path: str | PathLike[str], config: Path | None = None) -> dict[s
         content = yaml.safe_load(source.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise origin.error(f"cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if isinstance(content, dict) and "model" in content:
+        content = {"model": content["model"]}  # `data` and `lightning` are of its training
     model = decode(_File, content, origin).model
     if model.target.rpartition(".")[2] != "VQModel":
         raise origin.error(f"model.target is {model.target!r}, but a VQModel is needed")
@@ -164,8 +175,10 @@ def _arguments(params: dict[str, Any], origin: Origin) -> dict[str, Any]:
 
 def _parse(params: object, origin: Origin) -> _Config:
     config = decode(_Config, params, origin)
-    if config.ddconfig.double_z:
-        raise origin.error("double_z must be false for a vector-quantized network")
+    for key, value in {**vars(config), **vars(config.ddconfig)}.items():
+        if value != _FIXED.get(key, value):
+            needed = json.dumps(_FIXED[key])
+            raise origin.error(f"{key} must be {needed} for the vector-quantized network of dimo")
     return config
 
 

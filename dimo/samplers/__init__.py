@@ -93,6 +93,8 @@ _DECODING = ("arccos", "cosine", "arccos-halton", "arccos-v1", "cosine-v1", "cos
 _RATES = ("log-linear", "cosine", "arccos")
 _FALLING = ("arccos", "cosine")
 
+LARGEST = 1e6  # of a scale or temperature: beyond it numbers overflow, and images are noise
+
 _SCHEDULE = Knob(
     "mask_schedule", "schedule", "Schedule", None, kind=str, show=str, option="--schedule"
 )
@@ -102,8 +104,8 @@ _GUIDANCE = Knob(
     "Guidance",
     1.0,
     "Guidance scale s = 1 + w of multi-step sampling; 1 is off.",
-    "above 0; 1 is off",
-    lambda x: x > 0,
+    "above 0 and at most 1e6; 1 is off",
+    lambda x: 0 < x <= LARGEST,
     option="--guidance-scale",
 )
 _GUIDANCE_RULE = Knob(
@@ -124,8 +126,8 @@ _TEMPERATURE = Knob(
     "Temp.",
     1.0,
     "Divides the logits, at every step of every row; 1 is as trained.",
-    "above 0; 1 is as trained",
-    lambda x: x > 0,
+    "above 0 and at most 1e6; 1 is as trained",
+    lambda x: 0 < x <= LARGEST,
     option="--temperature",
 )
 _FINAL_TEMPERATURE = Knob(
@@ -134,8 +136,8 @@ _FINAL_TEMPERATURE = Knob(
     "Final temp.",
     None,
     "Temperature of the last step; its inverse changes linearly up to it.",
-    "above 0; 1 is as trained",
-    lambda x: x > 0,
+    "above 0 and at most 1e6; 1 is as trained",
+    lambda x: 0 < x <= LARGEST,
 )
 _CHOICE_TEMPERATURE = Knob(
     "choice_temperature",
@@ -143,8 +145,8 @@ _CHOICE_TEMPERATURE = Knob(
     "Choice temp.",
     4.5,
     "Scale of the Gumbel noise on token confidences; 0 disables it.",
-    "at least 0; 0 is no noise",
-    lambda x: x >= 0,
+    "at least 0 and at most 1e6; 0 is no noise",
+    lambda x: 0 <= x <= LARGEST,
     option="--choice-temperature",
 )
 _THETA = Knob(

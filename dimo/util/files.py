@@ -1,6 +1,5 @@
 """Files written completely or not at all, locks, and content hashes."""
 
-import fcntl
 import hashlib
 import os
 import tempfile
@@ -20,6 +19,26 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     """Hex SHA-256 of a file, read in blocks."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def at_home(path: str) -> Path:
+    """The path with `~/` for the home folder; as it is for a user without one."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  (that of Path raises)
+
+
+def user_home() -> Path:
+    """The user's home folder, in which caches are.
+
+    Raises:
+        DimoError: There is none, as in a container whose user has no name.
+    """
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise DimoError(
+            "this user has no home folder for caches; set HOME to a folder that can be written, "
+            "or DIMO_WEIGHTS and DIMO_CACHE"
+        ) from error
 
 
 @contextmanager
@@ -88,12 +107,14 @@ def sync_folder(folder: Path) -> None:
 def try_lock(handle: int) -> bool:
     """Locks an open file or folder until it is closed; False if another process holds the lock.
 
-    The lock ends with the process. On a file system without locks nothing happens.
+    The lock ends with the process. On a file system or system without locks nothing happens.
     """
     try:
+        import fcntl
+
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:
+    except (OSError, ImportError):
         pass
     return True

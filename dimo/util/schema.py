@@ -107,6 +107,8 @@ def _decode_scalar(kind: type, value: object, path: str, origin: Origin) -> Any:
         with contextlib.suppress(OverflowError):
             value = float(value)  # type: ignore[arg-type]
         is_kind = isinstance(value, float) and math.isfinite(value)
+    if is_kind and kind is str:
+        is_kind = not any("\ud800" <= c <= "\udfff" for c in str(value))  # cannot be written
     if not is_kind:
         raise _mismatch(_KINDS[kind], value, path, origin)
     return value

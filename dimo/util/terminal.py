@@ -70,19 +70,18 @@ class _Bars:
             self._lines[what] = self._progress.add_task(
                 what, total=total, completed=done, state="", unit=unit
             )
-        if (console := self._progress.console).is_terminal:
-            longest = max(map(len, self._lines))
-            room = console.width - longest - _BAR - len(f"{total}/{total} {unit}") - _TIMES
-            note = note if len(note) <= room else note[: max(0, room - 1)] + "…"
-        self._progress.update(self._lines[what], completed=done, total=total, state=note)
-        self._log(what)
+        longest, width = max(map(len, self._lines)), self._progress.console.width
+        room = width - longest - _BAR - len(f"{total}/{total} {unit}") - _TIMES
+        short = note if len(note) <= room else note[: max(0, room - 1)] + "…"
+        self._progress.update(self._lines[what], completed=done, total=total, state=short)
+        self._log(what, note)
 
     def speed(self, what: str) -> float:
         """Steps per second."""
         known = what in self._lines
         return (self._progress.tasks[self._lines[what]].speed or 0.0) if known else 0.0
 
-    def _log(self, what: str) -> None:
+    def _log(self, what: str, note: str) -> None:
         console, now = self._progress.console, time.monotonic()
         if console.is_terminal or now - self._last < _LOG_EVERY:
             return
@@ -91,7 +90,7 @@ class _Bars:
         left = "" if task.time_remaining is None else f", {task.time_remaining / 60:,.0f} min left"
         total = "?" if task.total is None else f"{task.total:,.0f}"
         done = f"{task.completed:,.0f}/{total} {task.fields['unit']}"
-        console.print(f"{what}: {done} {task.fields['state']}{left}", soft_wrap=True)
+        console.print(f"{what}: {done} {note}{left}", soft_wrap=True)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dimo.errors import DimoError, unknown_name
+from dimo.util.files import at_home, user_home
 
 ASSETS = Path(__file__).parent.parent / "assets"  # the small weights that come with the package
 
@@ -190,7 +191,7 @@ _NO_WEIGHTS = (".yaml", ".json", ".txt")
 def default_folder() -> Path:
     """The folder of fetched files: `$DIMO_WEIGHTS`, or one in the user's cache."""
     given = os.environ.get("DIMO_WEIGHTS")
-    return Path(given) if given else Path.home() / ".cache" / "dimo" / "weights"
+    return at_home(given) if given else user_home() / ".cache" / "dimo" / "weights"
 
 
 def get_official(name: str) -> OfficialFile:
@@ -216,11 +217,41 @@ def name_of(path: Path) -> str | None:
     return None
 
 
-def find(name: str, folder: Path) -> Path | None:
+def find(name: str, folder: Path | None) -> Path | None:
     """The file in `folder`, or None; the places are those of `locate`."""
-    parts = Path(get_official(name).path).parts
-    ends = [folder.joinpath(*parts[start:]) for start in reversed(range(len(parts)))]
+    official = get_official(name)
+    parts = Path(official.path).parts
+    place = default_folder() if folder is None else folder
+    ends = [place.joinpath(*parts[start:]) for start in reversed(range(len(parts)))]
+    if official.on_hugging_face:
+        hubs = [_hub_cache_of(place.resolve()), *([_hub_cache()] if folder is None else [])]
+        snapshots = (snapshot for hub in hubs for snapshot in _snapshots(hub, official.source))
+        ends += [snapshot / official.path for snapshot in snapshots]
     return next((path for end in ends for path in _forms(end) if path.is_file()), None)
+
+
+def _hub_cache() -> Path:
+    """The cache of huggingface_hub, whose import is slow."""
+    if given := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return at_home(given)
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return at_home(os.environ.get("HF_HOME") or f"{caches}/huggingface") / "hub"
+
+
+def _hub_cache_of(folder: Path) -> Path:
+    """The cache that a snapshot of one repository is in, or else the folder itself."""
+    inside = (path.parent for path in (folder, *folder.parents) if path.name.startswith("models--"))
+    return next(inside, folder)
+
+
+def _snapshots(hub: Path, source: str) -> list[Path]:
+    """The snapshots of a repository in such a cache; that of its main branch comes first."""
+    repository = hub / f"models--{source.replace('/', '--')}"
+    try:
+        main = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
+    except OSError:
+        main = ""
+    return sorted((repository / "snapshots").glob("*"), key=lambda path: (path.name != main, path))
 
 
 def _forms(official: Path) -> list[Path]:
@@ -233,15 +264,17 @@ def locate(name: str, folder: Path | None = None) -> Path:
     """The file on this disk, official or converted to safetensors.
 
     It is looked for in the folder (None: `default_folder()`) under its own name and under its path
-    in the source, whole or in part, so that a snapshot of the source may be given as it is.
+    in the source, whole or in part, so that a snapshot of the source may be given as it is. Then it
+    is looked for in a cache of huggingface_hub: the user's (None), the one that the snapshot is in,
+    or the folder.
 
     Raises:
         DimoError: Unknown name; no such file.
     """
     official = get_official(name)
-    folder = default_folder() if folder is None else folder
     path = find(name, folder)
     if path is None:
+        folder = default_folder() if folder is None else folder
         below = "" if official.path == official.filename else f" (nor {official.path} below it)"
         raise DimoError(
             f"no {official.filename} ({official.contents}) in {folder}{below}; give its folder "

@@ -19,8 +19,7 @@ from dimo.methods.di4c.network import Di4CStudent
 from dimo.models.halton import SIZES, HaltonMaskGIT
 from dimo.models.maskgit import MaskGIT
 from dimo.models.vqgan import TRAINING_KEYS, VQGAN, read_config
-from dimo.util.files import sha256_file
-from dimo.weights.catalog import OFFICIAL, OfficialFile, find, name_of
+from dimo.weights.catalog import OFFICIAL, OfficialFile, default_folder, find, name_of
 from dimo.weights.download import recorded_sha256
 from dimo.weights.files import (
     DI4C_KIND,
@@ -30,9 +29,11 @@ from dimo.weights.files import (
     check_state,
     load_metadata,
     looks_like,
-    read_state_dict,
+    read_checkpoint,
     save_tensors,
+    sha256_weights,
     state_sha256,
+    weights_files,
 )
 from dimo.zoo.loading import student_architecture
 from dimo.zoo.students import PUBLISHED_STUDENTS
@@ -40,9 +41,14 @@ from dimo.zoo.teachers import TEACHERS
 
 
 def convert(
-    path: Path, out: Path, *, config: Path | None = None, force: bool = False
+    path: Path,
+    out: Path,
+    *,
+    config: Path | None = None,
+    force: bool = False,
+    ema: bool = True,
 ) -> tuple[Path, dict[str, Any]]:
-    """Writes the network of a checkpoint, without what only its training needs.
+    """Writes the network of a checkpoint, whole or in shards, without what only training needs.
 
     The tensors keep their official names and bits. Memory holds one at a time if the checkpoint is
     a zip file, as PyTorch has written them since 1.6.
@@ -50,32 +56,36 @@ def convert(
     Args:
         out: Folder of the result, which has the checkpoint's name and the suffix `.safetensors`.
         config: The `model.yaml` of a VQGAN; None: the one beside the checkpoint.
+        ema: As for `dimo.weights.files.read_checkpoint`.
 
     Returns:
-        The result and the metadata in it: source_file, source_sha256, kind, state_sha256,
-        dropped (number of tensors left out) and, for a VQGAN, config.
+        The result and the metadata in it: source_file, source_sha256, kind, state_sha256, part (as
+        in `Checkpoint`), dropped (number of tensors left out) and, for a VQGAN, config.
 
     Raises:
         DimoError: A file that is unreadable, converted already or of no known network; a result
             that exists or cannot be written; a configuration that is missing or does not fit.
     """
-    if path.suffix == ".safetensors" and path.is_file():
-        origin = load_metadata(path).get("source_file")
+    files = weights_files(path)
+    if len(files) == 1 and files[0].suffix == ".safetensors":
+        origin = load_metadata(files[0]).get("source_file")
         raise DimoError(
-            f"{path} is safetensors already{f', converted from {origin}' if origin else ''}; "
+            f"{files[0]} is safetensors already{f', converted from {origin}' if origin else ''}; "
             "use it as it is"
         )
-    result = out / Path(path.name).with_suffix(".safetensors")
+    name = files[0].name if len(files) == 1 else files[0].name.partition("-00001-of-")[0] + ".bin"
+    result = out / Path(name).with_suffix(".safetensors")
     if result.exists() and not force:
         raise DimoError(f"{result} exists; replace it with --force or choose another folder")
-    state = read_state_dict(path)
+    found = read_checkpoint(path, ema=ema)
+    state = found.state
     kind = looks_like(state) or _kind_by_teacher(state)
     if kind is None:
         raise DimoError(
             f"{path} holds no network that dimo knows ({len(state)} tensors, e.g. "
             f"{next(iter(state), 'none')}); allowed: {', '.join(KINDS.values())}"
         )
-    metadata: dict[str, Any] = {"source_file": path.name, "kind": kind}
+    metadata: dict[str, Any] = {"source_file": path.name, "kind": kind, "part": found.part}
     kept = state
     if kind == VQGAN_KIND:
         metadata["config"] = read_config(path, config)
@@ -85,7 +95,7 @@ def convert(
     elif config is not None:
         raise DimoError(f"--config is for a {VQGAN_KIND}, but {path} holds a {kind}; leave it out")
     metadata["dropped"] = len(state) - len(kept)
-    metadata["source_sha256"] = sha256_file(path)
+    metadata["source_sha256"] = sha256_weights(path)
     metadata["state_sha256"] = state_sha256(kept)
     save_tensors(result, kept, metadata)
     return result, metadata
@@ -111,8 +121,10 @@ class Finding:
     problems: list[str] = field(default_factory=list)
 
 
-def check(names: Sequence[str], folder: Path) -> list[Finding]:
+def check(names: Sequence[str], folder: Path | None) -> list[Finding]:
     """Checks files by official name or path; without names, every official file in the folder.
+
+    The folder is as in `dimo.weights.catalog.locate`.
 
     Raises:
         DimoError: A name that is neither; no names, and no official file in the folder.
@@ -120,22 +132,26 @@ def check(names: Sequence[str], folder: Path) -> list[Finding]:
     names = names or [name for name in OFFICIAL if find(name, folder)]
     if not names:
         raise DimoError(
-            f"no official file is in {folder}; name its folder with --folder, or fetch some: "
-            "dimo weights list"
+            f"no official file is in {folder or default_folder()}; name its folder with --folder, "
+            "or fetch some: dimo weights list"
         )
     return [_check(name, folder) for name in names]
 
 
-def _check(name: str, folder: Path) -> Finding:
+def _check(name: str, folder: Path | None) -> Finding:
     path = find(name, folder) if name in OFFICIAL else Path(name)
     if path is None:
-        missing = f"missing in {folder}; fetch it with: dimo weights fetch {name}"
+        missing = (
+            f"missing in {folder or default_folder()}; fetch it with: dimo weights fetch {name}"
+        )
         return Finding(name, problems=[missing])
-    if not path.is_file():
+    if not path.exists():
         raise unknown_name("weights", name, OFFICIAL, "or give the path of a file that exists")
     official = name if name in OFFICIAL else name_of(path)
-    finding = Finding(name, path, path.stat().st_size, sha256_file(path))
+    finding = Finding(name, path)
     try:
+        finding.size = sum(file.stat().st_size for file in weights_files(path))
+        finding.sha256 = sha256_weights(path)
         _check_identity(finding, OFFICIAL.get(official or ""), path)
         _check_structure(finding, official or path.name, path)
     except DimoError as error:
@@ -176,16 +192,17 @@ def _check_structure(finding: Finding, name: str, path: Path) -> None:
         codes = read_config(path, path)["n_embed"]
         finding.structure = f"configuration of a VQGAN with {codes} codes"
         return
-    if path.suffix in (".json", ".txt"):
+    if path.suffix in (".json", ".txt") and not path.name.endswith(".index.json"):
         finding.structure = "text; its content is checked when the network beside it is loaded"
         return
     if name in OFFICIAL and name not in networks and name not in loaders:
         finding.structure = "keys are checked when the feature extractor is loaded"
         return
-    state = read_state_dict(path)
-    kind = looks_like(state)
+    found = read_checkpoint(path)
+    state, kind = found.state, looks_like(found.state)
     numbers = sum(value.numel() for value in state.values())
-    finding.structure = f"{len(state)} tensors, {numbers:,} numbers"
+    part = f" of its {found.part!r}" if found.part else ""
+    finding.structure = f"{len(state)} tensors{part}, {numbers:,} numbers"
     if name in loaders:
         loaders[name](path)
         finding.structure += f", every key and shape of the {kind or 'network'}"

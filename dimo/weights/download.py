@@ -20,7 +20,7 @@ from pathlib import Path
 from dimo import __version__
 from dimo.errors import DimoError
 from dimo.util.files import sha256_file, try_lock, write_atomic
-from dimo.weights.catalog import OfficialFile, destination, find, get_official
+from dimo.weights.catalog import OfficialFile, default_folder, destination, find, get_official
 
 Progress = Callable[[str, int, int | None], None]  # name, bytes done, bytes in all if known
 
@@ -43,11 +43,11 @@ class _Remote:
     token: str = ""
 
 
-def fetch(name: str, folder: Path, progress: Progress) -> list[Path]:
-    """Downloads an official file and its companion into a folder.
+def fetch(name: str, folder: Path | None, progress: Progress) -> list[Path]:
+    """Downloads an official file and its companion into a folder; None: `default_folder()`.
 
-    A file that exists, even converted, is left as it is. The SHA-256 of a downloaded file is kept
-    beside it in a `.sha256` file; the name of an unfinished one ends in `.part`.
+    A file that `locate` finds, even converted, is left as it is. The SHA-256 of a downloaded file
+    is kept beside it in a `.sha256` file; the name of an unfinished one ends in `.part`.
 
     Returns:
         The files, the companion's first.
@@ -61,7 +61,7 @@ def fetch(name: str, folder: Path, progress: Progress) -> list[Path]:
     present = find(name, folder)
     if present is not None:
         return [*before, present]
-    target = destination(name, folder)
+    target = destination(name, default_folder() if folder is None else folder)
     by_hand = f"or download {official.url} by hand and put it at {target}"
     remote = _remote(official, by_hand)
     version = re.sub(r"\W", "", remote.version)[:8]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,13 +10,23 @@ from torch import Tensor
 from dimo.config import load_distillation
 from dimo.errors import DimoError
 from dimo.methods import METHODS
-from dimo.util.files import replacing, sha256_file
-from dimo.weights.files import check_state, read_state_dict, save_tensors
-from dimo.zoo.loading import load_network, student_architecture
-from dimo.zoo.students import StudentConfig, find_student, save_student
+from dimo.samplers import LARGEST
+from dimo.weights.files import (
+    DI4C_KIND,
+    Checkpoint,
+    check_state,
+    looks_like,
+    read_checkpoint,
+    save_pickle,
+    save_tensors,
+    sha256_weights,
+)
+from dimo.zoo.loading import student_architecture
+from dimo.zoo.students import StudentConfig, find_student, save_student, stored_config
 from dimo.zoo.teachers import Teacher, get_teacher
 
 _SUFFIXES = (".bin", ".safetensors")
+_UNMARKED = "dimo"  # the method of a file without settings
 
 
 def export_student(
@@ -24,8 +35,10 @@ def export_student(
     """Writes a student's network to one file, under the keys of its teacher's official code.
 
     A `.bin` is the layout of the official Di[M]O student (`pytorch_model.bin`): a pickle of the
-    bare state dict, which `torch.load(..., weights_only=True)` reads. A `.safetensors` has the same
-    keys and carries the student's settings as metadata. Both hold the same bits as the run.
+    bare state dict, which `torch.load(..., weights_only=True)` reads. Students that this layout
+    cannot tell apart, those of another method or initialization, have it under `model_state_dict`,
+    as the official code of di4c, with their settings beside it. A `.safetensors` has the same keys
+    and carries the settings as metadata. All hold the same bits as the run.
 
     Args:
         run: As in `find_student`, like `weights`.
@@ -43,15 +56,17 @@ def export_student(
     student = find_student(run, weights=weights)
     if out.exists() and (not force or out.is_dir()):
         raise DimoError(f"output {out} exists; replace a file with --force or choose another -o")
-    state = _checked_state(get_teacher(student.config.teacher), student.path, student.config.method)
+    config, stored = student.config, read_checkpoint(student.path)
+    state = _checked_state(get_teacher(config.teacher), stored.state, student.path, config.method)
+    settings = dataclasses.asdict(config)
+    del settings["training_seconds"]
     if out.suffix == ".safetensors":
-        timeless = dataclasses.asdict(student.config)
-        del timeless["training_seconds"]
-        save_tensors(out, state, timeless)
-    else:
-        with replacing(out) as temporary, temporary.open("wb") as file:
-            torch.save({key: value.contiguous() for key, value in state.items()}, file)
-    return student.config
+        save_tensors(out, state, settings)
+        return config
+    bare = {key: value.contiguous() for key, value in state.items()}
+    is_official = config.method == _UNMARKED and config.token_initialization == "mixed"
+    save_pickle(out, bare if is_official else {"model_state_dict": bare, "dimo": settings})
+    return config
 
 
 def import_student(
@@ -62,20 +77,27 @@ def import_student(
     init_mask_ratio: float | None = None,
     embedding_noise: float | None = None,
     temperature: float | None = None,
+    ema: bool = True,
 ) -> StudentConfig:
-    """Makes a run folder (`student.safetensors`, `config.json`) from a Di[M]O student's file.
+    """Makes a run folder (`student.safetensors`, `config.json`) from a student's file.
+
+    Settings that the file carries are kept, with the method. A file without any is a student of
+    di4c-d if it has the keys of one, or else of Di[M]O.
 
     Args:
         path: Weights as `export_student` or the official code writes them.
         out: The run folder, new or empty.
         teacher: The teacher whose network every key and shape must fit.
-        init_mask_ratio: r of the student's training, 0 to 1; None: as in the teacher's recipe.
-        embedding_noise: sigma of the student's training, 0 to 1; None: as in the recipe.
-        temperature: Divides the logits in sampling, above 0; None: as in the recipe.
+        init_mask_ratio: r of the student's training, 0 to 1; None: as in the file or, without
+            settings there, in the teacher's recipe.
+        embedding_noise: sigma of the student's training, 0 to 1; None: likewise.
+        temperature: Divides the logits in sampling, above 0; None: likewise.
+        ema: As for `dimo.weights.files.read_checkpoint`.
 
     Raises:
-        DimoError: Unknown teacher; a value out of range, or none for a teacher without a recipe; a
-            file that is missing, damaged or of another network; a folder that cannot be used.
+        DimoError: Unknown teacher, or not that of the file; a value out of range, or none for a
+            teacher without a recipe; a file that is missing, damaged or of another network; a
+            folder that cannot be used.
     """
     row = get_teacher(teacher)
     values = {
@@ -83,49 +105,59 @@ def import_student(
         "embedding_noise": embedding_noise,
         "temperature": temperature,
     }
-    chosen_by = "given to dimo import"
-    if None in values.values():
-        if temperature is None:
-            chosen_by = f"as in the recipe of teacher {teacher!r}"
-        if row.recipe is None:
-            raise DimoError(
-                f"teacher {teacher!r} has no recipe to take defaults from; give "
-                "--init-mask-ratio, --embedding-noise and --temperature"
-            )
-        recipe = load_distillation(row.recipe)
-        defaults = METHODS["dimo"].distillation.student_settings(recipe)
-        defaults = {**defaults, "temperature": recipe.temperature}
-        values = {name: defaults[name] if v is None else v for name, v in values.items()}
-    for name, value in values.items():
-        assert value is not None
+    given = {name: value for name, value in values.items() if value is not None}
+    for name, value in given.items():
         is_temperature = name == "temperature"
-        if not (0 < value < float("inf") if is_temperature else 0 <= value <= 1):
-            allowed = "above 0" if is_temperature else "0 to 1"
+        if not (0 < value <= LARGEST if is_temperature else 0 <= value <= 1):
+            allowed = f"above 0, at most {LARGEST:g}" if is_temperature else "0 to 1"
             option = f"--{name.replace('_', '-')}"
             raise DimoError(f"{option} {value:g} is out of range; allowed: {allowed}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DimoError(f"output {out} exists and is not empty; choose another -o")
-    _checked_state(row, path, "dimo")
-    config = StudentConfig(
-        teacher=teacher,
-        **values,  # type: ignore[arg-type]
-        temperature_selected_by=chosen_by,
-        recipe=f"imported from {path.name}, sha256 {sha256_file(path)[:12]}",
-    )
-    save_student(out, load_network(row, path).state_dict(), config)
+    found = read_checkpoint(path, ema=ema)
+    config = _settings(found, row, path, given)
+    state = _checked_state(row, found.state, path, config.method)
+    part = f", its {found.part}" if found.part else ""
+    origin = f"imported from {path.name}{part}, sha256 {sha256_weights(path)[:12]}"
+    config = dataclasses.replace(config, recipe=origin)
+    save_student(out, state, config)
     return config
 
 
-def _checked_state(teacher: Teacher, path: Path, method: str) -> dict[str, Tensor]:
-    """The state dict of a file in full precision, in the key order of the student's network."""
+def _settings(
+    found: Checkpoint, row: Teacher, path: Path, given: dict[str, float]
+) -> StudentConfig:
+    """How the student of a file is sampled: as given, as its file says, or as in the recipe."""
+    chosen = {"temperature_selected_by": "given to dimo import"} if "temperature" in given else {}
+    changes: dict[str, Any] = {**given, **chosen}
+    config = stored_config(found, path)
+    if config is not None:
+        if config.teacher != row.name:
+            raise DimoError(
+                f"{path} is a student of teacher {config.teacher!r}, not of {row.name!r}; give "
+                f"--teacher {config.teacher}"
+            )
+        return dataclasses.replace(config, **changes)
+    method = "di4c-d" if looks_like(found.state) == DI4C_KIND else _UNMARKED
+    if method in row.recipes:
+        recipe = load_distillation(row.recipes[method])
+        settings = METHODS[method].distillation.student_settings(recipe)
+        settings["temperature"] = recipe.temperature
+        settings["temperature_selected_by"] = f"as in the recipe of teacher {row.name!r}"
+        changes = {**settings, **changes}
+    elif len(given) < 3:
+        raise DimoError(
+            f"teacher {row.name!r} has no recipe of {METHODS[method].title} to take defaults from; "
+            "give --init-mask-ratio, --embedding-noise and --temperature"
+        )
+    return StudentConfig(teacher=row.name, method=method, recipe="", **changes)
+
+
+def _checked_state(
+    teacher: Teacher, state: dict[str, Tensor], path: Path, method: str
+) -> dict[str, Tensor]:
+    """A state dict that fits, in the key order of the student's network and with its own types."""
     with torch.device("meta"):
         network = student_architecture(teacher, method)(**teacher.network)
-    state = check_state(network, read_state_dict(path), name=str(path))
-    own = network.state_dict()
-    other = next((key for key, value in state.items() if value.dtype != own[key].dtype), None)
-    if other is not None:
-        raise DimoError(
-            f"weights {path}: {other} is {state[other].dtype}, but {own[other].dtype} is needed; "
-            "give the file in full precision"
-        )
-    return {key: state[key] for key in own}
+    state = check_state(network, state, name=str(path))
+    return {key: state[key] for key in network.state_dict()}

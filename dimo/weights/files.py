@@ -1,7 +1,7 @@
 """Loading weights safely and strictly; saving them with their provenance.
 
 Only this module calls safetensors and `torch.load`. Pickles load with `weights_only=True`, and an
-inert object replaces whatever official files contain beside tensors. Every key and shape must fit;
+inert object replaces whatever trainers store beside tensors. Every key and shape must fit;
 otherwise the error says which do not, or what the file looks like instead.
 """
 
@@ -12,6 +12,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,24 +23,33 @@ import torch
 from torch import Tensor, nn
 
 from dimo.errors import DimoError
-from dimo.util.files import replacing
+from dimo.util.files import replacing, sha256_bytes, sha256_file
 
 # The key of the network in a trainer's checkpoint: Maskgit-pytorch and di4c, VQGAN, LlamaGen.
 _CONTAINERS = ("model_state_dict", "state_dict", "model")
 # The prefix that torch.compile and DistributedDataParallel give every key.
 _WRAPPERS = re.compile(r"(_orig_mod\.|module\.)+")
+# The key of its average, which is what authors sample: LlamaGen, SiT and DiT, timm, ADM.
+_AVERAGES = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema")
+# A file of a set: its name, the number of files, the suffix.
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 
-# Classes that official files name beside their tensors. None of them is ever imported or called.
-_INERT_CLASSES = (
-    "argparse.Namespace",
-    "pathlib.PosixPath",
-    "numpy.dtype",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
-    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+# Packages and built-in types that trainers' files name beside their tensors. Nothing of them is
+# ever imported or called.
+_INERT_PACKAGES = (
+    *("argparse", "collections", "numpy", "omegaconf", "pathlib", "typing"),
+    *("lightning", "lightning_fabric", "pytorch_lightning"),
 )
-_INERT_MAPPING = "pytorch_lightning.utilities.parsing.AttributeDict"
+_INERT_TYPES = ("bool", "dict", "float", "int", "list", "object", "set", "str", "tuple")
+_INERT_MAPPINGS = ("AttributeDict", "defaultdict")
+# Keeps the tensors of any checkpoint; runs the code in it.
+_STRIP = (
+    "import sys, torch; d = torch.load(sys.argv[1], 'cpu', weights_only=False); "
+    "d = d if isinstance(d, dict) else d.state_dict(); "
+    "torch.save({k: v if torch.is_tensor(v) else dict(v) for k, v in d.items() if "
+    "torch.is_tensor(v) or v and isinstance(v, dict) and all(map(torch.is_tensor, v.values()))}, "
+    "sys.argv[2])"
+)
 
 VQGAN_KIND, MASKGIT_KIND = "taming VQGAN", "MaskGIT v1.0 transformer"
 DI4C_KIND = "di4c student"
@@ -61,58 +71,207 @@ KINDS: dict[str, str] = {
 
 
 class _Inert:
-    """Replaces an object of `_INERT_CLASSES` in a file, without its content."""
+    """Replaces an object in a file, without its content."""
 
     def __init__(self, *_: object) -> None: ...
 
-    def __new__(cls, *_: object) -> "_Inert":
+    def __new__(cls, *_: object) -> Any:
         return super().__new__(cls)
 
     def __setstate__(self, _: object) -> None: ...
 
 
+class _InertMapping(_Inert):
+    """As `_Inert` for a subclass of dict: what is made is one, because items are put into it."""
+
+    def __new__(cls, *_: object) -> Any:
+        return {}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network in a file of weights.
+
+    Attributes:
+        state: Its state dict, on the CPU.
+        part: The key under which a trainer's file holds it, if there is an average to choose.
+        settings: What `save_tensors` or `save_pickle` stored beside it.
+    """
+
+    state: dict[str, Tensor]
+    part: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
 def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """Reads the network of a `.safetensors` or of an official checkpoint pickle to CPU.
+    """The state dict that `read_checkpoint` finds."""
+    return read_checkpoint(path).state
+
+
+def read_checkpoint(path: str | PathLike[str], *, ema: bool = True) -> Checkpoint:
+    """Reads the network of a `.safetensors` or of a trainer's pickle, whole or in shards.
+
+    Args:
+        path: As in `weights_files`.
+        ema: Take the average of the weights if the file holds one beside them.
 
     Raises:
-        DimoError: A file that is missing, unreadable or names classes that no official file has.
+        DimoError: A file that is missing, unreadable, not what it is called, or names classes that
+            no official file has.
     """
     path = Path(path)
+    files = weights_files(path)
+    content: dict[Any, Any] = {}
+    for one in map(_content, files):
+        content.update(one if isinstance(one, dict) else {})
+    averages, last = (
+        [key for key in keys if _tensors(content.get(key))] for keys in (_AVERAGES, _CONTAINERS)
+    )
+    taken = next(iter(averages + last if ema else last), "")
+    part, state = taken if averages else "", _tensors(content[taken] if taken else content)
+    if not state:
+        raise DimoError(f"{path} holds no state dict; give the checkpoint of a network")
+    if all(_WRAPPERS.match(key) for key in state):
+        state = {_WRAPPERS.sub("", key, count=1): value for key, value in state.items()}
+    if _is_safetensors(files[0]):
+        return Checkpoint(state, part, load_metadata(files[0]))
+    settings = content.get("dimo")
+    return Checkpoint(state, part, settings if isinstance(settings, dict) else {})
+
+
+def _tensors(content: Any) -> dict[str, Tensor]:
+    """The tensors of a state dict, without what stands beside them; {}: it is none."""
+    found = content.items() if isinstance(content, dict) else ()
+    state = {key: value for key, value in found if isinstance(value, Tensor)}
+    return state if all(isinstance(key, str) for key in state) else {}
+
+
+def weights_files(path: Path) -> list[Path]:
+    """The files that hold the weights at `path`.
+
+    That is the file itself, or all shards of a set: `path` may be one of them, their
+    `.index.json`, or a folder that holds one set or one file.
+
+    Raises:
+        DimoError: No such file, a folder of several, or a shard that is missing.
+    """
+    if path.is_dir():
+        kinds = (sorted(path.glob(kind)) for kind in ("*.index.json", "*.safetensors", "*.bin"))
+        sets = {_SHARD.sub(r"\1\3", p.name): p for p in next(filter(None, kinds), [])}
+        if len(sets) != 1:
+            raise DimoError(
+                f"folder {path} holds {', '.join(sets) or 'no .safetensors and no .bin'}; give "
+                "the one file of weights"
+            )
+        (path,) = sets.values()
     if not path.is_file():
         raise DimoError(f"no weights file at {path}; give the path of a checkpoint file")
-    try:
-        content = _read(path)
-    except Exception as error:  # a damaged pickle raises anything from KeyError to struct.error
+    if path.name.endswith(".index.json"):
+        names = _indexed(path)
+    elif shard := _SHARD.fullmatch(path.name):
+        stem, total, suffix = shard.groups()
+        names = [f"{stem}-{n:05}-of-{total}{suffix}" for n in range(1, int(total) + 1)]
+    else:
+        return [path]
+    missing = [name for name in names if not path.with_name(name).is_file()]
+    if missing:
         raise DimoError(
-            f"cannot read weights {path}: {_reason(error)}; "
-            "fetch the file again, or convert it to safetensors"
+            f"{path} belongs to {len(names)} shards, of which {len(missing)} are missing, e.g. "
+            f"{missing[0]}; put all of them beside it"
+        )
+    return [path.with_name(name) for name in names]
+
+
+def sha256_weights(path: Path) -> str:
+    """Hex SHA-256 of the file at `path`; of shards, that of their hashes."""
+    digests = [sha256_file(file) for file in weights_files(path)]
+    return digests[0] if len(digests) == 1 else sha256_bytes("".join(digests).encode())
+
+
+def _indexed(path: Path) -> list[str]:
+    try:
+        shards = set(json.loads(path.read_text(encoding="utf-8-sig"))["weight_map"].values())
+        return sorted(Path(name).name for name in shards)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DimoError(
+            f"{path} is no index of shards ({_reason(error)}); fetch it again, or give the folder "
+            "of the shards"
         ) from error
-    if isinstance(content, dict):
-        containers = (content.get(key) for key in _CONTAINERS)
-        content = next((inner for inner in containers if isinstance(inner, dict)), content)
-    if not isinstance(content, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    ):
-        raise DimoError(f"{path} holds no state dict; give the checkpoint of a network")
-    if all(_WRAPPERS.match(key) for key in content):
-        content = {_WRAPPERS.sub("", key, count=1): value for key, value in content.items()}
-    return content
 
 
-def _read(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
-    stand_ins: list[Any] = [(dict, _INERT_MAPPING), *((_Inert, name) for name in _INERT_CLASSES)]
-    with torch.serialization.safe_globals(stand_ins):
-        # Mapped, an optimizer's state beside the network is never read from disk.
-        mapped = zipfile.is_zipfile(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+def _is_safetensors(path: Path) -> bool:
+    return path.suffix == ".safetensors"
+
+
+def _content(path: Path) -> Any:
+    if problem := _misnamed(path):
+        raise DimoError(f"cannot read weights {path}: {problem}")
+    try:
+        return safetensors.torch.load_file(path) if _is_safetensors(path) else _unpickled(path)
+    except Exception as error:  # a damaged pickle raises anything from KeyError to struct.error
+        problem = f"{_reason(error)}; fetch the file again"
+        if named := _named_class(error):
+            problem = (
+                f"it holds objects of {named}, which no official checkpoint has; if you trust its "
+                f'author, keep its tensors alone with: python -c "{_STRIP}" {path} NEW.pth'
+            )
+        raise DimoError(f"cannot read weights {path}: {problem}") from error
+
+
+def _misnamed(path: str | PathLike[str]) -> str:
+    """What a file is that is no weights, or not of the format its name says; "" if it may be."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+        size = path.stat().st_size
+    except OSError:
+        return ""  # whoever reads it says why it cannot
+    text = b"" if b"\0" in head else head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the file itself; fetch that with: git lfs pull"
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "it is a web page, not the file; fetch it again by the link of its download button"
+    if text.startswith((b"{", b"[")):
+        return "it is a JSON text; give the file of weights that belongs to it"
+    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        return "it is compressed (gzip, bzip2, xz or zstd); decompress it first"
+    if _is_safetensors(path) and head.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return f"it is a PyTorch pickle; rename it, e.g. to {path.stem}.pth"
+    is_named_otherwise = not _is_safetensors(path) and head[8:9] == b"{"
+    if is_named_otherwise and int.from_bytes(head[:8], "little") < size:
+        return f"it is a safetensors file; rename it to {path.stem}.safetensors"
+    return ""
+
+
+def _unpickled(path: Path) -> Any:
+    """What a pickle holds, with stand-ins for the objects beside the tensors."""
+    stand_ins: dict[str, Any] = {}
+    while True:
+        try:
+            with torch.serialization.safe_globals([(v, k) for k, v in stand_ins.items()]):
+                # Mapped, an optimizer's state beside the network is never read from disk.
+                mapped = zipfile.is_zipfile(path)
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except pickle.UnpicklingError as error:
+            name = _named_class(error)  # one at a time
+            package, _, last = name.rpartition(".")
+            known = package.partition(".")[0] in _INERT_PACKAGES or name in _INERT_TYPES
+            if not known or (name := f"{package or 'builtins'}.{last}") in stand_ins:
+                raise
+            stand_ins[name] = _InertMapping if last in _INERT_MAPPINGS else _Inert
+
+
+def _named_class(error: Exception) -> str:
+    """The class or function that PyTorch refused to unpickle; built-in ones have no package."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return ""
+    if named := re.search(r"GLOBAL (\S+)", str(error)):
+        return named[1]
+    return "classes like dict or list" if "Can only" in str(error) else ""
 
 
 def _reason(error: Exception) -> str:
-    named = re.search(r"GLOBAL (\S+)", str(error))
-    if isinstance(error, pickle.UnpicklingError) and named:
-        return f"it holds objects of {named[1]}, which no official checkpoint has"
     if not str(error):
         return type(error).__name__
     return str(error).splitlines()[0].partition(". ")[0]  # PyTorch adds guesses at the cause
@@ -152,13 +311,13 @@ def check_state(
     """The part of `state` that is not ignored, if every key and shape of it fits the network.
 
     Args:
-        model: It may be on the meta device.
+        model: It may be on the meta device. Of its tied tensors, one may be missing in `state`.
         name: Of the state dict, for errors.
         ignore: Keys that start with one of these are left out.
 
     Raises:
         DimoError: Says which other kind of network the weights belong to, or how many keys are
-            missing, unexpected or of another shape, with examples.
+            missing, unexpected or of another shape, with examples; or weights are whole numbers.
     """
     own = model.state_dict(keep_vars=True)
     given, needed = looks_like(state), looks_like(own)
@@ -168,6 +327,11 @@ def check_state(
             "give the other file"
         )
     state = {key: value for key, value in state.items() if not key.startswith(ignore)}
+    tied = _tied(own)
+    for pair in tied:  # writers of safetensors leave one of them out
+        for key, other in (pair, pair[::-1]):
+            if key not in state and other in state:
+                state[key] = state[other]
     missing = sorted(own.keys() - state.keys())
     unexpected = sorted(state.keys() - own.keys())
     shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
@@ -178,7 +342,13 @@ def check_state(
             f"weights {name or 'given'} do not fit {type(model).__name__}: "
             f"keys {', '.join(parts)}; check that file and configuration belong together"
         )
-    for first, second in _tied(own):
+    for key, value in own.items():
+        if value.is_floating_point() and not state[key].is_floating_point():
+            raise DimoError(
+                f"weights {name or 'given'}: {key} is {state[key].dtype}, but {value.dtype} or "
+                "another floating-point type is needed; give the file before it was quantized"
+            )
+    for first, second in tied:
         if not torch.equal(state[first], state[second]):
             raise DimoError(
                 f"weights {name or 'given'}: {first} and {second} are one tensor of "
@@ -220,6 +390,18 @@ def save_tensors(
             ) from error
 
 
+def save_pickle(path: str | PathLike[str], content: dict[str, Any]) -> None:
+    """Writes a PyTorch pickle atomically: the same bytes for the same content."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # a full disk, among others
+            reason = getattr(error.__context__, "strerror", None) or _reason(error)
+            raise DimoError(
+                f"cannot write {path}: {reason}; free space or choose another folder"
+            ) from error
+
+
 def load_metadata(path: str | PathLike[str]) -> dict[str, Any]:
     """The JSON that `save_tensors` stored; empty when the file has none."""
     with _opened(path, "weights ", "fetch or convert the file again") as (_, metadata):
@@ -242,6 +424,8 @@ def read_tensors(
 def _opened(
     path: str | PathLike[str], what: str, next_step: str
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
+    if problem := _misnamed(path):
+        raise DimoError(f"cannot read {what}{path}: {problem}")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             yield file, dict(json.loads((file.metadata() or {}).get("dimo", "{}")))

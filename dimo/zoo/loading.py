@@ -244,11 +244,13 @@ class Generator:
             steps = steps or method.default_steps
             one_step = "one_step" if steps == 1 else "few_step"
             sampler = one_step if method.is_one_step else method.sampler
-        knobs = get_sampler(sampler).defaults
-        for key in settings:
+        knobs = {knob.name: knob for knob in get_sampler(sampler).knobs}
+        for key, value in settings.items():
             if key not in knobs:
                 allowed = ", ".join(knobs)
                 raise DimoError(f"this sampler has no setting {key!r}; allowed: {allowed}")
+            if value is not None:
+                knobs[key].check(value)
         chosen = {key: value for key, value in vars(own).items() if value is not None}
         if sampler != own.sampler:
             del chosen["mask_schedule"]

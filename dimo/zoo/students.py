@@ -16,7 +16,7 @@ from dimo.methods.base import ALL_MASKED, DistillationRecipe
 from dimo.util.files import sha256_bytes, write_atomic
 from dimo.util.schema import Origin, canonical_json, decode, encode
 from dimo.weights.catalog import ASSETS, locate
-from dimo.weights.files import DI4C_KIND, load_metadata, looks_like, read_state_dict, save_tensors
+from dimo.weights.files import DI4C_KIND, Checkpoint, looks_like, read_checkpoint, save_tensors
 
 # keys of a recipe in which two runs that train the same may differ
 _OF_A_RUN = (
@@ -103,7 +103,7 @@ def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStuden
 
     Args:
         run: A published or shipped name, the folder of a finished run, or a file: one that
-            `dimo export` wrote as safetensors, or the official one of di4c-d.
+            `dimo export` wrote with settings, or the official one of di4c-d.
         weights: Folder of official files, where a published student is looked for.
 
     Raises:
@@ -125,7 +125,7 @@ def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStuden
         )
     origin = Origin(str(config_path), "distil the run again")
     try:
-        content = json.loads(config_path.read_text())
+        content = json.loads(config_path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise origin.error(f"not valid JSON: {error}") from error
     return _found(_checked_config(content, origin), weights_path, folder.name)
@@ -138,14 +138,21 @@ def _found(config: StudentConfig, path: Path, name: str) -> FoundStudent:
 
 def _config_of_file(path: Path) -> StudentConfig:
     """The settings that a file carries, or those of the published student whose layout it has."""
-    content = load_metadata(path) if path.suffix == ".safetensors" else {}
-    if "teacher" in content:
-        return _checked_config(content, Origin(str(path), "export the student again"))
-    if looks_like(read_state_dict(path)) == DI4C_KIND:
+    found = read_checkpoint(path)
+    if (config := stored_config(found, path)) is not None:
+        return config
+    if looks_like(found.state) == DI4C_KIND:
         return PUBLISHED_STUDENTS["di4c-d"]
     raise DimoError(
         f"{path} does not say how it was trained; make a run folder of it with: dimo import"
     )
+
+
+def stored_config(found: Checkpoint, path: Path) -> StudentConfig | None:
+    """The settings that `dimo export` stored in the file `path`; None if there are none."""
+    if "teacher" not in found.settings:
+        return None
+    return _checked_config(found.settings, Origin(str(path), "export the student again"))
 
 
 def save_student(folder: Path, state: dict[str, Tensor], config: StudentConfig) -> None:

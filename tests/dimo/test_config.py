@@ -47,6 +47,23 @@ def test_recipes_survive_a_round_trip(name, tmp_path):
     assert load_recipe(KINDS[name], str(path)) == recipe
 
 
+def test_text_of_any_kind_survives_a_round_trip(tmp_path):
+    path, text = tmp_path / "copy.toml", 'a\x7fb\x00\x1f\x85\u2028 "\\ \U0001f600'
+    recipe = dataclasses.replace(load_recipe(DiMORecipe, "digits"), prompts=text)
+    for encoding in ("utf-8", "utf-8-sig"):  # with the byte-order mark of some editors
+        path.write_text(to_toml(recipe), encoding=encoding)
+        assert load_recipe(DiMORecipe, str(path)) == recipe
+    with pytest.raises(DimoError, match="'prompts' must be a string"):
+        load_recipe(DiMORecipe, "digits", ["prompts=\udcff"])  # an argument that is no UTF-8
+
+
+def test_a_folder_is_no_recipe(tmp_path):
+    (tmp_path / "folder.toml").mkdir()
+    for name, said in ((tmp_path, "recipe.toml in the folder"), ("folder.toml", "Is a directory")):
+        with pytest.raises(DimoError, match=said):
+            load_recipe(DiMORecipe, str(tmp_path / name))
+
+
 def test_overrides_are_typed():
     recipe = load_recipe(
         DiMORecipe,
@@ -76,6 +93,8 @@ def test_overrides_are_typed():
         ("learning_rate=0", "learning_rate = 0.0 is out of range"),
         ("temperature=0", "temperature = 0.0 is out of range"),
         ("adam_betas=[0.9]", "'adam_betas' must be a list of 2 values"),
+        ("temperature=1e40", "temperature = 1e+40 is out of range; allowed: at most 1e+06"),
+        ("teacher_guidance_scale=-1e40", "allowed: at most 1e+06"),
         ("beta=nan", "'beta' must be a finite number"),
         ("adam_eps=0", "allowed: > 0"),
         ("weighting=dm", "did you mean 'dmd'"),

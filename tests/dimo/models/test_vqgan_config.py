@@ -63,6 +63,20 @@ def test_the_official_file_gives_the_full_size_network(tmp_path):
     assert arguments["n_embed"] == 1024
 
 
+def test_the_file_of_its_training_gives_the_same_network(tmp_path):
+    (tmp_path / "model.yaml").write_text(OFFICIAL)
+    content = yaml.safe_load(OFFICIAL)
+    content["model"]["params"] |= {"remap": None, "sane_index_shape": True, "image_key": "image"}
+    content["model"]["params"]["ddconfig"]["resamp_with_conv"] = True
+    content |= {"data": {"target": "main.Data"}, "lightning": {"trainer": {"gpus": "0,"}}}
+    (tmp_path / "project.yaml").write_text(yaml.safe_dump(content), encoding="utf-8-sig")
+    plain, training = (
+        read_config(tmp_path / "last.ckpt", tmp_path / name)
+        for name in ("model.yaml", "project.yaml")
+    )
+    assert training == plain
+
+
 def test_a_checkpoint_loads_with_the_file_beside_it(checkpoint, golden_file, golden_constructor):
     tokenizer = VQGAN.from_file(checkpoint)
     expected = VQGAN.from_official(golden_file(f"{CASE}.last.ckpt"), **golden_constructor[CASE])
@@ -104,7 +118,9 @@ def test_a_missing_file_is_named_with_the_next_step(checkpoint):
         ("", "must be a table"),
         ("model: 3", "'model' must be a table"),
         ("model: {target: x.VQModel}", "missing key 'model.params'"),
-        ("data: {}\nmodel: {params: {}}", "unknown key 'data'"),
+        ("data: {}", "unknown key 'data'"),
+        ("model: {params: {remap: a.npy}}", "remap must be null"),
+        ("model: {params: {ddconfig: {resamp_with_conv: false}}}", "resamp_with_conv must be true"),
         ("model: {params: {n_embeds: 3}}", "did you mean 'n_embed'"),
         ("model: {params: {n_embed: many}}", "'n_embed' must be an integer"),
         ("model: {params: {ddconfig: {ch_mult: 3}}}", "'ddconfig.ch_mult' must be a list"),

@@ -27,6 +27,14 @@ def test_work_is_logged_too(monkeypatch, capsys):
     assert "MaskGIT (4): 500/2,000 images" in capsys.readouterr().err
 
 
+def test_the_last_line_of_a_log_keeps_the_count(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with terminal.training_bar("distil digits", 12_000, 128) as on_step:
+        on_step(12_000, {"gradient": 0.94, "grad_norm": 19.963, "auxiliary_loss": 2.186})
+    lines = [line for line in capsys.readouterr().err.splitlines() if "distil digits" in line]
+    assert "12000/12000 steps" in lines[-1]
+
+
 @pytest.mark.parametrize("width", [80, 160])
 def test_a_bar_shows_rate_and_time_left_at_any_width(width, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(width))

@@ -17,6 +17,7 @@ from dimo.models.maskgit import MaskGIT
 from dimo.models.vqgan import VQGAN, LlamaGenVQ
 from dimo.weights.catalog import ASSETS, OFFICIAL, OfficialFile, destination, find, locate, name_of
 from dimo.weights.convert import _loaders, check, convert, official_networks
+from dimo.weights.download import fetch
 from dimo.weights.files import (
     check_state,
     load_metadata,
@@ -285,6 +286,20 @@ def test_extractors_and_the_configuration(tmp_path, golden):
     assert "must be an integer" in problems("maskgit-vqgan-config", folder=tmp_path)[0]
 
 
+def test_shards_become_one_file(golden_file, tmp_path):
+    state = read_state_dict(golden_file("halton_transformer.weights.safetensors"))
+    keys = list(state)
+    for number, part in enumerate((keys[::2], keys[1::2]), 1):
+        name = f"net-0000{number}-of-00002.safetensors"
+        save_tensors(tmp_path / "shards" / name, {key: state[key] for key in part})
+    (found,) = check([str(tmp_path / "shards")], tmp_path)
+    assert not found.problems
+    assert "Halton-MaskGIT" in found.structure
+    result, metadata = convert(tmp_path / "shards", tmp_path / "out")
+    assert result.name == "net.safetensors"
+    assert metadata["state_sha256"] == state_sha256(read_state_dict(result)) == state_sha256(state)
+
+
 # --- places ---------------------------------------------------------------------------------------
 
 
@@ -303,6 +318,35 @@ def test_what_is_fetched_or_converted_is_found(name, tmp_path):
     is_text = path.suffix in TEXTS
     assert locate(name, tmp_path) == (path if is_text else converted)
     assert name_of(converted) == (None if is_text else name)
+
+
+def test_a_cache_of_hugging_face_is_searched(tmp_path, monkeypatch):
+    """A teacher's files are of several repositories, and links to blobs."""
+    hub, places = tmp_path / "hub", {}
+    for name in ("halton-tiny-256", "llamagen-vq16"):
+        repository = hub / f"models--{OFFICIAL[name].source.replace('/', '--')}"
+        for revision in ("1111", "2222", "3333"):
+            blob = repository / "blobs" / f"{revision}-{name}"
+            places[name] = repository / "snapshots" / revision / OFFICIAL[name].path
+            for path in (blob, places[name]):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            blob.write_bytes(b"weights")
+            places[name].symlink_to(blob)
+        places[name] = repository / "snapshots" / "2222" / OFFICIAL[name].path
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("2222")
+    monkeypatch.setenv("DIMO_WEIGHTS", str(tmp_path / "mine"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(hub))
+    snapshot = places["halton-tiny-256"].parent
+    for folder in (None, hub, snapshot):
+        assert {name: locate(name, folder) for name in places} == places
+    assert locate("halton-tiny-256", snapshot.with_name("3333")).parent.name == "3333"
+    assert fetch("llamagen-vq16", None, lambda *_: None) == [places["llamagen-vq16"]]
+    monkeypatch.delenv("HF_HUB_CACHE")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert locate("llamagen-vq16") == places["llamagen-vq16"]
+    with pytest.raises(DimoError, match="dimo weights fetch llamagen-vq16"):
+        locate("llamagen-vq16", tmp_path / "mine")
 
 
 def test_no_two_files_lie_at_one_place(tmp_path):

@@ -1,17 +1,21 @@
 """Students as official files and back: the same bits, and nothing else is taken for one."""
 
+import dataclasses
+import resource
+
 import pytest
 import torch
 
 from dimo.engine.distributed import Runtime
 from dimo.engine.runs import distill
 from dimo.errors import DimoError
+from dimo.methods.base import ALL_MASKED
 from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.weights.catalog import ASSETS
 from dimo.weights.exchange import export_student, import_student
 from dimo.weights.files import load_metadata, read_state_dict
 from dimo.zoo.loading import load_student
-from dimo.zoo.students import find_student
+from dimo.zoo.students import find_student, save_student
 from dimo.zoo.teachers import TEACHERS
 
 CPU = torch.device("cpu")
@@ -50,7 +54,10 @@ def test_a_round_trip_is_bit_equal(run, small_maskgit, tmp_path, name):
     student = load_student(tmp_path / "again", device=CPU, weights=small_maskgit).student
     assert {key: getattr(student, key) for key in SETTINGS} == SETTINGS
     assert student.recipe.startswith(f"imported from {name}, sha256 ")
-    assert student.images_seen is student.teacher_sha256 is None
+    if name == "pytorch_model.bin":  # it has no place for more
+        assert student.images_seen is student.teacher_sha256 is None
+    else:
+        assert student.images_seen == 8
 
 
 def test_the_official_layout(run, small_maskgit, tmp_path):
@@ -115,8 +122,10 @@ def test_what_cannot_be_exported(tmp_path):
 def test_defaults_are_those_of_the_teachers_recipe(
     teacher, noise, temperature, small_maskgit, tmp_path
 ):
-    source = {"digits": "digits-dimo", "maskgit": small_maskgit / "pytorch_model.bin"}[teacher]
-    file = find_student(source).path if teacher == "digits" else source
+    file = small_maskgit / "pytorch_model.bin"
+    if teacher == "digits":
+        file = tmp_path / "digits.bin"
+        export_student("digits-dimo", file)
     student = import_student(file, tmp_path / "run", teacher=teacher)
     assert (student.init_mask_ratio, student.embedding_noise) == (0.6, noise)
     assert student.temperature == temperature
@@ -140,10 +149,7 @@ def test_what_cannot_be_imported(small_maskgit, tmp_path, changes, said):
 
 
 def test_other_files_and_used_folders_are_refused(small_maskgit, tmp_path):
-    half = {k: v.half() for k, v in read_state_dict(small_maskgit / "pytorch_model.bin").items()}
-    torch.save(half, tmp_path / "half.bin")
     for file, out, said in (
-        (tmp_path / "half.bin", "run", "is torch.float16, but torch.float32 is needed"),
         (small_maskgit / "last.ckpt", "run", "look like those of a taming VQGAN"),
         (tmp_path / "no.bin", "run", "no weights file"),
         (small_maskgit / "pytorch_model.bin", "weights", "not empty"),
@@ -151,6 +157,64 @@ def test_other_files_and_used_folders_are_refused(small_maskgit, tmp_path):
         with pytest.raises(DimoError, match=said):
             import_student(file, tmp_path / out, teacher="maskgit", **SETTINGS)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["x.bin", "x.safetensors"])
+def test_any_precision_goes_in_and_out(small_maskgit, tmp_path, dtype, name):
+    official = read_state_dict(small_maskgit / "pytorch_model.bin")
+    torch.save({key: value.to(dtype) for key, value in official.items()}, tmp_path / "in.pth")
+    import_student(tmp_path / "in.pth", tmp_path / "run", teacher="maskgit", **SETTINGS)
+    export_student(tmp_path / "run", tmp_path / name)
+    states = [read_state_dict(tmp_path / file) for file in ("in.pth", name)]
+    assert same_bits(*states)
+    model = load_student(tmp_path / "run", device=CPU, weights=small_maskgit).model
+    loaded = model.state_dict()
+    assert all(torch.equal(loaded[k], v.to(torch.float32)) for k, v in states[0].items())
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+def test_a_student_in_16_bits_survives(tmp_path, suffix):
+    export_student("scenes-dimo", tmp_path / f"x{suffix}")
+    import_student(tmp_path / f"x{suffix}", tmp_path / "run", teacher="scenes")
+    states = [read_state_dict(find_student(s).path) for s in ("scenes-dimo", tmp_path / "run")]
+    assert same_bits(*states)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+def test_a_method_survives(tmp_path, suffix):
+    """Also settings that the official layout of Di[M]O has no place for."""
+    shipped, run = find_student("digits-dimo"), tmp_path / "run"
+    state = read_state_dict(shipped.path)
+    for number, changes in enumerate(
+        (
+            {"method": "sdtt", "temperature": 0.9, **ALL_MASKED},
+            {"token_initialization": "random", "init_mask_ratio": 0.3},
+        )
+    ):
+        config = dataclasses.replace(shipped.config, training_seconds=None, **changes)
+        save_student(run, state, config)
+        file, again = tmp_path / f"{number}{suffix}", tmp_path / f"again-{number}"
+        export_student(run, file)
+        import_student(file, again, teacher="digits")
+        found = dataclasses.replace(find_student(again).config, recipe=config.recipe)
+        assert found == find_student(file).config == config
+        given = import_student(file, tmp_path / f"mine-{number}", teacher="digits", temperature=2.0)
+        assert (given.temperature, given.method) == (2.0, config.method)
+        with pytest.raises(DimoError, match="student of teacher 'digits', not of 'scenes'"):
+            import_student(file, tmp_path / "other", teacher="scenes")
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        for name in ("x.bin", "x.safetensors"):
+            with pytest.raises(DimoError, match=r"cannot write .*File too large.*; free space"):
+                export_student("digits-dimo", tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_shipped_student_survives(tmp_path):

@@ -1,9 +1,14 @@
 """What may be in a weights file, and how a wrong one is named."""
 
 import argparse
+import collections
+import gzip
+import json
 import os
+import shlex
 import sys
 import types
+import typing
 from pathlib import PosixPath
 
 import numpy as np
@@ -14,7 +19,15 @@ from dimo.errors import DimoError
 from dimo.models.halton import HaltonMaskGIT
 from dimo.models.maskgit import MaskGIT
 from dimo.models.vqgan import VQGAN, LlamaGenVQ
-from dimo.weights.files import looks_like, read_state_dict, save_tensors, state_sha256
+from dimo.weights.files import (
+    load_metadata,
+    looks_like,
+    read_checkpoint,
+    read_state_dict,
+    save_tensors,
+    sha256_weights,
+    state_sha256,
+)
 
 OFFICIAL = [
     (MaskGIT, "maskgit_v1_transformer", "official.pth", "MaskGIT v1.0 transformer"),
@@ -68,14 +81,15 @@ def test_a_pickle_cut_anywhere_is_one_clear_error(tmp_path, zipped):
 
 @pytest.fixture
 def lightning(monkeypatch):
-    """Classes with the names that old PyTorch Lightning checkpoints hold."""
+    """Classes with the names that Lightning's checkpoints hold."""
     bases = {
-        "callbacks.model_checkpoint.ModelCheckpoint": object,
-        "utilities.parsing.AttributeDict": dict,
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint": object,
+        "lightning_fabric.utilities.data.AttributeDict": dict,
+        "omegaconf.dictconfig.DictConfig": object,
     }
     made = []
     for name, base in bases.items():
-        module_name, class_name = f"pytorch_lightning.{name}".rsplit(".", 1)
+        module_name, class_name = name.rsplit(".", 1)
         made.append(type(class_name, (base,), {"__module__": module_name}))
         for depth in range(module_name.count(".") + 1):
             package = module_name.rsplit(".", depth)[0]
@@ -85,19 +99,30 @@ def lightning(monkeypatch):
 
 
 def test_what_official_files_carry_beside_tensors_is_not_loaded(tmp_path, lightning, monkeypatch):
-    checkpoint, attributes = lightning
-    callback = checkpoint()
+    checkpoint, attributes, container = lightning
+    callback, config = checkpoint(), container()
     callback.best_model_path = PosixPath("best.ckpt")
+    config.__dict__.update(_metadata=typing.Any, _content={"lr": np.arange(3)})
     content = {
+        "config": config,
+        "history": collections.defaultdict(list, loss=[np.zeros((2, 2))]),
+        "types": [int, np.int64(3), np.array(["a"])],
         "callbacks": {checkpoint: {"best_model_score": np.float64(0.5)}, "object": callback},
         "hyper_parameters": attributes(lr=1e-4),
         "args": argparse.Namespace(results_dir=PosixPath("runs"), lr=np.float32(0.1)),
-        "state_dict": STATE,
+        "state_dict": {**STATE, "steps": np.arange(3)},
     }
-    torch.save(content, tmp_path / "last.ckpt")
-    for name in [name for name in sys.modules if name.startswith("pytorch_lightning")]:
+    for zipped in (True, False):
+        path = tmp_path / f"{zipped}.ckpt"
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    packages = ("pytorch_lightning", "lightning_fabric", "omegaconf")
+    for name in [name for name in sys.modules if name.startswith(packages)]:
         monkeypatch.delitem(sys.modules, name)
-    assert torch.equal(read_state_dict(tmp_path / "last.ckpt")["weight"], STATE["weight"])
+    for zipped in (True, False):
+        state = read_state_dict(tmp_path / f"{zipped}.ckpt")
+        assert list(state) == ["weight"]
+        assert torch.equal(state["weight"], STATE["weight"])
+    assert "omegaconf" not in sys.modules
 
 
 class Evil:
@@ -112,6 +137,99 @@ def test_code_in_a_file_is_never_run(tmp_path, hide):
     with pytest.raises(DimoError, match=r"it holds objects of \w+\.mkdir, which no official"):
         read_state_dict(tmp_path / "evil.ckpt")
     assert not Evil.path.exists()
+
+
+class Foreign:
+    """Of a package that trainers have of their own."""
+
+
+def test_the_advice_for_foreign_objects_works(tmp_path, monkeypatch):
+    torch.save({"net": {"a": Foreign()}, "model": STATE, "step": 3}, tmp_path / "x.ckpt")
+    with pytest.raises(DimoError, match=r"objects of .*Foreign.*if you trust its author") as caught:
+        read_state_dict(tmp_path / "x.ckpt")
+    python, option, code, *files = shlex.split(str(caught.value).partition("with: ")[2])
+    assert (python, option, files) == ("python", "-c", [str(tmp_path / "x.ckpt"), "NEW.pth"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["-c", *files])
+    exec(code, {})
+    assert torch.equal(read_state_dict("NEW.pth")["weight"], STATE["weight"])
+
+
+def test_a_file_that_is_not_what_it_is_called_is_named(tmp_path):
+    torch.save(STATE, tmp_path / "pickle.pth")
+    save_tensors(tmp_path / "whole.safetensors", STATE)
+    pickled, tensors = ((tmp_path / f).read_bytes() for f in ("pickle.pth", "whole.safetensors"))
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+    for name, content, said in (
+        ("a.pth", pointer, "Git LFS pointer.*git lfs pull"),
+        ("a.safetensors", pointer, "Git LFS pointer"),
+        ("b.pth", b"\n<!DOCTYPE html><title>Quota exceeded", "web page"),
+        ("c.pth", gzip.compress(pickled), "compressed.*decompress"),
+        ("d.pth", tensors, r"is a safetensors file; rename it to d\.safetensors"),
+        ("e.safetensors", pickled, r"is a PyTorch pickle; rename it, e\.g\. to e\.pth"),
+        ("f.bin", b'{"error": "Access denied"}', "JSON text"),
+        ("g.index.json", b"[]", "no index of shards"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(DimoError, match=said):
+            read_state_dict(path)
+    with pytest.raises(DimoError, match="Git LFS pointer"):
+        load_metadata(tmp_path / "a.safetensors")
+
+
+def test_shards_are_one_file(tmp_path):
+    state = {"a": torch.arange(3.0), "b": torch.ones(2)}
+    names = {key: f"m-0000{n}-of-00002.safetensors" for n, key in enumerate(state, 1)}
+    for key, name in names.items():
+        save_tensors(tmp_path / name, {key: state[key]})
+    index = tmp_path / "m.safetensors.index.json"
+    places = [tmp_path, tmp_path / names["b"], index]
+    for with_index in (False, True):
+        if with_index:
+            index.write_text(json.dumps({"weight_map": names}))
+        for place in places[: 2 + with_index]:
+            assert state_sha256(read_state_dict(place)) == state_sha256(state)
+    assert len({sha256_weights(place) for place in places}) == 1
+    (tmp_path / names["a"]).unlink()
+    for place in places:
+        with pytest.raises(DimoError, match=r"1 are missing, e\.g\. m-00001-of-00002"):
+            read_state_dict(place)
+    with pytest.raises(DimoError, match="give the one file"):
+        read_state_dict(tmp_path.parent / tmp_path.name / "..")
+
+
+def test_the_average_is_taken_unless_told_otherwise(tmp_path):
+    last = {"weight": torch.zeros(3)}
+    torch.save({"model": last, "ema": STATE, "opt": {"lr": 1}, "steps": 3}, tmp_path / "x.pt")
+    torch.save({"model": last, "ema": {"decay": 0.9}}, tmp_path / "y.pt")
+    for name, ema, part, state in (
+        ("x.pt", True, "ema", STATE),
+        ("x.pt", False, "model", last),
+        ("y.pt", True, "", last),
+    ):
+        found = read_checkpoint(tmp_path / name, ema=ema)
+        assert found.part == part
+        assert torch.equal(found.state["weight"], state["weight"])
+
+
+def test_a_tied_tensor_left_out_by_a_writer_is_restored(golden_file, golden_constructor, tmp_path):
+    state = read_state_dict(golden_file("halton_transformer.weights.safetensors"))
+    arguments = golden_constructor["halton_transformer"]
+    for left_out in ("head.weight", "tok_emb.weight"):
+        save_tensors(tmp_path / "x.safetensors", {k: v for k, v in state.items() if k != left_out})
+        network = HaltonMaskGIT.from_official(tmp_path / "x.safetensors", **arguments)
+        assert torch.equal(network.head.weight, state["head.weight"])
+
+
+def test_whole_numbers_are_no_weights(golden_file, golden_constructor, tmp_path):
+    state = read_state_dict(golden_file("halton_transformer.weights.safetensors"))
+    state = {**state, "head.bias": state["head.bias"].to(torch.int8)}
+    save_tensors(tmp_path / "x.safetensors", state)
+    with pytest.raises(DimoError, match=r"head\.bias is torch\.int8, but torch\.float32"):
+        HaltonMaskGIT.from_official(
+            tmp_path / "x.safetensors", **golden_constructor["halton_transformer"]
+        )
 
 
 @pytest.mark.parametrize(
