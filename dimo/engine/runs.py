@@ -43,35 +43,45 @@ def for_device(recipe: Trained, device: torch.device) -> Trained:
 
 
 def find_recipe(
-    teacher: str = "digits", method: str = "", recipe: str = "", settings: Sequence[str] = ()
+    teacher: str = "", method: str = "", recipe: str = "", settings: Sequence[str] = ()
 ) -> tuple[str, DistillationRecipe]:
     """The name of a distillation recipe, and the recipe with `settings`, `key=value` overrides.
 
-    A `method` is a key of `dimo.methods.METHODS`, by default that of the recipe, or dimo; `recipe`
-    is the name or path of a .toml, by default the recipe of teacher and method.
+    `recipe` is the name or path of a .toml, by default that of teacher and method. `teacher` and
+    `method`, a key of `dimo.methods.METHODS`, are by default those of the recipe; without one,
+    digits and dimo.
 
     Raises:
-        DimoError: Unknown names, no recipe for that teacher and method, or one of another method.
+        DimoError: Unknown names, no recipe for that teacher and method, or one of others.
     """
+    row = get_teacher(teacher or "digits")
     if method and method not in METHODS:
         raise unknown_name("method", method, METHODS)
-    name = recipe or get_teacher(teacher).recipes.get(method or "dimo")
+    name = recipe or row.recipes.get(method or "dimo")
     if name is None:
         raise DimoError(
-            f"there is no recipe of method {method or 'dimo'!r} for teacher {teacher!r} yet; "
+            f"there is no recipe of method {method or 'dimo'!r} for teacher {row.name!r} yet; "
             "name one with --recipe NAME or --recipe FILE.toml"
         )
-    loaded = load_distillation(name, [f'teacher="{teacher}"', *settings])
-    if method and loaded.method != method:
-        raise DimoError(
-            f"recipe {name!r} is one of method {loaded.method!r}, not {method!r}; "
-            "leave --method out, or name another recipe"
-        )
+    # a recipe that several teachers share names one of them
+    shared = [f'teacher="{teacher}"'] if teacher and name in row.recipes.values() else []
+    loaded = load_distillation(name, [*shared, *settings])
+    check_named(name, "teacher", teacher, loaded.teacher)
+    check_named(name, "method", method, loaded.method)
     return Path(name).stem, loaded
 
 
+def check_named(recipe: str, key: str, given: str, own: str) -> None:
+    """Refuses an option that contradicts what the recipe names; "" is no option."""
+    if given and given != own:
+        raise DimoError(
+            f"recipe {recipe!r} is one of {key} {own!r}, not {given!r}; leave --{key} out, or name "
+            "another recipe"
+        )
+
+
 def distill_teacher(
-    teacher: str = "digits",
+    teacher: str = "",
     *,
     method: str = "",
     recipe: str = "",
