@@ -24,7 +24,7 @@ from dimo.errors import DimoError, unknown_name
 from dimo.models import MaskedModel
 from dimo.models.cpu import PRECISIONS, prepare_for_inference
 from dimo.models.layers import recompute_activations
-from dimo.weights.files import state_sha256
+from dimo.weights.files import check_finite, state_sha256
 
 if TYPE_CHECKING:
     from dimo.data.tokens import TokenData
@@ -311,10 +311,5 @@ def frozen_teacher(teacher: MaskedModel, precision: str, device: torch.device) -
 def teacher_sha256(teacher: MaskedModel) -> str:
     """Hash of the teacher's weights, which must be finite."""
     state = teacher.state_dict()
-    bad = [k for k, v in state.items() if not bool(v.isfinite().all())]
-    if bad:
-        raise DimoError(
-            f"the teacher's weights hold values that are not finite, in {', '.join(bad[:3])}; "
-            "fetch or convert them again"
-        )
+    check_finite(state, "of the teacher")
     return state_sha256(state)

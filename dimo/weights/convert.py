@@ -27,6 +27,7 @@ from dimo.weights.files import (
     KINDS,
     MASKGIT_KIND,
     VQGAN_KIND,
+    check_finite,
     check_state,
     load_metadata,
     looks_like,
@@ -84,6 +85,7 @@ def convert(
         kept = check_state(network, state, name=str(path), ignore=TRAINING_KEYS)
     elif config is not None:
         raise DimoError(f"--config is for a {VQGAN_KIND}, but {path} holds a {kind}; leave it out")
+    check_finite(kept, str(path))
     metadata["dropped"] = len(state) - len(kept)
     metadata["source_sha256"] = sha256_file(path)
     metadata["state_sha256"] = state_sha256(kept)
@@ -194,6 +196,7 @@ def _check_structure(finding: Finding, name: str, path: Path) -> None:
         state = check_state(network, state, name=str(path), ignore=ignore)
         finding.structure += f", every key and shape of the {kind or type(network).__name__}"
     else:
+        check_finite(state, str(path))
         looks = f"looks like a {kind}" if kind else "of no network that dimo knows"
         finding.structure += f", {looks}; keys not checked"
     if finding.origin == "converted":

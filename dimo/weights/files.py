@@ -10,7 +10,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -149,7 +149,7 @@ def check_state(
     name: str | None = None,
     ignore: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
-    """The part of `state` that is not ignored, if every key and shape of it fits the network.
+    """The part of `state` that is not ignored, if it is finite and each key and shape fits.
 
     Args:
         model: It may be on the meta device.
@@ -157,8 +157,8 @@ def check_state(
         ignore: Keys that start with one of these are left out.
 
     Raises:
-        DimoError: Says which other kind of network the weights belong to, or how many keys are
-            missing, unexpected or of another shape, with examples.
+        DimoError: Says which other kind of network the weights belong to, how many keys are
+            missing, unexpected or of another shape, with examples, or which are not finite.
     """
     own = model.state_dict(keep_vars=True)
     given, needed = looks_like(state), looks_like(own)
@@ -178,6 +178,7 @@ def check_state(
             f"weights {name or 'given'} do not fit {type(model).__name__}: "
             f"keys {', '.join(parts)}; check that file and configuration belong together"
         )
+    check_finite(state, name or "given")
     for first, second in _tied(own):
         if not torch.equal(state[first], state[second]):
             raise DimoError(
@@ -185,6 +186,17 @@ def check_state(
                 f"{type(model).__name__}, but differ here; the file is damaged or of another code"
             )
     return state
+
+
+def check_finite(state: Mapping[str, Tensor], name: str) -> None:
+    """Refuses weights with NaN or infinite values, which draw one pattern and still get a score."""
+    bad = [key for key, value in state.items() if not bool(value.isfinite().all())]
+    if bad:
+        raise DimoError(
+            f"weights {name} hold values that are not finite, in {', '.join(bad[:3])}"
+            f"{', ...' if len(bad) > 3 else ''}; their training diverged or the file is damaged: "
+            "give another file, or fetch or convert it again"
+        )
 
 
 def _tied(state: dict[str, Tensor]) -> list[tuple[str, str]]:
