@@ -107,7 +107,7 @@ MISTAKES = {
     "missing run": (["bench", "--student", "nowhere"], "does not exist"),
     "missing run to resume": (["distill", "--resume", "--out", "no"], "no run to resume"),
     "output exists": (["distill", "--out", "tiny"], "not empty"),
-    "demo output exists": (["demo", "--out", "tiny"], "holds other files"),
+    "demo output exists": (["demo", "--out", "."], "not empty, it has results"),
     "label out of range": (["sample", "--labels", "10", "--out", "x.png"], "from 0 to 9"),
     "bad tuning": (["bench", "--tune", "temprature=1"], "settings: guidance_scale, temperature"),
     "unknown device": (["bench", "--device", "tpu9"], "allowed: auto, cpu"),

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bench.images.codec import encode_png, is_whole_png
+from bench.images.codec import IMAGE_SUFFIXES, encode_png, is_whole_png
 from bench.rows.rows import Job
 from bench.rows.settings import sample_images
 from dimo.engine.distributed import ALONE, Ranks, peak_memory_bytes
@@ -277,10 +277,12 @@ def _claim(folder: Path, about: dict[str, Any], *, force: bool) -> None:
     elif folder.exists():
         if not folder.is_dir():
             raise DimoError(f"output {folder} is a file; choose a folder or an .npz as --out")
-        if any(not path.name.startswith(".") for path in folder.iterdir()):
+        names = (path.name for path in folder.iterdir() if not path.name.startswith("."))
+        read = (*IMAGE_SUFFIXES, ".npy", _LABELS, "labels.json")
+        if others := [name for name in names if name.lower().endswith(read)]:
             raise DimoError(
-                f"output {folder} holds files and no {_ABOUT}, so `dimo sample --count` did not "
-                "make it; choose another --out"
+                f"output {folder} holds {min(others)} and no {_ABOUT}, so `dimo sample --count` "
+                "did not make it; choose another --out"
             )
     if folder.is_dir():
         _remove_unfinished(folder)

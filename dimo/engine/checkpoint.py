@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -114,7 +115,9 @@ def _stream(state: dict[str, Any], path: Path) -> str:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.glob("step-*") if p.is_dir()), key=_step)
+    """Those of the run, oldest first: not the copies that a user keeps beside them."""
+    own = (p for p in folder.glob("step-*") if re.fullmatch("step-[0-9]{7,}", p.name))
+    return sorted((p for p in own if p.is_dir()), key=_step)
 
 
 def _step(path: Path) -> int:

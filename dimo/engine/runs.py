@@ -29,7 +29,13 @@ from dimo.zoo.loading import (
     student_architecture,
     weights_file,
 )
-from dimo.zoo.students import StudentConfig, recipe_sha256, save_student
+from dimo.zoo.students import (
+    RUN_FILES,
+    StudentConfig,
+    check_unused,
+    recipe_sha256,
+    save_student,
+)
 from dimo.zoo.teachers import Teacher, get_teacher
 
 Trained = TypeVar("Trained", bound=DistillationRecipe | TrainRecipe)
@@ -269,7 +275,8 @@ def _opened(
             _check(out, recipe, finished, resume)
             locks.append(_lock(out))
             write_atomic(out / "recipe.toml", to_toml(recipe))
-            remove_temporaries(out, "*")
+            for name in _files(recipe):
+                remove_temporaries(out, name)
 
     group.synchronized(claim)
     try:
@@ -277,6 +284,11 @@ def _opened(
     finally:
         for handle in locks:
             os.close(handle)
+
+
+def _files(recipe: DistillationRecipe | TrainRecipe) -> tuple[str, ...]:
+    """What a run may write to its folder."""
+    return (*RUN_FILES, *get_teacher(recipe.teacher).weights.values())
 
 
 def _check(
@@ -287,8 +299,7 @@ def _check(
     if not path.is_file():
         if resume:
             raise DimoError(f"no run to resume at {out}; start it without --resume")
-        if out.exists() and any(not p.name.endswith(".tmp") for p in out.iterdir()):
-            raise DimoError(f"output {out} exists and is not empty; choose another --out")
+        check_unused(out, _files(recipe))
         return
     old = load_recipe(type(recipe), str(path))
     if different := differences(dataclasses.asdict(old), dataclasses.asdict(recipe)):

@@ -12,7 +12,7 @@ from dimo.methods import METHODS
 from dimo.util.files import replacing, sha256_file
 from dimo.weights.files import check_state, read_state_dict, save_tensors
 from dimo.zoo.loading import load_network, student_architecture
-from dimo.zoo.students import StudentConfig, find_student, save_student
+from dimo.zoo.students import StudentConfig, check_unused, find_student, save_student
 from dimo.zoo.teachers import Teacher, get_teacher
 
 _SUFFIXES = (".bin", ".safetensors")
@@ -67,7 +67,7 @@ def import_student(
 
     Args:
         path: Weights as `export_student` or the official code writes them.
-        out: The run folder, new or empty.
+        out: The run folder, new or without a run.
         teacher: The teacher whose network every key and shape must fit.
         init_mask_ratio: r of the student's training, 0 to 1; None: as in the teacher's recipe.
         embedding_noise: sigma of the student's training, 0 to 1; None: as in the recipe.
@@ -103,8 +103,7 @@ def import_student(
             allowed = "above 0" if is_temperature else "0 to 1"
             option = f"--{name.replace('_', '-')}"
             raise DimoError(f"{option} {value:g} is out of range; allowed: {allowed}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DimoError(f"output {out} exists and is not empty; choose another -o")
+    check_unused(out)
     _checked_state(row, path, "dimo")
     config = StudentConfig(
         teacher=teacher,

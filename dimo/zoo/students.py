@@ -25,6 +25,14 @@ _OF_A_RUN = (
 )
 
 
+# What a run writes to its folder. Whatever else is there, such as the log of a batch system, is not
+# ours: it neither forbids a start nor is it touched.
+RUN_FILES = (
+    *("recipe.toml", "metrics.jsonl", "checkpoints", "student.safetensors", "config.json"),
+    *("curve.jsonl", "samples", "tensorboard"),
+)
+
+
 @dataclass(frozen=True)
 class StudentConfig:
     """What sampling a student takes, and how it was trained; `config.json` beside its weights.
@@ -156,6 +164,16 @@ def save_student(folder: Path, state: dict[str, Tensor], config: StudentConfig) 
     timeless = {key: value for key, value in content.items() if key != "training_seconds"}
     save_tensors(folder / "student.safetensors", state, timeless)
     write_atomic(folder / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def check_unused(out: Path, names: Sequence[str] = RUN_FILES) -> None:
+    """Refuses a file, and a folder that has one of the files that are about to be written."""
+    if out.exists() and not out.is_dir():
+        raise DimoError(f"output {out} is a file; choose a folder as --out")
+    if present := [name for name in names if (out / name).exists()]:
+        raise DimoError(
+            f"output {out} is not empty, it has {', '.join(present)}; choose another --out"
+        )
 
 
 def recipe_sha256(recipe: DistillationRecipe) -> str:

@@ -215,6 +215,13 @@ def test_other_settings_are_refused_and_force_starts_again(jobs, tmp_path, name)
     assert after == arrays(tmp_path / "new")
 
 
+def test_what_is_no_image_forbids_no_export(jobs, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "slurm-1.out").write_text("log")
+    export(jobs["one_step"], tmp_path / "x", 20)
+    assert (tmp_path / "x" / "slurm-1.out").read_text() == "log"
+
+
 def test_force_replaces_a_file_of_that_name(jobs, tmp_path):
     (tmp_path / "x.npz").write_bytes(b"old")
     with pytest.raises(DimoError, match=r"x\.npz exists; replace it with --force"):
@@ -360,7 +367,7 @@ MISTAKES = {
     ),
     "folder of others": (
         ["--steps", "1", "--count", "5", "--out", "folder", "--force"],
-        "folder holds files and no sampling.json",
+        "folder holds 000000.png and no sampling.json",
     ),
     "file as folder": (["--steps", "1", "--count", "5", "--out", "file"], "file is a file"),
     "unknown model": (

@@ -185,9 +185,28 @@ def test_a_folder_in_use_a_missing_run_and_another_run_are_refused(tmp_path):
         _run(_recipe(), tmp_path / "nowhere", resume=True)
     assert before == contents(out)
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.tex").touch()
-    with pytest.raises(DimoError, match="not empty; choose another --out"):
+    (tmp_path / "other" / "metrics.jsonl").touch()
+    with pytest.raises(DimoError, match="not empty, it has metrics"):
         _run(recipe, tmp_path / "other")
+
+
+def test_what_is_not_the_runs_is_left_alone(tmp_path):
+    """Logs of batch systems, a Mac's folder files, and checkpoints that a user keeps."""
+    out, recipe = tmp_path / "run", _recipe(steps=12, checkpoint_every=4)
+    others = ["slurm-1.out", ".DS_Store", ".notes.txt.swp.tmp", "checkpoints/.DS_Store"]
+    others += ["checkpoints/step-best/state.pt", "checkpoints/step-0000040.bak/state.pt"]
+    for name in others[:3]:
+        out.mkdir(exist_ok=True)
+        (out / name).write_text(name)
+    with pytest.raises(InterruptedTrainingError):
+        _run(recipe, out, on_step=_stop_at(6))
+    for name in others[3:]:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text(name)
+    seen = []
+    _run(recipe, out, resume=True, on_step=lambda step, _: seen.append(step))
+    assert seen[0] == 4
+    assert all((out / name).read_text() == name for name in others)
 
 
 def test_the_same_command_goes_on_where_it_stopped(tmp_path):

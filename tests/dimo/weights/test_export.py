@@ -171,11 +171,13 @@ def test_what_cannot_be_imported(small_maskgit, tmp_path, changes, said):
 def test_other_files_and_used_folders_are_refused(small_maskgit, tmp_path):
     half = {k: v.half() for k, v in read_state_dict(small_maskgit / "pytorch_model.bin").items()}
     torch.save(half, tmp_path / "half.bin")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "config.json").touch()
     for file, out, said in (
         (tmp_path / "half.bin", "run", "is torch.float16, but torch.float32 is needed"),
         (small_maskgit / "last.ckpt", "run", "look like those of a taming VQGAN"),
         (tmp_path / "no.bin", "run", "no weights file"),
-        (small_maskgit / "pytorch_model.bin", "weights", "not empty"),
+        (small_maskgit / "pytorch_model.bin", "used", "not empty, it has config.json"),
     ):
         with pytest.raises(DimoError, match=said):
             import_student(file, tmp_path / out, teacher="maskgit", **SETTINGS)
