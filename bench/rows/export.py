@@ -29,7 +29,7 @@ from dimo.engine.distributed import ALONE, Ranks, peak_memory_bytes
 from dimo.errors import DimoError
 from dimo.models.text import TextConditioned
 from dimo.util.files import remove_temporaries, replacing, write_atomic
-from dimo.util.terminal import Progress, quiet
+from dimo.util.terminal import Progress, Stopped, asked_to_stop, quiet, signals_wait
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
@@ -87,6 +87,7 @@ def export_images(
         ranks: Processes that share the work; all see the same files.
 
     Raises:
+        Stopped: A signal came; what is written is kept.
         DimoError: `out` holds something else or other images, or cannot be written; on all ranks.
     """
     start = time.monotonic()
@@ -106,12 +107,15 @@ def export_images(
     mine = ranks.split(len(missing))
     batches = _work(job, missing[mine.start : mine.stop], store, seed, batch_size, device)
     made, already = 0, count - sum(map(len, missing))
-    while True:  # in lockstep: an error on one rank ends all, and the first reports progress
-        counts = ranks.all_gather(lambda: next(batches, 0))
-        if not any(counts):
-            break
-        made += sum(counts)
-        progress(job.caption, already + made, count, "images")
+    with signals_wait():
+        while True:  # in lockstep: an error on one rank ends all, and the first reports progress
+            counts = ranks.all_gather(lambda: next(batches, 0))
+            if not any(counts):
+                break
+            made += sum(counts)
+            progress(job.caption, already + made, count, "images")
+            if stopped := ranks.largest(asked_to_stop()):
+                raise Stopped(stopped, "rerun the same command to continue")
     ranks.all_gather(lambda: store.finish() if ranks.is_first else None)
     peak = max(ranks.all_gather(lambda: peak_memory_bytes(device)))
     return Exported(made, time.monotonic() - start, peak)

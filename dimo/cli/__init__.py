@@ -3,9 +3,10 @@
 __all__ = ["app", "main"]
 
 import sys
+from contextlib import suppress
 
 from dimo.cli import bench, demo, evaluate, report, sample, train, weights  # noqa: F401
-from dimo.cli.app import Command, app, is_first_rank, protocols_app, results_app, weights_app
+from dimo.cli.app import Command, app, protocols_app, results_app, weights_app
 from dimo.errors import DimoError
 from dimo.util import terminal
 
@@ -23,12 +24,15 @@ app.registered_commands.sort(key=lambda command: _ORDER.index(command.name or ""
 def main() -> None:
     """Entry point: one red line and exit code 2 for bad input, no traceback."""
     try:
-        app()
+        with terminal.stopped_by_signals():
+            app()
     except DimoError as error:
-        if is_first_rank():
+        # what all ranks raise alike is said once, what one of them finds by that one
+        if terminal.is_first_rank() or not error.is_shared:
             terminal.error(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        note = "interrupted; the same command continues a run, an export or a fetch"
-        terminal.warn(note)
-        sys.exit(130)
+    except terminal.Stopped as stop:
+        if terminal.is_first_rank():
+            with suppress(OSError):  # the terminal may be gone
+                terminal.warn(stop.reason)
+        sys.exit(stop.code)

@@ -42,7 +42,10 @@ Data = Annotated[
         help="Encoded images from dimo encode, for methods that train on data.",
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Continue the run in --out, also with more --set steps=N."),
+]
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe.")
 ]
@@ -54,6 +57,14 @@ Students = Annotated[
         metavar="[NAME=]RUN[@STEPS]",
         help="Distilled model: run folder, file, digits-dimo, scenes-dimo or dimo-maskgit; may be "
         "repeated.",
+    ),
+]
+Checkpoint = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Take the student from its run's checkpoint after N steps; default: the finished one.",
     ),
 ]
 Baselines = Annotated[

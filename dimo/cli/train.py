@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import dimo.cli.options as opt
-from dimo.cli.app import app, examples, is_first_rank
+from dimo.cli.app import app, examples
 from dimo.errors import DimoError, unknown_name
 from dimo.methods import METHODS
 from dimo.util import terminal
@@ -69,7 +69,7 @@ def train(
     with ExitStack() as stack:
         progress = stack.enter_context(terminal.work_bar())
         on_step = stack.enter_context(_bar("train", loaded, place))
-        runtime = Runtime(place, stack.enter_context(ranks()), progress)
+        runtime = Runtime(place, stack.enter_context(ranks()), progress, terminal.warn)
         train_teacher(loaded, folder, runtime=runtime, resume=resume, on_step=on_step)
     terminal.say(
         f"weights: {folder}; score them with: dimo bench --teacher {teacher} --weights {folder}"
@@ -152,6 +152,12 @@ def distill(
         ),
     ] = "",
     settings: opt.Settings = [],  # noqa: B006
+    init_from: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN", help="Start from a student: run folder, file or name; default: teacher."
+        ),
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Run folder; default: runs/RECIPE.")
     ] = None,
@@ -222,6 +228,8 @@ def distill(
     the student that the other commands take; recipe.toml, every key resolved; metrics.jsonl, a line
     each 50 steps, and the same in tensorboard/; samples/, curve.jsonl and checkpoints/.
     """
+    if init_from:
+        settings = [*settings, f"init_from={json.dumps(init_from)}"]
     if dry_run:
         _dry_run(teacher, method, recipe, settings, device, as_json=as_json)
         return
@@ -271,7 +279,7 @@ def run_distill(
         if watched is not None:
             from bench.monitor import watching
 
-            first = is_first_rank()
+            first = terminal.is_first_rank()
             watchers = stack.enter_context(
                 watching(watched, recipe, folder, device=place, weights=weights, is_first=first)
             )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dimo.cli.app import app, examples, weights_app
-from dimo.cli.options import AsJson, Force, Weights
+from dimo.cli.options import AsJson, Checkpoint, Force, Weights
 from dimo.util import terminal
 
 if TYPE_CHECKING:
@@ -159,12 +159,16 @@ def export(
             help=".bin: official layout, a bare state dict; or .safetensors.",
         ),
     ],
+    checkpoint: Checkpoint = None,
     weights: Weights = None,
     force: Force = False,
 ) -> None:
     """Write a student as one file that the official Di[M]O code loads."""
     from dimo.weights.exchange import export_student
+    from dimo.zoo.students import checkpoint_of
 
+    if checkpoint is not None:
+        run = checkpoint_of(run, checkpoint)
     config = export_student(run, out, weights=weights, force=force)
     terminal.say(
         f"{out}: one-step student of {config.teacher}; sample it with mask ratio "

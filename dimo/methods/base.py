@@ -56,6 +56,8 @@ class Optimization:
     """Recipe keys of every run."""
 
     kind: ClassVar[str]
+    # whether a resumed run may take more steps; not where they divide into phases
+    steps_may_grow: ClassVar[bool] = True
     seed: int = 0  # of every random number of the run
     steps: int  # updates of the trained network
     batch_size: int = 256  # images per step, over all ranks and micro-batches
@@ -110,6 +112,7 @@ class DistillationRecipe(Optimization):
     """Recipe keys of every distillation method."""
 
     teacher: str  # a row of `dimo.zoo.teachers`
+    init_from: str | None = None  # a student, e.g. a run folder, to start from, not the teacher
     dropout: float = 0.0  # of the networks in training; the teacher has none
     temperature: float = 1.0  # divides the student's logits when it is sampled
     temperature_selected_by: str = "default"  # how that temperature was chosen

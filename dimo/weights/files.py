@@ -11,7 +11,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,8 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
             f"cannot read weights {path}: {_reason(error)}; "
             "fetch the file again, or convert it to safetensors"
         ) from error
+    with suppress(KeyError, TypeError, IndexError):  # the EMA in a checkpoint of a run
+        content = content["task"]["networks"]["ema"]
     if isinstance(content, dict):
         containers = (content.get(key) for key in _CONTAINERS)
         content = next((inner for inner in containers if isinstance(inner, dict)), content)

@@ -9,6 +9,8 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from dimo.config import load_distillation
+from dimo.engine.checkpoint import STATE_FILE, is_checkpoint, kept_steps, read_checkpoint
 from dimo.errors import DimoError, unknown_name
 from dimo.initialization import TOKEN_INITIALIZATIONS
 from dimo.methods import METHODS
@@ -110,8 +112,9 @@ def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStuden
     """Finds a student without loading it.
 
     Args:
-        run: A published or shipped name, the folder of a finished run, or a file: one that
-            `dimo export` wrote as safetensors, or the official one of di4c-d.
+        run: A published or shipped name, the folder of a finished run or of a checkpoint (see
+            `checkpoint_of`), or a file: one that `dimo export` wrote as safetensors, or the
+            official one of di4c-d.
         weights: Folder of official files, where a published student is looked for.
 
     Raises:
@@ -122,6 +125,8 @@ def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStuden
         return _found(PUBLISHED_STUDENTS[name], locate(name, weights), name)
     if Path(run).is_file():
         return _found(_config_of_file(Path(run)), Path(run), Path(run).stem)
+    if is_checkpoint(Path(run)):
+        return _of_checkpoint(Path(run))
     folder = ASSETS / name if name in shipped_students() else Path(run)
     config_path, weights_path = folder / "config.json", folder / "student.safetensors"
     if not config_path.is_file() or not weights_path.is_file():
@@ -137,6 +142,39 @@ def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStuden
     except ValueError as error:
         raise origin.error(f"not valid JSON: {error}") from error
     return _found(_checked_config(content, origin), weights_path, folder.name)
+
+
+def checkpoint_of(run: str, step: int) -> str:
+    """The checkpoint of a run after `step` steps, which `find_student` takes.
+
+    Raises:
+        DimoError: There is none.
+    """
+    path = Path(run) / "checkpoints" / f"step-{step:07d}"
+    if not is_checkpoint(path):
+        raise DimoError(
+            f"run {run!r} has no checkpoint of step {step}, only of {kept_steps(path.parent)}; the "
+            "newest two are kept, and others by --set keep_every=N"
+        )
+    return str(path)
+
+
+def _of_checkpoint(folder: Path) -> FoundStudent:
+    """The EMA of a run after some of its steps."""
+    found, run = read_checkpoint(folder), folder.parent.parent
+    if found is None:
+        raise DimoError(
+            f"checkpoint {folder} is damaged; there are those of steps {kept_steps(folder.parent)}"
+        )
+    step, state = found
+    recipe, name = load_distillation(str(run / "recipe.toml")), f"{run.name}, step {step}"
+    config = StudentConfig.of_recipe(
+        recipe,
+        name,
+        training_seconds=round(float(state["seconds"]), 1),
+        images_seen=step * recipe.batch_size,
+    )
+    return _found(config, folder / STATE_FILE, name)
 
 
 def _found(config: StudentConfig, path: Path, name: str) -> FoundStudent:
@@ -179,6 +217,8 @@ def check_unused(out: Path, names: Sequence[str] = RUN_FILES) -> None:
 def recipe_sha256(recipe: DistillationRecipe) -> str:
     """First 12 digits of the SHA-256 of the keys that decide what is trained, without the seed."""
     content = {key: value for key, value in encode(recipe).items() if key not in _OF_A_RUN}
+    if recipe.init_from is None:
+        del content["init_from"]  # as in hashes from before there was the key
     return sha256_bytes(canonical_json([recipe.method, content]).encode())[:12]
 
 
