@@ -16,7 +16,7 @@ __version__ = "0.2.0"
 
 
 def distill(
-    teacher: str = "digits",
+    teacher: str = "",
     *,
     out: str | Path | None = None,
     recipe: str = "",
@@ -30,7 +30,7 @@ def distill(
     """Distils a teacher and returns the student; an unfinished run in `out` is resumed.
 
     Args:
-        teacher: A key of `dimo.zoo.teachers.TEACHERS`.
+        teacher: A key of `dimo.zoo.teachers.TEACHERS`; default: the recipe's, or "digits".
         out: Run folder; default: runs/RECIPE.
         recipe: Name or path of a recipe; default: the teacher's for `method`.
         method: A key of `dimo.methods.METHODS`; default: the recipe's, or "dimo".

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 class DimoError(ValueError):
     """Bad input. The message is one line: the value, what is allowed, the next step."""
 
+    is_shared = False  # whether all ranks raise it, so that the first one says it
+
 
 def unknown_name(
     kind: str, value: object, allowed: Iterable[str], next_step: str = ""

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from dimo import cli
 from dimo.cli import main
 from dimo.cli.options import parse_labels
+from dimo.engine.distributed import choose_device
 from dimo.errors import DimoError
 from dimo.zoo.teachers import TEACHERS
 
@@ -101,6 +104,9 @@ def test_sample_draws_a_grid(run, world):
         assert len(picture.convert("L").getcolors(4096)) > 10
     run("sample", "--labels", "3", "--steps", "1", cwd=world, code=2)
     run("sample", "--labels", "3", "--steps", "1", "--force", cwd=world)
+    at = ("sample", *models, "--steps", "1", "--labels", "3,7", "--checkpoint")
+    run(*at, "4", "--out", "at4.png", cwd=world)
+    assert "only of [4]" in run(*at, "3", "--out", "at3.png", cwd=world, code=2).stderr
 
 
 MISTAKES = {
@@ -114,7 +120,7 @@ MISTAKES = {
     "missing run": (["bench", "--student", "nowhere"], "does not exist"),
     "missing run to resume": (["distill", "--resume", "--out", "no"], "no run to resume"),
     "output exists": (["distill", "--out", "tiny"], "not empty"),
-    "demo output exists": (["demo", "--out", "tiny"], "holds other files"),
+    "demo output exists": (["demo", "--out", "."], "not empty, it has results"),
     "label out of range": (["sample", "--labels", "10", "--out", "x.png"], "from 0 to 9"),
     "bound of guidance": (["sample", "--guidance-scale", "inf", "--out", "x.png"], "at most 1e6"),
     "bound of temperature": (["sample", "--temperature", "1e40", "--out", "x.png"], "at most 1e6"),
@@ -141,6 +147,35 @@ def test_mistakes_are_one_line_and_write_nothing(run, mistake, world, monkeypatc
     assert done.stderr.count("\n") == 1
     assert words in done.stderr
     assert sorted(world.rglob("*")) == before
+
+
+def test_ranks_that_torchrun_did_not_start(run, tmp_path, monkeypatch):
+    """Another launcher, or a variable that is left over in a shell."""
+    monkeypatch.setenv("RANK", "1")
+    done = run("distill", "--teacher", "nosuch", cwd=tmp_path, code=2)
+    assert "unknown teacher 'nosuch'" in done.stderr
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    done = run("distill", *TINY, "--score-every", "0", "--sample-every", "0", cwd=tmp_path, code=2)
+    assert "WORLD_SIZE is 2, but torchrun did not start this process" in done.stderr
+    assert not list(tmp_path.iterdir())
+    if not torch.cuda.is_available():
+        with pytest.raises(DimoError, match=r"'cuda' \(cuda:0\) is not available"):
+            choose_device("cuda")
+
+
+@pytest.mark.parametrize(("shared", "count"), [(True, 0), (False, 1)])
+def test_a_rank_says_what_it_alone_has_found(run, tmp_path, monkeypatch, shared, count):
+    def fail():
+        error = DimoError("no weights file on this machine")
+        error.is_shared = shared
+        raise error
+
+    names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "LOCAL_RANK")
+    for name in (*names, "RANK"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr(cli, "app", fail)
+    assert run("distill", cwd=tmp_path, code=2).stderr.count("error: no weights file") == count
 
 
 def test_a_corrupt_record_is_named_and_left_out(run, world, tmp_path):

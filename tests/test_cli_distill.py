@@ -13,8 +13,9 @@ from bench.monitor import Watching, watching
 from bench.protocol.catalog import data_dir
 from bench.rows.rows import load_planned, plan_models
 from bench.rows.settings import sample_images
+from dimo.config import load_distillation
 from dimo.engine.distributed import Runtime
-from dimo.engine.runs import distill
+from dimo.engine.runs import distill, find_recipe
 from dimo.errors import DimoError
 from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.weights.catalog import ASSETS
@@ -212,6 +213,16 @@ def test_dry_run_of_an_official_teacher_needs_no_weights(run, tmp_path, monkeypa
     assert sum(found["flops"]["parts"].values()) == 8  # shared samples
 
 
+def test_a_recipe_names_its_teacher():
+    for name in ("digits", "scenes", "maskgit", "halton", "meissonic", "maskgit-di4c"):
+        assert find_recipe(recipe=name)[1] == load_distillation(name), name
+    assert find_recipe()[0] == "digits"
+    for given in ({}, {"recipe": "maskgit"}):  # its row shares the recipe of another
+        assert find_recipe("maskgit-512", **given)[1].teacher == "maskgit-512"
+    with pytest.raises(DimoError, match="is one of teacher 'maskgit', not 'maskgit-512'"):
+        find_recipe("maskgit-512", settings=["teacher=maskgit"])
+
+
 def test_export_and_import(run, tmp_path):
     run("export", "digits-dimo", "-o", "pytorch_model.bin", cwd=tmp_path)
     done = run(
@@ -247,8 +258,20 @@ MISTAKES = {
     ),
     "no data": (["distill", "--data", "file"], "method 'dimo' takes no data; leave out --data"),
     "another network": (
-        ["distill", "--recipe", "digits-di4c", "--teacher", "halton-tiny", "--dry-run"],
+        ["distill", "--recipe", "digits-di4c", "--set", "teacher=halton-tiny", "--dry-run"],
         "method 'di4c' has no student network for teacher 'halton-tiny'",
+    ),
+    "another teacher": (
+        ["distill", "--recipe", "scenes", "--teacher", "digits"],
+        "recipe 'scenes' is one of teacher 'scenes', not 'digits'; leave --teacher out",
+    ),
+    "another teacher to train": (
+        ["train", "--recipe", "scenes-teacher", "--teacher", "digits"],
+        "recipe 'scenes-teacher' is one of teacher 'scenes', not 'digits'; leave --teacher out",
+    ),
+    "another extractor to train": (
+        ["train", "--recipe", "scenes-clip", "--extractor", "digits-cnn"],
+        "recipe 'scenes-clip' is one of extractor 'scenes-clip', not 'digits-cnn'",
     ),
     "json alone": (["distill", "--json"], "add --dry-run"),
     "unknown key": (["distill", "--dry-run", "--set", "step=1"], "did you mean 'steps'"),

@@ -36,6 +36,7 @@ from bench.features.extraction import (
 from bench.protocol.catalog import ANY, EXTRACTORS, load
 from dimo.errors import DimoError, unknown_name
 from dimo.util.files import sha256_bytes, sha256_file
+from dimo.weights.files import check_finite
 
 
 def is_torchscript(path: Path) -> bool:
@@ -49,7 +50,8 @@ def is_torchscript(path: Path) -> bool:
 def load_torchscript(path: Path) -> torch.jit.ScriptModule:
     """Loads an archive, which brings its own code, to the CPU in evaluation mode.
 
-    Raises: DimoError: The file is damaged or no TorchScript archive.
+    Raises: DimoError: The file is damaged, no TorchScript archive, or has weights that are not
+        finite.
     """
     try:
         with warnings.catch_warnings():
@@ -63,6 +65,7 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
         raise DimoError(
             f"cannot read the TorchScript archive {path}: {reason}; fetch the file again"
         ) from error
+    check_finite(module.state_dict(), str(path))
     return module.eval()
 
 

@@ -14,7 +14,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from bench.features import load_torchscript
 from bench.features import resize as r
 from dimo.errors import DimoError
-from dimo.weights.files import read_state_dict
+from dimo.weights.files import check_finite, read_state_dict
 
 _SIDE = 299
 _SPATIAL_CHANNELS = 7  # of 768: 7 * 17 * 17 = 2023 numbers
@@ -85,7 +85,9 @@ def load_inception(weights: Path, resize: str) -> Inception:
     """
     # The constructor unpickles whatever path it is given; a copy of what was safely read is safe.
     buffer = io.BytesIO()
-    torch.save(read_state_dict(weights), buffer)
+    state = read_state_dict(weights)
+    check_finite(state, str(weights))
+    torch.save(state, buffer)
     buffer.seek(0)
     try:
         network = FeatureExtractorInceptionV3(

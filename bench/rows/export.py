@@ -22,14 +22,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bench.images.codec import encode_png, is_whole_png
+from bench.images.codec import IMAGE_SUFFIXES, encode_png, is_whole_png
 from bench.rows.rows import Job
 from bench.rows.settings import sample_images
 from dimo.engine.distributed import ALONE, Ranks, peak_memory_bytes
 from dimo.errors import DimoError
 from dimo.models.text import TextConditioned
 from dimo.util.files import remove_temporaries, replacing, write_atomic
-from dimo.util.terminal import Progress, quiet
+from dimo.util.terminal import Progress, Stopped, asked_to_stop, quiet, signals_wait
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
@@ -87,6 +87,7 @@ def export_images(
         ranks: Processes that share the work; all see the same files.
 
     Raises:
+        Stopped: A signal came; what is written is kept.
         DimoError: `out` holds something else or other images, or cannot be written; on all ranks.
     """
     start = time.monotonic()
@@ -106,12 +107,15 @@ def export_images(
     mine = ranks.split(len(missing))
     batches = _work(job, missing[mine.start : mine.stop], store, seed, batch_size, device)
     made, already = 0, count - sum(map(len, missing))
-    while True:  # in lockstep: an error on one rank ends all, and the first reports progress
-        counts = ranks.all_gather(lambda: next(batches, 0))
-        if not any(counts):
-            break
-        made += sum(counts)
-        progress(job.caption, already + made, count, "images")
+    with signals_wait():
+        while True:  # in lockstep: an error on one rank ends all, and the first reports progress
+            counts = ranks.all_gather(lambda: next(batches, 0))
+            if not any(counts):
+                break
+            made += sum(counts)
+            progress(job.caption, already + made, count, "images")
+            if stopped := ranks.largest(asked_to_stop()):
+                raise Stopped(stopped, "rerun the same command to continue")
     ranks.all_gather(lambda: store.finish() if ranks.is_first else None)
     peak = max(ranks.all_gather(lambda: peak_memory_bytes(device)))
     return Exported(made, time.monotonic() - start, peak)
@@ -277,10 +281,12 @@ def _claim(folder: Path, about: dict[str, Any], *, force: bool) -> None:
     elif folder.exists():
         if not folder.is_dir():
             raise DimoError(f"output {folder} is a file; choose a folder or an .npz as --out")
-        if any(not path.name.startswith(".") for path in folder.iterdir()):
+        names = (path.name for path in folder.iterdir() if not path.name.startswith("."))
+        read = (*IMAGE_SUFFIXES, ".npy", _LABELS, "labels.json")
+        if others := [name for name in names if name.lower().endswith(read)]:
             raise DimoError(
-                f"output {folder} holds files and no {_ABOUT}, so `dimo sample --count` did not "
-                "make it; choose another --out"
+                f"output {folder} holds {min(others)} and no {_ABOUT}, so `dimo sample --count` "
+                "did not make it; choose another --out"
             )
     if folder.is_dir():
         _remove_unfinished(folder)

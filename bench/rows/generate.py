@@ -13,7 +13,7 @@ from bench.rows.rows import Job
 from bench.rows.settings import generate, sample_tokens
 from dimo.engine.distributed import device_name, peak_memory_bytes
 from dimo.samplers.base import Samples
-from dimo.util.terminal import Progress, quiet
+from dimo.util.terminal import Progress, quiet, stop_if_asked
 
 
 class Maker:
@@ -59,6 +59,7 @@ class Maker:
             self._seconds.append(time.perf_counter() - start)
             done += len(batch.images)
             self.progress(self.job.caption, done, self.num_images, "images")
+            stop_if_asked("run the same command again")
             yield self.tally.add(batch.images, batch.labels)
 
     def speed(self) -> Speed:

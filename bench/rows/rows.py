@@ -27,7 +27,7 @@ from dimo.methods import METHODS
 from dimo.samplers import SAMPLERS
 from dimo.samplers.base import Samples
 from dimo.zoo.loading import Generator, load_student, load_teacher
-from dimo.zoo.students import PUBLISHED_STUDENTS, FoundStudent, find_student
+from dimo.zoo.students import PUBLISHED_STUDENTS, FoundStudent, checkpoint_of, find_student
 from dimo.zoo.teachers import TEACHERS, Teacher, get_teacher
 
 _FORM = "[NAME=]MODEL[@STEPS], e.g. runs/mine, di4c=runs/mine or di4c=runs/mine@2,4"
@@ -63,6 +63,19 @@ def parse_candidate(text: str) -> Candidate:
             f"steps {steps!r} of {text!r} are not allowed; give whole numbers from 1: {_FORM}"
         )
     return Candidate(model, name, tuple(dict.fromkeys(map(int, parts))))
+
+
+def at_checkpoint(text: str, step: int | None) -> str:
+    """`[NAME=]MODEL[@STEPS]` with a run's checkpoint after `step` steps as MODEL.
+
+    Teachers stay as they are; None changes nothing. Errors as `dimo.zoo.students.checkpoint_of`.
+    """
+    candidate = parse_candidate(text)
+    if step is None or candidate.model in TEACHERS:
+        return text
+    name = "" if candidate.name is None else f"{candidate.name}="
+    steps = f"@{','.join(map(str, candidate.steps))}" if candidate.steps else ""
+    return f"{name}{checkpoint_of(candidate.model, step)}{steps}"
 
 
 def _split_name(text: str) -> tuple[str | None, str]:

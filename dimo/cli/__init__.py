@@ -4,9 +4,10 @@ __all__ = ["app", "main"]
 
 import io
 import sys
+from contextlib import suppress
 
 from dimo.cli import bench, demo, evaluate, report, sample, train, weights  # noqa: F401
-from dimo.cli.app import Command, app, is_first_rank, protocols_app, results_app, weights_app
+from dimo.cli.app import Command, app, protocols_app, results_app, weights_app
 from dimo.errors import DimoError
 from dimo.util import terminal
 
@@ -26,12 +27,15 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # Latin-1 lacks letters and arrows of the tables
     try:
-        app()
+        with terminal.stopped_by_signals():
+            app()
     except DimoError as error:
-        if is_first_rank():
+        # what all ranks raise alike is said once, what one of them finds by that one
+        if terminal.is_first_rank() or not error.is_shared:
             terminal.error(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        note = "interrupted; the same command continues a run, an export or a fetch"
-        terminal.warn(note)
-        sys.exit(130)
+    except terminal.Stopped as stop:
+        if terminal.is_first_rank():
+            with suppress(OSError):  # the terminal may be gone
+                terminal.warn(stop.reason)
+        sys.exit(stop.code)

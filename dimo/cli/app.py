@@ -1,7 +1,6 @@
 """The Typer application that every command registers with."""
 
 import ctypes
-import os
 import re
 import sys
 import textwrap
@@ -113,14 +112,6 @@ results_app = _typer("Result records: list, show, differences.", name="results")
 weights_app = _typer("Official weight files of the networks.", name="weights")
 for _group in (protocols_app, results_app, weights_app):
     app.add_typer(_group)
-
-
-def is_first_rank() -> bool:
-    """Whether this process speaks for its job, before its ranks are connected or after they ended.
-
-    All ranks that `torchrun` started fail or are interrupted together.
-    """
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _version(value: bool) -> None:

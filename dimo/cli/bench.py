@@ -37,6 +37,7 @@ def bench(
         ),
     ] = "",
     students: opt.Students = [],  # noqa: B006
+    checkpoint: opt.Checkpoint = None,
     baselines: opt.Baselines = [],  # noqa: B006
     steps: Annotated[
         str,
@@ -92,7 +93,7 @@ def bench(
 ) -> None:
     """Score a teacher at each step count, and distilled models, under one protocol."""
     from bench.features.extraction import cache_folder
-    from bench.rows.rows import plan_jobs
+    from bench.rows.rows import at_checkpoint, plan_jobs
     from bench.rows.settings import protocol_for
     from bench.runner import run_rows
     from bench.suites.base import Assets
@@ -102,7 +103,7 @@ def bench(
     place, grid = choose_device(device), parse_grid(tune)
     planned = plan_jobs(
         teacher,
-        [*students, *baselines],
+        [*(at_checkpoint(text, checkpoint) for text in students), *baselines],
         opt.parse_steps(steps),
         weights=weights,
         choice=opt.parse_choice(context.params),

@@ -9,7 +9,6 @@ import dimo.cli.options as opt
 from dimo.cli.app import app, examples
 from dimo.cli.report import measured_table
 from dimo.cli.train import run_distill
-from dimo.errors import DimoError
 from dimo.util import terminal
 
 if TYPE_CHECKING:
@@ -37,15 +36,15 @@ def demo(
     one. Interrupted, the same command resumes.
     """
     student, results, page = out / "student", out / "results", out / "report.html"
-    own = {"shipped.png", "student", "results", "samples.png", "report.html"}
-    if out.exists() and {path.name for path in out.iterdir()} - own:
-        raise DimoError(f"output {out} holds other files; choose another --out, or empty it")
     from bench.protocol import load_protocol
     from bench.report import read_report, report_html
     from dimo.engine.distributed import choose_device
     from dimo.engine.runs import find_recipe
     from dimo.util.files import write_atomic
+    from dimo.zoo.students import check_unused
 
+    if not (out / "shipped.png").is_file():  # the first that a demo writes
+        check_unused(out, ("student", "results", "samples.png", "report.html"))
     place, protocol = choose_device(device), load_protocol(_TEACHER)
     terminal.say(
         f"1/3 what comes with the package: teacher {_TEACHER}, one-step student {_SHIPPED}"

@@ -45,7 +45,10 @@ Data = Annotated[
         help="Encoded images from dimo encode, for methods that train on data.",
     ),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Continue the run in --out, also with more --set steps=N."),
+]
 Settings = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the recipe.")
 ]
@@ -57,6 +60,14 @@ Students = Annotated[
         metavar="[NAME=]RUN[@STEPS]",
         help="Distilled model: run folder, file, digits-dimo, scenes-dimo or dimo-maskgit; may be "
         "repeated.",
+    ),
+]
+Checkpoint = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Take the student from its run's checkpoint after N steps; default: the finished one.",
     ),
 ]
 Baselines = Annotated[

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import dimo.cli.options as opt
-from dimo.cli.app import app, examples, is_first_rank
+from dimo.cli.app import app, examples
 from dimo.errors import DimoError
 from dimo.util import terminal
 
@@ -42,6 +42,7 @@ def sample(
             help="Teacher, bundled student, run folder or file; may be repeated for a picture.",
         ),
     ] = ["digits"],  # noqa: B006
+    checkpoint: opt.Checkpoint = None,
     steps: Annotated[
         str,
         typer.Option(
@@ -117,9 +118,10 @@ def sample(
             "--labels chooses columns of a picture; with --count image i has label i modulo the "
             "classes; leave one of them out"
         )
-    from bench.rows.rows import load_planned, parse_candidate, plan_models
+    from bench.rows.rows import at_checkpoint, load_planned, parse_candidate, plan_models
     from dimo.zoo.teachers import TEACHERS
 
+    models = [at_checkpoint(text, checkpoint) for text in models]
     counts = opt.parse_steps(steps)
     # one-step students stay at one step beside teachers, and without --steps
     any_teacher = any(parse_candidate(text).model in TEACHERS for text in models)
@@ -148,25 +150,20 @@ def sample(
     from bench.rows.export import export_images
     from dimo.engine.distributed import choose_device, ranks
 
-    try:
-        with ranks() as group, terminal.work_bar() as progress:
-            place = choose_device(device)
-            (job,) = group.synchronized(lambda: load(place))
-            done = export_images(
-                job,
-                out,
-                seed=seed,
-                count=count,
-                batch_size=batch_size,
-                device=place,
-                force=force,
-                ranks=group,
-                progress=progress if group.is_first else terminal.quiet,
-            )
-    except KeyboardInterrupt:
-        if is_first_rank():
-            terminal.warn("interrupted; rerun the same command to continue")
-        raise typer.Exit(130) from None
+    with ranks() as group, terminal.work_bar() as progress:
+        place = choose_device(device)
+        (job,) = group.synchronized(lambda: load(place))
+        done = export_images(
+            job,
+            out,
+            seed=seed,
+            count=count,
+            batch_size=batch_size,
+            device=place,
+            force=force,
+            ranks=group,
+            progress=progress if group.is_first else terminal.quiet,
+        )
     if group.is_first:
         _report(done, count, out, as_json=as_json)
 
@@ -346,23 +343,19 @@ def encode(
     side = row.image_size if centre_crop else None
     tokenizer = row.tokenizer(weights_file(row, "tokenizer", weights)).to(place)
     start = time.monotonic()
-    try:
-        with terminal.work_bar() as progress:
-            run = encode_images(
-                lambda first: images.batches(range(first, len(images)), batch_size, side=side),
-                torch.from_numpy(classes),
-                out,
-                names=images.names,
-                target=row,
-                tokenizer=tokenizer,
-                crop="adm" if centre_crop else "none",
-                mirrored=mirror,
-                force=force,
-                progress=lambda done: progress("encode", done, len(images), "images"),
-            )
-    except KeyboardInterrupt:
-        terminal.warn("interrupted; rerun the same command to continue")
-        raise typer.Exit(130) from None
+    with terminal.work_bar() as progress:
+        run = encode_images(
+            lambda first: images.batches(range(first, len(images)), batch_size, side=side),
+            torch.from_numpy(classes),
+            out,
+            names=images.names,
+            target=row,
+            tokenizer=tokenizer,
+            crop="adm" if centre_crop else "none",
+            mirrored=mirror,
+            force=force,
+            progress=lambda done: progress("encode", done, len(images), "images"),
+        )
     _report_encoded(run, out, time.monotonic() - start, as_json=as_json)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import dimo.cli.options as opt
-from dimo.cli.app import app, examples, is_first_rank
+from dimo.cli.app import app, examples
 from dimo.errors import DimoError, unknown_name
 from dimo.methods import METHODS
 from dimo.util import terminal
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 @app.command(epilog=examples("dimo train --teacher digits --out runs/my-teacher"))
 def train(
     teacher: Annotated[
-        str, typer.Option(metavar="NAME", help="Teacher to train from its bundled data.")
+        str,
+        typer.Option(
+            metavar="NAME", help="Teacher to train from its bundled data; default: the recipe's."
+        ),
     ] = "",
     extractor: Annotated[
         str, typer.Option(metavar="NAME", help="Feature extractor to train instead.")
@@ -45,26 +48,28 @@ def train(
     device: opt.Device = "auto",
 ) -> None:
     """Train a bundled teacher, or the feature extractor of a bundled protocol."""
-    if bool(teacher) == bool(extractor):
+    if (teacher and extractor) or not (teacher or extractor or recipe):
         raise DimoError("train needs either --teacher or --extractor; e.g. --teacher digits")
     if extractor:
         _train_extractor(extractor, recipe, settings, out)
         return
     from dimo.config import load_recipe
     from dimo.engine.distributed import Runtime, choose_device, ranks
-    from dimo.engine.runs import train_teacher
+    from dimo.engine.runs import check_named, train_teacher
     from dimo.methods.pretraining import TrainRecipe
     from dimo.zoo.teachers import get_teacher
 
-    get_teacher(teacher)
-    name = recipe or f"{teacher}-teacher"
-    place = choose_device(device)
-    loaded = load_recipe(TrainRecipe, name, [f'teacher="{teacher}"', *settings])
+    if teacher:
+        get_teacher(teacher)
+    name, place = recipe or f"{teacher}-teacher", choose_device(device)
+    loaded = load_recipe(TrainRecipe, name, settings)
+    check_named(name, "teacher", teacher, loaded.teacher)
+    teacher = loaded.teacher
     folder = out or Path("runs") / f"{teacher}-teacher"
     with ExitStack() as stack:
         progress = stack.enter_context(terminal.work_bar())
         on_step = stack.enter_context(_bar("train", loaded, place))
-        runtime = Runtime(place, stack.enter_context(ranks()), progress)
+        runtime = Runtime(place, stack.enter_context(ranks()), progress, terminal.warn)
         train_teacher(loaded, folder, runtime=runtime, resume=resume, on_step=on_step)
     terminal.say(
         f"weights: {folder}; score them with: dimo bench --teacher {teacher} --weights {folder}"
@@ -73,6 +78,7 @@ def train(
 
 def _train_extractor(name: str, recipe: str, settings: list[str], out: Path | None) -> None:
     from dimo.config import load_recipe, to_toml
+    from dimo.engine.runs import check_named
     from dimo.methods.pretraining import ExtractorRecipe
     from dimo.weights.files import save_tensors
 
@@ -84,6 +90,7 @@ def _train_extractor(name: str, recipe: str, settings: list[str], out: Path | No
     if name not in recipes:
         raise unknown_name("extractor", name, recipes)
     loaded = load_recipe(ExtractorRecipe, recipe or recipes[name], settings)
+    check_named(recipe or recipes[name], "extractor", name, loaded.extractor)
     path = (out or Path("runs") / name) / f"{name}.safetensors"
     if path.exists():
         raise DimoError(f"output {path} exists; choose another --out")
@@ -130,7 +137,10 @@ def _extractor(
     )
 )
 def distill(
-    teacher: opt.Teacher = "digits",
+    teacher: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Name of a teacher; default: the recipe's, or digits."),
+    ] = "",
     method: Annotated[
         str,
         typer.Option(metavar="NAME", help=f"{', '.join(METHODS)}; default: the recipe's, or dimo."),
@@ -142,6 +152,12 @@ def distill(
         ),
     ] = "",
     settings: opt.Settings = [],  # noqa: B006
+    init_from: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN", help="Start from a student: run folder, file or name; default: teacher."
+        ),
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Run folder; default: runs/RECIPE.")
     ] = None,
@@ -212,6 +228,8 @@ def distill(
     the student that the other commands take; recipe.toml, every key resolved; metrics.jsonl, a line
     each 50 steps, and the same in tensorboard/; samples/, curve.jsonl and checkpoints/.
     """
+    if init_from:
+        settings = [*settings, f"init_from={json.dumps(init_from)}"]
     if dry_run:
         _dry_run(teacher, method, recipe, settings, device, as_json=as_json)
         return
@@ -261,7 +279,7 @@ def run_distill(
         if watched is not None:
             from bench.monitor import watching
 
-            first = is_first_rank()
+            first = terminal.is_first_rank()
             watchers = stack.enter_context(
                 watching(watched, recipe, folder, device=place, weights=weights, is_first=first)
             )

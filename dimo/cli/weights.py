@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dimo.cli.app import app, examples, weights_app
-from dimo.cli.options import AsJson, Force, Weights
+from dimo.cli.options import AsJson, Checkpoint, Force, Weights
 from dimo.util import terminal
 
 if TYPE_CHECKING:
@@ -171,13 +171,17 @@ def export(
             help=".bin: official layout of the method; or .safetensors, with the settings.",
         ),
     ],
+    checkpoint: Checkpoint = None,
     weights: Weights = None,
     force: Force = False,
 ) -> None:
     """Write a student as one file that its method's official code loads."""
     from dimo.methods import METHODS
     from dimo.weights.exchange import export_student
+    from dimo.zoo.students import checkpoint_of
 
+    if checkpoint is not None:
+        run = checkpoint_of(run, checkpoint)
     config = export_student(run, out, weights=weights, force=force)
     method = METHODS[config.method]
     knobs = f"temperature {config.temperature:g}"

@@ -24,6 +24,7 @@ from dimo.errors import DimoError
 from dimo.models import Tokenizer
 from dimo.util.files import remove_temporaries, sha256_bytes, try_lock, write_atomic
 from dimo.util.schema import Origin, canonical_json, decode
+from dimo.util.terminal import signals_wait, stop_if_asked
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def encode_images(
         progress: Called with the number of encoded images.
 
     Raises:
+        Stopped: A signal came; what is encoded is kept.
         DimoError: A label out of range, images of another size, another cache at `out`, another
             process that writes it, or a file that cannot be written.
     """
@@ -104,12 +106,15 @@ def encode_images(
         file.truncate(start * copies * width * 2)
         if start:
             progress(start)
-        for images in batches(start) if start < len(names) else ():
-            _check_size(images, target, names[journal.done])
-            _append(file, _tokens(tokenizer, images, mirrored), part)
-            journal = _advanced(journal, images)
-            write_atomic(journal_path, canonical_json(dataclasses.asdict(journal)))
-            progress(journal.done)
+        with signals_wait():
+            for images in batches(start) if start < len(names) else ():
+                _check_size(images, target, names[journal.done])
+                _append(file, _tokens(tokenizer, images, mirrored), part)
+                journal = _advanced(journal, images)
+                write_atomic(journal_path, canonical_json(dataclasses.asdict(journal)))
+                progress(journal.done)
+                counts = f"{journal.done:,} of {len(names):,} images are encoded"
+                stop_if_asked(f"{counts}; rerun the same command to continue")
         rows = len(names) * copies
         tokens = torch.from_file(str(part), size=rows * width, dtype=torch.uint16)  # memory-mapped
         save_tokens(out, tokens.view(rows, width), labels.repeat_interleave(copies), journal.info)

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,8 +13,9 @@ import torch
 
 from dimo.errors import DimoError
 from dimo.util.files import sha256_file, sync_folder, write_atomic
+from dimo.util.terminal import ignore
 
-_STATE, _META = "state.pt", "checkpoint.json"
+STATE_FILE, _META = "state.pt", "checkpoint.json"
 _FORMAT = 2
 
 
@@ -31,7 +34,7 @@ def save_checkpoint(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        meta = {"format": _FORMAT, "step": step, "sha256": _stream(state, temporary / _STATE)}
+        meta = {"format": _FORMAT, "step": step, "sha256": _stream(state, temporary / STATE_FILE)}
         write_atomic(temporary / _META, json.dumps(meta))
         shutil.rmtree(final, ignore_errors=True)  # exists only if it is damaged
         temporary.replace(final)
@@ -48,32 +51,53 @@ def save_checkpoint(
             shutil.rmtree(old, ignore_errors=True)
 
 
-def latest_checkpoint(folder: Path) -> tuple[int, dict[str, Any]] | None:
+def latest_checkpoint(
+    folder: Path, warn: Callable[[str], None] = ignore
+) -> tuple[int, dict[str, Any]] | None:
     """Step and state of the newest whole checkpoint, or None if there is no checkpoint.
 
-    Damaged ones are skipped. The tensors are mapped from the file: copy what is kept.
+    Damaged ones are skipped with a warning. The tensors are mapped from the file: copy what is
+    kept.
 
     Raises:
         DimoError: None of them is whole, or the newest is of another format.
     """
     paths = _checkpoints(folder)
     for path in reversed(paths):
-        try:
-            meta = dict(json.loads((path / _META).read_text()))
-        except (OSError, ValueError, TypeError):
-            continue  # damaged
-        if meta.get("format") != _FORMAT:
-            raise DimoError(
-                f"checkpoint {path} has format {meta.get('format', 1)}, this version reads "
-                f"{_FORMAT}; finish the run with the version that began it, or start again"
-            )
-        state = path / _STATE
-        if state.is_file() and meta.get("sha256") == sha256_file(state):
-            content = torch.load(state, map_location="cpu", weights_only=True, mmap=True)
-            return int(meta["step"]), dict(content)
+        if (found := read_checkpoint(path)) is not None:
+            return found
+        warn(f"checkpoint {path} is damaged; an older one is looked for")
     if paths:
         raise DimoError(f"no checkpoint in {folder} is whole; remove the run and start it again")
     return None
+
+
+def read_checkpoint(path: Path) -> tuple[int, dict[str, Any]] | None:
+    """Step and state of one checkpoint, or None if it is damaged; errors as `latest_checkpoint`."""
+    try:
+        meta = dict(json.loads((path / _META).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    if meta.get("format") != _FORMAT:
+        raise DimoError(
+            f"checkpoint {path} has format {meta.get('format', 1)}, this version reads "
+            f"{_FORMAT}; finish the run with the version that began it, or start again"
+        )
+    state = path / STATE_FILE
+    if not state.is_file() or meta.get("sha256") != sha256_file(state):
+        return None
+    content = torch.load(state, map_location="cpu", weights_only=True, mmap=True)
+    return int(meta["step"]), dict(content)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether the folder is a checkpoint, perhaps a damaged one."""
+    return (path / _META).is_file()
+
+
+def kept_steps(folder: Path) -> list[int]:
+    """The steps whose checkpoints are in the folder."""
+    return list(map(_step, _checkpoints(folder)))
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -114,7 +138,9 @@ def _stream(state: dict[str, Any], path: Path) -> str:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted((p for p in folder.glob("step-*") if p.is_dir()), key=_step)
+    """Those of the run, oldest first: not the copies that a user keeps beside them."""
+    own = (p for p in folder.glob("step-*") if re.fullmatch("step-[0-9]{7,}", p.name))
+    return sorted((p for p in own if p.is_dir()), key=_step)
 
 
 def _step(path: Path) -> int:

@@ -16,9 +16,11 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from dimo.errors import DimoError
-from dimo.util.terminal import Progress, ignore, quiet
+from dimo.util.terminal import Progress, ignore, is_launched, quiet
 
 T = TypeVar("T")
 
@@ -46,6 +48,14 @@ class Ranks:
         if self.count > 1:
             dist.all_reduce(values)
         return values
+
+    def largest(self, value: int) -> int:
+        """The largest value of all ranks, without a wait for the GPU."""
+        if self.count == 1:
+            return value
+        number = torch.tensor(value)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return int(number)
 
     def synchronized(self, function: Callable[[], T]) -> T:
         """Runs `function` on every rank and returns this rank's own result.
@@ -77,7 +87,9 @@ class Ranks:
         dist.all_gather_object(problems, problem)
         for text in problems:
             if text is not None:
-                raise DimoError(text)
+                shared = DimoError(text)
+                shared.is_shared = True
+                raise shared
         results: list[Any] = [None] * self.count
         if not first_only:
             dist.all_gather_object(results, result)
@@ -104,17 +116,29 @@ def ranks() -> Iterator[Ranks]:
     """The ranks that `torchrun` or `accelerate launch` started, connected; or this process alone.
 
     A nested `ranks()` yields the ranks of the outer one.
+
+    Raises:
+        DimoError: Another launcher made this process one of several.
     """
     if dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size())
         return
-    count = int(os.environ.get("WORLD_SIZE", "1")) if dist.is_torchelastic_launched() else 1
-    if count == 1:
+    named = os.environ.get("WORLD_SIZE") or "1"
+    if not is_launched() and named != "1":
+        raise DimoError(
+            f"WORLD_SIZE is {named}, but torchrun did not start this process; start all of them "
+            "with: torchrun --nproc_per_node=N -m dimo ..., or unset WORLD_SIZE to run alone"
+        )
+    if not is_launched() or named == "1":
         yield ALONE
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    # torchrun may keep its store when it restarts all ranks: they must not meet those that ended
+    store, index, count = next(rendezvous("env://"))
+    store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=index, world_size=count)
     try:
-        yield Ranks(dist.get_rank(), count)
+        yield Ranks(index, count)
     finally:
         # Gloo's threads end with the last holder of the group, and abort a process that ends first.
         gc.collect()
@@ -165,7 +189,8 @@ def choose_device(name: str = "auto") -> torch.device:
     """
     if name == "auto" and not torch.cuda.is_available():
         return torch.device("cpu")
-    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name in ("auto", "cuda") else name
+    local = os.environ["LOCAL_RANK"] if is_launched() else "0"
+    own = f"cuda:{local}" if name in ("auto", "cuda") else name
     try:
         device = torch.device(own)
         if device.type not in ("cpu", "cuda"):

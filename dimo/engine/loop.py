@@ -8,7 +8,8 @@ sum gradients in another order after a restart: then it is equal up to rounding.
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 from dimo.engine.checkpoint import latest_checkpoint, remove_unfinished, save_checkpoint
 from dimo.engine.distributed import Ranks
 from dimo.errors import DimoError
+from dimo.models.cpu import has_bfloat16
 from dimo.util.files import write_atomic
+from dimo.util.terminal import Stopped, asked_to_stop, ignore, signals_wait
 
 _LOG_EVERY = 50
 OnStep: TypeAlias = Callable[[int, dict[str, float]], None]
@@ -60,6 +63,7 @@ def fit(
     resume: bool = False,
     on_step: OnStep | None = None,
     watchers: Sequence[Watcher] = (),
+    warn: Callable[[str], None] = ignore,
 ) -> float:
     """Runs the task to its last step; returns the seconds spent training, over all sessions.
 
@@ -69,36 +73,46 @@ def fit(
     With `resume` it continues from the newest whole checkpoint in `folder`, the run's folder.
     `on_step` is called on the first rank at the start and after each step, with the steps done and
     the means since the last log line (empty between log lines). So are `watchers`, on every rank
-    and with the task, whose networks they must not change.
+    and with the task, whose networks they must not change. `warn` is told on the first rank where
+    it continues.
 
     Raises:
+        Stopped: A signal came; the steps done are saved.
         DimoError: The folder holds a run and `resume` is off, or a run of another task; it cannot
             be read or written; or too many updates in a row were not finite.
     """
-    run = _Run(task, folder)
+    run = _Run(task, folder, warn if task.ranks.is_first else ignore)
     run.begin(resume)
 
     def report(scalars: dict[str, float]) -> None:
         if on_step is not None and task.ranks.is_first:
             on_step(run.done, scalars)
-        for watcher in watchers:
-            watcher(run.done, scalars, task)
+        with suppress(Stopped):  # where a watcher makes images; the step is saved first
+            for watcher in watchers:
+                watcher(run.done, scalars, task)
 
-    report({})
-    while run.done < task.recipe.steps:
-        run.add(task.step(run.done))
-        is_last = run.done == task.recipe.steps
-        report(run.log() if run.done % _LOG_EVERY == 0 or is_last else {})
-        if run.done % task.recipe.checkpoint_every == 0 or is_last:
-            run.save()
+    steps = task.recipe.steps
+    with signals_wait():
+        report({})
+        stopped = task.ranks.largest(asked_to_stop())
+        while run.done < steps and not stopped:
+            run.add(task.step(run.done))
+            is_last = run.done == steps
+            report(run.log() if run.done % _LOG_EVERY == 0 or is_last else {})
+            stopped = task.ranks.largest(asked_to_stop())
+            if run.done % task.recipe.checkpoint_every == 0 or is_last or stopped:
+                run.save()
+    if run.done < steps:
+        done = f"{run.done:,} of {steps:,} steps are done and saved"
+        raise Stopped(stopped, f"{done}; rerun the same command to continue")
     return time.monotonic() - run.start
 
 
 class _Run:
     """State of the loop itself: steps done, seconds, log lines, sums since the last line."""
 
-    def __init__(self, task: Task, folder: Path) -> None:
-        self.task, self.ranks = task, task.ranks
+    def __init__(self, task: Task, folder: Path, warn: Callable[[str], None]) -> None:
+        self.task, self.ranks, self.warn = task, task.ranks, warn
         self.checkpoints, self.log_path = folder / "checkpoints", folder / "metrics.jsonl"
         self.done = 0
         self.lines: list[str] = []
@@ -109,7 +123,7 @@ class _Run:
         """Restores the newest checkpoint, if any."""
         if self.ranks.is_first:
             remove_unfinished(self.checkpoints)
-        newest = self.ranks.synchronized(lambda: latest_checkpoint(self.checkpoints))
+        newest = self.ranks.synchronized(lambda: latest_checkpoint(self.checkpoints, self.warn))
         steps = self.ranks.all_gather(lambda: None if newest is None else newest[0])
         if len(set(steps)) > 1:
             raise DimoError(
@@ -124,7 +138,7 @@ class _Run:
                 "continue it with --resume or choose another --out"
             )
         self.done, state = newest
-        self._check_same(state)
+        changed = self._check_same(state)
         try:
             self.task.load_state_dict(state["task"])
         except (KeyError, RuntimeError, ValueError) as error:
@@ -135,6 +149,8 @@ class _Run:
             ) from error
         self.lines, self.start = list(state["log"]), self.start - float(state["seconds"])
         self.sums = {k: v.clone().to(self.task.device) for k, v in state["sums"].items()}
+        place = f"step {self.done:,} of {self.task.recipe.steps:,}"
+        self.warn(f"{self.checkpoints.parent} is continued at {place}{changed}")
         self.ranks.synchronized(self._write_log)
 
     def add(self, sums: dict[str, Tensor]) -> None:
@@ -189,19 +205,38 @@ class _Run:
         if self.ranks.is_first:
             write_atomic(self.log_path, "".join(f"{line}\n" for line in self.lines))
 
-    def _check_same(self, state: dict[str, Any]) -> None:
+    def _check_same(self, state: dict[str, Any]) -> str:
+        """What has changed and may, for a note."""
         folder = self.checkpoints.parent
-        old, new = (json.loads(json.dumps(r)) for r in (state["recipe"], asdict(self.task.recipe)))
-        if different := differences(old, new):
-            problem = f"a run of another recipe or teacher ({different})"
+        allowed, refused = differences(state["recipe"], self.task.recipe, self.task.device)
+        if refused:
+            problem = f"a run of another recipe or teacher ({refused})"
         elif state["inputs"] != self.task.inputs:
             problem = "a run that began with other weights or data of the same name"
         else:
-            return
+            return f" with other values than before: {allowed}" if allowed else ""
         raise DimoError(f"{folder} holds {problem}; resume with the same, or choose another --out")
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The keys whose values differ, for an error; "" if none do."""
+# Keys of a recipe that decide no number of its run, but for rounding and what dropout draws.
+_FREE = ("accumulate", "gradient_checkpointing", "checkpoint_every", "keep_every", "max_skipped")
+
+
+def differences(old: Mapping[str, Any], recipe: Any, device: torch.device) -> tuple[str, str]:
+    """The keys that differ from a run's recipe, for messages: those that may when it is resumed
+    with `recipe` on `device`, and the others; "" if none do.
+
+    A run may become longer, and float32 where the CPU cannot compute in bfloat16.
+    """
+    old, new = (json.loads(json.dumps(values)) for values in (old, asdict(recipe)))
     keys = [key for key in {**new, **old} if new.get(key) != old.get(key)]
-    return ", ".join(f"{key} = {old.get(key)!r}, not {new.get(key)!r}" for key in keys)
+    free = set(_FREE)
+    if recipe.steps_may_grow and new["steps"] > old.get("steps", 0):
+        free.add("steps")
+    if new["precision"] == "float32" and device.type == "cpu" and not has_bfloat16():
+        free.add("precision")
+
+    def text(keys: Iterable[str]) -> str:
+        return ", ".join(f"{key} = {old.get(key)!r}, not {new.get(key)!r}" for key in keys)
+
+    return text(key for key in keys if key in free), text(key for key in keys if key not in free)

@@ -11,7 +11,8 @@ import torch
 
 from dimo import rng
 from dimo.config import load_distillation, load_recipe, to_toml
-from dimo.engine.distributed import Ranks, Runtime, choose_device, ranks
+from dimo.engine.checkpoint import kept_steps, latest_checkpoint
+from dimo.engine.distributed import Runtime, choose_device, ranks
 from dimo.engine.loop import OnStep, Watcher, differences, fit
 from dimo.errors import DimoError, unknown_name
 from dimo.methods import METHODS
@@ -29,7 +30,14 @@ from dimo.zoo.loading import (
     student_architecture,
     weights_file,
 )
-from dimo.zoo.students import StudentConfig, recipe_sha256, save_student
+from dimo.zoo.students import (
+    RUN_FILES,
+    StudentConfig,
+    check_unused,
+    find_student,
+    recipe_sha256,
+    save_student,
+)
 from dimo.zoo.teachers import Teacher, get_teacher
 
 Trained = TypeVar("Trained", bound=DistillationRecipe | TrainRecipe)
@@ -43,35 +51,45 @@ def for_device(recipe: Trained, device: torch.device) -> Trained:
 
 
 def find_recipe(
-    teacher: str = "digits", method: str = "", recipe: str = "", settings: Sequence[str] = ()
+    teacher: str = "", method: str = "", recipe: str = "", settings: Sequence[str] = ()
 ) -> tuple[str, DistillationRecipe]:
     """The name of a distillation recipe, and the recipe with `settings`, `key=value` overrides.
 
-    A `method` is a key of `dimo.methods.METHODS`, by default that of the recipe, or dimo; `recipe`
-    is the name or path of a .toml, by default the recipe of teacher and method.
+    `recipe` is the name or path of a .toml, by default that of teacher and method. `teacher` and
+    `method`, a key of `dimo.methods.METHODS`, are by default those of the recipe; without one,
+    digits and dimo.
 
     Raises:
-        DimoError: Unknown names, no recipe for that teacher and method, or one of another method.
+        DimoError: Unknown names, no recipe for that teacher and method, or one of others.
     """
+    row = get_teacher(teacher or "digits")
     if method and method not in METHODS:
         raise unknown_name("method", method, METHODS)
-    name = recipe or get_teacher(teacher).recipes.get(method or "dimo")
+    name = recipe or row.recipes.get(method or "dimo")
     if name is None:
         raise DimoError(
-            f"there is no recipe of method {method or 'dimo'!r} for teacher {teacher!r} yet; "
+            f"there is no recipe of method {method or 'dimo'!r} for teacher {row.name!r} yet; "
             "name one with --recipe NAME or --recipe FILE.toml"
         )
-    loaded = load_distillation(name, [f'teacher="{teacher}"', *settings])
-    if method and loaded.method != method:
-        raise DimoError(
-            f"recipe {name!r} is one of method {loaded.method!r}, not {method!r}; "
-            "leave --method out, or name another recipe"
-        )
+    # a recipe that several teachers share names one of them
+    shared = [f'teacher="{teacher}"'] if teacher and name in row.recipes.values() else []
+    loaded = load_distillation(name, [*shared, *settings])
+    check_named(name, "teacher", teacher, loaded.teacher)
+    check_named(name, "method", method, loaded.method)
     return Path(name).stem, loaded
 
 
+def check_named(recipe: str, key: str, given: str, own: str) -> None:
+    """Refuses an option that contradicts what the recipe names; "" is no option."""
+    if given and given != own:
+        raise DimoError(
+            f"recipe {recipe!r} is one of {key} {own!r}, not {given!r}; leave --{key} out, or name "
+            "another recipe"
+        )
+
+
 def distill_teacher(
-    teacher: str = "digits",
+    teacher: str = "",
     *,
     method: str = "",
     recipe: str = "",
@@ -133,8 +151,8 @@ def distill(
     recipe, row = for_device(recipe, runtime.device), get_teacher(recipe.teacher)
     path, group = weights_file(row, "transformer", weights), runtime.ranks
     task = _task(recipe, row, path, weights, data, runtime)
-    with _opened(out, recipe, out / "config.json", resume, group):
-        seconds = fit(task, out, resume=True, on_step=on_step, watchers=watchers)
+    with _opened(out, recipe, out / "config.json", resume, runtime):
+        seconds = fit(task, out, resume=True, on_step=on_step, watchers=watchers, warn=runtime.warn)
         config = StudentConfig.of_recipe(
             recipe,
             recipe_name,
@@ -170,11 +188,22 @@ def _task(
     torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
     student = make_network(row, prompts, architecture, dropout=recipe.dropout)
     student.load_state_dict({**student.state_dict(), **teacher.state_dict()})
+    begun = None if recipe.init_from is None else find_student(recipe.init_from, weights=weights)
+    if begun is not None:
+        if begun.config.teacher != row.name:
+            raise DimoError(
+                f"student {recipe.init_from!r} was distilled from {begun.config.teacher!r}, not "
+                f"from {row.name!r}; start from a student of this teacher"
+            )
+        network = load_network(row, begun.path, prompts, architecture)
+        student.load_state_dict(network.state_dict())
     images = load_tokens(data, teacher=row.name, weights=weights) if method.needs_data else None
     make = method.distillation.task
     task = make(recipe, teacher, student, images, row.label_smoothing, runtime)
     if prompts is not None:
         task.inputs += f" prompts {prompts.sha256}"
+    if begun is not None:
+        task.inputs += f" student {sha256_file(begun.path)}"
     return task
 
 
@@ -236,32 +265,38 @@ def train_teacher(
         if group.is_first:
             save_tensors(finished, world.stored(task.ema), provenance)
 
-    with _opened(out, recipe, finished, resume, group):
+    with _opened(out, recipe, finished, resume, runtime):
         group.synchronized(fit_tokenizer)
         data = world.training_data(teacher.tokenizer(codebook))
         prompts = load_prompts(teacher, None if world.captions is None else world.captions())
         torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
         network = make_network(teacher, prompts, dropout=recipe.dropout)
         task = TeacherTask(recipe, network, data, runtime)
-        fit(task, out, resume=True, on_step=on_step, watchers=watchers)
+        fit(task, out, resume=True, on_step=on_step, watchers=watchers, warn=runtime.warn)
         group.synchronized(save)
 
 
 @contextmanager
 def _opened(
-    out: Path, recipe: DistillationRecipe | TrainRecipe, finished: Path, resume: bool, group: Ranks
+    out: Path,
+    recipe: DistillationRecipe | TrainRecipe,
+    finished: Path,
+    resume: bool,
+    runtime: Runtime,
 ) -> Iterator[None]:
     """The run folder, created or checked to be this run's, and locked against other processes."""
     locks: list[int] = []
 
     def claim() -> None:
-        if group.is_first:
-            _check(out, recipe, finished, resume)
+        if runtime.ranks.is_first:
+            _check(out, recipe, finished, resume, runtime.device)
             locks.append(_lock(out))
+            finished.unlink(missing_ok=True)  # of a run that is to become longer
             write_atomic(out / "recipe.toml", to_toml(recipe))
-            remove_temporaries(out, "*")
+            for name in _files(recipe):
+                remove_temporaries(out, name)
 
-    group.synchronized(claim)
+    runtime.ranks.synchronized(claim)
     try:
         yield
     finally:
@@ -269,27 +304,45 @@ def _opened(
             os.close(handle)
 
 
+def _files(recipe: DistillationRecipe | TrainRecipe) -> tuple[str, ...]:
+    """What a run may write to its folder."""
+    return (*RUN_FILES, *get_teacher(recipe.teacher).weights.values())
+
+
 def _check(
-    out: Path, recipe: DistillationRecipe | TrainRecipe, finished: Path, resume: bool
+    out: Path,
+    recipe: DistillationRecipe | TrainRecipe,
+    finished: Path,
+    resume: bool,
+    device: torch.device,
 ) -> None:
     """Refuses a folder that is in use for something else, or holds no run to resume."""
-    path = out / "recipe.toml"
-    if not path.is_file():
+    path, checkpoints = out / "recipe.toml", out / "checkpoints"
+    if path.is_file():
+        old = dataclasses.asdict(load_recipe(type(recipe), str(path)))
+    elif (newest := latest_checkpoint(checkpoints)) is not None:
+        old = newest[1]["recipe"]  # the file is lost, and written again
+    else:
         if resume:
             raise DimoError(f"no run to resume at {out}; start it without --resume")
-        if out.exists() and any(not p.name.endswith(".tmp") for p in out.iterdir()):
-            raise DimoError(f"output {out} exists and is not empty; choose another --out")
+        check_unused(out, _files(recipe))
         return
-    old = load_recipe(type(recipe), str(path))
-    if different := differences(dataclasses.asdict(old), dataclasses.asdict(recipe)):
+    _, refused = differences(old, recipe, device)
+    if refused:
         raise DimoError(
-            f"output {out} is not empty, it holds a run of another recipe ({different}); "
+            f"output {out} is not empty, it holds a run of another recipe ({refused}); "
             "continue with the same recipe, or choose another --out"
         )
-    if finished.is_file():
+    if finished.is_file() and old["steps"] == recipe.steps:
         raise DimoError(
             f"output {out} is not empty, it holds the finished run of this recipe "
-            f"({recipe.steps} steps); use it, or choose another --out"
+            f"({recipe.steps} steps); use it, let it take more with --set steps=N, or choose "
+            "another --out"
+        )
+    if finished.is_file() and not kept_steps(checkpoints):
+        raise DimoError(
+            f"output {out} holds a finished run without the checkpoints that more steps need; "
+            "choose another --out, and start it from this student with --init-from"
         )
 
 

@@ -24,7 +24,7 @@ from dimo.errors import DimoError, unknown_name
 from dimo.models import MaskedModel
 from dimo.models.cpu import PRECISIONS, prepare_for_inference
 from dimo.models.layers import recompute_activations
-from dimo.weights.files import state_sha256
+from dimo.weights.files import check_finite, state_sha256
 
 if TYPE_CHECKING:
     from dimo.data.tokens import TokenData
@@ -56,6 +56,8 @@ class Optimization:
     """Recipe keys of every run."""
 
     kind: ClassVar[str]
+    # whether a resumed run may take more steps; not where they divide into phases
+    steps_may_grow: ClassVar[bool] = True
     seed: int = 0  # of every random number of the run
     steps: int  # updates of the trained network
     batch_size: int = 256  # images per step, over all ranks and micro-batches
@@ -110,6 +112,7 @@ class DistillationRecipe(Optimization):
     """Recipe keys of every distillation method."""
 
     teacher: str  # a row of `dimo.zoo.teachers`
+    init_from: str | None = None  # a student, e.g. a run folder, to start from, not the teacher
     dropout: float = 0.0  # of the networks in training; the teacher has none
     temperature: float = 1.0  # divides the student's logits when it is sampled
     temperature_selected_by: str = "default"  # how that temperature was chosen
@@ -311,10 +314,5 @@ def frozen_teacher(teacher: MaskedModel, precision: str, device: torch.device) -
 def teacher_sha256(teacher: MaskedModel) -> str:
     """Hash of the teacher's weights, which must be finite."""
     state = teacher.state_dict()
-    bad = [k for k, v in state.items() if not bool(v.isfinite().all())]
-    if bad:
-        raise DimoError(
-            f"the teacher's weights hold values that are not finite, in {', '.join(bad[:3])}; "
-            "fetch or convert them again"
-        )
+    check_finite(state, "of the teacher")
     return state_sha256(state)

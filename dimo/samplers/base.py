@@ -113,7 +113,7 @@ class Predictor:
             positions: [B, K]; None: all, K = L.
 
         Raises:
-            DimoError: Temperature not positive.
+            DimoError: Temperature not positive, or logits that are not finite.
         """
         if temperature <= 0:
             raise DimoError(f"temperature {temperature:g} is not positive; 1 is as trained")
@@ -124,7 +124,10 @@ class Predictor:
         else:
             inputs = {"z": self.noise.uniform(f"sample/latent/{step}", ())} if latent else {}
             logits = self._logits(tokens, guidance_scale, positions, **inputs)
-        return (logits[..., : self.model.codebook_size].double() / temperature).log_softmax(-1)
+        scaled = logits[..., : self.model.codebook_size].double() / temperature
+        log_p = scaled.log_softmax(-1)
+        check_finite_logits(~log_p[..., 0].isnan())  # one logit of NaN or inf makes its row NaN
+        return log_p
 
     def _logits(
         self, tokens: Tensor, guidance_scale: float, positions: Tensor | None, **inputs: Tensor
@@ -147,6 +150,15 @@ class Predictor:
             other = self.unconditional or self.model
             logits = guide(logits, other(tokens[:1], labels[:1], drop=drop), guidance_scale)
         return logits[image]
+
+
+def check_finite_logits(is_finite: Tensor) -> None:
+    """Refuses logits that are not, as a draw from them always takes the same token."""
+    if not bool(is_finite.all()):
+        raise DimoError(
+            "the network's logits are not finite: its weights are damaged, or too large for this "
+            "precision; use --precision float32, or other weights"
+        )
 
 
 def draw_tokens(

@@ -14,7 +14,7 @@ from dimo.initialization import TokenInitialization, initial_state
 from dimo.masking import check_steps, mask_count, mask_ratio, random_mask
 from dimo.models import MaskedModel
 from dimo.rng import ImageNoise
-from dimo.samplers.base import Callback, Samples, check_labels, draw_tokens
+from dimo.samplers.base import Callback, Samples, check_finite_logits, check_labels, draw_tokens
 
 
 def sample_one_step(
@@ -60,7 +60,9 @@ def student_logits(
 ) -> Tensor:
     """The student's logits of the codebook, float64 [B, L, V]."""
     logits = student(state.tokens, condition, embedding_noise=embedding_noise, noise=state.noise)
-    return logits[..., : student.codebook_size].double()
+    logits = logits[..., : student.codebook_size].double()
+    check_finite_logits(logits.isfinite())
+    return logits
 
 
 def restrict_logits(

@@ -1,8 +1,11 @@
-"""Progress bars, notes and errors, all on stderr; stdout is for data."""
+"""Progress bars, notes and errors, all on stderr, as stdout is for data; and signals to stop."""
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,6 +36,108 @@ def say(text: str, style: str = "cyan") -> None:
 def warn(text: str) -> None:
     """One yellow line for people, on stderr."""
     say(text, style="yellow")
+
+
+def is_launched() -> bool:
+    """Whether `torchrun` or `accelerate launch` started this process as one of its ranks.
+
+    Other launchers, or a shell, may have left some of these variables: then there are no ranks.
+    """
+    needed = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "LOCAL_RANK")
+    return all(name in os.environ for name in (*needed, "RANK"))
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for its job, before its ranks are connected or after they ended.
+
+    All ranks that `torchrun` started are interrupted together.
+    """
+    return not is_launched() or os.environ["RANK"] == "0"
+
+
+class Stopped(SystemExit):
+    """A signal ended the command; its exit code is 128 plus the signal's number, as in a shell."""
+
+    def __init__(self, number: int, note: str = "run the same command again") -> None:
+        super().__init__(128 + number)
+        self.reason = f"stopped by {signal.Signals(number).name}: {note}"
+
+
+class _Signals:
+    """The signal that this process was told to stop by, and what is done about it."""
+
+    number, since = 0, 0.0  # 0: none was received
+    loops = 0  # open `signals_wait`
+    is_raised = False
+
+    def receive(self, number: int, _: object) -> None:
+        """Stops at once, or leaves it to a loop; another signal a second later ends the process.
+
+        A launcher passes on what the terminal has sent to all, which counts as one signal.
+        """
+        now = time.monotonic()
+        if self.number:
+            if now - self.since > 1:
+                os._exit(128 + number)
+            return
+        self.number, self.since = number, now
+        if not self.loops:
+            self.is_raised = True
+            raise Stopped(number)
+        if is_first_rank():
+            with suppress(OSError):  # not through Python's stream, which may be in use
+                os.write(2, b"\nsaving, then stopping; another signal ends this at once\n")
+
+
+_signals = _Signals()
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Within it SIGINT, SIGTERM, SIGUSR1 and SIGHUP raise `Stopped`, see `signals_wait`.
+
+    That may be in the middle of an import or a finalizer, which make another exception of it: it
+    is `Stopped` here again. Ignored signals (`nohup`, a shell's background job) stay ignored.
+    """
+    names = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    ignored = (signal.SIG_IGN, None)
+    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) not in ignored}
+    if threading.current_thread() is not threading.main_thread():
+        before = {}  # only the main thread may have handlers
+    for number in before:
+        signal.signal(number, _signals.receive)
+    try:
+        yield
+    except BaseException as error:
+        if _signals.is_raised and not isinstance(error, Stopped):
+            raise Stopped(_signals.number) from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        vars(_signals).clear()
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Around a loop that looks at `asked_to_stop` after each step, when nothing would be lost."""
+    _signals.loops += 1
+    try:
+        yield
+    finally:
+        _signals.loops -= 1
+
+
+def asked_to_stop() -> int:
+    """The number of the signal that was received; 0: none."""
+    return _signals.number
+
+
+def stop_if_asked(note: str) -> None:
+    """Raises `Stopped` if a signal was received; `note` says how to continue."""
+    if _signals.number:
+        raise Stopped(_signals.number, note)
 
 
 class _Bars:

@@ -26,10 +26,11 @@ from dimo.weights.files import (
     KINDS,
     MASKGIT_KIND,
     VQGAN_KIND,
+    check_finite,
     check_state,
     load_metadata,
     looks_like,
-    read_checkpoint,
+    read_weights,
     save_tensors,
     sha256_weights,
     state_sha256,
@@ -56,7 +57,7 @@ def convert(
     Args:
         out: Folder of the result, which has the checkpoint's name and the suffix `.safetensors`.
         config: The `model.yaml` of a VQGAN; None: the one beside the checkpoint.
-        ema: As for `dimo.weights.files.read_checkpoint`.
+        ema: As for `dimo.weights.files.read_weights`.
 
     Returns:
         The result and the metadata in it: source_file, source_sha256, kind, state_sha256, part (as
@@ -77,7 +78,7 @@ def convert(
     result = out / Path(name).with_suffix(".safetensors")
     if result.exists() and not force:
         raise DimoError(f"{result} exists; replace it with --force or choose another folder")
-    found = read_checkpoint(path, ema=ema)
+    found = read_weights(path, ema=ema)
     state = found.state
     kind = looks_like(state) or _kind_by_teacher(state)
     if kind is None:
@@ -94,6 +95,7 @@ def convert(
         kept = check_state(network, state, name=str(path), ignore=TRAINING_KEYS)
     elif config is not None:
         raise DimoError(f"--config is for a {VQGAN_KIND}, but {path} holds a {kind}; leave it out")
+    check_finite(kept, str(path))
     metadata["dropped"] = len(state) - len(kept)
     metadata["source_sha256"] = sha256_weights(path)
     metadata["state_sha256"] = state_sha256(kept)
@@ -198,7 +200,7 @@ def _check_structure(finding: Finding, name: str, path: Path) -> None:
     if name in OFFICIAL and name not in networks and name not in loaders:
         finding.structure = "keys are checked when the feature extractor is loaded"
         return
-    found = read_checkpoint(path)
+    found = read_weights(path)
     state, kind = found.state, looks_like(found.state)
     numbers = sum(value.numel() for value in state.values())
     part = f" of its {found.part!r}" if found.part else ""
@@ -211,6 +213,7 @@ def _check_structure(finding: Finding, name: str, path: Path) -> None:
         state = check_state(network, state, name=str(path), ignore=ignore)
         finding.structure += f", every key and shape of the {kind or type(network).__name__}"
     else:
+        check_finite(state, str(path))
         looks = f"looks like a {kind}" if kind else "of no network that dimo knows"
         finding.structure += f", {looks}; keys not checked"
     if finding.origin == "converted":

@@ -16,13 +16,19 @@ from dimo.weights.files import (
     Checkpoint,
     check_state,
     looks_like,
-    read_checkpoint,
+    read_weights,
     save_pickle,
     save_tensors,
     sha256_weights,
 )
 from dimo.zoo.loading import student_architecture
-from dimo.zoo.students import StudentConfig, find_student, save_student, stored_config
+from dimo.zoo.students import (
+    StudentConfig,
+    check_unused,
+    find_student,
+    save_student,
+    stored_config,
+)
 from dimo.zoo.teachers import Teacher, get_teacher
 
 _SUFFIXES = (".bin", ".safetensors")
@@ -56,7 +62,7 @@ def export_student(
     student = find_student(run, weights=weights)
     if out.exists() and (not force or out.is_dir()):
         raise DimoError(f"output {out} exists; replace a file with --force or choose another -o")
-    config, stored = student.config, read_checkpoint(student.path)
+    config, stored = student.config, read_weights(student.path)
     state = _checked_state(get_teacher(config.teacher), stored.state, student.path, config.method)
     settings = dataclasses.asdict(config)
     del settings["training_seconds"]
@@ -86,13 +92,13 @@ def import_student(
 
     Args:
         path: Weights as `export_student` or the official code writes them.
-        out: The run folder, new or empty.
+        out: The run folder, new or without a run.
         teacher: The teacher whose network every key and shape must fit.
         init_mask_ratio: r of the student's training, 0 to 1; None: as in the file or, without
             settings there, in the teacher's recipe.
         embedding_noise: sigma of the student's training, 0 to 1; None: likewise.
         temperature: Divides the logits in sampling, above 0; None: likewise.
-        ema: As for `dimo.weights.files.read_checkpoint`.
+        ema: As for `dimo.weights.files.read_weights`.
 
     Raises:
         DimoError: Unknown teacher, or not that of the file; a value out of range, or none for a
@@ -112,9 +118,8 @@ def import_student(
             allowed = f"above 0, at most {LARGEST:g}" if is_temperature else "0 to 1"
             option = f"--{name.replace('_', '-')}"
             raise DimoError(f"{option} {value:g} is out of range; allowed: {allowed}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DimoError(f"output {out} exists and is not empty; choose another -o")
-    found = read_checkpoint(path, ema=ema)
+    check_unused(out)
+    found = read_weights(path, ema=ema)
     config = _settings(found, row, path, given)
     state = _checked_state(row, found.state, path, config.method)
     part = f", its {found.part}" if found.part else ""

@@ -10,7 +10,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
@@ -104,11 +104,11 @@ class Checkpoint:
 
 
 def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """The state dict that `read_checkpoint` finds."""
-    return read_checkpoint(path).state
+    """The state dict that `read_weights` finds."""
+    return read_weights(path).state
 
 
-def read_checkpoint(path: str | PathLike[str], *, ema: bool = True) -> Checkpoint:
+def read_weights(path: str | PathLike[str], *, ema: bool = True) -> Checkpoint:
     """Reads the network of a `.safetensors` or of a trainer's pickle, whole or in shards.
 
     Args:
@@ -124,6 +124,8 @@ def read_checkpoint(path: str | PathLike[str], *, ema: bool = True) -> Checkpoin
     content: dict[Any, Any] = {}
     for one in map(_content, files):
         content.update(one if isinstance(one, dict) else {})
+    with suppress(KeyError, TypeError):  # a checkpoint of a run holds several networks
+        content = content["task"]["networks"]
     averages, last = (
         [key for key in keys if _tensors(content.get(key))] for keys in (_AVERAGES, _CONTAINERS)
     )
@@ -308,7 +310,7 @@ def check_state(
     name: str | None = None,
     ignore: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
-    """The part of `state` that is not ignored, if every key and shape of it fits the network.
+    """The part of `state` that is not ignored, if it is finite and each key and shape fits.
 
     Args:
         model: It may be on the meta device. Of its tied tensors, one may be missing in `state`.
@@ -316,8 +318,9 @@ def check_state(
         ignore: Keys that start with one of these are left out.
 
     Raises:
-        DimoError: Says which other kind of network the weights belong to, or how many keys are
-            missing, unexpected or of another shape, with examples; or weights are whole numbers.
+        DimoError: Says which other kind of network the weights belong to, how many keys are
+            missing, unexpected or of another shape, with examples, or which are whole numbers or
+            not finite.
     """
     own = model.state_dict(keep_vars=True)
     given, needed = looks_like(state), looks_like(own)
@@ -348,6 +351,7 @@ def check_state(
                 f"weights {name or 'given'}: {key} is {state[key].dtype}, but {value.dtype} or "
                 "another floating-point type is needed; give the file before it was quantized"
             )
+    check_finite(state, name or "given")
     for first, second in tied:
         if not torch.equal(state[first], state[second]):
             raise DimoError(
@@ -355,6 +359,17 @@ def check_state(
                 f"{type(model).__name__}, but differ here; the file is damaged or of another code"
             )
     return state
+
+
+def check_finite(state: Mapping[str, Tensor], name: str) -> None:
+    """Refuses weights with NaN or infinite values, which draw one pattern and still get a score."""
+    bad = [key for key, value in state.items() if not bool(value.isfinite().all())]
+    if bad:
+        raise DimoError(
+            f"weights {name} hold values that are not finite, in {', '.join(bad[:3])}"
+            f"{', ...' if len(bad) > 3 else ''}; their training diverged or the file is damaged: "
+            "give another file, or fetch or convert it again"
+        )
 
 
 def _tied(state: dict[str, Tensor]) -> list[tuple[str, str]]:

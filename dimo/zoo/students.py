@@ -9,6 +9,8 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from dimo.config import load_distillation
+from dimo.engine.checkpoint import STATE_FILE, is_checkpoint, kept_steps, read_checkpoint
 from dimo.errors import DimoError, unknown_name
 from dimo.initialization import TOKEN_INITIALIZATIONS
 from dimo.methods import METHODS
@@ -16,12 +18,20 @@ from dimo.methods.base import ALL_MASKED, DistillationRecipe
 from dimo.util.files import sha256_bytes, write_atomic
 from dimo.util.schema import Origin, canonical_json, decode, encode
 from dimo.weights.catalog import ASSETS, locate
-from dimo.weights.files import DI4C_KIND, Checkpoint, looks_like, read_checkpoint, save_tensors
+from dimo.weights.files import DI4C_KIND, Checkpoint, looks_like, read_weights, save_tensors
 
 # keys of a recipe in which two runs that train the same may differ
 _OF_A_RUN = (
     *("seed", "temperature", "temperature_selected_by", "checkpoint_every", "keep_every"),
     *("accumulate", "gradient_checkpointing", "ema_on_cpu", "precision", "max_skipped"),
+)
+
+
+# What a run writes to its folder. Whatever else is there, such as the log of a batch system, is not
+# ours: it neither forbids a start nor is it touched.
+RUN_FILES = (
+    *("recipe.toml", "metrics.jsonl", "checkpoints", "student.safetensors", "config.json"),
+    *("curve.jsonl", "samples", "tensorboard"),
 )
 
 
@@ -102,8 +112,9 @@ def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStuden
     """Finds a student without loading it.
 
     Args:
-        run: A published or shipped name, the folder of a finished run, or a file: one that
-            `dimo export` wrote with settings, or the official one of di4c-d.
+        run: A published or shipped name, the folder of a finished run or of a checkpoint (see
+            `checkpoint_of`), or a file: one that `dimo export` wrote with settings, or the
+            official one of di4c-d.
         weights: Folder of official files, where a published student is looked for.
 
     Raises:
@@ -114,6 +125,8 @@ def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStuden
         return _found(PUBLISHED_STUDENTS[name], locate(name, weights), name)
     if Path(run).is_file():
         return _found(_config_of_file(Path(run)), Path(run), Path(run).stem)
+    if is_checkpoint(Path(run)):
+        return _of_checkpoint(Path(run))
     folder = ASSETS / name if name in shipped_students() else Path(run)
     config_path, weights_path = folder / "config.json", folder / "student.safetensors"
     if not config_path.is_file() or not weights_path.is_file():
@@ -131,6 +144,39 @@ def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStuden
     return _found(_checked_config(content, origin), weights_path, folder.name)
 
 
+def checkpoint_of(run: str, step: int) -> str:
+    """The checkpoint of a run after `step` steps, which `find_student` takes.
+
+    Raises:
+        DimoError: There is none.
+    """
+    path = Path(run) / "checkpoints" / f"step-{step:07d}"
+    if not is_checkpoint(path):
+        raise DimoError(
+            f"run {run!r} has no checkpoint of step {step}, only of {kept_steps(path.parent)}; the "
+            "newest two are kept, and others by --set keep_every=N"
+        )
+    return str(path)
+
+
+def _of_checkpoint(folder: Path) -> FoundStudent:
+    """The EMA of a run after some of its steps."""
+    found, run = read_checkpoint(folder), folder.parent.parent
+    if found is None:
+        raise DimoError(
+            f"checkpoint {folder} is damaged; there are those of steps {kept_steps(folder.parent)}"
+        )
+    step, state = found
+    recipe, name = load_distillation(str(run / "recipe.toml")), f"{run.name}, step {step}"
+    config = StudentConfig.of_recipe(
+        recipe,
+        name,
+        training_seconds=round(float(state["seconds"]), 1),
+        images_seen=step * recipe.batch_size,
+    )
+    return _found(config, folder / STATE_FILE, name)
+
+
 def _found(config: StudentConfig, path: Path, name: str) -> FoundStudent:
     title = METHODS[config.method].title
     return FoundStudent(config, path, title if name == title else f"{title} ({name})")
@@ -138,7 +184,7 @@ def _found(config: StudentConfig, path: Path, name: str) -> FoundStudent:
 
 def _config_of_file(path: Path) -> StudentConfig:
     """The settings that a file carries, or those of the published student whose layout it has."""
-    found = read_checkpoint(path)
+    found = read_weights(path)
     if (config := stored_config(found, path)) is not None:
         return config
     if looks_like(found.state) == DI4C_KIND:
@@ -165,9 +211,21 @@ def save_student(folder: Path, state: dict[str, Tensor], config: StudentConfig) 
     write_atomic(folder / "config.json", json.dumps(content, indent=2) + "\n")
 
 
+def check_unused(out: Path, names: Sequence[str] = RUN_FILES) -> None:
+    """Refuses a file, and a folder that has one of the files that are about to be written."""
+    if out.exists() and not out.is_dir():
+        raise DimoError(f"output {out} is a file; choose a folder as --out")
+    if present := [name for name in names if (out / name).exists()]:
+        raise DimoError(
+            f"output {out} is not empty, it has {', '.join(present)}; choose another --out"
+        )
+
+
 def recipe_sha256(recipe: DistillationRecipe) -> str:
     """First 12 digits of the SHA-256 of the keys that decide what is trained, without the seed."""
     content = {key: value for key, value in encode(recipe).items() if key not in _OF_A_RUN}
+    if recipe.init_from is None:
+        del content["init_from"]  # as in hashes from before there was the key
     return sha256_bytes(canonical_json([recipe.method, content]).encode())[:12]
 
 

@@ -16,6 +16,7 @@ class SDTTRecipe(DataRecipe):
     """One self-distillation through time; names as in `dimo.methods.sdtt.objective`."""
 
     kind: ClassVar[str] = "sdtt"
+    steps_may_grow: ClassVar[bool] = False
     rounds: int = 3  # each of `steps` / `rounds` steps; its last EMA is the next one's teacher
     teacher_steps: int = 16  # sampling steps of the first teacher
     substeps: int = 2  # m, teacher steps that the student learns to do in one

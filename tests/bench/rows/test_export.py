@@ -135,7 +135,7 @@ def test_an_interrupted_export_ends_as_an_uninterrupted_one(jobs, tmp_path, name
 
 @pytest.mark.parametrize(
     ("name", "how"),
-    [("x", signal.SIGKILL), ("Di[M]O.npz", signal.SIGINT)],
+    [("x", signal.SIGKILL), ("Di[M]O.npz", signal.SIGTERM)],
 )
 def test_a_stopped_process_leaves_nothing_but_work_that_is_done(
     dimo, run_stopped, tmp_path, name, how
@@ -145,8 +145,8 @@ def test_a_stopped_process_leaves_nothing_but_work_that_is_done(
         (tmp_path / folder).mkdir()
     dimo(*arguments[:-1], f"whole/{name}")
     code, told = run_stopped(*arguments, cwd=tmp_path / "parts", file="*/*0500.*", how=how)
-    assert code == (130 if how == signal.SIGINT else -how)
-    assert ("rerun the same command to continue" in told) == (how == signal.SIGINT)
+    assert code == (128 + how if how == signal.SIGTERM else -how)
+    assert ("rerun the same command to continue" in told) == (how == signal.SIGTERM)
     assert not (tmp_path / "parts" / "Di[M]O.npz").exists()
     (work,) = (tmp_path / "parts").iterdir()
     (work / ".00000500.npy.abc.tmp").write_bytes(b"left")  # as a later kill would leave it
@@ -213,6 +213,13 @@ def test_other_settings_are_refused_and_force_starts_again(jobs, tmp_path, name)
         assert len(after) == 22
     export(job, tmp_path / "new" / name, 20)
     assert after == arrays(tmp_path / "new")
+
+
+def test_what_is_no_image_forbids_no_export(jobs, tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "slurm-1.out").write_text("log")
+    export(jobs["one_step"], tmp_path / "x", 20)
+    assert (tmp_path / "x" / "slurm-1.out").read_text() == "log"
 
 
 def test_force_replaces_a_file_of_that_name(jobs, tmp_path):
@@ -360,7 +367,7 @@ MISTAKES = {
     ),
     "folder of others": (
         ["--steps", "1", "--count", "5", "--out", "folder", "--force"],
-        "folder holds files and no sampling.json",
+        "folder holds 000000.png and no sampling.json",
     ),
     "file as folder": (["--steps", "1", "--count", "5", "--out", "file"], "file is a file"),
     "unknown model": (

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import os
 from collections import Counter
 
 import pytest
@@ -130,6 +131,31 @@ def test_two_ranks_give_the_curve_of_one(changes, run_ranks, request):
     wanted = run_task(make_task(**{**changes, "accumulate": 1}), 50)
     assert wanted[-1]["gradient"] > 2 * wanted[5]["gradient"]  # something was learned from
     assert_same_curve(json.loads(out), wanted, 1e-5)
+
+
+RESTARTED = """
+import os, time
+from dimo.engine.distributed import ranks
+if os.environ["RANK"] == "1":
+    time.sleep(0.5)  # by then the first rank has looked for its address
+with ranks() as group:
+    print(group.largest(group.index), flush=True)
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os._exit(1)
+"""
+
+
+def test_restarted_ranks_do_not_meet_those_that_ended(forks, tmp_path):
+    """The store of torchrun outlives them, with their addresses in it."""
+    (tmp_path / "script.py").write_text(RESTARTED)
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    shared |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    for attempt in ("0", "1"):
+        given = {**os.environ, **shared, "TORCHELASTIC_RESTART_COUNT": attempt}
+        environs = [{**given, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+        codes, out, err = forks([tmp_path / "script.py"], tmp_path, environs)
+    assert (codes, out) == ([0, 0], "1\n1\n"), err
 
 
 @pytest.mark.parametrize("ranks", [1, 3])

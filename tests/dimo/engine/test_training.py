@@ -3,21 +3,27 @@
 import dataclasses
 import json
 import os
+import shutil
+import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dimo.config import load_recipe
+from dimo.config import load_distillation, load_recipe
 from dimo.engine.checkpoint import latest_checkpoint, save_checkpoint
 from dimo.engine.distributed import Runtime
+from dimo.engine.loop import differences
 from dimo.engine.runs import distill, train_teacher
 from dimo.errors import DimoError
 from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.methods.pretraining import TrainRecipe
+from dimo.util.terminal import Stopped, stop_if_asked, stopped_by_signals
 from dimo.weights.catalog import ASSETS
+from dimo.weights.exchange import export_student
+from dimo.weights.files import read_state_dict
 from dimo.zoo.loading import load_student, load_teacher
-from dimo.zoo.students import recipe_sha256
+from dimo.zoo.students import checkpoint_of, find_student, recipe_sha256
 
 CPU = torch.device("cpu")
 
@@ -194,26 +200,111 @@ def test_a_folder_in_use_a_missing_run_and_another_run_are_refused(tmp_path):
     for resume in (False, True):
         with pytest.raises(DimoError, match=r"finished run of this recipe \(5 steps\)"):
             _run(recipe, out, resume=resume)
-        changed = dataclasses.replace(recipe, steps=6, beta=0.5)
-        words = r"another recipe \(steps = 5, not 6, beta = 0.3, not 0.5\)"
+        changed = dataclasses.replace(recipe, steps=4, beta=0.5)
+        words = r"another recipe \(steps = 5, not 4, beta = 0.3, not 0.5\)"
         with pytest.raises(DimoError, match=words):
             _run(changed, out, resume=resume)
     with pytest.raises(DimoError, match="no run to resume"):
         _run(_recipe(), tmp_path / "nowhere", resume=True)
     assert before == contents(out)
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.tex").touch()
-    with pytest.raises(DimoError, match="not empty; choose another --out"):
+    (tmp_path / "other" / "metrics.jsonl").touch()
+    with pytest.raises(DimoError, match="not empty, it has metrics"):
         _run(recipe, tmp_path / "other")
 
 
-def test_the_same_command_goes_on_where_it_stopped(tmp_path):
-    recipe = _recipe(steps=12, checkpoint_every=4)
+def test_what_is_not_the_runs_is_left_alone(tmp_path):
+    """Logs of batch systems, a Mac's folder files, and checkpoints that a user keeps."""
+    out, recipe = tmp_path / "run", _recipe(steps=12, checkpoint_every=4)
+    others = ["slurm-1.out", ".DS_Store", ".notes.txt.swp.tmp", "checkpoints/.DS_Store"]
+    others += ["checkpoints/step-best/state.pt", "checkpoints/step-0000040.bak/state.pt"]
+    for name in others[:3]:
+        out.mkdir(exist_ok=True)
+        (out / name).write_text(name)
     with pytest.raises(InterruptedTrainingError):
-        _run(recipe, tmp_path / "run", on_step=_stop_at(10))
+        _run(recipe, out, on_step=_stop_at(6))
+    for name in others[3:]:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text(name)
     seen = []
-    _run(recipe, tmp_path / "run", on_step=lambda step, _: seen.append(step))
+    _run(recipe, out, resume=True, on_step=lambda step, _: seen.append(step))
+    assert seen[0] == 4
+    assert all((out / name).read_text() == name for name in others)
+
+
+def test_the_same_command_goes_on_where_it_stopped_and_says_where(tmp_path):
+    recipe, out = _recipe(steps=12, checkpoint_every=4), tmp_path / "run"
+    with pytest.raises(InterruptedTrainingError):
+        _run(recipe, out, on_step=_stop_at(10))
+    seen, told = [], []
+    runtime = Runtime(CPU, warn=told.append)
+    shutil.copytree(out, tmp_path / "damaged")
+    (tmp_path / "damaged" / "checkpoints" / "step-0000008" / "state.pt").write_bytes(b"")
+    distill(
+        recipe, out, recipe_name="x", runtime=runtime, on_step=lambda step, _: seen.append(step)
+    )
     assert seen == [8, 9, 10, 11, 12]
+    assert told[0] == f"{out} is continued at step 8 of 12"
+    told.clear()
+    distill(recipe, tmp_path / "damaged", recipe_name="x", runtime=runtime)
+    assert "step-0000008 is damaged" in told[0]
+    assert told[1].endswith("is continued at step 4 of 12")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_saves_the_step_and_says_how_to_continue(tmp_path, name):
+    recipe, number = _recipe(steps=12, checkpoint_every=100), getattr(signal, name)
+
+    def stop(step, scalars):
+        if step == 7:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Stopped) as stopped, stopped_by_signals():
+        _run(recipe, tmp_path / "parts", on_step=stop)
+    assert stopped.value.code == 128 + number
+    assert "7 of 12 steps are done and saved; rerun the same command" in stopped.value.reason
+    assert latest_checkpoint(tmp_path / "parts" / "checkpoints")[0] == 7
+    if name == "SIGTERM":
+        for folder in ("parts", "whole"):
+            _run(recipe, tmp_path / folder)
+        files = [tmp_path / folder / "student.safetensors" for folder in ("whole", "parts")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_signal_in_the_middle_of_scoring_saves_the_step(tmp_path):
+    def score(step, scalars, task):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            stop_if_asked("as a generator of images does between batches")
+            raise AssertionError("scored to the end")
+
+    with pytest.raises(Stopped), stopped_by_signals():
+        _run(_recipe(steps=4), tmp_path / "run", watchers=[score])
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints")[0] == 2
+
+
+def test_a_signal_to_one_rank_stops_all_at_one_step(run_ranks, tmp_path):
+    told = run_ranks("""
+import os, signal, torch
+from pathlib import Path
+from dimo.config import load_distillation
+from dimo.engine.distributed import Runtime, ranks
+from dimo.engine.runs import distill
+from dimo.util.terminal import Stopped, stopped_by_signals
+
+def watch(step, scalars, task):
+    if step == 3 and not task.ranks.is_first:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+recipe = load_distillation("digits", ["steps=9", "batch_size=4", "precision=float32"])
+with stopped_by_signals(), ranks() as group:
+    runtime = Runtime(torch.device("cpu"), group)
+    try:
+        distill(recipe, Path("run"), recipe_name="x", runtime=runtime, watchers=[watch])
+    except Stopped as stop:
+        print(stop.code, stop.reason)
+""")
+    assert told.count("138 stopped by SIGUSR1: 3 of 9 steps are done and saved") == 2
 
 
 def test_a_run_of_other_weights_is_refused(tmp_path):
@@ -225,6 +316,97 @@ def test_a_run_of_other_weights_is_refused(tmp_path):
     with pytest.raises(DimoError, match="began with other weights"):
         _run(recipe, tmp_path / "run", weights=other)
     assert before == contents(tmp_path / "run" / "checkpoints")
+
+
+def test_a_finished_run_takes_more_steps_and_says_so(tmp_path):
+    short = _recipe(steps=8, lr_schedule="constant")
+    longer = dataclasses.replace(short, steps=12, checkpoint_every=6)
+    told, out = [], tmp_path / "parts"
+    _run(short, out)
+    distill(longer, out, recipe_name="test", runtime=Runtime(CPU, warn=told.append))
+    changes = "steps = 8, not 12, checkpoint_every = 20, not 6"
+    assert told[0] == f"{out} is continued at step 8 of 12 with other values than before: {changes}"
+    _run(longer, tmp_path / "whole")
+    files = [(tmp_path / name / "student.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert files[0] == files[1]
+    assert load_student(out, device=CPU).student.images_seen == 48
+    shutil.rmtree(out / "checkpoints")
+    before = contents(out)
+    with pytest.raises(DimoError, match="without the checkpoints that more steps need"):
+        _run(dataclasses.replace(longer, steps=20), out)
+    assert contents(out) == before
+
+
+def test_what_may_change_in_a_resumed_run(monkeypatch):
+    recipe = _recipe(precision="bfloat16")
+    old = dataclasses.asdict(recipe)
+    free = {"accumulate": 2, "gradient_checkpointing": True, "keep_every": 5, "max_skipped": 3}
+    changed = dataclasses.replace(recipe, **free, seed=1, ema_decay=0.5)
+    allowed, refused = differences(old, changed, CPU)
+    assert {part.split()[0] for part in allowed.split(", ")[::2]} == set(free)
+    assert refused == "seed = 0, not 1, ema_decay = 0.999, not 0.5"
+    in_float32 = dataclasses.replace(recipe, precision="float32")
+    for has, place in ((True, 1), (False, 0)):
+        monkeypatch.setattr("dimo.engine.loop.has_bfloat16", lambda has=has: has)
+        assert "precision" in differences(old, in_float32, CPU)[place]
+    phases = load_distillation("digits-sdtt")
+    more = dataclasses.replace(phases, steps=2 * phases.steps)
+    assert differences(dataclasses.asdict(phases), more, CPU)[1].startswith("steps = ")
+
+
+def test_a_lost_recipe_is_restored_from_the_checkpoint(tmp_path):
+    recipe, out = _recipe(steps=12, checkpoint_every=4), tmp_path / "run"
+    with pytest.raises(InterruptedTrainingError):
+        _run(recipe, out, on_step=_stop_at(6))
+    text = (out / "recipe.toml").read_text()
+    (out / "recipe.toml").unlink()
+    with pytest.raises(DimoError, match=r"another recipe \(beta = 0.3, not 0.9\)"):
+        _run(dataclasses.replace(recipe, beta=0.9), out, resume=True)
+    assert not (out / "recipe.toml").exists()
+    seen = []
+    _run(recipe, out, resume=True, on_step=lambda step, _: seen.append(step))
+    assert seen[0] == 4
+    assert (out / "recipe.toml").read_text() == text
+
+
+def test_a_run_starts_from_a_student(tmp_path):
+    first, out = tmp_path / "first", tmp_path / "second"
+    _run(_recipe(steps=3), first)
+    wanted = read_state_dict(first / "student.safetensors")
+    seen = []
+
+    def look(step, scalars, task):
+        if step == 0:
+            student = task.networks["student"].state_dict()
+            seen.append(all(torch.equal(student[key], wanted[key]) for key in wanted))
+
+    recipe = _recipe(steps=9, checkpoint_every=4, init_from=str(first))
+    with pytest.raises(InterruptedTrainingError):
+        _run(recipe, out, watchers=[look], on_step=_stop_at(6))
+    assert seen == [True]
+    assert recipe_sha256(recipe) != recipe_sha256(_recipe(steps=9))
+    _run(_recipe(steps=4), first)
+    with pytest.raises(DimoError, match="began with other weights"):
+        _run(recipe, out)
+    with pytest.raises(DimoError, match="was distilled from 'scenes', not from 'digits'"):
+        _run(_recipe(init_from="scenes-dimo"), tmp_path / "third")
+
+
+def test_a_checkpoint_is_a_student(tmp_path):
+    out = tmp_path / "run"
+    _run(_recipe(steps=8, checkpoint_every=4, lr_schedule="constant", temperature=0.5), out)
+    _run(_recipe(steps=4, checkpoint_every=4, lr_schedule="constant"), tmp_path / "short")
+    student = load_student(checkpoint_of(str(out), 4), device=CPU)
+    for whole, step in ((tmp_path / "short", 4), (out, 8)):
+        found = load_student(checkpoint_of(str(out), step), device=CPU)
+        wanted = load_student(whole, device=CPU).model.state_dict()
+        assert all(torch.equal(value, wanted[k]) for k, value in found.model.state_dict().items())
+    assert student.name == "Di[M]O (run, step 4)"
+    assert (student.student.temperature, student.student.images_seen) == (0.5, 16)
+    export_student(checkpoint_of(str(out), 4), tmp_path / "student.safetensors")
+    assert find_student(tmp_path / "student.safetensors").config.images_seen == 16
+    with pytest.raises(DimoError, match=r"no checkpoint of step 5, only of \[4, 8\]"):
+        checkpoint_of(str(out), 5)
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):

@@ -12,7 +12,7 @@ from dimo.rng import ImageNoise
 from dimo.samplers import SAMPLERS as ALL_SAMPLERS
 from dimo.samplers import teacher_samplers
 from dimo.samplers.student import restrict_logits, sample_few_step, sample_one_step
-from dimo.zoo.loading import load_student, load_teacher
+from dimo.zoo.loading import load, load_student, load_teacher
 
 CPU = torch.device("cpu")
 SAMPLERS = {name: ALL_SAMPLERS[name] for name in teacher_samplers()}
@@ -311,6 +311,16 @@ def test_labels_out_of_range_are_refused(teacher, student, label):
             sampler(teacher.model, labels, noise, num_steps=2)
     with pytest.raises(DimoError, match=message):
         sample_one_step(student.model, labels, noise, init_mask_ratio=0.6, embedding_noise=0.1)
+
+
+@pytest.mark.parametrize("name", ["digits", "digits-dimo"])
+def test_logits_that_are_not_finite_are_refused(name):
+    generator = load(name, device=CPU)
+    parameters = generator.model.last_layer.parameters()
+    torch.nn.utils.vector_to_parameters(torch.tensor([1e38]).expand(10**6), parameters)
+    for settings in ({}, {"steps": 2}):
+        with pytest.raises(DimoError, match="logits are not finite"):
+            generator.sample(labels=[3], **settings)
 
 
 def test_halton_needs_a_square_grid(teacher):

@@ -1,10 +1,14 @@
 """What a log gets where stderr is no terminal."""
 
+import os
 import re
+import signal
 
 import pytest
 
+from dimo.errors import DimoError
 from dimo.util import terminal
+from dimo.util.terminal import Stopped, asked_to_stop, signals_wait, stopped_by_signals
 
 
 @pytest.mark.parametrize(("every", "count"), [(0.0, 3), (3600.0, 0)])
@@ -47,3 +51,42 @@ def test_a_bar_shows_rate_and_time_left_at_any_width(width, monkeypatch, capsys)
     last = [line for line in re.split(r"[\r\n]+", plain) if "distil digits" in line][-1]
     assert re.search(r"^distil digits ━+ 250/250 steps [\d,]+ images/s .*left \d:\d\d:\d\d", last)
     assert ("auxiliary_loss 2.186" in last) == (width == 160)
+
+
+def _lost(other):
+    """A signal that lands in an import or a finalizer becomes another exception."""
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except Stopped:
+        raise other from None
+
+
+@pytest.mark.parametrize("other", [RuntimeError, DimoError, KeyboardInterrupt, SystemExit])
+def test_a_signal_ends_as_itself_whatever_its_exception_was_made_into(other):
+    with pytest.raises(Stopped) as stopped, stopped_by_signals():
+        _lost(other)
+    assert stopped.value.code == 143
+    assert asked_to_stop() == 0
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_loop_that_saves_is_not_interrupted_and_a_later_signal_ends_it(monkeypatch, capfd):
+    ended, clock = [], iter([0.0, 0.5, 2.0])
+    monkeypatch.setattr("os._exit", ended.append)
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with stopped_by_signals(), signals_wait():
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+            assert ended == []
+            os.kill(os.getpid(), number)
+        assert asked_to_stop() == signal.SIGTERM
+        assert ended == [128 + signal.SIGUSR1]
+    assert "saving, then stopping" in capfd.readouterr().err
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopped_by_signals():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)

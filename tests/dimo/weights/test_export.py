@@ -2,6 +2,7 @@
 
 import dataclasses
 import resource
+import shutil
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from dimo.errors import DimoError
 from dimo.methods.base import ALL_MASKED
 from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.weights.catalog import ASSETS
+from dimo.weights.convert import check, convert
 from dimo.weights.exchange import export_student, import_student
-from dimo.weights.files import load_metadata, read_state_dict
-from dimo.zoo.loading import load_student
+from dimo.weights.files import load_metadata, read_state_dict, save_tensors
+from dimo.zoo.loading import load_network, load_student
 from dimo.zoo.students import find_student, save_student
 from dimo.zoo.teachers import TEACHERS
 
@@ -58,6 +60,32 @@ def test_a_round_trip_is_bit_equal(run, small_maskgit, tmp_path, name):
         assert student.images_seen is student.teacher_sha256 is None
     else:
         assert student.images_seen == 8
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_whatever_reads_them(tmp_path, value):
+    row, file, run = TEACHERS["digits"], tmp_path / "diverged.pth", tmp_path / "run"
+    shutil.copytree(ASSETS / "digits-dimo", run)
+    state = read_state_dict(run / "student.safetensors")
+    key = next(iter(state))
+    state[key].view(-1)[-1] = value
+    torch.save(state, file)
+    save_tensors(run / "student.safetensors", state)
+    calls = [
+        lambda: import_student(file, tmp_path / "imported", teacher="digits"),
+        lambda: export_student(run, tmp_path / "exported.bin"),
+        lambda: convert(file, tmp_path / "converted"),
+        lambda: load_student(run, device=CPU),
+        lambda: load_network(row, file),
+    ]
+    before = sorted(tmp_path.rglob("*"))
+    for call in calls:
+        with pytest.raises(DimoError, match=f"not finite, in {key}"):
+            call()
+    assert sorted(tmp_path.rglob("*")) == before
+    torch.save({"of.no.known.network": torch.tensor([value])}, tmp_path / "unknown.pth")
+    for finding in check([str(file), str(tmp_path / "unknown.pth")], tmp_path):
+        assert "not finite" in finding.problems[0]
 
 
 def test_the_official_layout(run, small_maskgit, tmp_path):
@@ -149,10 +177,12 @@ def test_what_cannot_be_imported(small_maskgit, tmp_path, changes, said):
 
 
 def test_other_files_and_used_folders_are_refused(small_maskgit, tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "config.json").touch()
     for file, out, said in (
         (small_maskgit / "last.ckpt", "run", "look like those of a taming VQGAN"),
         (tmp_path / "no.bin", "run", "no weights file"),
-        (small_maskgit / "pytorch_model.bin", "weights", "not empty"),
+        (small_maskgit / "pytorch_model.bin", "used", "not empty, it has config.json"),
     ):
         with pytest.raises(DimoError, match=said):
             import_student(file, tmp_path / out, teacher="maskgit", **SETTINGS)

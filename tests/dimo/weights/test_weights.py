@@ -22,8 +22,8 @@ from dimo.models.vqgan import VQGAN, LlamaGenVQ
 from dimo.weights.files import (
     load_metadata,
     looks_like,
-    read_checkpoint,
     read_state_dict,
+    read_weights,
     save_tensors,
     sha256_weights,
     state_sha256,
@@ -208,7 +208,7 @@ def test_the_average_is_taken_unless_told_otherwise(tmp_path):
         ("x.pt", False, "model", last),
         ("y.pt", True, "", last),
     ):
-        found = read_checkpoint(tmp_path / name, ema=ema)
+        found = read_weights(tmp_path / name, ema=ema)
         assert found.part == part
         assert torch.equal(found.state["weight"], state["weight"])
 
