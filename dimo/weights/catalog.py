@@ -1,6 +1,8 @@
-"""Official weight files: their names, their sources, and where they are on this disk."""
+"""Files of weights on this disk, whole or in shards; names and sources of the official ones."""
 
+import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ from dimo.errors import DimoError, unknown_name
 from dimo.util.files import at_home, user_home
 
 ASSETS = Path(__file__).parent.parent / "assets"  # the small weights that come with the package
+# A file of a set: its name, the number of files, the suffix.
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 
 
 @dataclass(frozen=True)
@@ -281,3 +285,50 @@ def locate(name: str, folder: Path | None = None) -> Path:
             f"with --weights, or fetch it with: dimo weights fetch {name}"
         )
     return path
+
+
+def weights_files(path: Path) -> list[Path]:
+    """The files that hold the weights at `path`.
+
+    That is the file itself, or all shards of a set: `path` may be one of them, their
+    `.index.json`, or a folder that holds one set or one file.
+
+    Raises:
+        DimoError: No such file, a folder of several, or a shard that is missing.
+    """
+    if path.is_dir():
+        kinds = (sorted(path.glob(kind)) for kind in ("*.index.json", "*.safetensors", "*.bin"))
+        sets = {_SHARD.sub(r"\1\3", p.name): p for p in next(filter(None, kinds), [])}
+        if len(sets) != 1:
+            raise DimoError(
+                f"folder {path} holds {', '.join(sets) or 'no .safetensors and no .bin'}; give "
+                "the one file of weights"
+            )
+        (path,) = sets.values()
+    if not path.is_file():
+        raise DimoError(f"no weights file at {path}; give the path of a checkpoint file")
+    if path.name.endswith(".index.json"):
+        names = _indexed(path)
+    elif shard := _SHARD.fullmatch(path.name):
+        stem, total, suffix = shard.groups()
+        names = [f"{stem}-{n:05}-of-{total}{suffix}" for n in range(1, int(total) + 1)]
+    else:
+        return [path]
+    missing = [name for name in names if not path.with_name(name).is_file()]
+    if missing:
+        raise DimoError(
+            f"{path} belongs to {len(names)} shards, of which {len(missing)} are missing, e.g. "
+            f"{missing[0]}; put all of them beside it"
+        )
+    return [path.with_name(name) for name in names]
+
+
+def _indexed(path: Path) -> list[str]:
+    try:
+        shards = set(json.loads(path.read_text(encoding="utf-8-sig"))["weight_map"].values())
+        return sorted(Path(name).name for name in shards)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DimoError(
+            f"{path} is no index of shards ({error}); fetch it again, or give the folder "
+            "of the shards"
+        ) from error

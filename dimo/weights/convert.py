@@ -19,7 +19,14 @@ from dimo.methods.di4c.network import Di4CStudent
 from dimo.models.halton import SIZES, HaltonMaskGIT
 from dimo.models.maskgit import MaskGIT
 from dimo.models.vqgan import TRAINING_KEYS, VQGAN, read_config
-from dimo.weights.catalog import OFFICIAL, OfficialFile, default_folder, find, name_of
+from dimo.weights.catalog import (
+    OFFICIAL,
+    OfficialFile,
+    default_folder,
+    find,
+    name_of,
+    weights_files,
+)
 from dimo.weights.download import recorded_sha256
 from dimo.weights.files import (
     DI4C_KIND,
@@ -34,7 +41,6 @@ from dimo.weights.files import (
     save_tensors,
     sha256_weights,
     state_sha256,
-    weights_files,
 )
 from dimo.zoo.loading import student_architecture
 from dimo.zoo.students import PUBLISHED_STUDENTS

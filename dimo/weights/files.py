@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from dimo.errors import DimoError
 from dimo.util.files import replacing, sha256_bytes, sha256_file
+from dimo.weights.catalog import weights_files
 
 # The key of the network in a trainer's checkpoint: Maskgit-pytorch and di4c, VQGAN, LlamaGen.
 _CONTAINERS = ("model_state_dict", "state_dict", "model")
@@ -31,8 +32,6 @@ _CONTAINERS = ("model_state_dict", "state_dict", "model")
 _WRAPPERS = re.compile(r"(_orig_mod\.|module\.)+")
 # The key of its average, which is what authors sample: LlamaGen, SiT and DiT, timm, ADM.
 _AVERAGES = ("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema")
-# A file of a set: its name, the number of files, the suffix.
-_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 
 # Packages and built-in types that trainers' files name beside their tensors. Nothing of them is
 # ever imported or called.
@@ -44,11 +43,11 @@ _INERT_TYPES = ("bool", "dict", "float", "int", "list", "object", "set", "str", 
 _INERT_MAPPINGS = ("AttributeDict", "defaultdict")
 # Keeps the tensors of any checkpoint; runs the code in it.
 _STRIP = (
-    "import sys, torch; d = torch.load(sys.argv[1], 'cpu', weights_only=False); "
+    "import torch; d = torch.load('OLD', 'cpu', weights_only=False); "
     "d = d if isinstance(d, dict) else d.state_dict(); "
     "torch.save({k: v if torch.is_tensor(v) else dict(v) for k, v in d.items() if "
     "torch.is_tensor(v) or v and isinstance(v, dict) and all(map(torch.is_tensor, v.values()))}, "
-    "sys.argv[2])"
+    "'NEW.pth')"
 )
 
 VQGAN_KIND, MASKGIT_KIND = "taming VQGAN", "MaskGIT v1.0 transformer"
@@ -148,57 +147,10 @@ def _tensors(content: Any) -> dict[str, Tensor]:
     return state if all(isinstance(key, str) for key in state) else {}
 
 
-def weights_files(path: Path) -> list[Path]:
-    """The files that hold the weights at `path`.
-
-    That is the file itself, or all shards of a set: `path` may be one of them, their
-    `.index.json`, or a folder that holds one set or one file.
-
-    Raises:
-        DimoError: No such file, a folder of several, or a shard that is missing.
-    """
-    if path.is_dir():
-        kinds = (sorted(path.glob(kind)) for kind in ("*.index.json", "*.safetensors", "*.bin"))
-        sets = {_SHARD.sub(r"\1\3", p.name): p for p in next(filter(None, kinds), [])}
-        if len(sets) != 1:
-            raise DimoError(
-                f"folder {path} holds {', '.join(sets) or 'no .safetensors and no .bin'}; give "
-                "the one file of weights"
-            )
-        (path,) = sets.values()
-    if not path.is_file():
-        raise DimoError(f"no weights file at {path}; give the path of a checkpoint file")
-    if path.name.endswith(".index.json"):
-        names = _indexed(path)
-    elif shard := _SHARD.fullmatch(path.name):
-        stem, total, suffix = shard.groups()
-        names = [f"{stem}-{n:05}-of-{total}{suffix}" for n in range(1, int(total) + 1)]
-    else:
-        return [path]
-    missing = [name for name in names if not path.with_name(name).is_file()]
-    if missing:
-        raise DimoError(
-            f"{path} belongs to {len(names)} shards, of which {len(missing)} are missing, e.g. "
-            f"{missing[0]}; put all of them beside it"
-        )
-    return [path.with_name(name) for name in names]
-
-
 def sha256_weights(path: Path) -> str:
     """Hex SHA-256 of the file at `path`; of shards, that of their hashes."""
     digests = [sha256_file(file) for file in weights_files(path)]
     return digests[0] if len(digests) == 1 else sha256_bytes("".join(digests).encode())
-
-
-def _indexed(path: Path) -> list[str]:
-    try:
-        shards = set(json.loads(path.read_text(encoding="utf-8-sig"))["weight_map"].values())
-        return sorted(Path(name).name for name in shards)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DimoError(
-            f"{path} is no index of shards ({_reason(error)}); fetch it again, or give the folder "
-            "of the shards"
-        ) from error
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -213,9 +165,10 @@ def _content(path: Path) -> Any:
     except Exception as error:  # a damaged pickle raises anything from KeyError to struct.error
         problem = f"{_reason(error)}; fetch the file again"
         if named := _named_class(error):
+            snippet = _STRIP.replace("OLD", str(path))
             problem = (
                 f"it holds objects of {named}, which no official checkpoint has; if you trust its "
-                f'author, keep its tensors alone with: python -c "{_STRIP}" {path} NEW.pth'
+                f'author, keep its tensors alone with: python -c "{snippet}"'
             )
         raise DimoError(f"cannot read weights {path}: {problem}") from error
 
