@@ -352,7 +352,6 @@ def test_labels_that_a_sampler_drew_do_not_count(dimo, tmp_path, real_digits, ti
     _, err = dimo("eval", "adm.npz", "--protocol", "tiny.toml", code=2)
     assert "no Acc.: the images have no labels that count" in err
     assert "labels stored with the images are not balanced" in err
-    (tmp_path / "labels.csv").write_text("file,label\n")
     rows = "".join(f"adm.npz[{i}],{min(y, 8)}\n" for i, y in enumerate(labels))
     (tmp_path / "labels.csv").write_text(f"file,label\n{rows}")
     given = ("--labels", "labels.csv")  # someone's word for it
