@@ -37,7 +37,6 @@ def bench(
         ),
     ] = "",
     students: opt.Students = [],  # noqa: B006
-    checkpoint: opt.Checkpoint = None,
     baselines: opt.Baselines = [],  # noqa: B006
     steps: Annotated[
         str,
@@ -73,6 +72,7 @@ def bench(
             "detector decides, else by Fréchet distance; may be repeated.",
         ),
     ] = [],  # noqa: B006
+    checkpoint: opt.Checkpoint = None,
     weights: opt.Weights = None,
     reference: opt.Reference = None,
     extractor_weights: opt.ExtractorWeights = None,

@@ -174,8 +174,7 @@ def compare(
 @app.command(
     epilog=examples(
         "dimo reference train256/ --protocol imagenet256-clean -o imagenet256-train.npz",
-        "dimo reference imagenet/train --recursive --centre-crop 256 "
-        "--protocol imagenet256-clean -o train.npz",
+        "dimo reference photos/ --protocol imagenet256-clean --centre-crop 256 -o x.npz",
     )
 )
 def reference(

@@ -67,6 +67,7 @@ Checkpoint = Annotated[
     typer.Option(
         metavar="N",
         min=1,
+        rich_help_panel=FILES,
         help="Take the student from its run's checkpoint after N steps; default: the finished one.",
     ),
 ]

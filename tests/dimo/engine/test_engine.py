@@ -346,9 +346,15 @@ def test_a_skipped_update_is_left_out_of_the_log(tmp_path):
 
 
 def test_a_diverged_training_stops_with_one_error(tmp_path):
-    recipe = dataclasses.replace(RECIPE, steps=100, teacher_guidance_scale=1e39, max_skipped=10)
-    with pytest.raises(DimoError, match="diverged before step 50: 50 updates in a row"):
-        distill(recipe, tmp_path / "run", recipe_name="test", runtime=Runtime(CPU))
+    recipe = dataclasses.replace(RECIPE, steps=100, max_skipped=10)
+
+    def spoil(step, scalars, task):
+        task.teacher.requires_grad_(False).last_layer[4].bias.fill_(torch.nan if step > 50 else 0)
+
+    with pytest.raises(DimoError, match="diverged before step 100: 49 updates in a row"):
+        distill(
+            recipe, tmp_path / "run", recipe_name="test", runtime=Runtime(CPU), watchers=[spoil]
+        )
     assert not (tmp_path / "run" / "student.safetensors").exists()
 
 
