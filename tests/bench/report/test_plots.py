@@ -197,7 +197,7 @@ def test_hostile_names_are_drawn_as_they_are(
     nasty = [
         "<script>a()</script>",
         "$x^2$ \\frac",
-        "\u202e\ud800\x00 a\nb",
+        "\u202e\x00 a\nb",
         "\u96ea" * 999,
         "../../x",
     ]

@@ -89,7 +89,7 @@ def test_the_record_has_what_the_scorer_says(evaluate, images, prompts, tmp_path
     )  # fmt: skip
     every = []
     for style in STYLES:
-        files = sorted((images / style).iterdir())
+        files = sorted((images / style).glob("[!.]*"))
         texts = json.loads((prompts / f"{style}.json").read_text())
         values = scorer.score([decode_image(file.read_bytes()) for file in files], texts)
         found = record.metrics[f"hps_{style.replace('-', '_')}"]
