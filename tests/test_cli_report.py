@@ -113,7 +113,7 @@ def test_strict_exits_with_1_and_still_reports(run, world):
         assert [line for line in lines if name in line and reason in line], (name, lines)
         assert name in done.stdout.split("Files left out\n")[1]
     assert "6 files left out (--strict)" in lines[-1]
-    assert "\nMaskGIT " in done.stdout
+    assert "\nMaskGIT" in done.stdout
     assert run("report", cwd=world).stdout == done.stdout
 
 
