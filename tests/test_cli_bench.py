@@ -166,7 +166,7 @@ def test_a_teacher_without_recipe_or_data(dimo, monkeypatch):
     assert "no recipe of method 'dimo' for teacher 'maskgit'" in refused(
         dimo, "distill", "--teacher", "maskgit"
     )
-    assert "dimo weights fetch maskgit-256" in refused(
+    assert "is one of teacher 'digits', not 'maskgit'" in refused(
         dimo, "train", "--teacher", "maskgit", "--recipe", "digits-teacher"
     )
 

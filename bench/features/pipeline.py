@@ -81,9 +81,13 @@ def features_of_paths(
     share = ranks.split(total, FORWARD_BATCH)
     meter = _Meter(runtime.progress, ranks, share, total)
     infos, findings = _scan(images, share, spec, ranks, meter, count=count, balanced=balanced)
-    if findings.errors:
-        raise DimoError("; ".join(findings.errors))
-    accept(findings, images)
+
+    def check() -> None:
+        if findings.errors:
+            raise DimoError("; ".join(findings.errors))
+        accept(findings, images)
+
+    ranks.synchronized(check)
     content = content_sha256(infos, images.labels)
     key = feature_key(content, extractor, runtime.device.type)
     features = cache.get(key) if ranks.is_first else None

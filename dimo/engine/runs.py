@@ -306,7 +306,8 @@ def _opened(
 
 def _files(recipe: DistillationRecipe | TrainRecipe) -> tuple[str, ...]:
     """What a run may write to its folder."""
-    return (*RUN_FILES, *get_teacher(recipe.teacher).weights.values())
+    names = get_teacher(recipe.teacher).weights.values()
+    return (*RUN_FILES, *(name for name in names if not Path(name).is_absolute()))
 
 
 def _check(

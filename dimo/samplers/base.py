@@ -126,7 +126,10 @@ class Predictor:
             logits = self._logits(tokens, guidance_scale, positions, **inputs)
         scaled = logits[..., : self.model.codebook_size].double() / temperature
         log_p = scaled.log_softmax(-1)
-        check_finite_logits(~log_p[..., 0].isnan())  # one logit of NaN or inf makes its row NaN
+        is_drawn = gather_positions(tokens[..., None], positions)[..., 0]
+        is_drawn = is_drawn == self.model.mask_token_id
+        # one logit of NaN or inf makes its row NaN
+        check_finite_logits(~(log_p[..., 0].isnan() & is_drawn))
         return log_p
 
     def _logits(

@@ -183,7 +183,10 @@ def test_optional_keys_survive_a_round_trip(tmp_path):
     recipe = load_recipe(
         DiMORecipe,
         "digits",
-        ["init_mask_ratio_range=[0.1, 0.9]", "auxiliary_mask_schedule=cosine"],
+        [
+            *("init_mask_ratio_range=[0.1, 0.9]", "auxiliary_mask_schedule=cosine"),
+            "auxiliary_samples=fresh",
+        ],
     )
     assert recipe.label_smoothing is None
     path = tmp_path / "copy.toml"

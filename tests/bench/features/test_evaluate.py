@@ -320,10 +320,10 @@ def test_what_can_be_known_first_is_said_first(dimo, samples, tmp_path, monkeypa
         assert words in err, (arguments, err)
 
 
-def test_a_row_of_the_folder_one_is_in_has_its_name(dimo, samples, tmp_path, monkeypatch):
-    monkeypatch.chdir(samples)
+@pytest.mark.usefixtures("dimo")
+def test_a_row_of_the_folder_one_is_in_has_its_name(run, samples, tmp_path):
     arguments = ("--protocol", "../tiny.toml", "--labels", "filename", "--results", "../results")
-    dimo("eval", ".", *arguments)
+    run("eval", ".", *arguments, cwd=samples)
     (record,), _ = load_all(tmp_path / "results")
     assert record.method.name == "samples"
 

@@ -68,8 +68,8 @@ def test_of_scale_order_and_identity():
     assert scaled.value == pytest.approx(1e4 * found.value, rel=1e-9)
     np.testing.assert_allclose(scaled.contributions[::-1], 1e4 * found.contributions, rtol=1e-6)
     same = mind(generated=x, reference=x[::-1])
-    assert same.value == 0
-    np.testing.assert_array_equal(same.contributions, 0)
+    assert same.value == pytest.approx(0, abs=1e-12)
+    np.testing.assert_allclose(same.contributions, 0, atol=1e-12)
 
 
 def test_equal_moments_do_not_fool_it():

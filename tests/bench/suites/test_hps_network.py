@@ -184,7 +184,7 @@ def test_images_by_style(tmp_path):
         (lambda f: [p.unlink() for p in f.rglob("*.png")], "photo|anime/00000.* and 5 more"),
         (lambda f: (f / "anime").rename(f / "other"), "has no folder anime"),
         (lambda f: (f / "anime" / "00002.png").touch(), "1 images in excess of its 2 prompts"),
-        (lambda f: (f / "anime" / "00000.jpg").touch(), r"00000\.png and 00000\.jpg; remove one"),
+        (lambda f: (f / "anime" / "00000.jpg").touch(), r"00000\.jpg and 00000\.png; remove one"),
     ],
 )
 def test_images_that_are_not_whole_are_one_error(tmp_path, spoil, said):

@@ -113,7 +113,7 @@ def test_an_official_file_becomes_a_run_and_itself_again(small_maskgit, tmp_path
 def test_safetensors_carry_the_settings(tmp_path):
     export_student("digits-dimo", tmp_path / "student.safetensors")
     found = load_metadata(tmp_path / "student.safetensors")
-    assert (found["teacher"], found["temperature"]) == ("digits", 0.5)
+    assert (found["teacher"], found["temperature"]) == ("digits", 0.2)
     assert "training_seconds" not in found
 
 
@@ -145,7 +145,7 @@ def test_what_cannot_be_exported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("teacher", "noise", "temperature"), [("digits", 0.0, 0.4), ("maskgit", 0.1, 7.0)]
+    ("teacher", "noise", "temperature"), [("digits", 0.0, 0.3), ("maskgit", 0.1, 7.0)]
 )
 def test_defaults_are_those_of_the_teachers_recipe(
     teacher, noise, temperature, small_maskgit, tmp_path

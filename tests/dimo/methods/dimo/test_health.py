@@ -14,7 +14,7 @@ from dimo.util.terminal import ignore
 from dimo.zoo.loading import load_student, load_teacher
 
 CPU = torch.device("cpu")
-RECIPE = load_distillation("digits", ["steps=1000"])
+RECIPE = load_distillation("digits", ["steps=1000", "batch_size=100"])
 
 
 class Apart(Ranks):
