@@ -101,14 +101,18 @@ def check_num_images(protocol: Protocol, count: int) -> None:
 
 def too_few(metric: Metric, generated: int, reference: int) -> str:
     """Why a metric cannot be computed from so many images of each side; empty if it can."""
-    params, kind = metric.params, METRICS[metric.name]
-    used = params.get("blocks", 1) * params.get("block_size", 0)
+    used, kind = _images_used(metric), METRICS[metric.name]
     if used > min(generated, reference):
         return f"it uses {used:,} images of {generated:,} and of {reference:,} of the reference"
-    for key, value in params.items():
+    for key, value in metric.params.items():
         if value > (high := kind.params[key].high(generated, reference)):
             return f"{key} = {value:,}; with so few images at most {high:,}"
     return ""
+
+
+def _images_used(metric: Metric) -> int:
+    """How many images of each side a metric that draws some uses; 0 for all."""
+    return metric.params.get("blocks", 1) * metric.params.get("block_size", 0)
 
 
 def _hashes(protocol: Protocol) -> Iterator[tuple[str, str]]:
@@ -278,8 +282,7 @@ def _metric_contradictions(protocol: Protocol) -> Iterator[str]:
                 f"'{path}.name' is {metric.name!r}, which needs {kind.needs}; the extractor "
                 f"{protocol.extractor.name!r} gives {', '.join(outputs)}"
             )
-        used = metric.params.get("blocks", 1) * metric.params.get("block_size", 0)
-        if used > min(counts):
+        if (used := _images_used(metric)) > min(counts):
             yield (
                 f"'{path}' uses {used} images of each side; there are {counts[0]} generated "
                 f"and {counts[1]} reference ones"

@@ -219,7 +219,13 @@ class _Run:
 
 
 # Keys of a recipe that decide no number of its run, but for rounding and what dropout draws.
-_FREE = ("accumulate", "gradient_checkpointing", "checkpoint_every", "keep_every", "max_skipped")
+FREE_KEYS = (
+    "accumulate",
+    "gradient_checkpointing",
+    "checkpoint_every",
+    "keep_every",
+    "max_skipped",
+)
 
 
 def differences(old: Mapping[str, Any], recipe: Any, device: torch.device) -> tuple[str, str]:
@@ -230,7 +236,7 @@ def differences(old: Mapping[str, Any], recipe: Any, device: torch.device) -> tu
     """
     old, new = (json.loads(json.dumps(values)) for values in (old, asdict(recipe)))
     keys = [key for key in {**new, **old} if new.get(key) != old.get(key)]
-    free = set(_FREE)
+    free = set(FREE_KEYS)
     if recipe.steps_may_grow and new["steps"] > old.get("steps", 0):
         free.add("steps")
     if new["precision"] == "float32" and device.type == "cpu" and not has_bfloat16():

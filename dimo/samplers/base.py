@@ -119,15 +119,15 @@ class Predictor:
             raise DimoError(f"temperature {temperature:g} is not positive; 1 is as trained")
         self.nfe += 1 if guidance_scale == 1 else 2
         latent = self.model.takes_latent
-        if not latent and bool((tokens == self.model.mask_token_id).all()):
+        masked = tokens == self.model.mask_token_id
+        if not latent and bool(masked.all()):
             logits = gather_positions(self._all_masked_logits(tokens, guidance_scale), positions)
         else:
             inputs = {"z": self.noise.uniform(f"sample/latent/{step}", ())} if latent else {}
             logits = self._logits(tokens, guidance_scale, positions, **inputs)
         scaled = logits[..., : self.model.codebook_size].double() / temperature
         log_p = scaled.log_softmax(-1)
-        is_drawn = gather_positions(tokens[..., None], positions)[..., 0]
-        is_drawn = is_drawn == self.model.mask_token_id
+        is_drawn = gather_positions(masked[..., None], positions)[..., 0]
         # one logit of NaN or inf makes its row NaN
         check_finite_logits(~(log_p[..., 0].isnan() & is_drawn))
         return log_p

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dimo.config import load_distillation
 from dimo.engine.checkpoint import STATE_FILE, is_checkpoint, kept_steps, read_checkpoint
+from dimo.engine.loop import FREE_KEYS
 from dimo.errors import DimoError, unknown_name
 from dimo.initialization import TOKEN_INITIALIZATIONS
 from dimo.methods import METHODS
@@ -22,8 +23,8 @@ from dimo.weights.files import DI4C_KIND, Checkpoint, looks_like, read_weights, 
 
 # keys of a recipe in which two runs that train the same may differ
 _OF_A_RUN = (
-    *("seed", "temperature", "temperature_selected_by", "checkpoint_every", "keep_every"),
-    *("accumulate", "gradient_checkpointing", "ema_on_cpu", "precision", "max_skipped"),
+    *("seed", "temperature", "temperature_selected_by", "ema_on_cpu", "precision"),
+    *FREE_KEYS,
 )
 
 
