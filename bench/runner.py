@@ -1,24 +1,35 @@
-"""Models and images in, records out: tune -> measure -> store -> picture."""
+"""Models and images in, records out: tune -> measure -> store -> picture, over all ranks."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
 
 import pandas as pd
 
+from bench.features import FORWARD_BATCH
 from bench.features.extraction import cache_folder
 from bench.protocol import Protocol, load_protocol
 from bench.records.record import ResultRecord
 from bench.records.store import load_all
+from bench.rows.generate import SampledImages, try_out
 from bench.rows.grid import write_picture
-from bench.rows.rows import Planned, load_planned, plan_models
+from bench.rows.rows import Job, Planned, load_planned, plan_models
 from bench.rows.settings import check_protocol, protocol_for
-from bench.suites.base import Assets, ImageOrigin, check_inputs, load_suite, store
-from bench.tuning import check_grid, tune
-from dimo.engine.distributed import Runtime, choose_device
+from bench.suites.base import (
+    Assets,
+    ImageOrigin,
+    Measured,
+    Suite,
+    check_inputs,
+    load_suite,
+    store,
+)
+from bench.tuning import as_tuned, check_grid, trials_of, tune
+from dimo.engine.distributed import Runtime, choose_device, ranks
 from dimo.errors import DimoError
 from dimo.util.files import check_folder
 from dimo.zoo.loading import weights_file
@@ -26,7 +37,77 @@ from dimo.zoo.loading import weights_file
 AnyPath: TypeAlias = str | PathLike[str]
 
 
-def run_rows(
+@dataclass(frozen=True)
+class Work:
+    """The rows of a bench with their networks, before anything is measured; see `plan_work`."""
+
+    suite: Suite
+    rows: Sequence[Job]
+    done: Mapping[int, ResultRecord]  # by position in `rows`: those that are on record
+    grid: Mapping[str, Sequence[float]]
+    results: Path
+
+    def run(self) -> list[ResultRecord]:
+        """Measures rows that are not on record: record, contributions and picture in `results`.
+
+        Ranks share the images of each row; the records are returned on the first one, no others.
+
+        Raises:
+            Stopped: A signal came. The same call continues: rows on record are not measured again,
+                and of an interrupted row what the cache holds is not.
+            DimoError: Images that cannot be scored, or results that cannot be written.
+        """
+        suite, is_first = self.suite, self.suite.runtime.ranks.is_first
+        if self.done and is_first:
+            suite.runtime.warn(
+                f"{len(self.done)} of {len(self.rows)} rows are on record in {self.results} and "
+                "are not measured again; see --again"
+            )
+        records = []
+        for number, row in enumerate(self.rows):
+            if number in self.done:
+                records.append(self.done[number])
+                continue
+            tuned = tune(suite, row, self.grid)
+            measured = suite.measure(tuned)
+            suite.on_first(partial(_recorded, suite, tuned, measured, self.results))
+            records += [measured.record] if measured is not None else []
+        return records if is_first else []
+
+    def estimates(self) -> pd.DataFrame:
+        """What each row costs, from sampling and looking at 32 images of it on this device.
+
+        Columns: name, num_steps, nfe, images (of the row and of its sweep), on_record, seconds and
+        bytes (on disk until the row is recorded); those of rows on record are 0. Metrics and their
+        intervals, which take seconds to minutes, are not counted.
+        """
+        lines = []
+        for number, row in enumerate(self.rows):
+            images = self.suite.images_of(row, self.suite.protocol.seeds.select, FORWARD_BATCH)
+            sampled, nfe = isinstance(images, SampledImages), None
+            if isinstance(images, SampledImages):
+                nfe = images.samples.nfe
+            count = self.suite.num_images if sampled else images.count
+            if sampled:
+                count += trials_of(row, self.grid) * self.suite.protocol.seeds.n_select
+            seconds, size = 0.0, 0
+            if number not in self.done:
+                seconds, size = try_out(images, self.suite.look_at(images))
+            lines.append(
+                {
+                    "name": row.name,
+                    "num_steps": None if row.settings is None else row.settings.num_steps,
+                    "nfe": nfe,
+                    "images": count,
+                    "on_record": number in self.done,
+                    "seconds": seconds * count,
+                    "bytes": size * count if sampled else 0,
+                }
+            )
+        return pd.DataFrame(lines).convert_dtypes()
+
+
+def plan_work(
     planned: Sequence[Planned],
     protocol: Protocol,
     runtime: Runtime,
@@ -36,13 +117,15 @@ def run_rows(
     grid: Mapping[str, Sequence[float]] | None = None,
     num_images: int | None = None,
     reference_rows: bool = True,
+    again: bool = False,
     batch_size: int = 500,
     command: str = "",
-) -> list[ResultRecord]:
-    """Scores models, each row with its record, contributions and picture in `results`.
+) -> Work:
+    """Checks everything, loads networks, and finds the rows that are on record.
 
     Args:
         planned: From `bench.rows.rows.plan_jobs` or `plan_models`.
+        results: Folder of records.
         grid: As `tune` of `run`, for every row; the other options are those of `run`, too.
 
     Raises:
@@ -59,20 +142,46 @@ def run_rows(
     suite = load_suite(
         protocol, runtime, assets, batch_size=batch_size, command=command, num_images=num_images
     )
-    device = runtime.device
-    rows = load_planned(planned, device=device, weights=assets.weights, prompts=suite.prompts)
+    rows = load_planned(
+        planned, device=runtime.device, weights=assets.weights, prompts=suite.prompts
+    )
     if reference_rows and not suite.off_protocol:
         rows = suite.reference_rows(rows[0].loaded) + rows
-    records = []
-    for row in rows:
-        tuned = tune(suite, row, grid or {})
-        measured = suite.measure(tuned)
-        store(measured, results)
-        if tuned.settings is not None:
-            seed, run_id = protocol.seeds.report, measured.record.run_id
-            write_picture(tuned, results, run_id, seed=seed, device=device)
-        records.append(measured.record)
-    return records
+    found = suite.on_first(
+        lambda: _on_record(suite, rows, grid or {}, [] if again else _known(results))
+    )
+    done = runtime.ranks.all_gather(lambda: found)[0] or {}
+    return Work(suite, rows, done, grid or {}, results)
+
+
+def _known(results: Path) -> list[ResultRecord]:
+    return load_all(results)[0] if results.is_dir() else []
+
+
+def _on_record(
+    suite: Suite,
+    rows: Sequence[Job],
+    grid: Mapping[str, Sequence[float]],
+    known: Sequence[ResultRecord],
+) -> dict[int, ResultRecord]:
+    """Number of a row -> its newest record, where there is one that is the same to the code."""
+    found = {}
+    for number, row in enumerate(rows):
+        for record in known:
+            tuned = as_tuned(row, grid, suite.protocol, record.method)
+            if tuned is not None and suite.is_same(record, tuned):
+                found[number] = record
+    return found
+
+
+def _recorded(suite: Suite, row: Job, measured: Measured | None, results: Path) -> None:
+    """Stores what was measured of a row, and its picture; then nothing is kept of it elsewhere."""
+    assert measured is not None
+    store(measured, results)
+    if row.settings is not None:
+        seed, run_id = suite.protocol.seeds.report, measured.record.run_id
+        write_picture(row, results, run_id, seed=seed, device=suite.runtime.device)
+    suite.forget()
 
 
 def score_images(
@@ -100,7 +209,8 @@ def score_images(
     origin = replace(origin, name=_row_name(origin.name, paths[0]))
     suite = load_suite(protocol, runtime, assets, nonconforming=nonconforming, command=command)
     measured = suite.measure_paths(paths, origin)
-    return None if measured is None else (measured.record, store(measured, results))
+    path = suite.on_first(lambda: None if measured is None else store(measured, results))
+    return None if measured is None or path is None else (measured.record, path)
 
 
 def _row_name(given: str, path: Path) -> str:
@@ -119,6 +229,7 @@ def run(
     tune: Mapping[str, Sequence[float]] | None = None,
     num_images: int | None = None,
     reference_rows: bool = True,
+    again: bool = False,
     results: AnyPath = "results",
     assets: Assets | None = None,
     device: str = "auto",
@@ -138,9 +249,14 @@ def run(
             table with others. None: as many as the protocol asks for.
         reference_rows: Whether real data and the tokenizer are rows, too, where they are bundled;
             a quick look has none.
+        again: Whether rows that `results` has from the same code, weights, settings, packages and
+            device are measured again.
         assets: Files that replace bundled or downloaded ones, such as a reference.
         device: auto, cpu, cuda or cuda:N.
-        batch_size: Images generated at a time; changes speed, never a result.
+        batch_size: Images generated at a time; changes speed, never a result. Halved where memory
+            runs out.
+
+    Under torchrun the ranks share the images of each row, and the first one returns the table.
 
     Returns:
         One line per row, see `records_frame`.
@@ -152,18 +268,22 @@ def run(
     planned = plan_models(models, steps, weights=files.weights)
     fixed = protocol_for(planned[0].teacher, protocol)
     options = "" if num_images is None else f", num_images={num_images}"
-    records = run_rows(
-        planned,
-        fixed,
-        Runtime(choose_device(device), warn=warnings.warn),
-        files,
-        results=Path(results),
-        grid=tune,
-        num_images=num_images,
-        reference_rows=reference_rows,
-        batch_size=batch_size,
-        command=f"bench.run({list(models)!r}, protocol={str(protocol or fixed.name)!r}{options})",
-    )
+    with ranks() as group:
+        work = plan_work(
+            planned,
+            fixed,
+            Runtime(choose_device(device), group, warn=warnings.warn),
+            files,
+            results=Path(results),
+            grid=tune,
+            num_images=num_images,
+            reference_rows=reference_rows,
+            again=again,
+            batch_size=batch_size,
+            command=f"bench.run({list(models)!r}, protocol={str(protocol or fixed.name)!r}"
+            f"{options})",
+        )
+        records = work.run()
     return records_frame(records)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bench.protocol import Protocol
-from bench.records.record import ResultRecord
+from bench.records.record import MethodInfo, ResultRecord
 from bench.records.selection import Trial, Tuning, criterion_of, needed_criterion
 from bench.rows.rows import Job, Planned, load_planned
 from bench.rows.settings import SamplerSettings, settings_of
@@ -58,7 +58,10 @@ def score_laws(
         rule = "" if law.guidance_rule == "constant" else f", {law.guidance_rule}"
         name = f"s={law.guidance_scale:g}, T={law.temperature:g}{rule}"
         row = dataclasses.replace(job, name=name)
-        scored.append(suite.measure(row, seed=protocol.seeds.select).record)
+        measured = suite.measure(row, seed=protocol.seeds.select)
+        assert measured is not None, "this process is the only rank"
+        scored.append(measured.record)
+    suite.forget()
     return scored, criterion.best([r.metrics[criterion.metric].value for r in scored])
 
 
@@ -104,12 +107,10 @@ def tune(suite: Suite, row: Job, grid: Mapping[str, Sequence[float]]) -> Job:
     """
     settings, protocol, progress = row.settings, suite.protocol, suite.runtime.progress
     seeds, criterion = protocol.seeds, criterion_of(protocol)
-    known = settings_of(settings.sampler) if settings is not None else ()
-    axes = {key: values for key, values in grid.items() if key in known}
+    axes, combinations = _combinations(row, grid)
     if settings is None or not axes:
         return row
     assert criterion is not None, "check_grid refuses such a protocol"
-    combinations = [dict(zip(axes, v, strict=True)) for v in itertools.product(*axes.values())]
     trials = []
     for done, tried in enumerate(combinations):
         progress(f"tuning {row.caption}", done, len(combinations), "settings")
@@ -130,6 +131,37 @@ def tune(suite: Suite, row: Job, grid: Mapping[str, Sequence[float]]) -> Job:
         settings=settings.changed(**combinations[chosen], selected_by=selected_by),
         tuning=Tuning(seeds.select, seeds.n_select, tuple(trials), chosen),
     )
+
+
+def as_tuned(
+    row: Job, grid: Mapping[str, Sequence[float]], protocol: Protocol, method: MethodInfo
+) -> Job | None:
+    """The row with the settings that a recorded sweep over `grid` chose; None if it is another."""
+    axes, combinations = _combinations(row, grid)
+    tuning, seeds = method.tuning, protocol.seeds
+    if row.settings is None or not axes:
+        return row if tuning is None else None
+    if tuning is None or [trial.settings for trial in tuning.trials] != combinations:
+        return None
+    if (tuning.seed, tuning.num_images) != (seeds.select, seeds.n_select):
+        return None
+    chosen = row.settings.changed(**combinations[tuning.chosen], selected_by=method.selected_by)
+    return dataclasses.replace(row, settings=chosen)
+
+
+def trials_of(row: Job, grid: Mapping[str, Sequence[float]]) -> int:
+    """Number of settings that `tune` tries for a row."""
+    axes, combinations = _combinations(row, grid)
+    return len(combinations) if axes else 0
+
+
+def _combinations(
+    row: Job, grid: Mapping[str, Sequence[float]]
+) -> tuple[dict[str, Sequence[float]], list[dict[str, float]]]:
+    """What of the grid the row's sampler has, and all combinations of it."""
+    known = settings_of(row.settings.sampler) if row.settings is not None else ()
+    axes = {key: values for key, values in grid.items() if key in known}
+    return axes, [dict(zip(axes, v, strict=True)) for v in itertools.product(*axes.values())]
 
 
 def check_grid(

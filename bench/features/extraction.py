@@ -72,19 +72,21 @@ def extract(
     batches: Iterable[tuple[Tensor, Tensor | None]],
     *,
     count: int | None = None,
+    first: int = 0,
 ) -> Features:
     """Features of all images, in order, in full float32.
 
     Args:
         batches: (uint8 images [B, 3, H, W], labels [B] or None), of any B.
         count: How many images there will be, if known: saves a copy of all features.
+        first: Number of the first image in its set, for errors.
 
     Raises: DimoError: No images, another number than `count`, or as `extract_batches`.
     """
     labels: list[Tensor | None] = []
     columns = {output: _Column(count) for output in extractor.outputs}
     done = 0
-    for outputs in extract_batches(extractor, batches, labels):
+    for outputs in extract_batches(extractor, batches, labels, first):
         for output, values in outputs.items():
             columns[output].append(values)
         done += len(outputs["features"])
@@ -120,14 +122,15 @@ def extract_batches(
     extractor: Extractor,
     batches: Iterable[tuple[Tensor, Tensor | None]],
     labels: list[Tensor | None] | None = None,
+    first: int = 0,
 ) -> Iterator[dict[str, Tensor]]:
     """Outputs float32 [b, *] of all images in order, b at most `FORWARD_BATCH`.
 
-    `batches` as in `extract`; `labels` collects the labels of each batch.
+    `batches` and `first` as in `extract`; `labels` collects the labels of each batch.
 
     Raises: DimoError: Images that the extractor does not take, or features that are not finite.
     """
-    done = 0
+    done = first
     for images in _rebatch(_images(batches, extractor, [] if labels is None else labels)):
         yield _forward(extractor, images, done)
         done += len(images)

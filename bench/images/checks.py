@@ -9,12 +9,10 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
-from bench.images.codec import LOSSY_CODECS, ImageInfo, read_image
+from bench.images.codec import LOSSY_CODECS, ImageInfo
 from bench.images.labels import first_out_of_order, labels_sha256
 from bench.images.source import Labels, counted, shown
-from dimo.util.terminal import Progress, quiet
 
 K = TypeVar("K")
 _MODES = {3: ("RGB",), 1: ("L", "RGB")}  # by the protocol's channels; a grey RGB file is grey
@@ -255,62 +253,39 @@ class Content:
     nonconforming: tuple[str, ...] = ()
 
 
-class Tally:
-    """Hashes images on their way to a network; generated ones as an npz would store them."""
+def infos_of(images: Iterable[npt.NDArray[np.uint8]]) -> list[ImageInfo]:
+    """Infos of images [H, W, 3] that were made here, hashed as an npz would store them."""
+    infos = []
+    for pixels in images:
+        digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+        height, width, _ = pixels.shape
+        infos.append(ImageInfo(digest, height, width, "RGB", "array", None))
+    return infos
 
-    def __init__(self) -> None:
-        self._infos: list[ImageInfo] = []
-        self._labels: list[npt.NDArray[np.int64]] = []
 
-    def __len__(self) -> int:
-        return len(self._infos)
+def content_of(
+    infos: Sequence[ImageInfo],
+    labels: Labels,
+    *,
+    path: Path | None = None,
+    nonconforming: Sequence[str] = (),
+) -> Content:
+    """The content of a row; `path` is the folder that was read, None for generated images."""
+    copies = len(infos) - len({info.sha256 for info in infos})
+    notes = [] if path is None else list(_notes(infos, copies))
+    return Content(
+        content_sha256(infos, labels),
+        labels_sha256(labels),
+        copies,
+        () if path is None else (str(path),),
+        tuple(notes),
+        tuple(nonconforming),
+    )
 
-    def add(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Counts a batch, uint8 [B, 3, H, W] with labels int64 [B], and returns it."""
-        height, width = images.shape[2:]
-        for pixels in images.permute(0, 2, 3, 1).contiguous().cpu().numpy():
-            digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-            self._infos.append(ImageInfo(digest, height, width, "RGB", "array", None))
-        self._labels.append(labels.cpu().numpy())
-        return images, labels
 
-    def read(
-        self,
-        files: Sequence[Path],
-        labels: Iterable[int],
-        progress: Progress = quiet,
-        total: int | None = None,
-    ) -> Iterator[npt.NDArray[np.uint8]]:
-        """Reads and counts images one by one: uint8 [H, W, 3].
-
-        `labels` has one per file; `total` counts the images of the whole set (default: `files`).
-
-        Raises: DimoError: A file cannot be read.
-        """
-        for file, label in zip(files, labels, strict=True):
-            progress("images", len(self), len(files) if total is None else total, "images")
-            info, pixels = read_image(file)
-            self._infos.append(info)
-            self._labels.append(np.array([label], dtype=np.int64))
-            yield pixels
-
-    def content(self, path: Path | None = None, nonconforming: Sequence[str] = ()) -> Content:
-        """The content so far; `path` is the folder that was read, None for generated images."""
-        labels = np.concatenate(self._labels)
-        copies = len(self._infos) - len({info.sha256 for info in self._infos})
-        notes = [] if path is None else list(self._notes(copies))
-        return Content(
-            content_sha256(self._infos, labels),
-            labels_sha256(labels),
-            copies,
-            () if path is None else (str(path),),
-            tuple(notes),
-            tuple(nonconforming),
-        )
-
-    def _notes(self, copies: int) -> Iterator[str]:
-        if copies:
-            yield f"{copies} images are copies of others"
-        lossy = Counter(info.codec for info in self._infos if info.codec in LOSSY_CODECS)
-        for codec, count in lossy.items():
-            yield f"{count} images are stored with a loss ({codec})"
+def _notes(infos: Sequence[ImageInfo], copies: int) -> Iterator[str]:
+    if copies:
+        yield f"{copies} images are copies of others"
+    lossy = Counter(info.codec for info in infos if info.codec in LOSSY_CODECS)
+    for codec, count in lossy.items():
+        yield f"{count} images are stored with a loss ({codec})"

@@ -85,14 +85,24 @@ class MetricValue:
 
 
 @dataclass(frozen=True)
+class RankSpeed:
+    """How fast several ranks were together."""
+
+    count: int  # of ranks
+    images_per_second: float  # of all together, with extraction and gathering
+    peak_memory_bytes: tuple[int, ...]  # of each
+
+
+@dataclass(frozen=True)
 class Speed:
-    """How fast images were made, and on what. None: not measured."""
+    """How fast one device made images, and what it is. None: not measured."""
 
     images_per_second: float | None  # tokens and pixels included, warm
-    seconds_per_batch: float | None  # median over the measured batches
+    seconds_per_batch: float | None  # of the median image, times the batch size
     batch_size: int | None
     peak_memory_bytes: int | None
     device: str  # in words
+    ranks: RankSpeed | None = None  # None, and not in the file: a single one
 
 
 @dataclass(frozen=True)
@@ -247,7 +257,12 @@ _OLD_PLACE = {"detector": "extractor", "prompts": "reference"}
 def plain_content(record: ResultRecord) -> dict[str, Any]:
     """The fields of a record as JSON data; keys that came later are left out at their default."""
     content: dict[str, Any] = encode(record)
-    parts: list[tuple[Any, Any]] = [(record, content), (record.method, content["method"])]
+    parts: list[tuple[Any, Any]] = [
+        (record, content),
+        (record.method, content["method"]),
+        (record.speed, content["speed"]),
+        (record.revision, content["revision"]),
+    ]
     if record.evidence is not None:
         parts.append((record.evidence, content["evidence"]))
     if record.method.tuning is not None:
@@ -367,7 +382,7 @@ def _content_sha256(data: Mapping[str, Any]) -> str:
 
 # names of a run, not of its circumstances; metrics have tables of their own
 _NOT_COMPARED = ("format", "run_id", "created", "content_sha256", "seconds", "metrics")
-_MEASURED = ("images_per_second", "seconds_per_batch", "peak_memory_bytes")
+_MEASURED = ("speed.images_per_second", "speed.seconds_per_batch", "speed.peak_memory_bytes")
 _CIRCUMSTANCES = (
     "revision.",
     "packages.",
@@ -384,7 +399,7 @@ def differences(first: ResultRecord, second: ResultRecord) -> dict[str, tuple[An
     return {
         key: (left.get(key), right.get(key))
         for key in {**left, **right}
-        if left.get(key) != right.get(key) and key.partition(".")[2] not in _MEASURED
+        if left.get(key) != right.get(key) and not key.startswith((*_MEASURED, "speed.ranks"))
     }
 
 

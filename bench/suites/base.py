@@ -3,22 +3,23 @@
 import importlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from bench.images.checks import Content, Tally
+from bench.images.checks import Content
 from bench.images.codec import to_uint8
 from bench.metrics.base import Score
 from bench.metrics.scores import metric_values
-from bench.protocol import Protocol
+from bench.protocol import Protocol, protocol_sha256
 from bench.protocol.catalog import NONE
 from bench.protocol.checks import check_num_images
 from bench.records.compare import pack_contributions
+from bench.records.provenance import code_sha256, package_versions
 from bench.records.record import (
     Evidence,
     MethodInfo,
@@ -29,12 +30,23 @@ from bench.records.record import (
     new_record,
 )
 from bench.records.store import append
-from bench.rows.generate import Maker, no_speed
-from bench.rows.rows import Job
-from dimo.engine.distributed import Runtime
+from bench.rows.generate import (
+    Collected,
+    FixedImages,
+    Look,
+    RowImages,
+    SampledImages,
+    Shelf,
+    collect,
+)
+from bench.rows.rows import Job, method_info
+from dimo.engine.distributed import Runtime, device_name
 from dimo.errors import DimoError
 from dimo.util.files import sha256_bytes, write_atomic
-from dimo.zoo.loading import Generator
+from dimo.util.schema import canonical_json, encode
+from dimo.zoo.loading import Generator, weights_file
+
+T = TypeVar("T")
 
 # ways to score, as "module:class" of a `Suite`
 SUITES: dict[str, str] = {
@@ -109,6 +121,7 @@ class Suite(ABC):
         self.protocol, self.runtime, self.assets = protocol, runtime, assets
         self.batch_size, self.nonconforming, self.command = batch_size, nonconforming, command
         self.num_images = num_images or protocol.images.num_images
+        self._shelves: list[Shelf] = []
 
     @property
     def off_protocol(self) -> tuple[str, ...]:
@@ -136,12 +149,19 @@ class Suite(ABC):
             DimoError: The set cannot be read, or is off-protocol.
         """
 
-    def measure(self, row: Job, *, seed: int | None = None) -> Measured:
-        """Scores one row on `num_images` images of a seed; None: the protocol's reporting seed."""
+    def measure(self, row: Job, *, seed: int | None = None) -> Measured | None:
+        """Scores one row on `num_images` images of a seed; None: the protocol's reporting seed.
+
+        The result is None on every rank but the first.
+        """
+        raise self._files_only()
+
+    def look_at(self, images: RowImages) -> Look:
+        """What the networks of the suite find out about images of a row."""
         raise self._files_only()
 
     def quality(self, row: Job, *, seed: int, num_images: int) -> float:
-        """The metric that settings are chosen by, see `bench.records.selection.criterion_of`."""
+        """The metric that settings are chosen by, see `criterion_of`; the same on all ranks."""
         raise self._files_only()
 
     def reference_rows(self, loaded: Generator) -> list[Job]:
@@ -166,23 +186,85 @@ class Suite(ABC):
         """Bundled images uint8 [N, 3, H, W] and labels int64 [N] that a perfect model matches."""
         return None
 
-    def _maker(self, row: Job, seed: int, num_images: int) -> Maker:
-        return Maker(
+    def images_of(self, row: Job, seed: int, num_images: int) -> RowImages:
+        """The images of a row: those it has, or those that its network makes."""
+        if row.images is not None:
+            assert row.labels is not None
+            return FixedImages(row.caption, row.images, row.labels)
+        return SampledImages(
             row,
             seed=seed,
-            num_images=num_images,
+            count=num_images,
             batch_size=self.batch_size,
             uint8=self.protocol.images.uint8,
-            device=self.runtime.device,
-            progress=self.runtime.progress,
+            runtime=self.runtime,
         )
 
-    def _batches_of(
-        self, images: Tensor, labels: Tensor, tally: Tally
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(images), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            yield tally.add(images[part], labels[part])
+    def _collect(
+        self, images: RowImages, look: Look, *, what: str = "", batch_size: int = 0
+    ) -> Collected | None:
+        """As `bench.rows.generate.collect`; what was found is kept until `forget`.
+
+        `what` tells apart what a suite looks for in images of the same row.
+        """
+        shelf = Shelf(self._shelf_folder(images, what), self.runtime.warn)
+        self._shelves += [shelf] if shelf.folder is not None and self.runtime.ranks.is_first else []
+        size = batch_size or self.batch_size
+        return collect(images, look, runtime=self.runtime, batch_size=size, shelf=shelf)
+
+    def forget(self) -> None:
+        """Removes what was kept of rows that are recorded now."""
+        for shelf in self._shelves:
+            shelf.remove()
+        self._shelves.clear()
+
+    def _shelf_folder(self, images: RowImages, what: str) -> Path | None:
+        """By the hash of all that what is found depends on; None: nothing is kept."""
+        if self.assets.cache is None or not isinstance(images, SampledImages):
+            return None
+        loaded = images.job.loaded
+        if not loaded.weights_sha256:  # a network in training
+            return None
+        files = (
+            weights_file(loaded.teacher, r, self.assets.weights) for r in loaded.teacher.weights
+        )
+        identity = {
+            "count": images.count,
+            "seed": images.seed,
+            "settings": images.settings.plain() | {"selected_by": ""},
+            "weights": loaded.weights_sha256,
+            "student": None if loaded.student is None else encode(loaded.student),
+            "files": [
+                (f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()
+            ],
+            "uint8": images.uint8,
+            "what": [type(self).__name__, what],
+            "evidence": dict(self.evidence),
+            "device": self.runtime.device.type,
+            "packages": package_versions(),
+            "code": code_sha256(),
+        }
+        return self.assets.cache / "rows" / sha256_bytes(canonical_json(identity).encode())
+
+    def on_first(self, function: Callable[[], T]) -> T | None:
+        """Runs `function` on the first rank alone; its error is raised on all."""
+        ranks = self.runtime.ranks
+        return ranks.synchronized(lambda: function() if ranks.is_first else None)
+
+    def is_same(self, record: ResultRecord, row: Job) -> bool:
+        """Whether a record is of this row, measured as it would be measured now."""
+        method = replace(record.method, nfe=None, token_counts=None, student=None, tuning=None)
+        evidence = {} if record.evidence is None else vars(record.evidence)
+        return (
+            record.protocol.sha256 == protocol_sha256(self.protocol)
+            and record.revision.code_sha256 == code_sha256()
+            and record.packages == package_versions()
+            and record.speed.device == device_name(self.runtime.device)
+            and record.seed == self.protocol.seeds.report
+            and record.off_protocol == self.off_protocol
+            and method == replace(method_info(row, None), student=None, tuning=None)
+            and all(evidence.get(key) == value for key, value in self.evidence.items())
+        )
 
     def _files_only(self) -> DimoError:
         name = self.protocol.name
@@ -237,7 +319,7 @@ class Suite(ABC):
             protocol=self.protocol,
             method=method,
             metrics=metrics,
-            speed=speed or no_speed(self.runtime.device),
+            speed=speed or Speed(None, None, None, None, device_name(self.runtime.device)),
             seed=seed,
             command=self.command,
             seconds=time.monotonic() - start,

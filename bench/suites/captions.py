@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bench.features import FORWARD_BATCH
 from bench.images import ImageSet, open_images
 from bench.images.codec import IMAGE_SUFFIXES
 from bench.images.source import shown
@@ -329,9 +330,8 @@ class CaptionsSuite(FeaturesSuite):
         named, scorer = self.protocol.prompts, self.protocol.scorer
         assert named is not None
         assert scorer is not None
-        if self.runtime.ranks.is_first:
-            self.captions = read_captions(prompts_path(self.protocol, self.assets.prompts), named)
-            self.scorer = load_clip_scorer(scorer, self.assets.clip, self.runtime.device)
+        self.captions = read_captions(prompts_path(self.protocol, self.assets.prompts), named)
+        self.scorer = load_clip_scorer(scorer, self.assets.clip, self.runtime.device)
         super().__init__(*args, **options)
 
     @property
@@ -344,15 +344,13 @@ class CaptionsSuite(FeaturesSuite):
             "prompts_sha256": texts_sha256(self.captions.texts),
         }
 
-    def _images(self, paths: Sequence[Path], origin: ImageOrigin) -> ImageSet:
+    def _set(self, paths: Sequence[Path], origin: ImageOrigin) -> ImageSet:
         return open_images(paths, recursive=origin.recursive, labels=origin.labels)
 
     def _other_gaps(self, paths: Sequence[Path], origin: ImageOrigin) -> dict[str, str]:
-        """Finds the caption of each image before anything is computed, on the first rank."""
+        """Finds the caption of each image before anything is computed."""
         assert self.protocol.prompts is not None
-        if not self.runtime.ranks.is_first:
-            return {}
-        names = self._images(paths, origin).names
+        names = self._set(paths, origin).names
         try:
             self._shown = paired(names, self.captions, self.protocol.prompts.images_per_prompt)
         except DimoError as error:
@@ -364,19 +362,29 @@ class CaptionsSuite(FeaturesSuite):
     def _other_scores(self, paths: Sequence[Path], origin: ImageOrigin) -> dict[str, Score]:
         if "clip_score" in self._gaps:
             return {}
-        images, progress = self._images(paths, origin), self.runtime.progress
-        texts = [self.captions.texts[number] for number in self._shown]
+        images, ranks = self._set(paths, origin), self.runtime.ranks
+        rows = ranks.split(len(images), FORWARD_BATCH)
+        texts = [self.captions.texts[self._shown[row]] for row in rows]
 
         def pixels() -> Iterator[npt.NDArray[np.uint8]]:
             done = 0
-            for batch in images.batches(range(len(images)), _READ_AHEAD):
-                progress("CLIP score", done, len(images), "images")
+            for batch in images.batches(rows, _READ_AHEAD):
+                self._told(done, rows, len(images))
                 yield from batch.permute(0, 2, 3, 1).numpy()
                 done += len(batch)
+            self._told(done, rows, len(images))
 
-        values = self.scorer.score(pixels(), texts)
-        progress("CLIP score", len(images), len(images), "images")
-        return clip_scores(self.protocol, values, self._shown)
+        parts = ranks.all_gather(
+            lambda: self.scorer.score(pixels(), texts) if rows else np.empty(0), first_only=True
+        )
+        if not ranks.is_first:
+            return {}
+        return clip_scores(self.protocol, np.concatenate(parts), self._shown)
+
+    def _told(self, done: int, rows: range, total: int) -> None:
+        """Progress of all ranks, shown by the first one."""
+        if self.runtime.ranks.is_first:
+            self.runtime.progress("CLIP score", total * done // len(rows), total, "images")
 
 
 def prompts_path(protocol: Protocol, path: Path | None) -> Path:

@@ -15,11 +15,12 @@ from bench.features.pipeline import FeaturesOfSet, features_of_file, features_of
 from bench.features.references import load_reference, reference_conformity, reference_images
 from bench.features.stats import compute_stats
 from bench.images import Findings, ImageSet, npz_keys
-from bench.images.checks import Content, Tally
+from bench.images.checks import Content
 from bench.metrics.base import Score
 from bench.metrics.scores import known_gaps, score
 from bench.protocol.catalog import METRICS
 from bench.records.record import MethodInfo
+from bench.rows.generate import Arrays, Look, RowImages, SampledImages
 from bench.rows.rows import Job, method_info
 from bench.suites.base import ImageOrigin, Measured, Suite, image_set_method
 from dimo.errors import DimoError
@@ -67,19 +68,33 @@ class FeaturesSuite(Suite):
             "reference_sha256": self.reference.sha256,
         }
 
-    def measure(self, row: Job, *, seed: int | None = None) -> Measured:
+    def measure(self, row: Job, *, seed: int | None = None) -> Measured | None:
         start, seed = time.monotonic(), self.protocol.seeds.report if seed is None else seed
-        if row.images is not None:
-            assert row.labels is not None
-            tally = Tally()
-            batches = self._batches_of(row.images, row.labels, tally)
-            features = extract(self.extractor, batches, count=len(row.images))
-            return self._scored(features, tally.content(), method_info(row, None), start, seed=seed)
-        maker = self._maker(row, seed, self.num_images)
-        features = extract(self.extractor, maker.batches(), count=maker.num_images)
-        method = method_info(row, maker.samples)
-        content, speed = maker.tally.content(), maker.speed()
-        return self._scored(features, content, method, start, speed=speed, seed=seed)
+        images = self.images_of(row, seed, self.num_images)
+        collected = self._collect(images, self.look_at(images))
+
+        def scored() -> Measured:
+            assert collected is not None
+            method = method_info(row, images.samples if isinstance(images, SampledImages) else None)
+            return self._scored(
+                Features(**collected.found, labels=images.labels),
+                collected.content,
+                method,
+                start,
+                speed=collected.speed,
+                seed=seed,
+            )
+
+        return self.on_first(scored)
+
+    def look_at(self, images: RowImages) -> Look:
+        """Every output of the extractor."""
+
+        def look(pixels: Tensor, rows: range) -> Arrays:
+            features = extract(self.extractor, [(pixels, None)], count=len(rows), first=rows.start)
+            return {output: getattr(features, output) for output in self.extractor.outputs}
+
+        return look
 
     def measure_paths(self, paths: Sequence[Path], origin: ImageOrigin) -> Measured | None:
         start, ranks = time.monotonic(), self.runtime.ranks
@@ -98,9 +113,7 @@ class FeaturesSuite(Suite):
                 labels=origin.labels,
                 accept=self._accept_images,
             )
-        if read.features is None or not ranks.is_first:
-            return None
-        findings = read.findings
+        others, findings = self._other_scores(paths, origin), read.findings
         content = Content(
             read.images_sha256,
             read.labels_sha256,
@@ -109,21 +122,31 @@ class FeaturesSuite(Suite):
             tuple(findings.notes),
             tuple(findings.nonconforming),
         )
-        others = self._other_scores(paths, origin)
-        return self._scored(read.features, content, image_set_method(origin), start, others)
+
+        def scored() -> Measured:
+            assert read.features is not None
+            return self._scored(read.features, content, image_set_method(origin), start, others)
+
+        return self.on_first(scored)
 
     def quality(self, row: Job, *, seed: int, num_images: int) -> float:
         """The Fréchet distance of the features."""
-        maker = self._maker(row, seed, num_images)
-        features = extract(self.extractor, maker.batches(), count=num_images)
-        stats = compute_stats(features.features, extractor=self.extractor.identity)
-        return m.frechet_distance(generated=stats, reference=self.reference.stats["features"])
+        images = self.images_of(row, seed, num_images)
+        collected = self._collect(images, self.look_at(images))
+
+        def distance() -> float:
+            if collected is None:
+                return 0.0
+            stats = compute_stats(collected.found["features"], extractor=self.extractor.identity)
+            return m.frechet_distance(generated=stats, reference=self.reference.stats["features"])
+
+        return self.runtime.ranks.all_gather(distance)[0]
 
     def _real_data(self) -> tuple[Tensor, Tensor] | None:
         return reference_images(self.protocol) if self.assets.reference is None else None
 
     def _other_scores(self, paths: Sequence[Path], origin: ImageOrigin) -> dict[str, Score]:
-        """Scores of image files by other networks."""
+        """Scores of image files by other networks, on the first rank."""
         return {}
 
     def _other_gaps(self, paths: Sequence[Path], origin: ImageOrigin) -> dict[str, str]:

@@ -18,11 +18,11 @@ import numpy.typing as npt
 import torch
 
 from bench.features.clip import CLIPPairs, load_pairs
-from bench.images.checks import Tally
 from bench.metrics.base import Score
 from bench.metrics.per_image import STYLES, cosines, hps_summary
 from bench.protocol import Protocol
 from bench.protocol.catalog import ANY, METRICS, SCORERS
+from bench.rows.generate import Arrays, FileImages
 from bench.suites.base import ImageOrigin, Measured, Suite, image_set_method
 from bench.suites.captions import check_prompts, prompts_path, read_texts
 from dimo.errors import DimoError, unknown_name
@@ -30,6 +30,7 @@ from dimo.util.files import sha256_file
 from dimo.weights.catalog import locate
 
 PROMPTS_PER_STYLE = 800
+_CHUNK = 64  # images decoded before the network sees them
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _Floats = npt.NDArray[np.float64]
 
@@ -191,19 +192,28 @@ class HPSSuite(Suite):
             "prompts_sha256": self._prompts_sha256,
         }
 
-    def measure_paths(self, paths: Sequence[Path], origin: ImageOrigin) -> Measured:
+    def measure_paths(self, paths: Sequence[Path], origin: ImageOrigin) -> Measured | None:
         start, (path,) = time.monotonic(), paths
-        files = hps_images(path, prompts_per_style=self._each)
-        tally, total = Tally(), self._each * len(files)
-        styles: dict[str, _Floats] = {}
-        for style, images in files.items():
-            numbers = range(len(tally), len(tally) + len(images))
-            pixels = tally.read(images, numbers, self.runtime.progress, total)
-            styles[style] = self.scorer.score(pixels, self._texts[style])
-        self.runtime.progress("images", total, total, "images")
-        scores = hps_scores(styles, self.protocol)
-        counts = {name: len(score.contributions) for name, score in scores.items()}
-        return self._measured(scores, counts, tally.content(path), image_set_method(origin), start)
+        files = self.runtime.ranks.synchronized(
+            lambda: hps_images(path, prompts_per_style=self._each)
+        )
+        texts = [text for style in files for text in self._texts[style]]
+        images = FileImages(path, list(chain(*files.values())), range(len(texts)))
+
+        def look(pixels: list[npt.NDArray[np.uint8]], rows: range) -> Arrays:
+            return {"score": self.scorer.score(pixels, texts[rows.start : rows.stop])}
+
+        collected = self._collect(images, look, batch_size=_CHUNK)
+
+        def scored() -> Measured:
+            assert collected is not None
+            values = np.split(collected.found["score"], len(files))
+            scores = hps_scores(dict(zip(files, values, strict=True)), self.protocol)
+            counts = {name: len(score.contributions) for name, score in scores.items()}
+            method = image_set_method(origin)
+            return self._measured(scores, counts, collected.content, method, start)
+
+        return self.on_first(scored)
 
 
 def hps_scores(by_style: Mapping[str, _Floats], protocol: Protocol) -> dict[str, Score]:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,10 @@ import dimo.cli.options as opt
 from dimo.cli.app import app, examples
 from dimo.cli.report import measured_table
 from dimo.util import terminal
+
+if TYPE_CHECKING:
+    from bench.runner import Work
+    from dimo.engine.distributed import Ranks
 
 Protocol = Annotated[
     str, typer.Option(metavar="NAME", help="Protocol name or file; default: the teacher's own.")
@@ -24,7 +28,9 @@ Protocol = Annotated[
         "dimo bench --student runs/mine --baseline di4c=runs/a --baseline d=runs/b@2,4",
         "dimo bench --student runs/mine --tune temperature=0.6,0.8,1",
         "dimo bench --teacher scenes --tune guidance_scale=1,3",
+        "dimo bench --teacher maskgit --dry-run",
         "dimo bench --teacher maskgit --reference VIRTUAL_imagenet256_labeled.npz",
+        "torchrun --nproc_per_node=8 -m dimo bench --teacher maskgit --reference adm.npz",
     )
 )
 def bench(
@@ -78,6 +84,20 @@ def bench(
     extractor_weights: opt.ExtractorWeights = None,
     prompts: opt.ProtocolPrompts = None,
     as_json: opt.AsJson = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print each row with its forwards, time and disk, from 32 images, and stop.",
+        ),
+    ] = False,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again",
+            help="Measure rows that are on record from the same code, weights and settings, too.",
+        ),
+    ] = False,
     reference_rows: Annotated[
         bool,
         typer.Option(
@@ -91,14 +111,17 @@ def bench(
     cache: opt.Cache = "",
     allow_code: opt.AllowCode = False,
 ) -> None:
-    """Score a teacher at each step count, and distilled models, under one protocol."""
+    """Score a teacher at each step count, and distilled models, under one protocol.
+
+    Interrupted, the same command continues. Under torchrun ranks share the images of each row.
+    """
     from bench.features.extraction import cache_folder
     from bench.rows.rows import at_checkpoint, plan_jobs
     from bench.rows.settings import protocol_for
-    from bench.runner import run_rows
+    from bench.runner import plan_work
     from bench.suites.base import Assets
     from bench.tuning import parse_grid
-    from dimo.engine.distributed import Runtime, choose_device
+    from dimo.engine.distributed import Runtime, choose_device, ranks
 
     place, grid = choose_device(device), parse_grid(tune)
     planned = plan_jobs(
@@ -118,19 +141,26 @@ def bench(
         cache=cache_folder(cache),
         allow_code=allow_code,
     )
-    with terminal.work_bar() as progress:
-        records = run_rows(
+    with ranks() as group, terminal.work_bar() as progress:
+        work = plan_work(
             planned,
             fixed,
-            Runtime(place, progress=progress, warn=terminal.warn),
+            Runtime(place, group, progress, terminal.warn),
             assets,
             results=results,
             grid=grid,
             num_images=num_images,
             reference_rows=reference_rows,
+            again=again,
             batch_size=batch_size,
             command=opt.command_line(),
         )
+        if dry_run:
+            _print_estimates(work, group, as_json=as_json)
+            return
+        records = work.run()
+    if not records:  # the first rank has them
+        return
     if as_json:
         from bench.records.record import record_to_json
 
@@ -142,6 +172,24 @@ def bench(
             f"off-protocol, in a table of their own: {'; '.join(records[0].off_protocol)}"
         )
     terminal.say(f"{len(records)} records in {results}; tables: dimo report --results {results}")
+
+
+def _print_estimates(work: "Work", group: "Ranks", *, as_json: bool) -> None:
+    """Rows, costs and totals of a bench; times are those of one rank, measured on each."""
+    table = work.estimates()
+    if not group.is_first:
+        return
+    if as_json:
+        print(table.to_json(orient="records", indent=2))
+        return
+    table["minutes"] = (table.pop("seconds") / 60 / group.count).round(1)
+    table["MiB"] = (table.pop("bytes") / 2**20).round(1)
+    print(table.to_string(index=False, na_rep="-"))
+    terminal.say(
+        f"{len(table)} rows, {table['on_record'].sum()} on record; about "
+        f"{table['minutes'].sum():,.0f} minutes on {group.count} device(s), without metrics; at "
+        f"most {table['MiB'].max():,.0f} MiB of cache at a time"
+    )
 
 
 @app.command(

@@ -91,29 +91,21 @@ def _scored(
     device: "torch.device",
 ) -> "list[ResultRecord]":
     """Records of real data, teacher and students, after scoring those that `results` lacks."""
-    from bench.records.store import load_all
+    from bench.features.extraction import cache_folder
     from bench.rows.rows import plan_jobs
-    from bench.runner import run_rows
+    from bench.runner import plan_work
     from bench.suites.base import Assets
     from dimo.engine.distributed import Runtime
 
-    known = load_all(results)[0] if results.is_dir() else []
-    students = {record.method.student for record in known}
-    counts = {record.method.num_steps for record in known if record.method.section == "Teacher"}
-    models = [model for model in models if model.rpartition("=")[2] not in students]
-    steps = [count for count in steps if count not in counts]
-    if models or steps:
-        with terminal.work_bar() as progress:
-            run_rows(
-                plan_jobs(_TEACHER, models, steps),
-                protocol,
-                Runtime(device, progress=progress, warn=terminal.warn),
-                Assets(),
-                results=results,
-                reference_rows=not known,
-                command=opt.command_line(),
-            )
-    return load_all(results)[0]
+    with terminal.work_bar() as progress:
+        return plan_work(
+            plan_jobs(_TEACHER, models, steps),
+            protocol,
+            Runtime(device, progress=progress),
+            Assets(cache=cache_folder()),
+            results=results,
+            command=opt.command_line(),
+        ).run()
 
 
 def _ratios(records: "list[ResultRecord]") -> str:

@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bench.features import Extractor, Features, extract, join_features, load_extractor
+from bench.features import Extractor, Features, extract, load_extractor
 from bench.features.references import ReferenceSet, bundled_reference
 from bench.metrics.base import Score
 from bench.metrics.geneval import summarize
 from bench.metrics.scores import score
 from bench.protocol import Protocol
 from bench.protocol.catalog import METRICS, NONE
+from bench.rows.generate import Arrays
 from bench.suites.captions import CLIPScorer, clip_scores, load_clip_scorer
 
 
@@ -59,14 +60,6 @@ def image_counts(metrics: Sequence[str], tags: Sequence[str]) -> dict[str, int]:
     return {name: counts[tag] if tag else len(tags) for name, tag in kinds.items()}
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What the secondary networks make of B images; None without such a network."""
-
-    features: Features | None
-    fits: npt.NDArray[np.float64] | None  # CLIP score of each image, [B]
-
-
 @dataclass(frozen=True, eq=False)
 class Secondary:
     """Networks of a GenEval protocol beside the detector; None where the protocol has none."""
@@ -89,29 +82,34 @@ class Secondary:
             "reference_sha256": self.reference.sha256,
         }
 
-    def look(self, images: Sequence[npt.NDArray[np.uint8]], prompts: Sequence[str]) -> Seen:
-        """Features and CLIP scores of B images, uint8 [H, W, 3] each, with B prompts."""
-        features = fits = None
+    def look(self, images: Sequence[npt.NDArray[np.uint8]], prompts: Sequence[str]) -> Arrays:
+        """Outputs of the extractor, and CLIP scores `fits` [B], of images uint8 [H, W, 3] each."""
+        found: Arrays = {}
         if self.extractor is not None:
             batches = ((torch.tensor(i).permute(2, 0, 1)[None], None) for i in images)
             features = extract(self.extractor, batches, count=len(images))
+            found |= {output: getattr(features, output) for output in self.extractor.outputs}
         if self.scorer is not None:
-            fits = self.scorer.score(images, prompts)
-        return Seen(features, fits)
+            found["fits"] = self.scorer.score(images, prompts)
+        return found
 
     def scores(
-        self, protocol: Protocol, seen: Sequence[Seen], prompts: Sequence[int], tags: Sequence[str]
+        self,
+        protocol: Protocol,
+        features: Features | None,
+        fits: npt.NDArray[np.float64] | None,
+        prompts: Sequence[int],
+        tags: Sequence[str],
     ) -> dict[str, Score]:
-        """Each metric of the protocol that these networks decide, from `seen`, one item per batch.
+        """Each metric of the protocol that these networks decide.
 
-        `prompts` (numbers) and `tags` are given per image.
+        `fits`, `prompts` (numbers) and `tags` are given per image.
         """
         scores: dict[str, Score] = {}
         if self.extractor is not None and self.reference is not None:
-            features = join_features([part.features for part in seen if part.features is not None])
+            assert features is not None
             scores |= score(protocol, features, self.reference, device=self.extractor.device)
-        if self.scorer is not None:
-            fits = np.concatenate([part.fits for part in seen if part.fits is not None])
+        if fits is not None:
             scores |= clip_scores(protocol, fits, prompts, tags)
         return scores
 

@@ -1,27 +1,30 @@
 """GenEval: images -> detections -> correctness of each image -> record."""
 
-import functools
+import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bench.images.checks import Content, Tally
+from bench.features import Features
+from bench.images.checks import Content
 from bench.images.labels import labels_sha256
 from bench.metrics.geneval import summarize
 from bench.protocol.catalog import BUNDLED_PROMPTS, DETECTORS
 from bench.records.record import MethodInfo
+from bench.rows.generate import Arrays, Collected, FileImages, Look, RowImages, SampledImages
 from bench.rows.rows import Job, method_info
 from bench.suites.base import ImageOrigin, Measured, Suite, image_set_method
-from bench.suites.geneval.detectors import ObjectDetector, Pixels, load_detector, verdicts
+from bench.suites.geneval.detectors import ObjectDetector, load_detector, verdicts
 from bench.suites.geneval.layout import (
     ImageResult,
-    PromptFolder,
     by_prompt,
     contradictions,
     read_folder,
@@ -31,7 +34,6 @@ from bench.suites.geneval.layout import (
 from bench.suites.geneval.prompts import Metadata, list_sha256, prompts_of, same_list, tag_counts
 from bench.suites.geneval.scores import (
     Secondary,
-    Seen,
     geneval_scores,
     image_counts,
     load_secondary,
@@ -42,6 +44,7 @@ from dimo.errors import DimoError
 from dimo.util.files import sha256_file
 
 _CHUNK = 64  # images decoded before the networks see them
+_VERDICT = ("correct", "reason", "boxes")
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,14 @@ class _Asked:
     metadata: Metadata
 
 
-_Batches = Iterable[tuple[Sequence[Pixels], Sequence[_Asked]]]
-
-
 @dataclass(frozen=True)
 class _Judged:
     """Results for the images of one row, in order."""
 
     results: list[ImageResult]
     numbers: list[int]  # of each image's prompt
-    seen: list[Seen]  # batch by batch
+    features: Features | None  # of the secondary extractor
+    fits: npt.NDArray[np.float64] | None  # CLIP score of each image
 
     @property
     def tags(self) -> list[str]:
@@ -76,6 +77,19 @@ class _Judged:
     def prompts_sha256(self) -> str:
         prompts = {n: r.metadata for n, r in zip(self.numbers, self.results, strict=True)}
         return list_sha256([prompts[number] for number in sorted(prompts)])
+
+
+def _judged(collected: Collected, asked: Sequence[_Asked]) -> _Judged:
+    """What `GenEvalSuite._look` found of all images."""
+    found = dict(collected.found)
+    verdicts = zip(asked, *(found.pop(name) for name in _VERDICT), strict=True)
+    results = [
+        ImageResult(image.filename, bool(correct), reason, image.metadata, json.loads(boxes))
+        for image, correct, reason, boxes in verdicts
+    ]
+    fits = found.pop("fits", None)
+    features = Features(**found) if found else None
+    return _Judged(results, [image.number for image in asked], features, fits)
 
 
 class GenEvalSuite(Suite):
@@ -94,17 +108,17 @@ class GenEvalSuite(Suite):
         if not self._reads_results:
             _ = self.detector  # a missing one shows before any work
 
-    @functools.cached_property
+    @cached_property
     def detector(self) -> ObjectDetector:
         """The protocol's detector; a DimoError if it does not run in dimo."""
         return load_detector(self._named, weights=self.assets.extractor, device=self.runtime.device)
 
-    @functools.cached_property
+    @cached_property
     def _secondary(self) -> Secondary:
         """Loaded when a row is measured: settings are chosen by the detector alone."""
         return load_secondary(self.protocol, self.runtime.device)
 
-    @functools.cached_property
+    @cached_property
     def _metadata(self) -> tuple[Metadata, ...]:
         return prompts_of(self._prompts, self.assets.prompts)
 
@@ -126,22 +140,27 @@ class GenEvalSuite(Suite):
             "prompts_sha256": prompts_sha256,
         }
 
-    def measure(self, row: Job, *, seed: int | None = None) -> Measured:
+    def measure(self, row: Job, *, seed: int | None = None) -> Measured | None:
         start, seed = time.monotonic(), self.protocol.seeds.report if seed is None else seed
-        secondary, speed, samples = self._secondary, None, None
-        if row.images is not None:
-            assert row.labels is not None
-            tally = Tally()
-            batches = self._batches_of(row.images, row.labels, tally)
-            judged = self._judge(self._with_prompts(batches), secondary)
-        else:
-            maker = self._maker(row, seed, self.num_images)
-            judged = self._judge(self._with_prompts(maker.batches()), secondary)
-            tally, speed, samples = maker.tally, maker.speed(), maker.samples
-        method = method_info(row, samples)
-        return self._scored(judged, tally.content(), method, start, speed=speed, seed=seed)
+        images = self.images_of(row, seed, self.num_images)
+        asked = self._asked_of(images)
+        collected = self._collect(images, self.look_at(images))
 
-    def measure_paths(self, paths: Sequence[Path], origin: ImageOrigin) -> Measured:
+        def scored() -> Measured:
+            assert collected is not None
+            method = method_info(row, images.samples if isinstance(images, SampledImages) else None)
+            return self._scored(
+                _judged(collected, asked),
+                collected.content,
+                method,
+                start,
+                speed=collected.speed,
+                seed=seed,
+            )
+
+        return self.on_first(scored)
+
+    def measure_paths(self, paths: Sequence[Path], origin: ImageOrigin) -> Measured | None:
         """Scores a folder in the official layout, or reads a results.jsonl or a folder with it.
 
         The latter where the protocol's detector does not run in dimo.
@@ -149,21 +168,52 @@ class GenEvalSuite(Suite):
         start, (path,) = time.monotonic(), paths
         method = image_set_method(origin)
         if self._reads_results:
-            judged, content = self._read(path)
-            self._refuse(path, content.nonconforming)
-            return self._scored(judged, content, method, start)
-        folders, problems = read_folder(path, self._prompts)
+            return self.on_first(lambda: self._measure_results(path, method, start))
+        folders, problems = self.runtime.ranks.synchronized(
+            lambda: read_folder(path, self._prompts)
+        )
         self._refuse(path, problems)
-        tally, tiles = Tally(), dict[str, Pixels]()
-        judged = self._judge(self._read_images(path, folders, tally, tiles), self._secondary)
-        sheet = {".png": draw_sheet(tiles)} if tiles else {}
-        return self._scored(judged, tally.content(path, problems), method, start, files=sheet)
+        asked = [
+            _Asked(str(file.relative_to(path)), folder.number, folder.metadata)
+            for folder in folders
+            for file in folder.images
+        ]
+        files = [path / image.filename for image in asked]
+        images = FileImages(path, files, [image.number for image in asked])
+        look = partial(self._look, asked, self._secondary)
+        collected = self._collect(images, look, batch_size=_CHUNK)
+
+        def scored() -> Measured:
+            assert collected is not None
+            shown = chosen([image.metadata["tag"] for image in asked])
+            tiles = {
+                asked[n].filename: thumbnail(images.read(range(n, n + 1))[0][0]) for n in shown
+            }
+            content = replace(collected.content, nonconforming=tuple(problems))
+            judged, sheet = _judged(collected, asked), {".png": draw_sheet(tiles)} if tiles else {}
+            return self._scored(judged, content, method, start, files=sheet)
+
+        return self.on_first(scored)
+
+    def _measure_results(self, path: Path, method: MethodInfo, start: float) -> Measured:
+        judged, content = self._read(path)
+        self._refuse(path, content.nonconforming)
+        return self._scored(judged, content, method, start)
 
     def quality(self, row: Job, *, seed: int, num_images: int) -> float:
         """The overall GenEval score."""
-        maker = self._maker(row, seed, num_images)
-        judged = self._judge(self._with_prompts(maker.batches()), Secondary())
-        return summarize(judged.tags, judged.numbers, judged.correct).overall
+        images = self.images_of(row, seed, num_images)
+        asked = self._asked_of(images)
+        look = partial(self._look, asked, Secondary())
+        collected = self._collect(images, look, what="detections")
+
+        def overall() -> float:
+            if collected is None:
+                return 0.0
+            judged = _judged(collected, asked)
+            return summarize(judged.tags, judged.numbers, judged.correct).overall
+
+        return self.runtime.ranks.all_gather(overall)[0]
 
     def _real_data(self) -> tuple[Tensor, Tensor] | None:
         if self._prompts.name != BUNDLED_PROMPTS:
@@ -184,7 +234,9 @@ class GenEvalSuite(Suite):
         tags, numbers = judged.tags, judged.numbers
         scores = geneval_scores(self.protocol, tags, numbers, judged.correct)
         if not self._reads_results:
-            scores |= self._secondary.scores(self.protocol, judged.seen, numbers, tags)
+            scores |= self._secondary.scores(
+                self.protocol, judged.features, judged.fits, numbers, tags
+            )
         return self._measured(
             scores,
             image_counts(list(scores), tags),
@@ -196,53 +248,37 @@ class GenEvalSuite(Suite):
             **made,
         )
 
-    def _judge(self, batches: _Batches, secondary: Secondary) -> _Judged:
-        judged = _Judged([], [], [])
-        for pixels, asked in batches:
-            judgements = verdicts(self.detector, pixels, [image.metadata for image in asked])
-            judged.seen.append(secondary.look(pixels, [i.metadata["prompt"] for i in asked]))
-            for image, verdict in zip(asked, judgements, strict=True):
-                boxes = {name: group.boxes.tolist() for name, group in verdict.kept.items()}
-                name, metadata = image.filename, image.metadata
-                judged.results.append(
-                    ImageResult(name, verdict.correct, verdict.reason, metadata, boxes)
-                )
-                judged.numbers.append(image.number)
-        return judged
+    def _look(
+        self,
+        asked: Sequence[_Asked],
+        secondary: Secondary,
+        images: Any,
+        rows: range,
+    ) -> Arrays:
+        """Verdicts on some images, uint8 [B, 3, H, W] or a list of [H, W, 3]; see `_judged`."""
+        if isinstance(images, Tensor):
+            images = list(images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+        wanted = [asked[row].metadata for row in rows]
+        found = verdicts(self.detector, images, wanted)
+        boxes = [{name: group.boxes.tolist() for name, group in v.kept.items()} for v in found]
+        return {
+            **secondary.look(images, [metadata["prompt"] for metadata in wanted]),
+            "correct": np.array([verdict.correct for verdict in found]),
+            "reason": np.array([verdict.reason for verdict in found]),
+            "boxes": np.array([json.dumps(some) for some in boxes]),
+        }
 
-    def _with_prompts(self, batches: Iterable[tuple[Tensor, Tensor]]) -> _Batches:
-        """Images made here, uint8 [B, 3, H, W] with their prompts' numbers int64 [B]."""
-        done, count = 0, len(self._metadata)
-        for images, labels in batches:
-            asked = [
-                _Asked(
-                    f"{(done + i) % count:05d}/samples/{(done + i) // count:04d}.png",
-                    number,
-                    self._metadata[number],
-                )
-                for i, number in enumerate(labels.tolist())
-            ]
-            done += len(asked)
-            yield list(images.permute(0, 2, 3, 1).contiguous().cpu().numpy()), asked
+    def look_at(self, images: RowImages) -> Look:
+        """Verdicts of the detector, and what the secondary networks see."""
+        return partial(self._look, self._asked_of(images), self._secondary)
 
-    def _read_images(
-        self, path: Path, folders: Sequence[PromptFolder], tally: Tally, tiles: dict[str, Pixels]
-    ) -> Iterator[tuple[list[Pixels], list[_Asked]]]:
-        """Images of a folder; thumbnails of some are added to `tiles`, by file name."""
-        files = [(folder, file) for folder in folders for file in folder.images]
-        shown = set(chosen([folder.metadata["tag"] for folder, _ in files]))
-        numbers = (folder.number for folder, _ in files)
-        images = tally.read([file for _, file in files], numbers, self.runtime.progress)
-        for start in range(0, len(files), _CHUNK):
-            pixels, asked = [], []
-            for place, (folder, file) in enumerate(files[start : start + _CHUNK], start):
-                image, name = next(images), str(file.relative_to(path))
-                if place in shown:
-                    tiles[name] = thumbnail(image)
-                pixels.append(image)
-                asked.append(_Asked(name, folder.number, folder.metadata))
-            yield pixels, asked
-        self.runtime.progress("images", len(files), len(files), "images")
+    def _asked_of(self, images: RowImages) -> list[_Asked]:
+        """The prompts of images that are made here, and the file names they would have."""
+        count = len(self._metadata)
+        return [
+            _Asked(f"{i % count:05d}/samples/{i // count:04d}.png", number, self._metadata[number])
+            for i, number in enumerate(images.labels.tolist())
+        ]
 
     def _read(self, path: Path) -> tuple[_Judged, Content]:
         """The official evaluator's results, and why they are off-protocol, if they are."""
@@ -282,4 +318,4 @@ class GenEvalSuite(Suite):
             notes=notes,
             nonconforming=tuple(problems),
         )
-        return _Judged(results, numbers, []), content
+        return _Judged(results, numbers, None, None), content

@@ -34,7 +34,9 @@ class DiMORecipe(DistillationRecipe):
         embedding_noise: sigma, at the end of its warm-up and in sampling.
         embedding_noise_warmup: none, linear, cos or exp, from 0 to sigma (officially to 1).
         embedding_noise_warmup_steps: Length of the warm-up, from step 0.
-        mask_schedule: Law of the re-masked fraction: arccos, cosine, linear, square, mage.
+        mask_schedule: Law of the re-masked fraction: arccos, cosine, linear, square, mage; or
+            arccos-full, where a fifth of the states have everything masked: they show what a
+            student forgot of its condition, which its own tokens hide in all others.
         auxiliary_mask_schedule: That of the auxiliary update; the same unless given.
         mask_ratio_range: Bounds of the re-masked fraction, (0.02, 0.98) for Meissonic.
         teacher_guidance_scale: s of the teacher, 1 = off.

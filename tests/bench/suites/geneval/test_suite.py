@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.features import Features
 from bench.images.codec import encode_png
 from bench.metrics.scores import metric_values
 from bench.protocol import load_protocol, validate_file
@@ -90,9 +91,10 @@ def test_other_pictures_of_a_prompt_lower_the_clip_score(measured, protocol):
     secondary = load_secondary(protocol, RUNTIME.device)
     texts = [prompt["prompt"] for prompt in bundled_prompts()]
     pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    seen = [secondary.look(list(pixels[i : i + 240]), texts) for i in range(0, 960, 240)]
+    seen = secondary.look(list(pixels), texts * 4)
+    fits, features = seen.pop("fits"), Features(**seen)
     tags = [prompt["tag"] for prompt in bundled_prompts()] * 4
-    right = secondary.scores(protocol, seen, labels.tolist(), tags)
+    right = secondary.scores(protocol, features, fits, labels.tolist(), tags)
     assert list(right) == ["fid", "kid", "mind", "clip_score"]
     assert right["clip_score"].value > shuffled.metrics["clip_score"].high
     assert shuffled.metrics["fid"].value == pytest.approx(right["fid"].value, rel=1e-3)
@@ -115,7 +117,8 @@ def test_without_networks_beside_the_detector_nothing_is_looked_at(protocol, tmp
     wanted = official(tmp_path, protocol)
     secondary = load_secondary(wanted, RUNTIME.device)
     seen = secondary.look([np.zeros((3, 5, 3), dtype=np.uint8)], ["a dog"])
-    assert secondary.scores(wanted, [seen], [0], ["counting"]) == {}
+    assert seen == {}
+    assert secondary.scores(wanted, None, None, [0], ["counting"]) == {}
 
 
 def lines_of(measured):
