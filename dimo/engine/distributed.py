@@ -46,7 +46,8 @@ class Ranks:
     def sum_(self, values: Tensor) -> Tensor:
         """Sums `values` over all ranks in place, without a wait for the GPU."""
         if self.count > 1:
-            dist.all_reduce(values)
+            with _peers_needed():
+                dist.all_reduce(values)
         return values
 
     def largest(self, value: int) -> int:
@@ -54,7 +55,8 @@ class Ranks:
         if self.count == 1:
             return value
         number = torch.tensor(value)
-        dist.all_reduce(number, dist.ReduceOp.MAX)
+        with _peers_needed():
+            dist.all_reduce(number, dist.ReduceOp.MAX)
         return int(number)
 
     def synchronized(self, function: Callable[[], T]) -> T:
@@ -84,18 +86,32 @@ class Ranks:
         except DimoError as error:
             problem = str(error)
         problems: list[str | None] = [None] * self.count
-        dist.all_gather_object(problems, problem)
+        with _peers_needed():
+            dist.all_gather_object(problems, problem)
         for text in problems:
             if text is not None:
                 shared = DimoError(text)
                 shared.is_shared = True
                 raise shared
         results: list[Any] = [None] * self.count
-        if not first_only:
-            dist.all_gather_object(results, result)
-            return results
-        dist.gather_object(result, results if self.is_first else None, dst=0)
+        with _peers_needed():
+            if not first_only:
+                dist.all_gather_object(results, result)
+                return results
+            dist.gather_object(result, results if self.is_first else None, dst=0)
         return results if self.is_first else []
+
+
+@contextmanager
+def _peers_needed() -> Iterator[None]:
+    """Around what all ranks do together: a `DimoError` where one of them has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DimoError(
+            "another rank of this job has ended or cannot be reached; see what it said, and run the "
+            "same command again"
+        ) from error
 
 
 ALONE = Ranks()

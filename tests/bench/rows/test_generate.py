@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import os
+import random
 import signal
+import socket
 
 import numpy as np
 import pytest
 import torch
 
 from bench.features import FORWARD_BATCH
+from bench.images.codec import encode_png
 from bench.protocol import load_protocol
 from bench.records.store import load_all
 from bench.rows import generate
@@ -200,6 +203,84 @@ def test_two_ranks_record_what_one_does(dimo, run_two_ranks, few_digits, tmp_pat
     again = run_two_ranks(*command, "--results", "two", cwd=tmp_path)
     assert again.stderr.count("5 of 5 rows are on record") == 1
     assert json.loads(again.stdout) == json.loads(done.stdout)
+
+
+def test_two_ranks_judge_what_one_does(dimo, run_two_ranks, tmp_path):
+    """GenEval: a quick look at made images, and pictures in files."""
+    command = ["bench", "--teacher", "scenes", "--steps", "1", "--num-images", "240"]
+    dimo(*command, "--results", "one", "--cache", "none")
+    run_two_ranks(*command, "--results", "two", cwd=tmp_path)
+    assert values_of(tmp_path / "two") == values_of(tmp_path / "one")
+    names = [path.name for path in sorted((tmp_path / "one" / "verdicts").iterdir())]
+    assert len(names) == 1
+    (one,), (two,) = ((tmp_path / name / "verdicts").iterdir() for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    lines = [json.loads(line) for line in one.read_text().splitlines()]
+    images = SampledImages(
+        jobs_of(load("scenes", device=CPU, prompts=[line["prompt"] for line in lines]), [1])[0],
+        seed=1000,
+        count=240,
+        batch_size=64,
+        uint8="round",
+        runtime=Runtime(CPU),
+    )
+    pixels = images.read(range(240))[0].permute(0, 2, 3, 1).contiguous().numpy()
+    for number, (line, image) in enumerate(zip(lines, pixels, strict=True)):
+        folder = tmp_path / "set" / f"{number:05d}"
+        (folder / "samples").mkdir(parents=True)
+        (folder / "metadata.jsonl").write_text(line["metadata"])
+        (folder / "samples" / "0000.png").write_bytes(encode_png(image))
+    judge = ["eval", "set", "--protocol", "scenes-geneval", "--nonconforming"]
+    dimo(*judge, "--results", "one")
+    run_two_ranks(*judge, "--results", "two", cwd=tmp_path)
+    found = [values_of(tmp_path / name) for name in ("one", "two")]
+    assert found[0] == found[1]
+    sets = found[0]["set", None][0]
+    assert sets["geneval"].value == next(iter(found[0].values()))[0]["geneval"].value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_bench_killed_at_random_moments_ends_as_a_whole_one(
+    dimo, forks, few_digits, tmp_path, ranks
+):
+    """SIGKILL and SIGTERM by turns, at least ten, until a run comes to its end."""
+    command = [*BENCH, "--steps", "1,2,4", "--protocol", str(few_digits), "--batch-size", "32"]
+    dimo(*command, "--results", "whole", "--cache", "none")
+    script, chance = tmp_path / "script.py", random.Random(ranks)
+    codes, starts = [], 0
+    while codes != [0] * ranks:
+        starts += 1
+        assert starts < 100, "it never ends"
+        how = int((signal.SIGKILL, signal.SIGTERM)[starts % 2])
+        after = chance.uniform(1, 6) if starts <= 10 else 600
+        script.write_text(
+            STOPPED.format(after=after, how=how, arguments=[*command, "--cache", "kept"])
+        )
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = str(server.getsockname()[1])
+        shared = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+        shared |= {"MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+        environs = [{**shared, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(ranks)]
+        codes, _, told = forks([script], tmp_path, environs)
+        assert set(codes) <= {0, -how, 128 + how}, told
+        values_of(tmp_path / "results") if (tmp_path / "results").is_dir() else None
+    assert starts > 10 or codes == [0] * ranks
+    assert values_of(tmp_path / "results") == values_of(tmp_path / "whole")
+    assert list((tmp_path / "kept" / "rows").iterdir()) == []
+
+
+STOPPED = """
+import os, sys, threading
+from dimo.cli import main
+
+threading.Timer({after}, os.kill, (os.getpid(), {how})).start()
+sys.argv = ["dimo", *{arguments!r}]
+try:
+    main()
+except SystemExit as stop:
+    os._exit(stop.code or 0)
+"""
 
 
 def test_rows_on_record_are_measured_again_when_asked(dimo, few_digits, tmp_path):

@@ -27,6 +27,29 @@ def tiny_clip(golden, monkeypatch):
     return write
 
 
+_EVAL = """
+import sys
+import open_clip
+from dimo.cli import main
+
+open_clip.get_model_config = lambda name: {config!r}
+sys.argv = ["dimo", "eval", *{arguments!r}, "--json"]
+main()
+"""
+
+
+@pytest.fixture
+def eval_on_two_ranks(golden, run_ranks):
+    """`eval_on_two_ranks(*arguments)`: the one record that two ranks of `dimo eval` print."""
+    config = json.loads((golden / f"{CASE}.config.json").read_text())["model_cfg"]
+
+    def run(*arguments):
+        given = [str(argument) for argument in arguments]
+        return json.loads(run_ranks(_EVAL.format(config=config, arguments=given)))
+
+    return run
+
+
 @pytest.fixture
 def dimo(monkeypatch, capsys):
     """`dimo(*arguments)` -> exit code, stdout, stderr as one line."""

@@ -121,6 +121,18 @@ def test_both_metrics_of_one_record(dimo, made, tmp_path):
     assert "prefix `A photo depicts`" in text
 
 
+def test_two_ranks_give_what_one_gives(dimo, made, eval_on_two_ranks, tmp_path):
+    assert run(dimo, made)[0] == 0
+    ((one,), _) = load_all(tmp_path / "results")
+    folder, options = made
+    options |= {"--results": tmp_path / "two"}
+    two = eval_on_two_ranks(folder, *[part for item in options.items() for part in item])
+    for name, metric in one.metrics.items():
+        assert two["metrics"][name]["value"] == pytest.approx(metric.value, rel=1e-9)
+    assert two["evidence"]["images_sha256"] == one.evidence.images_sha256
+    assert len(list((tmp_path / "two").glob("*.json"))) == 1
+
+
 TEXTS = tuple(f"A photo, no. {n}: {w}!" for n, w in enumerate(["cat", "dog", "fox"] * 5))
 ORDER = list(range(15))
 KEYS = {  # names of the images of the captions in order, as samplers write them

@@ -112,6 +112,21 @@ def test_the_record_has_what_the_scorer_says(evaluate, images, prompts, tmp_path
     assert load_contributions(record, tmp_path / "results")
 
 
+def test_two_ranks_give_what_one_gives(evaluate, eval_on_two_ranks, images, prompts, tmp_path):
+    assert evaluate("v2.1")[0] == 0
+    ((one,), _) = load_all(tmp_path / "results")
+    two = eval_on_two_ranks(
+        images, "--protocol", tmp_path / "hpsv2-v2.1.toml", "--prompts", prompts,
+        "--extractor-weights", tmp_path / WEIGHTS["v2.1"], "--results", tmp_path / "two",
+        "--device", "cpu",
+    )  # fmt: skip
+    for name, metric in one.metrics.items():
+        assert two["metrics"][name]["value"] == pytest.approx(metric.value, rel=1e-9)
+    assert two["evidence"]["images_sha256"] == one.evidence.images_sha256
+    assert two["evidence"]["notes"] == list(one.evidence.notes)
+    assert len(list((tmp_path / "two").glob("*.json"))) == 1
+
+
 def test_weights_of_the_other_version_are_refused(evaluate, tmp_path):
     code, out, said = evaluate("v2.0", weights="v2.1")
     assert (code, out) == (2, "")
