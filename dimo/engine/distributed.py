@@ -109,8 +109,8 @@ def _peers_needed() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise DimoError(
-            "another rank of this job has ended or cannot be reached; see what it said, and run the "
-            "same command again"
+            "another rank of this job has ended or cannot be reached; see what it said, and run "
+            "the same command again"
         ) from error
 
 
