@@ -1,9 +1,23 @@
-"""A bench on two ranks against one, and the memory of a row of ImageNet's size."""
+"""A bench on two ranks against one, the memory of a row of ImageNet's size, and its time."""
 
+import math
+import pickle
+import statistics
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
+import torch
+
+from bench.features import extract, load_extractor
+from bench.rows.generate import Shelf
+from dimo.engine.distributed import device_name
+from dimo.models.maskgit import MaskGIT
+from dimo.models.vqgan import VQGAN
+
+OUTPUTS = {"features": 2048, "logits": 1008, "spatial": 2023}  # of Inception, numbers an image
 
 RATE = """
 import sys, time
@@ -88,3 +102,75 @@ def test_a_row_of_fifty_thousand_stays_in_two_gibibytes(tmp_path):
     print(f"\n50,000 images, pool, logits and spatial features: {float(used):.2f} GiB")
     assert rows == "50000"
     assert float(used) < 2
+
+
+# --- a model of the paper's table: N = 50,000, guided, 1 to 16 steps and the student ------------
+
+IMAGES, ROWS = 50_000, {1: 2, 2: 4, 4: 8, 8: 16, 16: 32}  # steps -> forwards an image, guided
+SHARD = 480  # images, as `dimo bench` cuts them at its default batch size
+
+
+def _median(function, repeats=3):
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+@torch.inference_mode()
+def _constants(weights, folder):
+    """Seconds of one image (forward, decode, extract) and of one shard (gather, disk)."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = 64 if device.type == "cuda" else 4
+    network, tokenizer = MaskGIT().eval().to(device), VQGAN().eval().to(device)
+    extractor = load_extractor("inception", sha256="any", weights=weights, device=device)
+    tokens = torch.randint(1024, (size, 256), device=device)
+    labels = torch.arange(size, device=device)
+    images = torch.randint(256, (32, 3, 256, 256), dtype=torch.uint8, device=device)
+    arrays = {k: np.ones((SHARD, n), np.float32) for k, n in OUTPUTS.items()}
+
+    def timed(function):
+        def run():
+            function()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        return _median(run)
+
+    def save():
+        Shelf(folder / "shelf", pytest.fail).save(range(SHARD), arrays)
+
+    return device_name(device), {
+        "forward": timed(lambda: network(tokens, labels)) / size,
+        "decode": timed(lambda: tokenizer.decode(tokens)) / size,
+        "extract": timed(lambda: extract(extractor, [(images, None)])) / 32,
+        "gather": _median(lambda: pickle.loads(pickle.dumps(arrays))),
+        "disk": _median(save),
+    }
+
+
+def _hours(constants, devices):
+    """Of the whole table: ranks share images evenly, the first gathers and writes shard by shard.
+
+    Metrics, which the first rank computes meanwhile or afterwards, are not in it.
+    """
+    per_image = constants["decode"] + constants["extract"]
+    seconds = 0.0
+    for forwards in (*ROWS.values(), 1):
+        rounds = math.ceil(IMAGES / (SHARD * devices))
+        busiest = math.ceil(IMAGES / 32 / (rounds * devices)) * 32 * rounds  # images of a rank
+        seconds += busiest * (forwards * constants["forward"] + per_image)
+        seconds += IMAGES / SHARD * (constants["gather"] * (devices > 1) + constants["disk"])
+    return seconds / 3600
+
+
+def test_the_time_of_the_papers_table(inception_weights, tmp_path):
+    name, constants = _constants(inception_weights, tmp_path)
+    print(f"\n{name}: " + ", ".join(f"{k} {1e3 * v:,.1f} ms" for k, v in constants.items()))
+    hours = {devices: _hours(constants, devices) for devices in (1, 8, 64)}
+    print("the table of ImageNet-256: " + ", ".join(f"{h:,.2f} h on {d}" for d, h in hours.items()))
+    assert 7 < hours[1] / hours[8] <= 8
+    assert 5 < hours[8] / hours[64] <= 8
