@@ -12,10 +12,14 @@ import pytest
 import torch
 
 from bench.features import extract, load_extractor
-from bench.rows.generate import Shelf
-from dimo.engine.distributed import device_name
+from bench.rows.generate import SampledImages, Shelf, collect
+from bench.rows.rows import jobs_of
+from bench.rows.settings import Choice
+from dimo.engine.distributed import Runtime, device_name, peak_memory_bytes
 from dimo.models.maskgit import MaskGIT
 from dimo.models.vqgan import VQGAN
+from dimo.zoo.loading import Generator
+from dimo.zoo.teachers import get_teacher
 
 OUTPUTS = {"features": 2048, "logits": 1008, "spatial": 2023}  # of Inception, numbers an image
 
@@ -106,8 +110,14 @@ def test_a_row_of_fifty_thousand_stays_in_two_gibibytes(tmp_path):
 
 # --- a model of the paper's table: N = 50,000, guided, 1 to 16 steps and the student ------------
 
-IMAGES, ROWS = 50_000, {1: 2, 2: 4, 4: 8, 8: 16, 16: 32}  # steps -> forwards an image, guided
+STEPS = (1, 2, 4, 8, 16)
 SHARD = 480  # images, as `dimo bench` cuts them at its default batch size
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _forwards(steps):
+    """Of the network per image, guided: the all-masked first one is unconditional once a batch."""
+    return 2 * steps - 1
 
 
 def _median(function, repeats=3):
@@ -116,61 +126,91 @@ def _median(function, repeats=3):
     for _ in range(repeats):
         start = time.perf_counter()
         function()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize(DEVICE)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
-@torch.inference_mode()
-def _constants(weights, folder):
+@pytest.fixture(scope="module")
+def networks(inception_weights):
+    """MaskGIT, its tokenizer and Inception at full size, with random weights."""
+    torch.manual_seed(0)
+    extractor = load_extractor("inception", sha256="any", weights=inception_weights, device=DEVICE)
+    return MaskGIT().eval().to(DEVICE), VQGAN().eval().to(DEVICE), extractor
+
+
+@pytest.fixture(scope="module")
+def constants(networks, tmp_path_factory):
     """Seconds of one image (forward, decode, extract) and of one shard (gather, disk)."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    size = 64 if device.type == "cuda" else 4
-    network, tokenizer = MaskGIT().eval().to(device), VQGAN().eval().to(device)
-    extractor = load_extractor("inception", sha256="any", weights=weights, device=device)
-    tokens = torch.randint(1024, (size, 256), device=device)
-    labels = torch.arange(size, device=device)
-    images = torch.randint(256, (32, 3, 256, 256), dtype=torch.uint8, device=device)
+    network, tokenizer, extractor = networks
+    size = 64 if DEVICE.type == "cuda" else 8
+    tokens = torch.randint(1024, (size, 256), device=DEVICE)
+    labels = torch.arange(size, device=DEVICE)
+    images = torch.randint(256, (32, 3, 256, 256), dtype=torch.uint8, device=DEVICE)
     arrays = {k: np.ones((SHARD, n), np.float32) for k, n in OUTPUTS.items()}
-
-    def timed(function):
-        def run():
-            function()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-
-        return _median(run)
-
-    def save():
-        Shelf(folder / "shelf", pytest.fail).save(range(SHARD), arrays)
-
-    return device_name(device), {
-        "forward": timed(lambda: network(tokens, labels)) / size,
-        "decode": timed(lambda: tokenizer.decode(tokens)) / size,
-        "extract": timed(lambda: extract(extractor, [(images, None)])) / 32,
-        "gather": _median(lambda: pickle.loads(pickle.dumps(arrays))),
-        "disk": _median(save),
-    }
+    shelf = Shelf(tmp_path_factory.mktemp("cache") / "shelf", pytest.fail)
+    with torch.inference_mode():
+        found = {
+            "forward": _median(lambda: network(tokens, labels)) / size,
+            "decode": _median(lambda: tokenizer.decode(tokens)) / size,
+            "extract": _median(lambda: extract(extractor, [(images, None)])) / 32,
+            "gather": _median(lambda: pickle.loads(pickle.dumps(arrays))),
+            "disk": _median(lambda: shelf.save(range(SHARD), arrays)),
+        }
+    values = ", ".join(f"{key} {1e3 * value:,.1f} ms" for key, value in found.items())
+    print(f"\n{device_name(DEVICE)}: {values}")
+    return found
 
 
-def _hours(constants, devices):
-    """Of the whole table: ranks share images evenly, the first gathers and writes shard by shard.
+def _seconds(constants, forwards, count, devices):
+    """Of a row: ranks share images evenly, the first gathers and writes shard by shard.
 
     Metrics, which the first rank computes meanwhile or afterwards, are not in it.
     """
-    per_image = constants["decode"] + constants["extract"]
-    seconds = 0.0
-    for forwards in (*ROWS.values(), 1):
-        rounds = math.ceil(IMAGES / (SHARD * devices))
-        busiest = math.ceil(IMAGES / 32 / (rounds * devices)) * 32 * rounds  # images of a rank
-        seconds += busiest * (forwards * constants["forward"] + per_image)
-        seconds += IMAGES / SHARD * (constants["gather"] * (devices > 1) + constants["disk"])
-    return seconds / 3600
+    rounds = math.ceil(count / (SHARD * devices))
+    busiest = min(count, math.ceil(count / 32 / (rounds * devices)) * 32 * rounds)
+    image = forwards * constants["forward"] + constants["decode"] + constants["extract"]
+    shard = constants["gather"] * (devices > 1) + constants["disk"]
+    return busiest * image + count / SHARD * shard
 
 
-def test_the_time_of_the_papers_table(inception_weights, tmp_path):
-    name, constants = _constants(inception_weights, tmp_path)
-    print(f"\n{name}: " + ", ".join(f"{k} {1e3 * v:,.1f} ms" for k, v in constants.items()))
-    hours = {devices: _hours(constants, devices) for devices in (1, 8, 64)}
-    print("the table of ImageNet-256: " + ", ".join(f"{h:,.2f} h on {d}" for d, h in hours.items()))
+def test_a_row_of_the_full_networks_takes_what_the_model_says(networks, constants):
+    network, tokenizer, extractor = networks
+    loaded = Generator(get_teacher("maskgit"), network, tokenizer, "", "MaskGIT")
+    choice = Choice(settings={"guidance_scale": 3.0})
+    (job,) = jobs_of(loaded, [2], choice)
+    runtime = Runtime(DEVICE)
+    images = SampledImages(job, seed=0, count=64, batch_size=64, uint8="round", runtime=runtime)
+    parts = {"sample and decode": 0.0, "extract": 0.0}
+
+    def look(pixels, rows):
+        start = time.perf_counter()
+        features = extract(extractor, [(pixels, None)], count=len(rows))
+        parts["extract"] += time.perf_counter() - start
+        return {name: getattr(features, name) for name in OUTPUTS}
+
+    start = time.perf_counter()
+    collected = collect(
+        images, look, runtime=runtime, batch_size=64, shelf=Shelf(None, pytest.fail)
+    )
+    taken = time.perf_counter() - start
+    parts["sample and decode"] = collected.speed.seconds_per_batch
+    told = _seconds(constants, _forwards(2), 64, 1)
+    peak = peak_memory_bytes(DEVICE) / 2**30
+    print(
+        f"\n64 images, 2 guided steps: {taken:.1f} s ({parts}), the model says {told:.1f} s; "
+        f"peak {peak:.2f} GiB"
+    )
+    assert told == pytest.approx(taken, rel=0.25)
+
+
+def test_the_time_of_the_papers_table(constants):
+    rows = [*map(_forwards, STEPS), 1]
+    hours = {
+        devices: sum(_seconds(constants, n, 50_000, devices) for n in rows) / 3600
+        for devices in (1, 8, 64)
+    }
+    print("\nImageNet-256, six rows: " + ", ".join(f"{h:,.2f} h on {d}" for d, h in hours.items()))
     assert 7 < hours[1] / hours[8] <= 8
     assert 5 < hours[8] / hours[64] <= 8
