@@ -145,7 +145,7 @@ def bench(
         work = plan_work(
             planned,
             fixed,
-            Runtime(place, group, progress, terminal.warn),
+            Runtime(place, group, progress if group.is_first else terminal.quiet, terminal.warn),
             assets,
             results=results,
             grid=grid,

@@ -205,6 +205,7 @@ def test_two_ranks_record_what_one_does(dimo, run_two_ranks, few_digits, tmp_pat
     assert json.loads(again.stdout) == json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_two_ranks_judge_what_one_does(dimo, run_two_ranks, tmp_path):
     """GenEval: a quick look at made images, and pictures in files."""
     command = ["bench", "--teacher", "scenes", "--steps", "1", "--num-images", "240"]
@@ -306,6 +307,21 @@ def test_rows_on_record_are_measured_again_when_asked(dimo, few_digits, tmp_path
     assert len(records) == 8
     for record in records[-3:]:
         assert record.metrics == first[record.method.name, record.method.num_steps][0]
+
+
+def test_a_row_that_cannot_be_recorded_is_not_lost(dimo, few_digits, reads, tmp_path):
+    command = ["bench", "--student", "digits-dimo", "--steps", "", "--protocol", few_digits]
+    command += ["--no-reference-rows", "--cache", "kept"]
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "contributions").write_text("in the way of a folder")
+    _, err = dimo(*command, code=2)
+    assert err.count("error: cannot write results/contributions") == 1
+    assert load_all(tmp_path / "results") == ([], [])
+    (tmp_path / "results" / "contributions").unlink()
+    made = len(reads)
+    dimo(*command)
+    assert len(reads) == made > 0
+    assert len(load_all(tmp_path / "results")[0]) == 1
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
