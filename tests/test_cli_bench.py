@@ -285,7 +285,7 @@ def test_every_distilled_model_is_a_row_at_its_own_steps(dimo, protocol_file, tm
     assert methods[3]["training"]["images_seen"] == 1_234_000
     report, _ = dimo("report", "--protocol", protocol)
     for row in ("mine", "sdtt"):
-        assert f"\n{row}" in report
+        assert f"\n| {row}" in report
 
 
 def test_a_picture_of_named_models_at_their_own_steps(dimo, tmp_path):

@@ -8,6 +8,7 @@ import torch
 
 from bench.rows.rows import Job, method_info
 from bench.rows.settings import SamplerSettings
+from dimo.util import terminal
 from dimo.zoo.loading import load_student
 
 ROOT = Path(__file__).parent.parent
@@ -43,11 +44,11 @@ def test_the_tables_on_the_pages_are_those_of_the_records(run, tmp_path, name, m
 
 
 def test_every_format_of_the_same_results(run, world):
-    shown = run("report", cwd=world)
+    shown = run("report", "-f", "text", cwd=world)
     assert shown.stdout.startswith("Handwritten digits, 8 x 8")
     assert "Settings of each row" not in shown.stdout
     assert shown.stderr.endswith("code of each row: dimo report --settings\n")
-    asked = run("report", "--protocol", "digits", "--settings", cwd=world)
+    asked = run("report", "--protocol", "digits", "-f", "text", "--settings", cwd=world)
     assert asked.stdout.startswith(shown.stdout[: shown.stdout.index("Quoted results")])
     assert "Settings of each row" in asked.stdout
     assert asked.stderr == ""
@@ -55,6 +56,10 @@ def test_every_format_of_the_same_results(run, world):
     markdown = (world / "report.md").read_text()
     assert markdown.startswith("## Handwritten digits, 8 x 8")
     assert run("report", "-f", "markdown", cwd=world).stdout == markdown
+    assert run("report", cwd=world).stdout == markdown, "a pipe gets what a file does"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(terminal, "is_terminal", lambda: True)
+        assert run("report", cwd=world).stdout == shown.stdout
     latex = run("report", "-f", "latex", cwd=world).stdout
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 4
     assert "0.286" in latex
@@ -68,7 +73,7 @@ def test_every_format_of_the_same_results(run, world):
 
 
 def test_the_bundled_results_fit_100_columns_of_a_terminal(run, tmp_path):
-    shown = run("report", "--results", ROOT / "results", cwd=tmp_path).stdout
+    shown = run("report", "--results", ROOT / "results", "-f", "text", cwd=tmp_path).stdout
     assert shown.count("-- Teacher --") > 4
     assert shown.count("images") > 2  # no column was left out
     assert max(map(len, shown.splitlines())) <= 100
@@ -77,7 +82,7 @@ def test_the_bundled_results_fit_100_columns_of_a_terminal(run, tmp_path):
 
 
 def test_without_results_it_quotes_and_says_how_to_begin(run, tmp_path):
-    shown = run("report", cwd=tmp_path).stdout
+    shown = run("report", "-f", "text", cwd=tmp_path).stdout
     assert "\n- `dimo bench --teacher digits --student digits-dimo --steps 1,4,16`\n" in shown
     table = shown[shown.index("Quoted: ImageNet 256 x 256, class-conditional\n") :]
     assert "Di[M]O                1  6.91   214.0" in table
@@ -113,7 +118,7 @@ def test_strict_exits_with_1_and_still_reports(run, world):
         assert [line for line in lines if name in line and reason in line], (name, lines)
         assert name in done.stdout.split("Files left out\n")[1]
     assert "6 files left out (--strict)" in lines[-1]
-    assert "\nMaskGIT" in done.stdout
+    assert "\n| MaskGIT" in done.stdout
     assert run("report", cwd=world).stdout == done.stdout
 
 

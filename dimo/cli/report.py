@@ -34,7 +34,8 @@ def report(
         typer.Option(
             "--format",
             "-f",
-            help="text, markdown, latex, csv, json or html; default: text, in a file markdown.",
+            help="text, markdown, latex, csv, json or html; default: text in a terminal, in a file "
+            "or a pipe markdown.",
         ),
     ] = "",
     out: Annotated[
@@ -73,7 +74,7 @@ def report(
     from bench.report import FORMATS, read_report, report_html, update_page
     from dimo.util.files import write_atomic
 
-    chosen = format_ or ("markdown" if out else "text")
+    chosen = format_ or ("text" if out is None and terminal.is_terminal() else "markdown")
     if chosen not in FORMATS:
         raise unknown_name("format", chosen, FORMATS)
     if update is not None:

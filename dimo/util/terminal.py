@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,11 @@ def quiet(what: str, done: int, total: int, unit: str) -> None:
 
 def ignore(text: str) -> None:
     """A sink for one-line warnings that shows nothing."""
+
+
+def is_terminal() -> bool:
+    """Whether stdout is one, and not a file or a pipe."""
+    return sys.stdout.isatty()
 
 
 def say(text: str, style: str = "cyan") -> None:
