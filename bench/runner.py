@@ -253,8 +253,8 @@ def run(
             device are measured again.
         assets: Files that replace bundled or downloaded ones, such as a reference.
         device: auto, cpu, cuda or cuda:N.
-        batch_size: Images generated at a time; changes speed, never a result. Halved where memory
-            runs out.
+        batch_size: Images generated at a time, 0: as many as memory holds; changes speed, never a
+            result. Halved where memory runs out.
 
     Under torchrun the ranks share the images of each row, and the first one returns the table.
 

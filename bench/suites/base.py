@@ -31,6 +31,7 @@ from bench.records.record import (
 )
 from bench.records.store import append
 from bench.rows.generate import (
+    LARGEST_BATCH,
     Collected,
     FixedImages,
     Look,
@@ -95,7 +96,8 @@ class Suite(ABC):
     """One way to score rows under a protocol; networks and reference are shared by all rows.
 
     Args:
-        batch_size: Images generated at a time; changes speed, never a result.
+        batch_size: Images generated at a time, 0: as many as memory holds; changes speed, never a
+            result.
         nonconforming: Whether off-protocol sets and references are scored, too.
         num_images: Images made per row; None: as many as the protocol asks for.
 
@@ -120,6 +122,8 @@ class Suite(ABC):
     ) -> None:
         self.protocol, self.runtime, self.assets = protocol, runtime, assets
         self.batch_size, self.nonconforming, self.command = batch_size, nonconforming, command
+        on_gpu = runtime.device.type == "cuda"
+        self._shard_size = batch_size or (LARGEST_BATCH if on_gpu else 500)
         self.num_images = num_images or protocol.images.num_images
         self._shelves: list[Shelf] = []
 
@@ -209,7 +213,7 @@ class Suite(ABC):
         """
         shelf = Shelf(self._shelf_folder(images, what), self.runtime.warn)
         self._shelves += [shelf] if shelf.folder is not None and self.runtime.ranks.is_first else []
-        size = batch_size or self.batch_size
+        size = batch_size or self._shard_size
         return collect(images, look, runtime=self.runtime, batch_size=size, shelf=shelf)
 
     def forget(self) -> None:

@@ -106,7 +106,14 @@ def bench(
             help="Rows for real data and tokenizer.",
         ),
     ] = True,
-    batch_size: opt.BatchSize = 500,
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=opt.ADVANCED,
+            help="Images at a time, or auto: as many as memory holds; changes speed only.",
+        ),
+    ] = "500",
     device: opt.Device = "auto",
     cache: opt.Cache = "",
     allow_code: opt.AllowCode = False,
@@ -152,7 +159,7 @@ def bench(
             num_images=num_images,
             reference_rows=reference_rows,
             again=again,
-            batch_size=batch_size,
+            batch_size=opt.parse_batch_size(batch_size),
             command=opt.command_line(),
         )
         if dry_run:

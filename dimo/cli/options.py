@@ -267,6 +267,15 @@ def parse_steps(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def parse_batch_size(text: str) -> int:
+    """A number of images; 0 for auto."""
+    if text != "auto" and (not text.isdecimal() or int(text) < 1):
+        raise DimoError(
+            f"--batch-size {text!r} is not allowed; give a whole number from 1, or auto"
+        )
+    return 0 if text == "auto" else int(text)
+
+
 def parse_labels(text: str, teacher: "teachers.Teacher") -> list[int]:
     """Classes of a teacher: numbers, ranges such as 0-9, and names, with commas between them."""
     labels: list[int] = []

@@ -139,6 +139,25 @@ def test_a_full_disk_costs_the_resumption_only(job, make_suite, tmp_path):
     assert "an interruption will begin this row again: cannot write" in said[0]
 
 
+def test_a_batch_takes_four_fifths_of_the_free_memory(job, monkeypatch):
+    """On a GPU that is made up: 8 images take 80 bytes, and 4,000 and 100 unused ones are free."""
+    images = SampledImages(
+        job, seed=0, count=9999, batch_size=0, uint8="round", runtime=Runtime(CPU)
+    )
+    assert images.batch_size == 500
+    for name, value in (
+        ("reset_peak_memory_stats", None),
+        ("memory_allocated", 100),
+        ("max_memory_allocated", 180),
+        ("memory_reserved", 200),
+        ("mem_get_info", (4000, 9999)),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    images.runtime = Runtime(torch.device("cuda"))
+    monkeypatch.setattr(images, "_warm_up", lambda: images.samples)
+    assert images._fitting_batch() == 0.8 * 4100 / 10
+
+
 def test_batches_are_halved_where_memory_runs_out(job, make_suite, monkeypatch):
     whole, said, real = make_suite().measure(job).record, [], generate.sample_images
 
