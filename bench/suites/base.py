@@ -229,18 +229,16 @@ class Suite(ABC):
         loaded = images.job.loaded
         if not loaded.weights_sha256:  # a network in training
             return None
-        files = (
-            weights_file(loaded.teacher, r, self.assets.weights) for r in loaded.teacher.weights
-        )
+        roles = loaded.teacher.weights.keys() - {"transformer"}  # which a student does not need
+        paths = [weights_file(loaded.teacher, r, self.assets.weights) for r in sorted(roles)]
+        stats = [path.stat() for path in paths]
         identity = {
             "count": images.count,
             "seed": images.seed,
             "settings": images.settings.plain() | {"selected_by": ""},
             "weights": loaded.weights_sha256,
             "student": None if loaded.student is None else encode(loaded.student),
-            "files": [
-                (f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.exists()
-            ],
+            "files": [(stat.st_size, stat.st_mtime_ns) for stat in stats],
             "uint8": images.uint8,
             "what": [type(self).__name__, what],
             "evidence": dict(self.evidence),
