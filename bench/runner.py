@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pandas as pd
 
@@ -115,18 +115,19 @@ def plan_work(
     *,
     results: Path,
     grid: Mapping[str, Sequence[float]] | None = None,
-    num_images: int | None = None,
     reference_rows: bool = True,
     again: bool = False,
-    batch_size: int = 500,
-    command: str = "",
+    **options: Any,
 ) -> Work:
     """Checks everything, loads networks, and finds the rows that are on record.
 
     Args:
         planned: From `bench.rows.rows.plan_jobs` or `plan_models`.
         results: Folder of records.
-        grid: As `tune` of `run`, for every row; the other options are those of `run`, too.
+        grid: As `tune` of `run`, for every row.
+        reference_rows: As of `run`.
+        again: Whether rows that are on record are measured, too.
+        **options: `num_images`, `batch_size` and `command`, as of `bench.suites.base.Suite`.
 
     Raises:
         DimoError: Models that do not fit the protocol, unused or missing files.
@@ -139,9 +140,7 @@ def plan_work(
             weights_file(entry.teacher, "transformer", assets.weights)
     samplers = [settings.sampler for entry in planned for settings in entry.rows]
     check_grid(grid or {}, samplers, protocol)
-    suite = load_suite(
-        protocol, runtime, assets, batch_size=batch_size, command=command, num_images=num_images
-    )
+    suite = load_suite(protocol, runtime, assets, **options)
     rows = load_planned(
         planned, device=runtime.device, weights=assets.weights, prompts=suite.prompts
     )
@@ -229,7 +228,6 @@ def run(
     tune: Mapping[str, Sequence[float]] | None = None,
     num_images: int | None = None,
     reference_rows: bool = True,
-    again: bool = False,
     results: AnyPath = "results",
     assets: Assets | None = None,
     device: str = "auto",
@@ -249,8 +247,8 @@ def run(
             table with others. None: as many as the protocol asks for.
         reference_rows: Whether real data and the tokenizer are rows, too, where they are bundled;
             a quick look has none.
-        again: Whether rows that `results` has from the same code, weights, settings, packages and
-            device are measured again.
+        results: Folder of records. Rows that it has from the same code, weights, settings,
+            packages and device are not measured again; another folder measures them.
         assets: Files that replace bundled or downloaded ones, such as a reference.
         device: auto, cpu, cuda or cuda:N.
         batch_size: Images generated at a time, 0: as many as memory holds; changes speed, never a
@@ -278,7 +276,6 @@ def run(
             grid=tune,
             num_images=num_images,
             reference_rows=reference_rows,
-            again=again,
             batch_size=batch_size,
             command=f"bench.run({list(models)!r}, protocol={str(protocol or fixed.name)!r}"
             f"{options})",

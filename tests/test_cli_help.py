@@ -68,6 +68,7 @@ def test_what_one_needs_comes_first(help_of):
     assert first == ["teacher", "student", "baseline", "steps", "student-steps", "protocol"] + [
         "num-images",
         "results",
+        "dry-run",
     ]
 
 

@@ -30,7 +30,7 @@ Protocol = Annotated[
         "dimo bench --teacher scenes --tune guidance_scale=1,3",
         "dimo bench --teacher maskgit --dry-run",
         "dimo bench --teacher maskgit --reference VIRTUAL_imagenet256_labeled.npz",
-        "torchrun --nproc_per_node=8 -m dimo bench --teacher maskgit --reference adm.npz",
+        "torchrun --nproc_per_node=8 -m dimo bench --teacher maskgit",
     )
 )
 def bench(
@@ -95,6 +95,7 @@ def bench(
         bool,
         typer.Option(
             "--again",
+            rich_help_panel=opt.ADVANCED,
             help="Measure rows that are on record from the same code, weights and settings, too.",
         ),
     ] = False,
