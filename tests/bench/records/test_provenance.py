@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.records.provenance import Revision, code_revision, package_versions
+from bench.records.provenance import Revision, code_revision, code_sha256, package_versions
 
 
 def test_versions() -> None:
@@ -36,9 +36,10 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_revision_of_a_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert code_revision(checkout) == Revision(None, None)  # no commit yet
+    code = code_sha256(checkout.parents[2])
+    assert code_revision(checkout) == Revision(None, None, code)  # no commit yet
     git(checkout.parent, "commit", "--quiet", "-m", "first")
-    clean = Revision(git(checkout.parent, "rev-parse", "HEAD"), dirty=False)
+    clean = Revision(git(checkout.parent, "rev-parse", "HEAD"), dirty=False, code_sha256=code)
     monkeypatch.setenv("GIT_DIR", "/nonexistent")  # as in a hook of another repository
     assert code_revision(checkout) == clean
     (checkout.parents[2] / "README.md").write_text("prose and results change no number\n")
@@ -60,4 +61,19 @@ def test_an_installed_package_is_not_of_the_repository_around_it(checkout: Path)
 
 def test_revision_without_git(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert code_revision(checkout) == Revision(None, None)
+    assert code_revision(checkout) == Revision(None, None, code_sha256(checkout.parents[2]))
+
+
+def test_the_hash_of_the_code_is_of_names_and_content(checkout: Path) -> None:
+    root, now = checkout.parents[2], code_sha256.__wrapped__  # without the cache of a process
+    found = {now(root)}
+    (root / "README.md").write_text("prose\n")
+    (root / "tests.py").write_text("pass\n")
+    found |= {now(root)}
+    assert len(found) == 1
+    for name, text in (("code.py", "1\n"), ("new.py", "1\n")):
+        (checkout.parent / name).write_text(text)
+        found.add(now(root))
+    (checkout.parent / "new.py").rename(checkout.parent / "other.py")
+    found.add(now(root))
+    assert len(found) == 4

@@ -343,7 +343,9 @@ def test_a_row_that_cannot_be_recorded_is_not_lost(dimo, few_digits, reads, tmp_
     assert len(load_all(tmp_path / "results")[0]) == 1
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "how", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_a_stopped_bench_goes_on(dimo, run_stopped, few_digits, tmp_path, how):
     command = [*BENCH, "--protocol", few_digits, "--batch-size", "32"]
     dimo(*command, "--results", "whole", "--cache", "none")
