@@ -15,7 +15,7 @@ from bench.features.extraction import cache_folder
 from bench.protocol import Protocol, load_protocol
 from bench.records.record import ResultRecord
 from bench.records.store import load_all
-from bench.rows.generate import SampledImages, try_out
+from bench.rows.generate import try_out
 from bench.rows.grid import write_picture
 from bench.rows.rows import Job, Planned, load_planned, plan_models
 from bench.rows.settings import check_protocol, protocol_for
@@ -84,12 +84,10 @@ class Work:
         lines = []
         for number, row in enumerate(self.rows):
             images = self.suite.images_of(row, self.suite.protocol.seeds.select, FORWARD_BATCH)
-            sampled, nfe = isinstance(images, SampledImages), None
-            if isinstance(images, SampledImages):
-                nfe = images.samples.nfe
-            count = self.suite.num_images if sampled else images.count
-            if sampled:
-                count += trials_of(row, self.grid) * self.suite.protocol.seeds.n_select
+            samples, count = images.samples, images.count
+            if samples is not None:
+                swept = trials_of(row, self.grid) * self.suite.protocol.seeds.n_select
+                count = self.suite.num_images + swept
             seconds, size = 0.0, 0
             if number not in self.done:
                 seconds, size = try_out(images, self.suite.look_at(images))
@@ -97,11 +95,11 @@ class Work:
                 {
                     "name": row.name,
                     "num_steps": None if row.settings is None else row.settings.num_steps,
-                    "nfe": nfe,
+                    "nfe": None if samples is None else samples.nfe,
                     "images": count,
                     "on_record": number in self.done,
                     "seconds": seconds * count,
-                    "bytes": size * count if sampled else 0,
+                    "bytes": 0 if samples is None else size * count,
                 }
             )
         return pd.DataFrame(lines).convert_dtypes()
@@ -124,8 +122,8 @@ def plan_work(
     Args:
         planned: From `bench.rows.rows.plan_jobs` or `plan_models`.
         results: Folder of records.
-        grid: As `tune` of `run`, for every row.
-        reference_rows: As of `run`.
+        grid: Setting -> values to choose from for every row that has it.
+        reference_rows: Whether real data and the tokenizer are rows, too, where they are bundled.
         again: Whether rows that are on record are measured, too.
         **options: `num_images`, `batch_size` and `command`, as of `bench.suites.base.Suite`.
 
@@ -146,15 +144,13 @@ def plan_work(
     )
     if reference_rows and not suite.off_protocol:
         rows = suite.reference_rows(rows[0].loaded) + rows
-    found = suite.on_first(
-        lambda: _on_record(suite, rows, grid or {}, [] if again else _known(results))
-    )
-    done = runtime.ranks.all_gather(lambda: found)[0] or {}
-    return Work(suite, rows, done, grid or {}, results)
 
+    def known() -> dict[int, ResultRecord]:
+        if again or not runtime.ranks.is_first or not results.is_dir():
+            return {}
+        return _on_record(suite, rows, grid or {}, load_all(results)[0])
 
-def _known(results: Path) -> list[ResultRecord]:
-    return load_all(results)[0] if results.is_dir() else []
+    return Work(suite, rows, runtime.ranks.all_gather(known)[0], grid or {}, results)
 
 
 def _on_record(

@@ -263,13 +263,7 @@ def infos_of(images: Iterable[npt.NDArray[np.uint8]]) -> list[ImageInfo]:
     return infos
 
 
-def content_of(
-    infos: Sequence[ImageInfo],
-    labels: Labels,
-    *,
-    path: Path | None = None,
-    nonconforming: Sequence[str] = (),
-) -> Content:
+def content_of(infos: Sequence[ImageInfo], labels: Labels, *, path: Path | None = None) -> Content:
     """The content of a row; `path` is the folder that was read, None for generated images."""
     copies = len(infos) - len({info.sha256 for info in infos})
     notes = [] if path is None else list(_notes(infos, copies))
@@ -279,7 +273,6 @@ def content_of(
         copies,
         () if path is None else (str(path),),
         tuple(notes),
-        tuple(nonconforming),
     )
 
 

@@ -51,6 +51,7 @@ class RowImages(ABC):
     caption: str  # for progress
     labels: npt.NDArray[np.int64]  # of all images
     path: Path | None = None  # folder of the files, if they are files
+    samples: Samples | None = None  # tells what a network's images cost
 
     @property
     def count(self) -> int:

@@ -216,6 +216,28 @@ class Suite(ABC):
         size = batch_size or self._shard_size
         return collect(images, look, runtime=self.runtime, batch_size=size, shelf=shelf)
 
+    def _score_row(
+        self, row: Job, seed: int | None, score: Callable[..., Measured]
+    ) -> Measured | None:
+        """As `measure`; `score` is called on the first rank with what was found of the images."""
+        start, seed = time.monotonic(), self.protocol.seeds.report if seed is None else seed
+        images = self.images_of(row, seed, self.num_images)
+        collected = self._collect(images, self.look_at(images))
+
+        def scored() -> Measured:
+            assert collected is not None
+            return score(
+                images,
+                collected.found,
+                collected.content,
+                method_info(row, images.samples),
+                start,
+                speed=collected.speed,
+                seed=seed,
+            )
+
+        return self.on_first(scored)
+
     def forget(self) -> None:
         """Removes what was kept of rows that are recorded now."""
         for shelf in self._shelves:
@@ -230,15 +252,14 @@ class Suite(ABC):
         if not loaded.weights_sha256:  # a network in training
             return None
         roles = loaded.teacher.weights.keys() - {"transformer"}  # which a student does not need
-        paths = [weights_file(loaded.teacher, r, self.assets.weights) for r in sorted(roles)]
-        stats = [path.stat() for path in paths]
+        paths = (weights_file(loaded.teacher, r, self.assets.weights) for r in sorted(roles))
         identity = {
             "count": images.count,
             "seed": images.seed,
             "settings": images.settings.plain() | {"selected_by": ""},
             "weights": loaded.weights_sha256,
             "student": None if loaded.student is None else encode(loaded.student),
-            "files": [(stat.st_size, stat.st_mtime_ns) for stat in stats],
+            "files": [(stat.st_size, stat.st_mtime_ns) for stat in map(Path.stat, paths)],
             "uint8": images.uint8,
             "what": [type(self).__name__, what],
             "evidence": dict(self.evidence),

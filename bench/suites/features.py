@@ -20,8 +20,8 @@ from bench.metrics.base import Score
 from bench.metrics.scores import known_gaps, score
 from bench.protocol.catalog import METRICS
 from bench.records.record import MethodInfo
-from bench.rows.generate import Arrays, Look, RowImages, SampledImages
-from bench.rows.rows import Job, method_info
+from bench.rows.generate import Arrays, Look, RowImages
+from bench.rows.rows import Job
 from bench.suites.base import ImageOrigin, Measured, Suite, image_set_method
 from dimo.errors import DimoError
 
@@ -69,23 +69,10 @@ class FeaturesSuite(Suite):
         }
 
     def measure(self, row: Job, *, seed: int | None = None) -> Measured | None:
-        start, seed = time.monotonic(), self.protocol.seeds.report if seed is None else seed
-        images = self.images_of(row, seed, self.num_images)
-        collected = self._collect(images, self.look_at(images))
+        def score(images: RowImages, found: Arrays, *about: Any, **made: Any) -> Measured:
+            return self._scored(Features(**found, labels=images.labels), *about, **made)
 
-        def scored() -> Measured:
-            assert collected is not None
-            method = method_info(row, images.samples if isinstance(images, SampledImages) else None)
-            return self._scored(
-                Features(**collected.found, labels=images.labels),
-                collected.content,
-                method,
-                start,
-                speed=collected.speed,
-                seed=seed,
-            )
-
-        return self.on_first(scored)
+        return self._score_row(row, seed, score)
 
     def look_at(self, images: RowImages) -> Look:
         """Every output of the extractor."""

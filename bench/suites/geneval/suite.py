@@ -19,8 +19,8 @@ from bench.images.labels import labels_sha256
 from bench.metrics.geneval import summarize
 from bench.protocol.catalog import BUNDLED_PROMPTS, DETECTORS
 from bench.records.record import MethodInfo
-from bench.rows.generate import Arrays, Collected, FileImages, Look, RowImages, SampledImages
-from bench.rows.rows import Job, method_info
+from bench.rows.generate import Arrays, FileImages, Look, RowImages
+from bench.rows.rows import Job
 from bench.suites.base import ImageOrigin, Measured, Suite, image_set_method
 from bench.suites.geneval.detectors import ObjectDetector, load_detector, verdicts
 from bench.suites.geneval.layout import (
@@ -79,9 +79,9 @@ class _Judged:
         return list_sha256([prompts[number] for number in sorted(prompts)])
 
 
-def _judged(collected: Collected, asked: Sequence[_Asked]) -> _Judged:
+def _judged(arrays: Arrays, asked: Sequence[_Asked]) -> _Judged:
     """What `GenEvalSuite._look` found of all images."""
-    found = dict(collected.found)
+    found = dict(arrays)
     verdicts = zip(asked, *(found.pop(name) for name in _VERDICT), strict=True)
     results = [
         ImageResult(image.filename, bool(correct), reason, image.metadata, json.loads(boxes))
@@ -141,24 +141,10 @@ class GenEvalSuite(Suite):
         }
 
     def measure(self, row: Job, *, seed: int | None = None) -> Measured | None:
-        start, seed = time.monotonic(), self.protocol.seeds.report if seed is None else seed
-        images = self.images_of(row, seed, self.num_images)
-        asked = self._asked_of(images)
-        collected = self._collect(images, self.look_at(images))
+        def score(images: RowImages, found: Arrays, *about: Any, **made: Any) -> Measured:
+            return self._scored(_judged(found, self._asked_of(images)), *about, **made)
 
-        def scored() -> Measured:
-            assert collected is not None
-            method = method_info(row, images.samples if isinstance(images, SampledImages) else None)
-            return self._scored(
-                _judged(collected, asked),
-                collected.content,
-                method,
-                start,
-                speed=collected.speed,
-                seed=seed,
-            )
-
-        return self.on_first(scored)
+        return self._score_row(row, seed, score)
 
     def measure_paths(self, paths: Sequence[Path], origin: ImageOrigin) -> Measured | None:
         """Scores a folder in the official layout, or reads a results.jsonl or a folder with it.
@@ -190,7 +176,8 @@ class GenEvalSuite(Suite):
                 asked[n].filename: thumbnail(images.read(range(n, n + 1))[0][0]) for n in shown
             }
             content = replace(collected.content, nonconforming=tuple(problems))
-            judged, sheet = _judged(collected, asked), {".png": draw_sheet(tiles)} if tiles else {}
+            sheet = {".png": draw_sheet(tiles)} if tiles else {}
+            judged = _judged(collected.found, asked)
             return self._scored(judged, content, method, start, files=sheet)
 
         return self.on_first(scored)
@@ -210,7 +197,7 @@ class GenEvalSuite(Suite):
         def overall() -> float:
             if collected is None:
                 return 0.0
-            judged = _judged(collected, asked)
+            judged = _judged(collected.found, asked)
             return summarize(judged.tags, judged.numbers, judged.correct).overall
 
         return self.runtime.ranks.all_gather(overall)[0]
