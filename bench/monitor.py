@@ -1,4 +1,4 @@
-"""Monitoring of `dimo distill`: trackers, sample grids, and scores of the EMA under a protocol."""
+"""Monitoring of training: trackers, sample grids, and scores of the EMA under a protocol."""
 
 import copy
 import dataclasses
@@ -37,6 +37,7 @@ from dimo.engine.tracking import (
 from dimo.errors import DimoError
 from dimo.methods import METHODS
 from dimo.methods.base import DistillationRecipe
+from dimo.methods.pretraining import TrainRecipe
 from dimo.models import MaskedModel, Tokenizer
 from dimo.models.text import Conditions, TextConditioned
 from dimo.util import terminal
@@ -51,11 +52,11 @@ _SCORE_BATCH = 100  # images at a time; changes speed and memory, never a score
 
 @dataclass(frozen=True)
 class Watching:
-    """Options for monitoring a distillation run; intervals in steps, 0: never, None: about ten."""
+    """Options for monitoring a run; intervals in steps, 0: never, None: about ten."""
 
     sample_every: int | None = None
     score_every: int | None = None  # None: only if there is a protocol
-    # name or file; "": that of the teacher if it is bundled or `score_every` is given, else none
+    # name or file; "": the teacher's if its data are here or `score_every` is given, else none
     score_protocol: str = ""
     reference: Path | None = None  # of the protocol; None: the bundled one
     extractor_weights: Path | None = None  # or of the detector; None: the bundled ones
@@ -65,7 +66,7 @@ class Watching:
 @contextmanager
 def watching(
     options: Watching,
-    recipe: DistillationRecipe,
+    recipe: DistillationRecipe | TrainRecipe,
     folder: Path,
     *,
     device: torch.device,
@@ -83,7 +84,7 @@ def watching(
             nothing to score by or prompts that do not come with dimo, or whose reference, extractor
             or detector is missing; missing weights; wandb is not installed.
     """
-    row = get_teacher(recipe.teacher)
+    row = get_teacher(recipe.teacher or str(folder))
     sample_every = watch_interval(options.sample_every, recipe.steps, "--sample-every")
     score_every = watch_interval(options.score_every, recipe.steps, "--score-every")
     if not is_first:
@@ -92,7 +93,10 @@ def watching(
     if options.wandb:
         check_wandb()
     protocol = _protocol(options, row) if score_every else None
-    weights_file(row, "transformer", weights)  # missing weights of the run are reported first
+    student = None
+    if recipe.kind != TrainRecipe.kind:
+        student = StudentConfig.of_recipe(cast(DistillationRecipe, recipe), "")
+        weights_file(row, "transformer", weights)  # missing weights of the run are reported first
     needed = protocol is not None or bool(options.sample_every)
     tokenizer = _tokenizer(row, weights, device, needed) if sample_every or needed else None
     openers = [partial(open_tensorboard, folder / "tensorboard")]
@@ -101,7 +105,7 @@ def watching(
     trackers = Trackers(openers)
     watchers: list[Watcher] = [trackers.watch]
     if tokenizer is not None:
-        view = _View(row, recipe, tokenizer, device)
+        view = _View(row, student, recipe.steps, tokenizer, device)
         if sample_every:
             watchers.append(_Pictures(view, folder / "samples", sample_every, trackers).watch)
         if protocol is not None:
@@ -116,7 +120,7 @@ def watching(
 
 def _protocol(options: Watching, teacher: Teacher) -> Protocol | None:
     named = options.score_protocol
-    if not (named or options.score_every or (teacher.is_bundled and teacher.protocol)):
+    if not (named or options.score_every or (teacher.has_data and teacher.protocol)):
         return None
     protocol = protocol_for(teacher, named, option="--score-protocol")
     advice = "name another --score-protocol, or leave scores out with --score-every 0"
@@ -165,14 +169,15 @@ class _View:
     """How the networks of a run are sampled; `conditions` replace those of training."""
 
     teacher: Teacher
-    recipe: DistillationRecipe
+    student: StudentConfig | None  # None: the teacher itself is trained
+    steps: int  # of the run
     tokenizer: Tokenizer
     device: torch.device
     conditions: Conditions | None = None
 
-    def student_job(self, network: nn.Module, name: str) -> Job:
-        """At the method's default number of steps and the recipe's temperature."""
-        return self._jobs(network, name, StudentConfig.of_recipe(self.recipe, ""))[0]
+    def job(self, network: nn.Module, name: str) -> Job:
+        """A student at its method's default steps and the recipe's temperature, a teacher at 16."""
+        return self._jobs(network, name, self.student)[-1]
 
     def teacher_jobs(self, network: nn.Module) -> list[Job]:
         """At 1 and 16 steps, by its own sampler."""
@@ -186,11 +191,13 @@ class _View:
         model = cast(MaskedModel, network)
         loaded = Generator(self.teacher, model, self.tokenizer, "", name, student)
         steps = sorted({min(count, self.teacher.num_tokens) for count in _TEACHER_STEPS})
-        return jobs_of(loaded, steps, student_steps=(METHODS[self.recipe.method].default_steps,))
+        if student is None:
+            return jobs_of(loaded, steps)
+        return jobs_of(loaded, steps, student_steps=(METHODS[student.method].default_steps,))
 
 
 class _Pictures:
-    """`samples/step-N.png`: student and EMA, below the teacher if it is small; fixed seed."""
+    """`samples/step-N.png`: network and EMA, below a student's small teacher; fixed seed."""
 
     def __init__(self, view: _View, folder: Path, every: int, trackers: Trackers) -> None:
         self.view, self.folder, self.every, self.trackers = view, folder, every, trackers
@@ -202,16 +209,17 @@ class _Pictures:
         is_start = self.above is None
         if self.above is None:
             self.above = []
-            if view.teacher.is_bundled:
+            if view.teacher.has_data and view.student is not None:
                 teacher = cast(Any, task).teacher
                 with undisturbed(teacher):
                     jobs = view.teacher_jobs(teacher)
                     self.above = sample_rows(jobs, [], seed=_PICTURE_SEED, device=view.device)
-        if not is_due(step, self.every, view.recipe.steps) or (is_start and path.is_file()):
+        if not is_due(step, self.every, view.steps) or (is_start and path.is_file()):
             return
-        student, ema = task.networks["student"], task.networks["ema"]
-        with undisturbed(student, ema):
-            jobs = [view.student_job(student, "student"), view.student_job(ema, "EMA")]
+        name = "student" if "student" in task.networks else "model"
+        network, ema = task.networks[name], task.networks["ema"]
+        with undisturbed(network, ema):
+            jobs = [view.job(network, name), view.job(ema, "EMA")]
             draw_samples(
                 jobs, [], seed=_PICTURE_SEED, out=path, device=view.device, above=self.above
             )
@@ -233,13 +241,13 @@ class _Scores:
         is_start, self.started = not self.started, True
         if is_start and step in read_curve(self.path):
             return  # resumed at a step that has a score
-        if not is_due(step, self.every, self.view.recipe.steps):
+        if not is_due(step, self.every, self.view.steps):
             return
         seeds, criterion = self.suite.protocol.seeds, criterion_of(self.suite.protocol)
         assert criterion is not None, "such a protocol was refused"
         start, ema = time.monotonic(), task.networks["ema"]
         with undisturbed(ema):
-            job = self.view.student_job(ema, "EMA")
+            job = self.view.job(ema, "EMA")
             value = self.suite.quality(job, seed=seeds.select, num_images=seeds.n_select)
         put_on_curve(
             self.path,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +16,20 @@ from torch import Tensor
 from bench.features import Extractor, Features, extract, load_extractor
 from bench.features.pipeline import read_features, statistics_of_paths
 from bench.features.stats import FeatureStats, compute_stats, load_stats, save_stats
-from bench.images import npz_keys
+from bench.images import classes_of, npz_keys, open_images
 from bench.images.source import READ_ERRORS
-from bench.protocol import Protocol, protocol_sha256
+from bench.protocol import (
+    Protocol,
+    draft_protocol,
+    protocol_sha256,
+    protocol_toml,
+    validate_file,
+)
 from bench.protocol.catalog import ANY, BUNDLED_REFERENCES, METRICS, load
 from dimo.data import scenes
 from dimo.engine.distributed import Runtime
 from dimo.errors import DimoError
-from dimo.util.files import sha256_bytes, sha256_file
+from dimo.util.files import sha256_bytes, sha256_file, write_atomic
 from dimo.util.schema import canonical_json
 
 _OTHER_FILES = {
@@ -204,6 +211,51 @@ def make_reference(
     return stats["features"]
 
 
+def new_protocol(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    extractor: str,
+    num_images: int | None = None,
+    side: int | None = None,
+    runtime: Runtime,
+    **options: Any,
+) -> Protocol | None:
+    """Writes the protocol of a data set of one's own, and its reference beside it as an .npz.
+
+    Args:
+        paths: Folders or archives: shards of one set, with labels or one folder per class.
+        out: The .toml file; the reference gets its name.
+        extractor: As of `bench.protocol.draft_protocol`, like `num_images`.
+        **options: `weights` and `allow_code`, as of `make_reference`, like `side`.
+
+    Returns the protocol; None on every rank but the first.
+
+    Raises: DimoError: As `make_reference` and `draft_protocol`.
+    """
+    images = open_images(paths, recursive=True)
+    height, width = (side, side) if side else images.load(range(1)).shape[-2:]
+    draft = draft_protocol(
+        out.stem,
+        resolution=(height, width),
+        num_classes=len(classes_of(images.names, images.labels)[1]),
+        num_real=len(images),
+        extractor=extractor,
+        num_images=num_images,
+    )
+    path = out.with_suffix(".npz")
+    made = make_reference(paths, draft, path, recursive=True, side=side, runtime=runtime, **options)
+    if made is None:
+        return None
+    digests = {"extractor": _made_with(path), "reference": sha256_file(path)}
+    named = {
+        part: dataclasses.replace(getattr(draft, part), sha256=digest)
+        for part, digest in digests.items()
+    }
+    write_atomic(out, protocol_toml(dataclasses.replace(draft, **named)))
+    return validate_file(out)
+
+
 def _from_path(
     protocol: Protocol,
     extractor: Extractor,
@@ -270,14 +322,19 @@ def _check_origin(path: Path, keys: Collection[str], extractor: Extractor) -> No
     """Refuses a file that `dimo reference` made with other weights or code of the extractor."""
     if "provenance" not in keys:
         return
-    made = extractor.sha256
-    with suppress(*READ_ERRORS, KeyError, TypeError), np.load(path, allow_pickle=False) as file:
-        made = str(json.loads(str(file["provenance"]))["extractor"]["sha256"])
-    if made != extractor.sha256:
+    made = _made_with(path)
+    if made not in ("", extractor.sha256):
         raise DimoError(
             f"reference {path} was made with other weights or code of {extractor.name!r} (sha256 "
             f"{made[:12]}..., now {extractor.sha256[:12]}...); make it again: dimo reference IMAGES"
         )
+
+
+def _made_with(path: Path) -> str:
+    """SHA-256 of the extractor that a file of `dimo reference` was made with; "" if not known."""
+    with suppress(*READ_ERRORS, KeyError, TypeError), np.load(path, allow_pickle=False) as file:
+        return str(json.loads(str(file["provenance"]))["extractor"]["sha256"])
+    return ""
 
 
 def reference_conformity(protocol: Protocol, reference: ReferenceSet) -> list[str]:

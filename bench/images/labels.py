@@ -66,6 +66,23 @@ def class_folders(names: Sequence[str]) -> Labels:
     return np.array([known[folder] for folder in folders], dtype=np.int64)
 
 
+def classes_of(names: Sequence[str], labels: Labels | None) -> tuple[Labels, tuple[str, ...]]:
+    """The class of each image and the name of each class.
+
+    They come from `labels`, else from one folder per class, else all images are of one class.
+
+    Raises: DimoError: A negative label, or images in and beside folders or in nested ones.
+    """
+    if labels is not None:
+        if labels.min() < 0:
+            raise DimoError(f"label {labels.min()} is not allowed; give labels from 0")
+        return labels, tuple(map(str, range(int(labels.max()) + 1)))
+    folders = sorted({str(PurePosixPath(name).parent) for name in names})
+    if folders == ["."]:
+        return np.zeros(len(names), np.int64), ("images",)
+    return class_folders(names), tuple(folders)
+
+
 def parse_label(value: object, where: str) -> int:
     """An integer, or a string of digits, as an int64 label; `where` says in errors whose it is."""
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,19}\s*", value):

@@ -15,19 +15,22 @@ __all__ = [
     "Scorer",
     "Seeds",
     "Uncertainty",
+    "draft_protocol",
     "list_protocols",
     "load_protocol",
     "protocol_sha256",
     "protocol_text",
+    "protocol_toml",
     "validate_file",
 ]
 
+import json
 import os
 import tomllib
 from pathlib import Path
 from typing import Any
 
-from bench.protocol.catalog import METRICS, data_dir
+from bench.protocol.catalog import ANY, EXTRACTORS, METRICS, data_dir
 from bench.protocol.checks import contradictions
 from bench.protocol.schema import (
     Detector,
@@ -43,10 +46,12 @@ from bench.protocol.schema import (
     protocol_sha256,
 )
 from dimo.errors import DimoError, unknown_name
-from dimo.util.schema import Origin, decode
+from dimo.util.schema import Origin, decode, encode
 
 _FORMAT = 1
 _NEXT_STEP = "the keys are explained in protocols/README.md"
+_SEED = 2020  # of drafted metrics that draw subsets or projections
+_KEPT = 10_000  # most real images that neighbours and kernels are compared with
 
 
 def load_protocol(name_or_path: str | os.PathLike[str]) -> Protocol:
@@ -96,7 +101,87 @@ def validate_file(path: str | os.PathLike[str]) -> Protocol:
     problem = next(contradictions(protocol, Path(path).stem), None)
     if problem is not None:
         raise origin.error(problem)
+    object.__setattr__(protocol, "folder", Path(path).parent)
     return protocol
+
+
+def draft_protocol(
+    name: str,
+    *,
+    resolution: tuple[int, int],
+    num_classes: int,
+    num_real: int,
+    extractor: str,
+    num_images: int | None = None,
+) -> Protocol:
+    """A protocol for a data set of one's own, as yet for any weights and any reference file.
+
+    It has the metrics that the extractor and the reference `NAME.npz` suffice for, neighbours with
+    k = 3, and equally many images of each class.
+
+    Args:
+        num_real: Number of real images.
+        extractor: A key of `bench.protocol.catalog.EXTRACTORS`.
+        num_images: Of a row, rounded up to equally many of each class; None: 50,000, or 5,000 if
+            there are fewer real ones.
+
+    Raises: DimoError: Unknown extractor, or values that contradict one another.
+    """
+    if extractor not in EXTRACTORS:
+        raise unknown_name("extractor", extractor, EXTRACTORS)
+    kind, kept = EXTRACTORS[extractor], min(num_real, _KEPT)
+    wanted = num_images or (50_000 if num_real >= 50_000 else 5_000)
+    count, selected = (-(-n // num_classes) * num_classes for n in (wanted, min(wanted, 2000)))
+    params: dict[str, dict[str, int]] = {"fid": {}}
+    if "logits" in kind.outputs:
+        params["inception_score"] = {"splits": 10, "seed": _SEED}
+    params |= {metric: {"k": 3} for metric in ("precision", "recall", "density", "coverage")}
+    params["kid"] = {"subsets": 100, "subset_size": min(1000, kept, count), "seed": _SEED}
+    params["mind"] = {"projections": 1000, "seed": _SEED}
+    protocol = Protocol(
+        format=_FORMAT,
+        name=name,
+        version=1,
+        title=f"{name}, {resolution[0]} x {resolution[1]}",
+        paper="",
+        images=Images(resolution, 3, count, "balanced", num_classes, "round"),
+        seeds=Seeds(report=1000, select=2000, n_select=selected),
+        metrics=tuple(
+            Metric(metric, METRICS[metric].higher_is_better, values)
+            for metric, values in params.items()
+        ),
+        uncertainty=Uncertainty(n_bootstrap=200, seed=0, level=0.95),
+        extractor=Extractor(extractor, ANY, next(iter(kind.resizes), "")),
+        reference=Reference(f"{name}.npz", ANY, kept, num_real if num_real > kept else None),
+    )
+    problem = next(contradictions(protocol, name), None)
+    if problem is not None:
+        raise DimoError(f"no protocol {name!r} can be made of these images: {problem}")
+    return protocol
+
+
+def protocol_toml(protocol: Protocol) -> str:
+    """The text of a protocol's file."""
+    content: dict[str, Any] = encode(protocol)
+    metrics = content.pop("metrics")
+    tables = {key: part for key, part in content.items() if isinstance(part, dict)}
+    lines = ["# Keys: protocols/README.md"]
+    lines += _toml({key: value for key, value in content.items() if key not in tables})
+    for key, part in tables.items():
+        lines += ["", f"[{key}]", *_toml(part)]
+    for metric in metrics:
+        params, supplementary = metric.pop("params"), metric.pop("supplementary") or None
+        lines += ["", "[[metrics]]", *_toml({**metric, "supplementary": supplementary, **params})]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(values: dict[str, Any]) -> list[str]:
+    """Lines of scalars and lists, which JSON and TOML write alike; without empty optional ones."""
+    return [
+        f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        for key, value in values.items()
+        if value not in (None, "") or key == "paper"
+    ]
 
 
 def _shipped() -> dict[str, Path]:

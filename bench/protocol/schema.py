@@ -1,6 +1,7 @@
 """The parts of a protocol, and the hash that names it."""
 
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from bench.protocol.catalog import ANY, NONE
@@ -180,6 +181,13 @@ class Protocol:
     prompts: Prompts | None = None
     detector: Detector | None = None
     scorer: Scorer | None = None
+    folder: Path | None = field(default=None, init=False, compare=False)  # of its file
+
+    @property
+    def reference_file(self) -> Path | None:
+        """The reference beside the protocol's file, where `dimo protocols new` puts it."""
+        path = None if self.folder is None else self.folder / self.reference.name
+        return path if path is not None and path.is_file() else None
 
 
 def protocol_sha256(protocol: Protocol) -> str:

@@ -28,7 +28,7 @@ from dimo.samplers import SAMPLERS
 from dimo.samplers.base import Samples
 from dimo.zoo.loading import Generator, load_student, load_teacher
 from dimo.zoo.students import PUBLISHED_STUDENTS, FoundStudent, checkpoint_of, find_student
-from dimo.zoo.teachers import TEACHERS, Teacher, get_teacher
+from dimo.zoo.teachers import TEACHERS, Teacher, get_teacher, is_teacher
 
 _FORM = "[NAME=]MODEL[@STEPS], e.g. runs/mine, di4c=runs/mine or di4c=runs/mine@2,4"
 
@@ -71,7 +71,7 @@ def at_checkpoint(text: str, step: int | None) -> str:
     Teachers stay as they are; None changes nothing. Errors as `dimo.zoo.students.checkpoint_of`.
     """
     candidate = parse_candidate(text)
-    if step is None or candidate.model in TEACHERS:
+    if step is None or is_teacher(candidate.model):
         return text
     name = "" if candidate.name is None else f"{candidate.name}="
     steps = f"@{','.join(map(str, candidate.steps))}" if candidate.steps else ""
@@ -262,8 +262,8 @@ def plan_models(
     planned = []
     for text in models:
         candidate = parse_candidate(text)
-        if candidate.model in TEACHERS:
-            row = TEACHERS[candidate.model]
+        if is_teacher(candidate.model):
+            row = get_teacher(candidate.model)
             settings = teacher_settings(row, candidate.steps or steps, choice)
             planned.append(Planned(row, settings, name=candidate.name))
         else:

@@ -34,7 +34,8 @@ class FeaturesSuite(Suite):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        protocol, path = self.protocol, self.assets.reference
+        protocol = self.protocol
+        path = self.assets.reference or protocol.reference_file
         self._cache = FeatureCache(self.assets.cache, self.runtime.warn)
         named = protocol.extractor
         self.extractor = load_extractor(
@@ -130,7 +131,8 @@ class FeaturesSuite(Suite):
         return self.runtime.ranks.all_gather(distance)[0]
 
     def _real_data(self) -> tuple[Tensor, Tensor] | None:
-        return reference_images(self.protocol) if self.assets.reference is None else None
+        bundled = self.assets.reference is None and self.protocol.reference_file is None
+        return reference_images(self.protocol) if bundled else None
 
     def _other_scores(self, paths: Sequence[Path], origin: ImageOrigin) -> dict[str, Score]:
         """Scores of image files by other networks, on the first rank."""

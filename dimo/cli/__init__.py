@@ -6,7 +6,16 @@ import io
 import sys
 from contextlib import suppress
 
-from dimo.cli import bench, demo, evaluate, report, sample, train, weights  # noqa: F401
+from dimo.cli import (  # noqa: F401
+    bench,
+    demo,
+    distill,
+    evaluate,
+    report,
+    sample,
+    train,
+    weights,
+)
 from dimo.cli.app import Command, app, protocols_app, results_app, weights_app
 from dimo.errors import DimoError
 from dimo.util import terminal

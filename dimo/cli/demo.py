@@ -7,8 +7,8 @@ import typer
 
 import dimo.cli.options as opt
 from dimo.cli.app import app, examples
+from dimo.cli.distill import run_distill
 from dimo.cli.report import measured_table
-from dimo.cli.train import run_distill
 from dimo.util import terminal
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""`dimo eval`, `dimo compare`, `dimo reference`: any set of images under a protocol."""
+"""`dimo eval`, `compare`, `reference`, `protocols new`: any set of images under a protocol."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import dimo.cli.options as opt
-from dimo.cli.app import app, examples
+from dimo.cli.app import app, examples, protocols_app
 from dimo.errors import DimoError, unknown_name
 from dimo.util import terminal
 from dimo.util.files import check_folder
@@ -23,6 +23,16 @@ ProtocolName = Annotated[str, typer.Option(metavar="NAME", help="Protocol name o
 Recursive = Annotated[
     bool,
     typer.Option("--recursive", help="Read folders, also of the reference, with subfolders."),
+]
+CentreCrop = Annotated[
+    int | None,
+    typer.Option(
+        "--centre-crop",
+        metavar="SIDE",
+        min=1,
+        help="Take photos of any size and kind: halve by box averages, resize the shorter side "
+        "bicubically to SIDE, crop the center (ADM's rule, recorded in the file).",
+    ),
 ]
 Labels = Annotated[
     str,
@@ -184,16 +194,7 @@ def reference(
         Path, typer.Option("--out", "-o", metavar="FILE", help="Where to write the .npz.")
     ],
     recursive: Recursive = False,
-    centre_crop: Annotated[
-        int | None,
-        typer.Option(
-            "--centre-crop",
-            metavar="SIDE",
-            min=1,
-            help="Take photos of any size and kind: halve by box averages, resize the shorter side "
-            "bicubically to SIDE, crop the center (ADM's rule, recorded in the file).",
-        ),
-    ] = None,
+    centre_crop: CentreCrop = None,
     weights: opt.NoWeights = None,
     extractor_weights: opt.ExtractorWeights = None,
     force: opt.Force = False,
@@ -226,3 +227,57 @@ def reference(
         )
     if stats is not None:
         print(f"{out}: {stats.count:,} images, sha256 {sha256_file(out)}")
+
+
+@protocols_app.command(
+    "new",
+    epilog=examples(
+        "dimo protocols new photos/ --extractor inception -o photos.toml",
+        "dimo protocols new flowers.zip --centre-crop 256 --extractor inception -o flowers.toml",
+    ),
+)
+def protocols_new(
+    paths: Paths,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FILE", help="The .toml to write; and an .npz beside."),
+    ],
+    extractor: Annotated[
+        str, typer.Option(metavar="NAME", help="Feature extractor, e.g. inception or digits-cnn.")
+    ] = "inception",
+    num_images: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=2,
+            help="Images to generate per row; default: 50,000, or 5,000 of a smaller set.",
+        ),
+    ] = None,
+    centre_crop: CentreCrop = None,
+    extractor_weights: opt.ExtractorWeights = None,
+    device: opt.Device = "auto",
+) -> None:
+    """Make a protocol of your own images: its rules in a .toml, reference statistics in an .npz."""
+    if out.suffix != ".toml":
+        raise DimoError(f"--out {out} is not a .toml file; e.g. -o {out.with_suffix('.toml')}")
+    check_folder(out.parent, "--out folder")
+    for path in (out, out.with_suffix(".npz")):
+        if path.exists():
+            raise DimoError(f"output {path} exists; choose another --out, or remove it")
+    from bench.features.references import new_protocol
+    from bench.protocol import protocol_sha256
+    from dimo.engine.distributed import Runtime, choose_device, ranks
+
+    with ranks() as group, terminal.work_bar() as progress:
+        made = new_protocol(
+            paths,
+            out,
+            extractor=extractor,
+            num_images=num_images,
+            side=centre_crop,
+            runtime=Runtime(choose_device(device), group, progress, terminal.warn),
+            weights=extractor_weights,
+            allow_code=False,
+        )
+    if made is not None:
+        print(f"{out}: protocol {made.name}, sha256 {protocol_sha256(made)}")

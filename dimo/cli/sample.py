@@ -119,12 +119,12 @@ def sample(
             "classes; leave one of them out"
         )
     from bench.rows.rows import at_checkpoint, load_planned, parse_candidate, plan_models
-    from dimo.zoo.teachers import TEACHERS
+    from dimo.zoo.teachers import is_teacher
 
     models = [at_checkpoint(text, checkpoint) for text in models]
     counts = opt.parse_steps(steps)
     # one-step students stay at one step beside teachers, and without --steps
-    any_teacher = any(parse_candidate(text).model in TEACHERS for text in models)
+    any_teacher = any(is_teacher(parse_candidate(text).model) for text in models)
     planned = plan_models(
         models,
         counts or opt.parse_steps(opt.STEPS),

@@ -1,8 +1,7 @@
-"""`dimo train`, `dimo distill`."""
+"""`dimo train`."""
 
 import dataclasses
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,44 +11,117 @@ import typer
 import dimo.cli.options as opt
 from dimo.cli.app import app, examples
 from dimo.errors import DimoError, unknown_name
-from dimo.methods import METHODS
 from dimo.util import terminal
 
 if TYPE_CHECKING:
     import torch
     from torch.nn import Module
 
-    from bench.monitor import Watching
-    from dimo.engine.estimate import Estimate
+    from dimo.engine.distributed import Runtime
     from dimo.engine.loop import Watcher
     from dimo.methods.base import DistillationRecipe
     from dimo.methods.pretraining import ExtractorRecipe, TrainRecipe
 
 
-@app.command(epilog=examples("dimo train --teacher digits --out runs/my-teacher"))
+OWN, BUNDLED = "Data of your own", "What comes with the package"  # sections of `dimo train --help`
+_BATCH = 64  # images at a time, encoded; changes speed and memory only
+
+
+@app.command(
+    epilog=examples(
+        "dimo train --data photos/ --tokenizer maskgit-vqgan --recipe small --out runs/photos",
+        "dimo train --data flowers.zip --centre-crop 256 --tokenizer llamagen-vq16 --out runs/fl",
+        "dimo train --teacher digits --out runs/my-teacher",
+    )
+)
 def train(
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            metavar="PATH",
+            rich_help_panel=OWN,
+            help="Images to train a new teacher on: folder with one folder per class, or of one "
+            "class, .zip, .tar (WebDataset) or .npz; may be repeated.",
+        ),
+    ] = [],  # noqa: B006
+    tokenizer: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=OWN,
+            help="maskgit-vqgan, llamagen-vq16, digits, scenes, or the weights file of a VQGAN.",
+        ),
+    ] = "",
+    labels: Annotated[
+        str,
+        typer.Option(metavar="SOURCE", rich_help_panel=OWN, help="Labels, as of dimo encode."),
+    ] = "",
+    centre_crop: Annotated[
+        int | None,
+        typer.Option(
+            "--centre-crop",
+            metavar="SIDE",
+            min=1,
+            rich_help_panel=OWN,
+            help="Fit images of any size to SIDE pixels, as dimo encode does; default: they all "
+            "have one size.",
+        ),
+    ] = None,
+    mirror: Annotated[
+        bool,
+        typer.Option("--mirror", rich_help_panel=OWN, help="Also train on mirror images."),
+    ] = False,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=OWN,
+            help="Protocol that the teacher and its students are scored under by default, also "
+            "during training, e.g. a file of dimo protocols new.",
+        ),
+    ] = "",
     teacher: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="Teacher to train from its bundled data; default: the recipe's."
+            metavar="NAME",
+            rich_help_panel=BUNDLED,
+            help="Teacher to train from its bundled data; default: the recipe's.",
         ),
     ] = "",
     extractor: Annotated[
-        str, typer.Option(metavar="NAME", help="Feature extractor to train instead.")
+        str,
+        typer.Option(
+            metavar="NAME", rich_help_panel=BUNDLED, help="Feature extractor to train instead."
+        ),
     ] = "",
     recipe: Annotated[
-        str, typer.Option(metavar="NAME", help="Recipe name or .toml; default: its own.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Recipe name or .toml; default: that of the teacher, or small with --data "
+            "(others: tiny, base).",
+        ),
     ] = "",
     settings: opt.Settings = [],  # noqa: B006
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Run folder; default: runs/NAME.")
     ] = None,
     resume: opt.Resume = False,
+    weights: opt.Weights = None,
     device: opt.Device = "auto",
 ) -> None:
-    """Train a bundled teacher, or the feature extractor of a bundled protocol."""
-    if (teacher and extractor) or not (teacher or extractor or recipe):
-        raise DimoError("train needs either --teacher or --extractor; e.g. --teacher digits")
+    """Train a teacher on images of your own, or what comes with the package anew.
+
+    With --data, images are encoded (RUN/tokens.safetensors) and a masked transformer is trained on
+    their tokens; RUN is then a teacher for --teacher and --model of the other commands.
+    """
+    if bool(data) + bool(teacher) + bool(extractor) > 1 or not (
+        data or teacher or extractor or recipe
+    ):
+        raise DimoError(
+            "train needs one of --data, --teacher and --extractor; e.g. --data photos/ --tokenizer "
+            "maskgit-vqgan"
+        )
     if extractor:
         _train_extractor(extractor, recipe, settings, out)
         return
@@ -61,18 +133,107 @@ def train(
 
     if teacher:
         get_teacher(teacher)
-    name, place = recipe or f"{teacher}-teacher", choose_device(device)
+    name, place = recipe or (f"{teacher}-teacher" if teacher else "small"), choose_device(device)
     loaded = load_recipe(TrainRecipe, name, settings)
     check_named(name, "teacher", teacher, loaded.teacher)
-    teacher = loaded.teacher
-    folder = out or Path("runs") / f"{teacher}-teacher"
+    if bool(data) != bool(loaded.size) or bool(data) != bool(tokenizer):
+        raise DimoError(
+            f"recipe {name!r} trains {'a new teacher' if loaded.size else repr(loaded.teacher)}; "
+            "a new teacher takes --data and --tokenizer and a recipe with a size (tiny, small, "
+            "base), a bundled one none of them"
+        )
+    own = loaded.teacher or data[0].stem
+    folder = out or Path("runs") / f"{own}-teacher"
     with ExitStack() as stack:
         progress = stack.enter_context(terminal.work_bar())
-        on_step = stack.enter_context(_bar("train", loaded, place))
-        runtime = Runtime(place, stack.enter_context(ranks()), progress, terminal.warn)
-        train_teacher(loaded, folder, runtime=runtime, resume=resume, on_step=on_step)
-    terminal.say(
-        f"weights: {folder}; score them with: dimo bench --teacher {teacher} --weights {folder}"
+        group = stack.enter_context(ranks())
+        runtime = Runtime(place, group, progress, terminal.warn)
+        watchers: tuple[Watcher, ...] = ()
+        if data:
+            source = _Source(data, tokenizer, labels, centre_crop, mirror, protocol, weights)
+            group.synchronized(lambda: _encode(source, loaded, folder, runtime))
+            from bench.monitor import Watching, watching
+
+            watchers = stack.enter_context(
+                watching(
+                    Watching(),
+                    loaded,
+                    folder,
+                    device=place,
+                    weights=weights,
+                    is_first=group.is_first,
+                )
+            )
+        on_step = stack.enter_context(bar("train", loaded, place))
+        train_teacher(
+            loaded,
+            folder,
+            runtime=runtime,
+            weights=weights,
+            resume=resume,
+            on_step=on_step,
+            watchers=watchers,
+        )
+    if data:
+        terminal.say(f"teacher: {folder}; distil it with: dimo distill --teacher {folder}")
+    else:
+        terminal.say(
+            f"weights: {folder}; score them with: dimo bench --teacher {own} --weights {folder}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """The images of a new teacher, as the options of `dimo train` name them."""
+
+    paths: list[Path]
+    tokenizer: str
+    labels: str
+    side: int | None  # to crop to; None: they all have one size
+    mirror: bool
+    protocol: str
+    weights: Path | None
+
+
+def _encode(source: _Source, recipe: "TrainRecipe", folder: Path, runtime: "Runtime") -> None:
+    """Makes the folder a teacher that is still to be trained, with its token cache."""
+    import torch
+
+    from bench.images import classes_of, open_images
+    from bench.rows.settings import protocol_for
+    from dimo.data.encode import encode_images
+    from dimo.zoo.loading import load_tokenizer
+    from dimo.zoo.teachers import TOKENS_FILE, TeacherConfig, save_teacher, trained_teacher
+
+    if not runtime.ranks.is_first:
+        return
+    images = open_images(source.paths, recursive=True, labels=source.labels)
+    labels, class_names = classes_of(images.names, images.labels)
+    side = source.side or int(images.load(range(1)).shape[-1])
+    tokenizer = load_tokenizer(source.tokenizer, side, source.weights).to(runtime.device)
+    is_file, protocol = Path(source.tokenizer).is_file(), source.protocol
+    config = TeacherConfig(
+        size=recipe.size,
+        tokenizer=str(Path(source.tokenizer).resolve()) if is_file else source.tokenizer,
+        image_size=side,
+        num_tokens=tokenizer.num_tokens,
+        codebook_size=tokenizer.codebook_size,
+        class_names=class_names,
+        label_smoothing=recipe.label_smoothing,
+        protocol=str(Path(protocol).resolve()) if protocol.endswith(".toml") else protocol,
+    )
+    if protocol:
+        protocol_for(trained_teacher(folder, config), protocol)  # complains before it is kept
+    encode_images(
+        lambda first: images.batches(range(first, len(images)), _BATCH, side=source.side),
+        torch.from_numpy(labels),
+        folder / TOKENS_FILE,
+        names=images.names,
+        target=save_teacher(folder, config),
+        tokenizer=tokenizer,
+        crop="none" if source.side is None else "adm",
+        mirrored=source.mirror,
+        progress=lambda done: runtime.progress("encode", done, len(images), "images"),
     )
 
 
@@ -128,177 +289,7 @@ def _extractor(
     return train_scenes(**optimization), "scenes, training prompts, each picture once"
 
 
-@app.command(
-    epilog=examples(
-        "dimo distill --teacher digits --out runs/mine",
-        "dimo distill --recipe digits-full --set seed=1 --set beta=0.3 --out runs/seed1",
-        "dimo distill --method di4c-d --out runs/di4c-d",
-        "dimo distill --teacher maskgit --recipe mine.toml --dry-run",
-    )
-)
-def distill(
-    teacher: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="Name of a teacher; default: the recipe's, or digits."),
-    ] = "",
-    method: Annotated[
-        str,
-        typer.Option(metavar="NAME", help=f"{', '.join(METHODS)}; default: the recipe's, or dimo."),
-    ] = "",
-    recipe: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="Recipe name or .toml; default: that of teacher and method."
-        ),
-    ] = "",
-    settings: opt.Settings = [],  # noqa: B006
-    init_from: Annotated[
-        str,
-        typer.Option(
-            metavar="RUN", help="Start from a student: run folder, file or name; default: teacher."
-        ),
-    ] = "",
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run folder; default: runs/RECIPE.")
-    ] = None,
-    resume: opt.Resume = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Only print recipe, parameters, memory and FLOPs; needs no weights, and with "
-            "--device cuda no GPU.",
-        ),
-    ] = False,
-    sample_every: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            rich_help_panel=opt.TRACKING,
-            help="Steps between pictures in RUN/samples; 0: none. Default: about ten a run.",
-        ),
-    ] = None,
-    score_every: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            rich_help_panel=opt.TRACKING,
-            help="Steps between scores of the EMA in RUN/curve.jsonl; 0: none. Default: about ten "
-            "a run for a bundled teacher.",
-        ),
-    ] = None,
-    score_protocol: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=opt.TRACKING,
-            help="Protocol of the scores, name or file; default: the teacher's own.",
-        ),
-    ] = "",
-    wandb: Annotated[
-        str,
-        typer.Option(
-            metavar="PROJECT", rich_help_panel=opt.TRACKING, help="Log to Weights & Biases too."
-        ),
-    ] = "",
-    ablation: Annotated[
-        str,
-        typer.Option(
-            metavar="KEY,KEY",
-            rich_help_panel=opt.TRACKING,
-            help="Recipe keys that an ablation varies; noted with the student, for dimo report "
-            "--ablation.",
-        ),
-    ] = "",
-    weights: opt.Weights = None,
-    data: opt.Data = None,
-    reference: opt.Reference = None,
-    extractor_weights: opt.ExtractorWeights = None,
-    as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json", rich_help_panel=opt.OUTPUT, help="With --dry-run: the same as JSON."
-        ),
-    ] = False,
-    device: opt.Device = "auto",
-) -> None:
-    """Distil a teacher into a student that samples in one or a few steps.
-
-    RUN gets student.safetensors (the EMA, with its provenance) and config.json, which together are
-    the student that the other commands take; recipe.toml, every key resolved; metrics.jsonl, a line
-    each 50 steps, and the same in tensorboard/; samples/, curve.jsonl and checkpoints/.
-    """
-    if init_from:
-        settings = [*settings, f"init_from={json.dumps(init_from)}"]
-    if dry_run:
-        _dry_run(teacher, method, recipe, settings, device, as_json=as_json)
-        return
-    if as_json:
-        raise DimoError("--json is a format of --dry-run; add --dry-run, or leave --json out")
-    from bench.monitor import Watching
-    from dimo.engine.runs import find_recipe
-
-    name, loaded = find_recipe(teacher, method, recipe, settings)
-    folder = out or Path("runs") / name
-    run_distill(
-        name,
-        loaded,
-        folder,
-        device=device,
-        weights=weights,
-        data=data,
-        resume=resume,
-        watched=Watching(
-            sample_every, score_every, score_protocol, reference, extractor_weights, wandb
-        ),
-        ablation=opt.parse_names(ablation),
-    )
-    terminal.say(f"student: {folder}; score it with: dimo bench --student {folder}")
-
-
-def run_distill(
-    name: str,
-    recipe: "DistillationRecipe",
-    folder: Path,
-    *,
-    device: str,
-    weights: Path | None = None,
-    data: Path | None = None,
-    resume: bool = False,
-    watched: "Watching | None" = None,
-    ablation: Sequence[str] = (),
-) -> None:
-    """`dimo.engine.runs.distill` with a progress bar; `watched` adds pictures and scores."""
-    from dimo.engine.distributed import Runtime, choose_device, ranks
-    from dimo.engine.runs import distill as run
-    from dimo.zoo.students import varied
-
-    noted, place = varied(recipe, ablation), choose_device(device)
-    with ExitStack() as stack:
-        watchers: tuple[Watcher, ...] = ()
-        if watched is not None:
-            from bench.monitor import watching
-
-            first = terminal.is_first_rank()
-            watchers = stack.enter_context(
-                watching(watched, recipe, folder, device=place, weights=weights, is_first=first)
-            )
-        on_step = stack.enter_context(_bar("distil", recipe, place))
-        run(
-            recipe,
-            folder,
-            recipe_name=name,
-            runtime=Runtime(place, stack.enter_context(ranks()), warn=terminal.warn),
-            weights=weights,
-            data=data,
-            resume=resume,
-            on_step=on_step,
-            watchers=watchers,
-            ablation=noted,
-        )
-
-
-def _bar(
+def bar(
     what: str, recipe: "DistillationRecipe | TrainRecipe", device: "torch.device"
 ) -> AbstractContextManager[Callable[..., None]]:
     """The progress bar; its title names the precision where it differs from the recipe's."""
@@ -308,68 +299,3 @@ def _bar(
     other = "" if used == recipe.precision else f" in {used}"
     title = f"{what} {recipe.teacher}{other}"
     return terminal.training_bar(title, recipe.steps, recipe.batch_size)
-
-
-def _dry_run(
-    teacher: str, method: str, recipe: str, settings: Sequence[str], device: str, *, as_json: bool
-) -> None:
-    """Prints recipe and cost on stdout; `--device cuda` needs no GPU."""
-    import torch
-
-    from dimo.config import to_toml
-    from dimo.engine.distributed import choose_device
-    from dimo.engine.estimate import estimate_distillation
-    from dimo.engine.runs import find_recipe, for_device
-    from dimo.zoo.teachers import get_teacher
-
-    place = torch.device("cuda") if device == "cuda" else choose_device(device)
-    name, loaded = find_recipe(teacher, method, recipe, settings)
-    loaded = for_device(loaded, place)
-    estimate = estimate_distillation(loaded, get_teacher(loaded.teacher), device_type=place.type)
-    if as_json:
-        print(json.dumps(_as_json(name, loaded, estimate), indent=2))
-    else:
-        open_keys = [f"# {key}: left open\n" for key, v in vars(loaded).items() if v is None]
-        print(f"# recipe {name}\n{to_toml(loaded)}{''.join(open_keys)}\n{_as_text(estimate)}")
-
-
-def _as_json(name: str, recipe: "DistillationRecipe", estimate: "Estimate") -> dict[str, Any]:
-    memory = estimate.memory
-    return {
-        "recipe_name": name,
-        "recipe": dataclasses.asdict(recipe),
-        "parameters": {
-            network: {"total": n.total, "trainable": n.trainable, "frozen": n.frozen}
-            for network, n in (*estimate.parameters.items(), ("all", estimate.all_parameters))
-        },
-        "device_type": estimate.device_type,
-        "memory_bytes": {
-            **dataclasses.asdict(memory),
-            "peak": memory.peak,
-            "peak_checkpointed": memory.peak_checkpointed,
-        },
-        "flops": dataclasses.asdict(estimate.flops),
-        "images": estimate.images,
-    }
-
-
-def _as_text(estimate: "Estimate") -> str:
-    memory, flops = estimate.memory, estimate.flops
-    lines = [f"{'parameters':32}{'total':>15}{'trainable':>15}{'frozen':>15}"]
-    for network, n in (*estimate.parameters.items(), ("all", estimate.all_parameters)):
-        lines.append(f"  {network:30}{n.total:15,}{n.trainable:15,}{n.frozen:15,}")
-    place = "a GPU" if estimate.device_type == "cuda" else "a CPU"
-    lines += ["", f"{f'memory on {place}':32}{'MB':>15}{'checkpointed':>15}"]
-    parts = {**dataclasses.asdict(memory), "peak": memory.peak}
-    changed = {"activations": parts.pop("checkpointed"), "peak": memory.peak_checkpointed}
-    for part, size in parts.items():
-        lines.append(f"  {part:30}{size / 1e6:15,.1f}{changed.get(part, size) / 1e6:15,.1f}")
-    lines += ["  peak = weights + gradients + optimizer + max(activations + working, update)", ""]
-    forward = f"one forward of an image: {flops.forward / 1e9:,.4g} GFLOP"
-    lines += [f"{'FLOPs':32}{'forwards':>15}{'GFLOP/image':>15}  ({forward})"]
-    for part, count in (*flops.parts.items(), ("all", sum(flops.parts.values()))):
-        lines.append(f"  {part:30}{count:15}{count * flops.forward / 1e9:15,.4g}")
-    lines.append(f"  {'a step':30}{'':15}{flops.per_step / 1e12:15,.4g} TFLOP")
-    lines.append(f"  {'the run':30}{'':15}{flops.run / 1e15:15,.4g} PFLOP")
-    lines += ["", f"{'images':32}{estimate.images:15,}"]
-    return "\n".join(lines)

@@ -1,6 +1,7 @@
 """A run folder, from a recipe to weights: distillation of a student, training of a teacher."""
 
 import dataclasses
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ from dimo.engine.loop import OnStep, Watcher, differences, fit
 from dimo.errors import DimoError, unknown_name
 from dimo.methods import METHODS
 from dimo.methods.base import DistillationRecipe, Task
-from dimo.methods.pretraining import TeacherTask, TrainRecipe
+from dimo.methods.pretraining import TeacherTask, TrainingData, TrainRecipe
 from dimo.models.cpu import has_bfloat16
-from dimo.models.text import prompts_from_file
+from dimo.models.text import Prompts, prompts_from_file
 from dimo.util.files import remove_temporaries, sha256_file, try_lock, write_atomic
 from dimo.weights.files import save_tensors
+from dimo.zoo.bundled import BundledData, EncodedImages
 from dimo.zoo.loading import (
     load_network,
     load_prompts,
@@ -38,7 +40,7 @@ from dimo.zoo.students import (
     recipe_sha256,
     save_student,
 )
-from dimo.zoo.teachers import Teacher, get_teacher
+from dimo.zoo.teachers import TEACHER_WEIGHTS, Teacher, get_teacher
 
 Trained = TypeVar("Trained", bound=DistillationRecipe | TrainRecipe)
 
@@ -72,9 +74,9 @@ def find_recipe(
             "name one with --recipe NAME or --recipe FILE.toml"
         )
     # a recipe that several teachers share names one of them
-    shared = [f'teacher="{teacher}"'] if teacher and name in row.recipes.values() else []
+    shared = [f"teacher={json.dumps(row.name)}"] if teacher and name in row.recipes.values() else []
     loaded = load_distillation(name, [*shared, *settings])
-    check_named(name, "teacher", teacher, loaded.teacher)
+    check_named(name, "teacher", teacher and row.name, get_teacher(loaded.teacher).name)
     check_named(name, "method", method, loaded.method)
     return Path(name).stem, loaded
 
@@ -227,53 +229,78 @@ def train_teacher(
     out: Path,
     *,
     runtime: Runtime,
+    weights: Path | None = None,
     resume: bool = False,
     on_step: OnStep | None = None,
     watchers: Sequence[Watcher] = (),
 ) -> None:
-    """Trains a bundled teacher from its data; the run folder then works as `--weights`.
+    """Trains a teacher from its bundled data, or one on given data by a recipe with a `size`.
 
-    It gets the weights of tokenizer and transformer. Arguments as for `distill`; the runtime shows
-    the progress of training a tokenizer that is a network.
+    A bundled teacher's run folder gets the weights of tokenizer and transformer and then works as
+    `--weights`. For data of one's own the folder is a teacher that `dimo.zoo.teachers.save_teacher`
+    made, with its token cache, and gets the weights. Arguments as for `distill`; `weights` is where
+    a published tokenizer is, and the runtime shows the progress of training one.
 
     Raises:
-        DimoError: The teacher has no bundled data; or as for `distill`.
+        DimoError: The teacher has no data; or as for `distill`.
     """
-    recipe, teacher = for_device(recipe, runtime.device), get_teacher(recipe.teacher)
-    world, group = teacher.bundled, runtime.ranks
-    if world is None:
+    recipe = for_device(recipe, runtime.device)
+    row, group = get_teacher(recipe.teacher or str(out)), runtime.ranks
+    if not row.has_data:
         raise DimoError(
-            f"teacher {teacher.name!r} cannot be trained here, its weights are published; "
-            f"fetch them with: dimo weights fetch {teacher.weights['transformer']}"
+            f"teacher {row.name!r} cannot be trained here, its weights are published; "
+            f"fetch them with: dimo weights fetch {row.weights['transformer']}"
         )
-    finished = out / teacher.weights["transformer"]
-    codebook = out / teacher.weights["tokenizer"]
-    provenance = {"recipe": to_toml(recipe), "data": world.data}
+    finished, bundled = out / row.weights["transformer"], row.bundled
+    provenance = {"recipe": to_toml(recipe)}
 
-    def fit_tokenizer() -> None:
-        if group.is_first and not codebook.is_file():
-            steps = recipe.tokenizer_steps
-            tokenizer = world.fit_tokenizer(
-                codebook_size=teacher.network["codebook_size"],
-                steps=steps,
-                seed=recipe.seed,
-                on_step=lambda done: runtime.progress("tokenizer", done, steps, "steps"),
-            )
-            save_tensors(codebook, world.stored(tokenizer), provenance)
+    def bundled_data(source: BundledData) -> tuple[TrainingData, Prompts | None]:
+        provenance["data"] = source.data
+        codebook = out / row.weights["tokenizer"]
+        group.synchronized(
+            lambda: _fit_tokenizer(recipe, row, source, codebook, runtime, provenance)
+        )
+        captions = None if source.captions is None else source.captions()
+        return source.training_data(row.tokenizer(codebook)), load_prompts(row, captions)
+
+    def own_data() -> tuple[TrainingData, None]:
+        tokens = load_tokens(None, teacher=row.name, weights=weights)
+        provenance["data"] = f"{len(tokens.labels):,} images, tokens of sha256 {tokens.sha256}"
+        return EncodedImages(tokens.tokens, tokens.labels), None
 
     def save() -> None:
         if group.is_first:
-            save_tensors(finished, world.stored(task.ema), provenance)
+            state = task.ema.state_dict() if bundled is None else bundled.stored(task.ema)
+            save_tensors(finished, state, provenance)
 
     with _opened(out, recipe, finished, resume, runtime):
-        group.synchronized(fit_tokenizer)
-        data = world.training_data(teacher.tokenizer(codebook))
-        prompts = load_prompts(teacher, None if world.captions is None else world.captions())
+        data, prompts = own_data() if bundled is None else bundled_data(bundled)
         torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
-        network = make_network(teacher, prompts, dropout=recipe.dropout)
+        network = make_network(row, prompts, dropout=recipe.dropout)
         task = TeacherTask(recipe, network, data, runtime)
         fit(task, out, resume=True, on_step=on_step, watchers=watchers, warn=runtime.warn)
         group.synchronized(save)
+
+
+def _fit_tokenizer(
+    recipe: TrainRecipe,
+    row: Teacher,
+    source: BundledData,
+    path: Path,
+    runtime: Runtime,
+    provenance: dict[str, str],
+) -> None:
+    """Trains the tokenizer of a bundled teacher on the first rank, unless it is there."""
+    if not runtime.ranks.is_first or path.is_file():
+        return
+    steps = recipe.tokenizer_steps
+    tokenizer = source.fit_tokenizer(
+        codebook_size=row.network["codebook_size"],
+        steps=steps,
+        seed=recipe.seed,
+        on_step=lambda done: runtime.progress("tokenizer", done, steps, "steps"),
+    )
+    save_tensors(path, source.stored(tokenizer), provenance)
 
 
 @contextmanager
@@ -306,6 +333,8 @@ def _opened(
 
 def _files(recipe: DistillationRecipe | TrainRecipe) -> tuple[str, ...]:
     """What a run may write to its folder."""
+    if not recipe.teacher:
+        return (*RUN_FILES, TEACHER_WEIGHTS)
     names = get_teacher(recipe.teacher).weights.values()
     return (*RUN_FILES, *(name for name in names if not Path(name).is_absolute()))
 

@@ -1,4 +1,4 @@
-"""Training of the bundled teachers and feature extractors from their data."""
+"""Training of teachers and of the bundled feature extractors from their data."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -11,15 +11,16 @@ from dimo.engine.distributed import Runtime
 from dimo.masking import MASK_SCHEDULES, mask_count, mask_ratio, random_mask
 from dimo.methods.base import Optimization, Task, add_mean, check, known
 from dimo.models import MaskedModel
-from dimo.models.maskgit import block_matrices
+from dimo.models.maskgit import SIZES, block_matrices
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe(Optimization):
-    """Training of a bundled teacher: masked cross-entropy, label dropout, EMA."""
+    """Training of a teacher: masked cross-entropy, label dropout, EMA."""
 
     kind: ClassVar[str] = "train"
-    teacher: str  # a row of `dimo.zoo.teachers` with bundled data
+    teacher: str = ""  # a row of `dimo.zoo.teachers` with bundled data
+    size: str = ""  # in place of a teacher: of a new network on given data; tiny, small, base
     optimizer: str = "adamw"  # or muon for the matrices of the blocks, and AdamW for the rest
     mask_schedule: str = "arccos"  # arccos, cosine, linear, square, mage or arccos-full
     label_smoothing: float = 0.0  # of the cross-entropy
@@ -29,6 +30,9 @@ class TrainRecipe(Optimization):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        either = bool(self.teacher) != bool(self.size)
+        check(either, "size", self.size, "either a size, or a teacher with bundled data")
+        known("size", self.size, (*SIZES, ""))
         known("optimizer", self.optimizer, ("adamw", "muon"))
         check(self.tokenizer_steps >= 0, "tokenizer_steps", self.tokenizer_steps, ">= 0")
         for key in ("label_smoothing", "label_dropout", "dropout"):

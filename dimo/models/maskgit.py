@@ -4,7 +4,7 @@ Sequence: L visual tokens, then the class token. The output head is the tied tok
 bias per position and id. Parameter names are those of the official checkpoints.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -17,6 +17,13 @@ from dimo.models.cpu import Convert, Convertible
 from dimo.models.layers import Blocks, Dropout, attend, gather_positions, perturb
 
 _PATCH = 16  # pixels per token along a side
+
+# For training on data of one's own; "base" is the published network.
+SIZES: Mapping[str, Mapping[str, int]] = {
+    "tiny": {"hidden_dim": 128, "depth": 3, "heads": 4, "mlp_dim": 512},
+    "small": {"hidden_dim": 384, "depth": 8, "heads": 6, "mlp_dim": 1536},
+    "base": {"hidden_dim": 768, "depth": 24, "heads": 16, "mlp_dim": 3072},
+}
 
 
 class _Attention(Convertible):

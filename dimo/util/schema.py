@@ -44,7 +44,7 @@ def decode(cls: type[T], data: object, origin: Origin) -> T:
     """Builds the dataclass `cls` from what a TOML or JSON parser returned.
 
     Its fields may be bool, int, float, str, Literal, dict, tuple, optional or dataclasses; `Any`
-    stands for one JSON value.
+    stands for one JSON value. A field with `init=False` is not data.
 
     Raises:
         DimoError: An unknown or missing key, or a value of another type.
@@ -56,7 +56,7 @@ def decode(cls: type[T], data: object, origin: Origin) -> T:
 def encode(value: Any) -> Any:
     """Dataclasses and tuples -> dicts and lists, fit for JSON; the inverse of `decode`."""
     if dataclasses.is_dataclass(value):
-        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
     if isinstance(value, dict):
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -121,7 +121,7 @@ def _decode_dataclass(cls: Any, value: object, path: str, origin: Origin) -> Any
         if key not in hints:
             raise origin.unknown_key(path, key, list(hints))
     given: dict[str, Any] = {}
-    for field in dataclasses.fields(cls):
+    for field in (field for field in dataclasses.fields(cls) if field.init):
         if field.name in table:
             below = _join(path, field.name)
             given[field.name] = _decode(hints[field.name], table[field.name], below, origin)
@@ -163,7 +163,7 @@ def _table(value: object, path: str, origin: Origin) -> dict[str, Any]:
 @functools.cache
 def _type_hints(cls: Any) -> dict[str, Any]:
     hints = get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
 def _mismatch(expected: str, value: object, path: str, origin: Origin) -> DimoError:

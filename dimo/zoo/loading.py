@@ -23,7 +23,13 @@ from dimo.util.files import sha256_file
 from dimo.weights.catalog import ASSETS, OFFICIAL, locate
 from dimo.zoo.bundled import EncodedImages
 from dimo.zoo.students import FoundStudent, StudentConfig, find_student
-from dimo.zoo.teachers import TEACHERS, Teacher, TextConditioning, get_teacher
+from dimo.zoo.teachers import (
+    Teacher,
+    TextConditioning,
+    find_tokenizer,
+    get_teacher,
+    is_teacher,
+)
 
 _TEACHER_STEPS = 16
 _INITIALIZATION = ("init_mask_ratio", "embedding_noise", "token_initialization")
@@ -40,10 +46,29 @@ def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Pat
     path = (folder or ASSETS) / name
     if not path.is_file():
         train = f"train it with: dimo train --teacher {teacher.name}, and " * teacher.is_bundled
+        if role == "transformer" and teacher.data is not None:
+            raise DimoError(
+                f"teacher {teacher.name!r} is not trained, it lacks {path.name}; finish it with "
+                "dimo train --data, as it was begun"
+            )
         raise DimoError(
             f"teacher {teacher.name!r} needs {path}; {train}give its folder with --weights"
         )
     return path
+
+
+def load_tokenizer(name: str, image_size: int, weights: Path | None = None) -> Tokenizer:
+    """A tokenizer by its name in `TOKENIZERS` or its file, on the CPU, for square images.
+
+    Args:
+        image_size: Side of the images in pixels.
+        weights: Folder of official files; None: where `dimo weights fetch` puts them.
+
+    Raises:
+        DimoError: Unknown name, or a missing or foreign file.
+    """
+    file, build = find_tokenizer(name)
+    return build(locate(file, weights) if file in OFFICIAL else Path(file), image_size)
 
 
 def make_network(
@@ -355,7 +380,7 @@ def load(
     Other arguments are those of `load_teacher`; `Generator.sample` takes other prompts as well.
 
     Args:
-        name_or_path: A key of `TEACHERS`, or as in `find_student`.
+        name_or_path: As of `dimo.zoo.teachers.get_teacher`, or as in `find_student`.
         device: "auto" takes a GPU if there is one.
 
     Raises:
@@ -363,7 +388,7 @@ def load(
     """
     folder = None if weights is None else Path(weights)
     name, student = str(name_or_path), None
-    if name not in TEACHERS:
+    if not is_teacher(name):
         student = find_student(name_or_path, weights=folder)
     text = get_teacher(student.config.teacher if student else name).text
     if prompts is None and text is not None:
@@ -374,12 +399,13 @@ def load(
 
 
 def load_tokens(path: Path | None, *, teacher: str, weights: Path | None = None) -> TokenData:
-    """Reads what `dimo encode` wrote to `path`; None: encodes the data bundled with the teacher.
+    """Reads what `dimo encode` wrote to `path`; None: the data that the teacher was trained with.
 
     Raises:
         DimoError: No data, a missing tokenizer, or as `dimo.data.tokens.read_tokens`.
     """
     row = get_teacher(teacher)
+    path = path or row.data
     if path is None and (row.bundled is None or row.text is not None):
         raise DimoError(
             f"teacher {teacher!r} comes without data; encode a folder or WebDataset of images: "

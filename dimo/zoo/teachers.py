@@ -1,24 +1,30 @@
 """The table of teachers: how each is built, loaded, sampled, and how it was trained.
 
-A row of your own can be added from outside the package: `TEACHERS["mine"] = Teacher(...)`.
+A row of your own can be added from outside the package: `TEACHERS["mine"] = Teacher(...)`. A run of
+`dimo train --data` is a teacher, too, by the path of its folder.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from dimo.errors import unknown_name
+from dimo.errors import DimoError, unknown_name
 from dimo.models import MaskedNetwork, Tokenizer
 from dimo.models.digits import DigitsTokenizer
 from dimo.models.halton import SIZES, HaltonMaskGIT
+from dimo.models.maskgit import SIZES as MASKGIT_SIZES
 from dimo.models.maskgit import MaskGIT
 from dimo.models.meissonic import Meissonic
 from dimo.models.scenes import SceneTokenizer, SceneTransformer, SceneWords
 from dimo.models.snapshot import CLIPText, DiffusersVQ
 from dimo.models.text import TextEncoder
 from dimo.models.vqgan import VQGAN, LlamaGenVQ
+from dimo.util.files import write_atomic
+from dimo.util.schema import Origin, decode, encode
+from dimo.weights.catalog import ASSETS
 from dimo.zoo.bundled import DIGITS, SCENES, BundledData
 
 
@@ -86,6 +92,7 @@ class Teacher:
     other_recipes: Mapping[str, str] = field(default_factory=dict)  # by method
     text: TextConditioning | None = None  # None: the condition is a class
     bundled: BundledData | None = None
+    data: Path | None = None  # token cache of its training, if it was trained here
 
     @property
     def recipes(self) -> dict[str, str]:
@@ -101,6 +108,33 @@ class Teacher:
     def is_bundled(self) -> bool:
         """Whether weights and training data come with the package."""
         return self.bundled is not None
+
+    @property
+    def has_data(self) -> bool:
+        """Whether its training data are at hand: bundled, or those of a run of `dimo train`."""
+        return self.is_bundled or self.data is not None
+
+
+# What a run of `dimo train --data` has beside the files of every run
+TEACHER_FILE, TEACHER_WEIGHTS = "teacher.json", "teacher.safetensors"
+TOKENS_FILE = "tokens.safetensors"
+
+# name -> its weights, as in `Teacher.weights`, and how it is built from them for images of a side
+TOKENIZERS: dict[str, tuple[str, Callable[[Path, int], Tokenizer]]] = {
+    "maskgit-vqgan": ("maskgit-vqgan", lambda path, side: VQGAN.from_file(path, image_size=side)),
+    "llamagen-vq16": (
+        "llamagen-vq16",
+        lambda path, side: LlamaGenVQ.from_official(path, image_size=side),
+    ),
+    "digits": (
+        str(ASSETS / "digits-tokenizer.safetensors"),
+        lambda path, side: DigitsTokenizer.from_file(path),
+    ),
+    "scenes": (
+        str(ASSETS / "scenes-tokenizer.safetensors"),
+        lambda path, side: SceneTokenizer.from_file(path),
+    ),
+}
 
 
 def _digits() -> Teacher:
@@ -305,8 +339,109 @@ TEACHERS: dict[str, Teacher] = {
 }
 
 
+def is_teacher(name: str) -> bool:
+    """Whether `get_teacher` takes it: a key of `TEACHERS`, or the folder of a trained teacher."""
+    return name in TEACHERS or (Path(name) / TEACHER_FILE).is_file()
+
+
 def get_teacher(name: str) -> Teacher:
-    """The row of that name; a `DimoError` if there is none."""
-    if name not in TEACHERS:
-        raise unknown_name("teacher", name, TEACHERS)
-    return TEACHERS[name]
+    """The row of that name, or of that folder of a run of `dimo train --data`.
+
+    Raises:
+        DimoError: There is none, or the folder's `teacher.json` is damaged.
+    """
+    if name in TEACHERS:
+        return TEACHERS[name]
+    if not is_teacher(name):
+        advice = "or the folder of a run of: dimo train --data"
+        raise unknown_name("teacher", name, TEACHERS, advice)
+    folder = Path(name).resolve()
+    return trained_teacher(folder, _read_config(folder))
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """What makes the folder of a run of `dimo train --data` a teacher; its `teacher.json`."""
+
+    size: str  # a key of `dimo.models.maskgit.SIZES`
+    tokenizer: str  # a key of `TOKENIZERS`, or the path of a VQGAN's weights
+    image_size: int  # side in pixels
+    num_tokens: int
+    codebook_size: int
+    class_names: tuple[str, ...]
+    label_smoothing: float
+    protocol: str = ""  # name or path of the protocol that it is scored under by default
+    format: int = 1
+
+
+def find_tokenizer(name: str) -> tuple[str, Callable[[Path, int], Tokenizer]]:
+    """The row of `TOKENIZERS`, or that of a VQGAN file, whose configuration is in or beside it."""
+    if name in TOKENIZERS:
+        return TOKENIZERS[name]
+    if not Path(name).is_file():
+        raise unknown_name("tokenizer", name, TOKENIZERS, "or give the weights file of a VQGAN")
+    return str(Path(name).resolve()), TOKENIZERS["maskgit-vqgan"][1]
+
+
+def save_teacher(folder: Path, config: TeacherConfig) -> Teacher:
+    """Makes a folder a teacher that is still to be trained, or finds that it is this one.
+
+    Raises:
+        DimoError: The folder is another teacher, or cannot be written.
+    """
+    path = folder / TEACHER_FILE
+    if path.is_file():
+        old = encode(_read_config(folder))
+        for key, value in encode(config).items():
+            if value != old[key]:
+                raise DimoError(
+                    f"{folder} is a teacher with {key} {old[key]!r}, not {value!r}; choose another "
+                    "--out"
+                )
+    else:
+        write_atomic(path, json.dumps(encode(config), indent=2, ensure_ascii=False) + "\n")
+    return trained_teacher(folder.resolve(), config)
+
+
+def _read_config(folder: Path) -> TeacherConfig:
+    origin = Origin(str(folder / TEACHER_FILE), "train the teacher again, in another folder")
+    try:
+        content = json.loads((folder / TEACHER_FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise origin.error(f"cannot be read: {error}") from error
+    config = decode(TeacherConfig, content, origin)
+    if config.format != 1 or config.size not in MASKGIT_SIZES:
+        raise origin.error(f"format {config.format}, size {config.size!r}, unknown to this version")
+    return config
+
+
+def trained_teacher(folder: Path, config: TeacherConfig) -> Teacher:
+    """The row of a run of `dimo train --data` in `folder`, an absolute path."""
+    file, load = find_tokenizer(config.tokenizer)
+    return Teacher(
+        name=str(folder),
+        title=f"MaskGIT ({folder.name})",
+        architecture=MaskGIT,
+        network={
+            **MASKGIT_SIZES[config.size],
+            "img_size": 16 * round(config.num_tokens**0.5),
+            "codebook_size": config.codebook_size,
+            "nclass": len(config.class_names),
+        },
+        tokenizer=partial(_sized, load, config.image_size),
+        weights={"transformer": str(folder / TEACHER_WEIGHTS), "tokenizer": file},
+        image_size=config.image_size,
+        num_tokens=config.num_tokens,
+        num_classes=len(config.class_names),
+        names=lambda: config.class_names,
+        label_smoothing=config.label_smoothing,
+        defaults=_digits().defaults,
+        protocol=config.protocol,
+        recipe="digits" if config.size == "tiny" else "maskgit",
+        other_recipes=_digits().other_recipes if config.size == "tiny" else {},
+        data=folder / TOKENS_FILE,
+    )
+
+
+def _sized(load: Callable[[Path, int], Tokenizer], side: int, path: Path) -> Tokenizer:
+    return load(path, side)
