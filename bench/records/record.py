@@ -60,7 +60,8 @@ class MethodInfo:
     top_k: int | None = None
     top_p: float | None = None
     network_precision: str | None = None  # what the network computed in, if not float32
-    student: str | None = None  # run folder or name of the student, as given by the user
+    # run folder or name of the student as given by the user, or hf://OWNER/REPO@COMMIT
+    student: str | None = None
     tuning: Tuning | None = None  # the sweep that chose the settings, if one did
     settings: dict[str, Any] | None = None  # knobs of the sampler that have no field above
 

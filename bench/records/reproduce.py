@@ -157,7 +157,7 @@ def _row_of(
         _check_weights(method, run.path)
         if run.config.teacher != teacher.name:
             raise DimoError(f"{name} is a student of {run.config.teacher}, not of {teacher.name}")
-        load = partial(load_student, name, device=device, weights=weights)
+        load = partial(load_student, run, device=device, weights=weights)
     else:
         _check_weights(method, weights_file(teacher, "transformer", weights))
     return lambda suite: Job(

@@ -13,6 +13,7 @@ __all__ = [
     "difference_table",
     "load_published",
     "metric_table",
+    "model_card",
     "read_report",
     "report_csv",
     "report_html",
@@ -32,7 +33,7 @@ from pathlib import Path
 from bench.report.collect import ProtocolReport, Report, collect_report, read_report, with_records
 from bench.report.data import report_csv, report_json
 from bench.report.latex import report_latex
-from bench.report.markdown import report_markdown, section_markdown, update_page
+from bench.report.markdown import model_card, report_markdown, section_markdown, update_page
 from bench.report.plain import report_plain
 from bench.report.quoted import PublishedRow, load_published
 from bench.report.runs import difference_table, metric_table

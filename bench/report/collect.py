@@ -90,15 +90,23 @@ class Report:
 
 
 def read_report(
-    results: Path, protocol: str = "", *, ablation: bool = False, settings: bool = False
+    results: Path,
+    protocol: str = "",
+    *,
+    ablation: bool = False,
+    settings: bool = False,
+    weights_sha256: str = "",
 ) -> Report:
     """Reads a results folder and the bundled published numbers.
 
     `protocol` is a name or a file; empty: every bundled protocol that has results. The default
-    folder need not exist yet.
+    folder need not exist yet. `weights_sha256` selects the rows of one network, of which those
+    that are part of an ablation are rows like others.
     """
     nothing_yet = results == DEFAULT_FOLDER and not results.exists()
     records, problems = ([], []) if nothing_yet else load_all(results)
+    if weights_sha256:
+        records = [_alone(r) for r in records if r.method.weights_sha256 == weights_sha256]
     protocols = [load_protocol(protocol)] if protocol else with_records(list_protocols(), records)
     return collect_report(
         records,
@@ -109,6 +117,12 @@ def read_report(
         ablation=ablation,
         settings=settings,
     )
+
+
+def _alone(record: ResultRecord) -> ResultRecord:
+    """The record without the ablation that it is part of."""
+    training = {key: value for key, value in record.method.training.items() if key != "ablation"}
+    return replace(record, method=replace(record.method, training=training))
 
 
 def collect_report(

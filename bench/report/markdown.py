@@ -1,14 +1,21 @@
-"""The report as GitHub Markdown, and tables inside a hand-written page that it keeps up to date."""
+"""The report as GitHub Markdown, tables inside a hand-written page, and the card of a model."""
 
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.report.collect import Report, read_report
 from bench.report.measured import protocol_tables, report_tables
-from bench.report.text import Line, Styled, Table, display_width, one_line
+from bench.report.text import LONGEST_NOTE, Line, Styled, Table, display_width, one_line
 from dimo.errors import DimoError
-from dimo.util.files import write_atomic
+from dimo.methods import METHODS
+from dimo.util.files import sha256_file, write_atomic
+from dimo.weights.catalog import OFFICIAL, name_of
+
+if TYPE_CHECKING:
+    from dimo.zoo.students import FoundStudent
+    from dimo.zoo.teachers import Teacher
 
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "<span>$</span>"}
 _ACTIVE = re.compile(r"[\\`*|~#&<>$_\]:.]")  # whatever may have to be escaped has one of these
@@ -119,6 +126,95 @@ def _escaped(line: str) -> str:
 def _padded(cell: str, width: int, left: bool) -> str:
     padding = " " * (width - display_width(cell))
     return cell + padding if left else padding + cell
+
+
+def model_card(student: "FoundStudent", report: Report, *, address: str) -> str:
+    """The `README.md` of a student on a hub.
+
+    Args:
+        report: Of the student's records alone; see `weights_sha256` of `read_report`.
+        address: Where the student is loaded from, e.g. `hf://OWNER/REPO`.
+    """
+    from dimo.zoo.teachers import get_teacher  # imports torch
+
+    config, method = student.config, METHODS[student.config.method]
+    teacher, licence = get_teacher(config.teacher), _licence(student)
+    is_text = teacher.text is not None
+    head = ["---", "library_name: dimo", *[f"license: {licence.lower()}"] * bool(licence)]
+    head.append(f"pipeline_tag: {'text-to-image' if is_text else 'unconditional-image-generation'}")
+    head.append("tags: [masked-diffusion, distillation]")
+    size = teacher.image_size
+    drawn = "from a prompt" if is_text else f"of {teacher.num_classes:,} classes"
+    steps = "one step" if method.is_one_step else "few steps"
+    parts = [
+        "\n".join([*head, "---"]),
+        f"# {text(student.title, LONGEST_NOTE)}",
+        f"A student of the masked diffusion model {teacher.title} (`{teacher.name}`), distilled "
+        f"with {method.title}. It draws {size} x {size} images {drawn} in {steps}.",
+        "## Use",
+        _use(teacher, address),
+        "## Results",
+        _results(student, report, address, teacher.protocol),
+        "## Training and sampling",
+        "\n".join(
+            f"- {key.replace('_', ' ').capitalize()}: {text(value, LONGEST_NOTE)}"
+            for key, value in vars(config).items()
+            if value is not None and key != "format"
+        ),
+        "## Intended use and licence",
+        "For research on sampling in few steps, such as comparing this student with its teacher "
+        "and with other students under the same protocol. It draws what the teacher learned from "
+        "its training data, with the biases of that data; its images show nothing real.",
+        f"Made from weights under the licence {licence}."
+        if licence
+        else "The source of these weights states no licence; ask its authors before sharing them.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _licence(student: "FoundStudent") -> str:
+    """That of the file, if it is an official one, or of the teacher's; "": not stated."""
+    from dimo.zoo.teachers import get_teacher
+
+    teacher = get_teacher(student.config.teacher)
+    official = OFFICIAL.get(name_of(student.path) or teacher.weights["transformer"])
+    return official.licence if official else "Apache-2.0" * teacher.is_bundled  # as the package
+
+
+def _use(teacher: "Teacher", address: str) -> str:
+    prompt = "a photo of a red circle"
+    given, option = "labels=[0, 1, 2, 3]", ""
+    if teacher.text is not None:
+        given, option = f'prompts=["{prompt}"]', f" --prompt '{prompt}'"
+    size, others = teacher.image_size, {**teacher.weights, "transformer": ""}.values()
+    fetched = " ".join(name for name in others if name in OFFICIAL)
+    lines = [
+        "```python",
+        "import dimo",
+        "",
+        f'student = dimo.load("{address}")  # or the path of this folder',
+        f"images = student.sample({given}, seed=0)  # uint8 [B, 3, {size}, {size}]",
+        'images.pil()[0].save("image.png")',
+        "```",
+        "",
+        f"From a shell: `dimo sample --model {address}{option} --out grid.png`.",
+        *[f"Its teacher's other networks are fetched with `dimo weights fetch {fetched}`."]
+        * bool(fetched),
+    ]
+    return "\n".join(lines)
+
+
+def _results(student: "FoundStudent", report: Report, address: str, protocol: str) -> str:
+    digest = f"Weights: sha256 `{sha256_file(student.path)}`."
+    if not any(part.records or part.excluded for part in report.protocols):
+        bench = f"dimo bench --student {address} --protocol {protocol or 'PROTOCOL'}"
+        return f"Not measured yet. Measure it with `{bench}`, then export it again.\n\n{digest}"
+    hashes = [
+        f"- Protocol `{name}`: sha256 `{sha256}`."
+        for name, sha256 in dict.fromkeys((p.protocol.name, p.sha256) for p in report.protocols)
+    ]
+    tables = section_markdown(report).rstrip()
+    return "\n\n".join([tables, "\n".join([f"- {digest}", *hashes])])
 
 
 _BLOCK = re.compile(

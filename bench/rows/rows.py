@@ -26,6 +26,7 @@ from dimo.errors import DimoError
 from dimo.methods import METHODS
 from dimo.samplers import SAMPLERS
 from dimo.samplers.base import Samples
+from dimo.weights.download import HUB
 from dimo.zoo.loading import Generator, load_student, load_teacher
 from dimo.zoo.students import PUBLISHED_STUDENTS, FoundStudent, checkpoint_of, find_student
 from dimo.zoo.teachers import TEACHERS, Teacher, get_teacher, is_teacher
@@ -37,7 +38,7 @@ _FORM = "[NAME=]MODEL[@STEPS], e.g. runs/mine, di4c=runs/mine or di4c=runs/mine@
 class Candidate:
     """A network as named on the command line."""
 
-    model: str  # name of a teacher or student, a run folder, or a file
+    model: str  # name of a teacher or student, a run folder, a file, or an hf:// address
     name: str | None = None  # in tables; None: its default name
     steps: tuple[int, ...] = ()  # empty: those of the command
 
@@ -47,7 +48,8 @@ def parse_candidate(text: str) -> Candidate:
 
     An existing path is taken as it is. Otherwise the first `=` ends NAME unless a slash precedes
     it, and the last `@` begins STEPS unless a slash follows it, so a path may contain both, as in
-    `./a=b` or `runs/@2/mine`. To give `a` steps where a path `a@2` exists, write `a/@2`.
+    `./a=b` or `runs/@2/mine`. To give `a` steps where a path `a@2` exists, write `a/@2`. In
+    `hf://OWNER/REPO@REVISION@STEPS` only numbers are steps.
     """
     name, model = _split_name(text)
     if name is not None and not name:
@@ -87,7 +89,8 @@ def _split_name(text: str) -> tuple[str | None, str]:
 
 def _split_steps(text: str) -> tuple[str, str | None]:
     model, sign, steps = text.rpartition("@")
-    if not sign or "/" in steps or _exists(text):
+    is_revision = HUB in model and not re.fullmatch(r"[\d,\s]+", steps)
+    if not sign or "/" in steps or is_revision or _exists(text):
         return text, None
     return model.strip(), steps
 
@@ -109,7 +112,7 @@ class Job:
     settings: SamplerSettings | None = None  # None for a fixed set
     images: Tensor | None = None  # the fixed set, uint8 [N, 3, H, W]
     labels: Tensor | None = None  # of the fixed set, int64 [N]
-    student: str | None = None  # run folder or name that the student was loaded from
+    student: str | None = None  # where it was loaded from: run, name or hf:// address
     tuning: Tuning | None = None  # the sweep that chose the settings (`bench.tuning`)
 
     @property
@@ -210,7 +213,7 @@ class Planned:
     teacher: Teacher
     rows: Sequence[SamplerSettings]  # at least one
     student: FoundStudent | None = None  # None for a teacher
-    model: str | None = None  # name that the student was requested by
+    model: str | None = None  # name or address of the student
     name: str | None = None  # in tables; None: its default name
 
 
@@ -316,7 +319,8 @@ def _plan_student(
             f"{candidate.model!r} has no step counts; name them, e.g. {candidate.model}@2,4"
         )
     settings = student_settings(student.config, teacher.num_tokens, counts, choice)
-    return Planned(teacher, settings, student, candidate.model, candidate.name)
+    model = student.address or candidate.model  # with the commit
+    return Planned(teacher, settings, student, model, candidate.name)
 
 
 def _find_student(name: str, weights: Path | None) -> FoundStudent:

@@ -58,8 +58,8 @@ Students = Annotated[
     typer.Option(
         "--student",
         metavar="[NAME=]RUN[@STEPS]",
-        help="Distilled model: run folder, file, digits-dimo, scenes-dimo or dimo-maskgit; may be "
-        "repeated.",
+        help="Distilled model: run folder, file, hf://OWNER/REPO, digits-dimo, scenes-dimo or "
+        "dimo-maskgit; may be repeated.",
     ),
 ]
 Checkpoint = Annotated[

@@ -39,7 +39,8 @@ def sample(
         typer.Option(
             "--model",
             metavar="[NAME=]MODEL[@STEPS]",
-            help="Teacher, bundled student, run folder or file; may be repeated for a picture.",
+            help="Teacher, bundled student, run folder, file or hf://OWNER/REPO; may be repeated "
+            "for a picture.",
         ),
     ] = ["digits"],  # noqa: B006
     checkpoint: opt.Checkpoint = None,

@@ -1,17 +1,22 @@
 """`dimo weights`: list, fetch, convert and check official files. `dimo export`, `dimo import`."""
 
 import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dimo import __version__
 from dimo.cli.app import app, examples, weights_app
-from dimo.cli.options import AsJson, Checkpoint, Force, Weights
+from dimo.cli.options import OUTPUT, AsJson, Checkpoint, Results, Weights
+from dimo.errors import DimoError, unknown_name
 from dimo.util import terminal
+from dimo.util.files import sha256_file
 
 if TYPE_CHECKING:
     from dimo.weights.convert import Finding
+    from dimo.zoo.students import StudentConfig
 
 Ema = Annotated[
     bool,
@@ -151,46 +156,123 @@ def _as_text(finding: "Finding") -> str:
 
 @app.command(
     epilog=examples(
-        "dimo export runs/mine -o pytorch_model.bin",
+        "dimo export runs/mine --format official",
         "dimo export digits-dimo -o student.safetensors",
+        "dimo export runs/mine --push OWNER/REPO",
     )
 )
 def export(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN", help="Run folder, or digits-dimo, scenes-dimo or dimo-maskgit."
+            metavar="RUN",
+            help="Run folder, digits-dimo, scenes-dimo, dimo-maskgit or hf://OWNER/REPO.",
         ),
     ],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="safetensors: a folder with settings and model card, to upload and load again; "
+            "official: one file for the method's own code. Default: as --out says.",
+        ),
+    ] = "",
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--out",
             "-o",
-            metavar="FILE",
-            help=".bin: official layout of the method; or .safetensors, with the settings.",
+            metavar="PATH",
+            help="A folder; or one file, .bin in the official layout or .safetensors with the "
+            "settings. Default: a folder of RUN's name, or pytorch_model.bin.",
         ),
-    ],
+    ] = None,
+    repository: Annotated[
+        str,
+        typer.Option(
+            "--push",
+            metavar="OWNER/REPO",
+            help="Upload the folder to Hugging Face in one commit, with the token of hf auth login "
+            "or HF_TOKEN.",
+        ),
+    ] = "",
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a repository that --push creates private.")
+    ] = False,
+    results: Results = Path("results"),
+    protocol: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Protocol of the results in the model card: name or file; default: every bundled "
+            "one.",
+        ),
+    ] = "",
     checkpoint: Checkpoint = None,
     weights: Weights = None,
-    force: Force = False,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", rich_help_panel=OUTPUT, help="Replace what is in --out and the repository."
+        ),
+    ] = False,
 ) -> None:
-    """Write a student as one file that its method's official code loads."""
-    from dimo.methods import METHODS
-    from dimo.weights.exchange import export_student
-    from dimo.zoo.students import checkpoint_of
+    """Write a student as one file, or as a folder with its model card, and upload that folder.
 
+    The card shows the results in --results that were measured with these very weights.
+    """
+    from bench.report import model_card, read_report
+    from dimo.weights.download import HUB, push
+    from dimo.weights.exchange import export_folder, export_student
+    from dimo.zoo.students import checkpoint_of, find_student
+
+    if form not in ("", "safetensors", "official"):
+        raise unknown_name("--format", form, ("safetensors", "official"))
     if checkpoint is not None:
         run = checkpoint_of(run, checkpoint)
-    config = export_student(run, out, weights=weights, force=force)
-    method = METHODS[config.method]
-    knobs = f"temperature {config.temperature:g}"
+    if form == "official" and out is None:
+        out = Path("pytorch_model.bin")
+    is_file = out is not None and out.suffix in (".bin", ".safetensors", ".pt", ".pth")
+    if form and out is not None and (form == "official") != (out.suffix == ".bin"):
+        raise DimoError(
+            f"--format {form} does not fit -o {out}: a .bin is official; leave one of them out"
+        )
+    if is_file and repository:
+        raise DimoError(
+            f"--push uploads a folder, and {out} is one file; leave -o and --format out"
+        )
+    student = find_student(run, weights=weights)
+    if out is not None and is_file:
+        export_student(run, out, weights=weights, force=force)
+        terminal.say(f"{out}: {_sampled_with(student.config)}")
+        return
+    report = read_report(results, protocol, weights_sha256=sha256_file(student.path))
+    for problem in report.problems:
+        terminal.warn(problem)
+    address = HUB + (repository.removeprefix(HUB) or "OWNER/REPO")
+    card = model_card(student, report, address=address)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = out or Path(temporary if repository else Path(run).name)
+        files = export_folder(student, folder, card, force=force)
+        said = f"{folder}: {_sampled_with(student.config)}"
+        if repository:
+            message = f"{student.title}, exported by dimo {__version__}"
+            commit = push(files, repository, message=message, private=private, force=force)
+            said = f"{commit}; sample it with: dimo sample --model {address}"
+    terminal.say(said)
+
+
+def _sampled_with(config: "StudentConfig") -> str:
+    from dimo.methods import METHODS
+
+    method, knobs = METHODS[config.method], f"temperature {config.temperature:g}"
     if method.is_one_step:
         knobs = (
             f"mask ratio {config.init_mask_ratio:g}, embedding noise {config.embedding_noise:g}, "
             + knobs
         )
-    terminal.say(f"{out}: {method.title} student of {config.teacher}; sample it with {knobs}")
+    return f"{method.title} student of {config.teacher}; sample it with {knobs}"
 
 
 @app.command(

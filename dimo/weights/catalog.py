@@ -228,13 +228,13 @@ def find(name: str, folder: Path | None) -> Path | None:
     place = default_folder() if folder is None else folder
     ends = [place.joinpath(*parts[start:]) for start in reversed(range(len(parts)))]
     if official.on_hugging_face:
-        hubs = [_hub_cache_of(place.resolve()), *([_hub_cache()] if folder is None else [])]
+        hubs = [_hub_cache_of(place.resolve()), *([hub_cache()] if folder is None else [])]
         snapshots = (snapshot for hub in hubs for snapshot in _snapshots(hub, official.source))
         ends += [snapshot / official.path for snapshot in snapshots]
     return next((path for end in ends for path in _forms(end) if path.is_file()), None)
 
 
-def _hub_cache() -> Path:
+def hub_cache() -> Path:
     """The cache of huggingface_hub, whose import is slow."""
     if given := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return at_home(given)

@@ -1,8 +1,8 @@
-"""Downloading official weight files; nothing else uses the network.
+"""Official weight files, and students on Hugging Face; nothing else uses the network.
 
-Interrupted downloads are resumed, and a file is put in place when it is complete and checked.
-huggingface_hub provides its address and SHA-256; the bytes are downloaded here, because
-huggingface_hub 2 starts over after an interruption.
+Interrupted downloads of official files are resumed, and a file is put in place when it is complete
+and checked. huggingface_hub provides its address and SHA-256; the bytes are downloaded here,
+because huggingface_hub 2 starts over after an interruption. Students go through its own cache.
 """
 
 import http.client
@@ -11,7 +11,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,9 +20,19 @@ from pathlib import Path
 from dimo import __version__
 from dimo.errors import DimoError
 from dimo.util.files import sha256_file, try_lock, write_atomic
-from dimo.weights.catalog import OfficialFile, default_folder, destination, find, get_official
+from dimo.weights.catalog import (
+    OfficialFile,
+    default_folder,
+    destination,
+    find,
+    get_official,
+    hub_cache,
+)
 
 Progress = Callable[[str, int, int | None], None]  # name, bytes done, bytes in all if known
+
+HUB = "hf://"  # how the address of a repository on Hugging Face begins
+_ADDRESS = re.compile(HUB + r"([\w.-]+/[\w.-]+)(?:@(\S+))?")
 
 _BLOCK = 1 << 20
 _TIMEOUT = 30.0  # seconds without a byte
@@ -75,7 +85,7 @@ def fetch(name: str, folder: Path | None, progress: Progress) -> list[Path]:
                 f"{remote.url} came with sha256 {sha256} instead of {remote.sha256}, and was "
                 f"removed; try again, {by_hand}"
             )
-        write_atomic(_record(target), f"{sha256}  {target.name}\n")
+        record_sha256(target, sha256)
         part.replace(target)
     return [*before, target]
 
@@ -83,13 +93,18 @@ def fetch(name: str, folder: Path | None, progress: Progress) -> list[Path]:
 def recorded_sha256(path: Path) -> str:
     """The SHA-256 that a fetched file had, from the `.sha256` file beside it; "" without one."""
     try:
-        words = _record(path).read_text(encoding="utf-8").split()
+        words = hash_file(path).read_text(encoding="utf-8").split()
     except (OSError, UnicodeDecodeError):
         return ""
     return words[0] if words else ""
 
 
-def _record(path: Path) -> Path:
+def record_sha256(path: Path, sha256: str) -> None:
+    """Writes the SHA-256 of a file where `recorded_sha256` reads it."""
+    write_atomic(hash_file(path), f"{sha256}  {path.name}\n")
+
+
+def hash_file(path: Path) -> Path:
     """In the format of `sha256sum`, which can check it too."""
     return path.with_name(f"{path.name}.sha256")
 
@@ -127,6 +142,118 @@ def _on_hugging_face(official: OfficialFile, by_hand: str) -> _Remote:
     etag = known.etag or ""
     sha256 = etag if re.fullmatch("[0-9a-f]{64}", etag) else ""  # small files have git's own hash
     return _Remote(url, known.size, sha256, version=etag, token=hub.get_token() or "")
+
+
+def fetch_snapshot(address: str, files: Sequence[str]) -> tuple[str, Path]:
+    """Downloads files of a repository into the cache of huggingface_hub, or finds them there.
+
+    Args:
+        address: `hf://OWNER/REPO`, or `hf://OWNER/REPO@REVISION` with a branch, tag or commit.
+        files: Names of the files; those that the repository lacks are left out.
+
+    Returns:
+        `hf://OWNER/REPO@COMMIT`, and the folder of the files.
+
+    Raises:
+        DimoError: Not such an address; no such repository or revision; no connection, or
+            `HF_HUB_OFFLINE` is set, and the files are not in the cache.
+    """
+    found = _ADDRESS.fullmatch(address)
+    if found is None:
+        raise DimoError(
+            f"{address!r} is no address on Hugging Face; give hf://OWNER/REPO, or one revision of "
+            "it as hf://OWNER/REPO@REVISION"
+        )
+    import huggingface_hub as hub
+
+    repository, revision = found.groups()
+    try:
+        folder = hub.snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=list(files),
+            cache_dir=hub_cache(),
+            endpoint=os.environ.get("HF_ENDPOINT"),
+        )
+    except Exception as error:
+        raise _hub_error(f"cannot load {address}", error) from error
+    return f"{HUB}{repository}@{Path(folder).name}", Path(folder)
+
+
+def push(
+    files: Sequence[Path],
+    repository: str,
+    *,
+    message: str,
+    private: bool = False,
+    force: bool = False,
+) -> str:
+    """Uploads files to the top of a repository on Hugging Face, all in one commit or none.
+
+    Args:
+        repository: `OWNER/REPO`; it is created if it does not exist.
+        private: Whether a new repository is private.
+        force: Replace files that the repository has.
+
+    Returns:
+        The new commit, as `hf://OWNER/REPO@COMMIT`.
+
+    Raises:
+        DimoError: Not such a name; no token, or one that may not write there; files that exist;
+            no connection; a repository that somebody else changed meanwhile.
+    """
+    address = HUB + repository.removeprefix(HUB)
+    found = _ADDRESS.fullmatch(address)
+    if found is None or found[2]:
+        raise DimoError(f"--push {repository!r} is no repository; give OWNER/REPO")
+    import huggingface_hub as hub
+
+    token = hub.get_token()
+    if not token:
+        raise DimoError(
+            "--push needs a token of Hugging Face; log in with: hf auth login, or set HF_TOKEN"
+        )
+    api, name = hub.HfApi(os.environ.get("HF_ENDPOINT"), token=token), found[1]
+    try:
+        api.create_repo(name, exist_ok=True, private=private or None)
+        known = api.model_info(name)
+        present = {file.rfilename for file in known.siblings or ()} & {file.name for file in files}
+        if present and not force:
+            raise DimoError(
+                f"{address} has {', '.join(sorted(present))} already; replace them with --force or "
+                "choose another repository"
+            )
+        # not upload_folder, which may make several commits
+        commit = api.create_commit(
+            name,
+            [hub.CommitOperationAdd(file.name, file) for file in files],
+            commit_message=message,
+            parent_commit=known.sha,
+        )
+    except DimoError:
+        raise
+    except Exception as error:
+        raise _hub_error(f"cannot push to {address}", error) from error
+    return f"{address}@{commit.oid}"
+
+
+_NEXT_STEP = {
+    401: "log in with: hf auth login, or set HF_TOKEN, and check the name",
+    403: "give a token that may do this; see https://huggingface.co/settings/tokens",
+    404: "check the name and the revision; a private repository needs a login: hf auth login",
+    409: "it was changed meanwhile: look at it and repeat the command",
+    412: "it was changed meanwhile: look at it and repeat the command",
+}
+
+
+def _hub_error(problem: str, error: Exception) -> DimoError:
+    """One line for an error of huggingface_hub or of its HTTP library, which differ by version."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # why a large file could not be uploaded
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+    step = _NEXT_STEP.get(status or 0, "check the connection and try again")
+    return DimoError(f"{problem}: {reason}; {step}")
 
 
 @contextmanager

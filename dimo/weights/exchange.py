@@ -1,6 +1,7 @@
-"""Exporting and importing students: the official Di[M]O layout, or the same keys as safetensors."""
+"""Exporting and importing students: official layouts, safetensors, and folders for a hub."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from dimo.config import load_distillation
 from dimo.errors import DimoError
 from dimo.methods import METHODS
 from dimo.samplers import LARGEST
+from dimo.util.files import replacing, sha256_file, write_atomic
+from dimo.weights.download import hash_file, record_sha256
 from dimo.weights.files import (
     DI4C_KIND,
     Checkpoint,
@@ -23,9 +26,12 @@ from dimo.weights.files import (
 )
 from dimo.zoo.loading import student_architecture
 from dimo.zoo.students import (
+    STUDENT_FILES,
+    FoundStudent,
     StudentConfig,
     check_unused,
     find_student,
+    save_config,
     save_student,
     stored_config,
 )
@@ -73,6 +79,45 @@ def export_student(
     is_official = config.method == _UNMARKED and config.token_initialization == "mixed"
     save_pickle(out, bare if is_official else {"model_state_dict": bare, "dimo": settings})
     return config
+
+
+def export_folder(
+    student: FoundStudent, out: Path, card: str, *, force: bool = False
+) -> list[Path]:
+    """Writes a student as a folder that can be uploaded to a hub and loaded like a run.
+
+    `student.safetensors` is the student's own file if it is of that format, so that records name
+    it; else it holds the same tensors. Beside it are its SHA-256, as sha256sum writes it,
+    `config.json`, the run's `recipe.toml` if there is one, and the model card as `README.md`.
+
+    Returns:
+        The files.
+
+    Raises:
+        DimoError: Weights that do not fit the teacher; a folder that has one of the files, without
+            `force`, or cannot be written.
+    """
+    weights, config = (out / file for file in STUDENT_FILES)
+    recipe, readme = student.path.with_name("recipe.toml"), out / "README.md"
+    files = [weights, hash_file(weights), readme, config]
+    if recipe.is_file():
+        files.append(out / recipe.name)
+    if not force:
+        check_unused(out, [file.name for file in files])
+    row = get_teacher(student.config.teacher)
+    stored = read_weights(student.path)
+    state = _checked_state(row, stored.state, student.path, student.config.method)
+    if student.path.suffix == ".safetensors":
+        with replacing(weights) as temporary:
+            shutil.copyfile(student.path, temporary)
+        save_config(out, student.config)
+    else:
+        save_student(out, state, student.config)
+    record_sha256(weights, sha256_file(weights))
+    write_atomic(readme, card)
+    if recipe.is_file():
+        write_atomic(out / recipe.name, recipe.read_bytes())
+    return files
 
 
 def import_student(

@@ -21,6 +21,7 @@ from dimo.samplers import get_sampler
 from dimo.samplers.base import Samples
 from dimo.util.files import sha256_file
 from dimo.weights.catalog import ASSETS, OFFICIAL, locate
+from dimo.weights.download import recorded_sha256
 from dimo.zoo.bundled import EncodedImages
 from dimo.zoo.students import FoundStudent, StudentConfig, find_student
 from dimo.zoo.teachers import (
@@ -375,12 +376,13 @@ def load(
     precision: str | None = "float32",
     prompts: Sequence[str] | None = None,
 ) -> Generator:
-    """Loads a teacher or a student by its name, a run folder, or a file of weights.
+    """Loads a teacher or a student by its name, a run folder, a file, or from Hugging Face.
 
     Other arguments are those of `load_teacher`; `Generator.sample` takes other prompts as well.
 
     Args:
-        name_or_path: As of `dimo.zoo.teachers.get_teacher`, or as in `find_student`.
+        name_or_path: As of `dimo.zoo.teachers.get_teacher`, or of `find_student`, e.g.
+            `hf://OWNER/REPO`.
         device: "auto" takes a GPU if there is one.
 
     Raises:
@@ -430,6 +432,12 @@ def _load(
     student: StudentConfig | None = None,
     prompts: Sequence[str] | None = None,
 ) -> Generator:
+    digest = sha256_file(path)
+    if recorded_sha256(path) not in ("", digest):
+        raise DimoError(
+            f"weights {path} have sha256 {digest}, but {recorded_sha256(path)} is recorded beside "
+            "them; they are damaged or were changed: fetch or export them again"
+        )
     # the tokenizer first, so that a missing file is reported before the larger one is read
     tokenizer = teacher.tokenizer(weights_file(teacher, "tokenizer", weights)).to(device)
     conditions = load_prompts(teacher, prompts, weights)
@@ -437,7 +445,6 @@ def _load(
         conditions.to(device)
     architecture = student_architecture(teacher, student.method) if student else None
     model = _ready(load_network(teacher, path, conditions, architecture), device, precision)
-    digest = sha256_file(path)
     return Generator(teacher, model, tokenizer, digest, title, student, precision or "float32")
 
 

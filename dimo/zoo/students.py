@@ -19,6 +19,7 @@ from dimo.methods.base import ALL_MASKED, DistillationRecipe
 from dimo.util.files import sha256_bytes, write_atomic
 from dimo.util.schema import Origin, canonical_json, decode, encode
 from dimo.weights.catalog import ASSETS, locate
+from dimo.weights.download import HUB, fetch_snapshot, hash_file
 from dimo.weights.files import DI4C_KIND, Checkpoint, looks_like, read_weights, save_tensors
 
 # keys of a recipe in which two runs that train the same may differ
@@ -28,10 +29,12 @@ _OF_A_RUN = (
 )
 
 
+STUDENT_FILES = ("student.safetensors", "config.json")  # a finished run has both
+
 # What a run writes to its folder. Whatever else is there, such as the log of a batch system, is not
 # ours: it neither forbids a start nor is it touched.
 RUN_FILES = (
-    *("recipe.toml", "metrics.jsonl", "checkpoints", "student.safetensors", "config.json"),
+    *("recipe.toml", "metrics.jsonl", "checkpoints", *STUDENT_FILES),
     *("curve.jsonl", "samples", "tensorboard"),
 )
 
@@ -107,6 +110,7 @@ class FoundStudent:
     config: StudentConfig
     path: Path
     title: str
+    address: str | None = None  # hf://OWNER/REPO@COMMIT, if it is from Hugging Face
 
 
 def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStudent:
@@ -114,14 +118,18 @@ def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStuden
 
     Args:
         run: A published or shipped name, the folder of a finished run or of a checkpoint (see
-            `checkpoint_of`), or a file: one that `dimo export` wrote with settings, or the
-            official one of di4c-d.
+            `checkpoint_of`), a file: one that `dimo export` wrote with settings, or the
+            official one of di4c-d; or `hf://OWNER/REPO[@REVISION]`, what `dimo export --push`
+            wrote.
         weights: Folder of official files, where a published student is looked for.
 
     Raises:
-        DimoError: Unknown student, unfinished run, invalid config, or file without settings.
+        DimoError: Unknown student, unfinished run, invalid config, or file without settings; as
+            `dimo.weights.download.fetch_snapshot`.
     """
     name = str(run)
+    if name.startswith(HUB):
+        return _on_hub(name)
     if name in PUBLISHED_STUDENTS:
         return _found(PUBLISHED_STUDENTS[name], locate(name, weights), name)
     if Path(run).is_file():
@@ -129,20 +137,38 @@ def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStuden
     if is_checkpoint(Path(run)):
         return _of_checkpoint(Path(run))
     folder = ASSETS / name if name in shipped_students() else Path(run)
-    config_path, weights_path = folder / "config.json", folder / "student.safetensors"
-    if not config_path.is_file() or not weights_path.is_file():
+    if not all((folder / file).is_file() for file in STUDENT_FILES):
         named = ", ".join([*shipped_students(), *PUBLISHED_STUDENTS])
         state = "is not finished (no student.safetensors)" if folder.is_dir() else "does not exist"
         raise DimoError(
             f"student run {name!r} {state}; students with a name: {named}; "
             "make or finish one with: dimo distill --teacher digits --out RUN --resume"
         )
-    origin = Origin(str(config_path), "distil the run again")
+    return _in_folder(folder, folder.name, "distil the run again")
+
+
+def _on_hub(address: str) -> FoundStudent:
+    commit, folder = fetch_snapshot(
+        address, [*STUDENT_FILES, hash_file(Path(STUDENT_FILES[0])).name]
+    )
+    if missing := [file for file in STUDENT_FILES if not (folder / file).is_file()]:
+        raise DimoError(
+            f"{address} is no student of dimo, it has no {' and no '.join(missing)}; give one that "
+            "dimo export --push made"
+        )
+    name = commit.removeprefix(HUB).partition("@")[0]
+    student = _in_folder(folder, name, "export and push the student again")
+    return dataclasses.replace(student, address=commit)
+
+
+def _in_folder(folder: Path, name: str, next_step: str) -> FoundStudent:
+    weights, config = (folder / file for file in STUDENT_FILES)
+    origin = Origin(str(config), next_step)
     try:
-        content = json.loads(config_path.read_text(encoding="utf-8-sig"))
+        content = json.loads(config.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise origin.error(f"not valid JSON: {error}") from error
-    return _found(_checked_config(content, origin), weights_path, folder.name)
+    return _found(_checked_config(content, origin), weights, name)
 
 
 def checkpoint_of(run: str, step: int) -> str:
@@ -204,12 +230,22 @@ def stored_config(found: Checkpoint, path: Path) -> StudentConfig | None:
 
 def save_student(folder: Path, state: dict[str, Tensor], config: StudentConfig) -> None:
     """Writes `student.safetensors` and then `config.json`, which marks the run as finished."""
+    content = _config_content(config)
+    timeless = {key: value for key, value in content.items() if key != "training_seconds"}
+    save_tensors(folder / "student.safetensors", state, timeless)
+    save_config(folder, config)
+
+
+def save_config(folder: Path, config: StudentConfig) -> None:
+    """Writes `config.json`."""
+    write_atomic(folder / "config.json", json.dumps(_config_content(config), indent=2) + "\n")
+
+
+def _config_content(config: StudentConfig) -> dict[str, Any]:
     content = dataclasses.asdict(config)
     if config.ablation is None:
         del content["ablation"]
-    timeless = {key: value for key, value in content.items() if key != "training_seconds"}
-    save_tensors(folder / "student.safetensors", state, timeless)
-    write_atomic(folder / "config.json", json.dumps(content, indent=2) + "\n")
+    return content
 
 
 def check_unused(out: Path, names: Sequence[str] = RUN_FILES) -> None:
