@@ -49,11 +49,16 @@ DECODING_SCHEDULES = (
     "cosine-amused",
 )
 
-# Noise schedules of absorbing-state diffusion; see `unmasking_rate`.
+# Noise schedules of absorbing-state diffusion; see `unmasking_rate` and `mask_probability`.
 UNMASKING_RATES: dict[str, Callable[[float], float]] = {
     "log-linear": lambda t: 1 / t,
     "cosine": lambda t: math.pi / 2 / math.tan(math.pi / 2 * t),
     "arccos": lambda t: 1 / (math.acos(1 - t) * math.sqrt(t * (2 - t))),
+}
+MASK_PROBABILITIES: dict[str, Callable[[float], float]] = {
+    "log-linear": lambda t: t,
+    "cosine": lambda t: math.sin(math.pi / 2 * t),
+    "arccos": lambda t: math.acos(1 - t) / (math.pi / 2),
 }
 
 
@@ -135,8 +140,7 @@ def check_steps(num_steps: int, num_tokens: int) -> None:
 def unmasking_rate(schedule: str) -> Callable[[float], float]:
     """The rate at which a masked token is revealed at time t in (0, 1], -alpha'_t / (1 - alpha_t).
 
-    Absorbing-state diffusion masks each token with probability 1 - alpha_t: t for "log-linear",
-    gamma(1 - t) for "cosine" and "arccos". Time runs from t = 1 to 0, where the rate diverges.
+    Time runs from t = 1 to 0, where the rate diverges; 1 - alpha_t is the `mask_probability`.
 
     Raises:
         DimoError: Unknown schedule.
@@ -144,6 +148,19 @@ def unmasking_rate(schedule: str) -> Callable[[float], float]:
     if schedule not in UNMASKING_RATES:
         raise unknown_name("noise schedule", schedule, UNMASKING_RATES)
     return UNMASKING_RATES[schedule]
+
+
+def mask_probability(schedule: str) -> Callable[[float], float]:
+    """The probability 1 - alpha_t with which absorbing-state diffusion masks a token, t in [0, 1].
+
+    It is t for "log-linear", gamma(1 - t) for "cosine" and "arccos".
+
+    Raises:
+        DimoError: Unknown schedule.
+    """
+    if schedule not in MASK_PROBABILITIES:
+        raise unknown_name("noise schedule", schedule, MASK_PROBABILITIES)
+    return MASK_PROBABILITIES[schedule]
 
 
 def _cumulative(gamma: Schedule, num_steps: int, num_tokens: int) -> list[int]:

@@ -159,6 +159,34 @@ _THETA = Knob(
     lambda x: 0 < x < 1,
     option="--theta",
 )
+_REMASK = Knob(
+    "remask",
+    "remasking",
+    "Remasking",
+    "capped",
+    "Strategy of remdm: capped, rescaled, confidence or loop.",
+    "capped, rescaled, confidence or loop",
+    lambda x: x in ("capped", "rescaled", "confidence", "loop"),  # `dimo.samplers.remdm.STRATEGIES`
+    kind=str,
+    show=str,
+)
+_ETA = Knob(
+    "eta",
+    "eta",
+    "Eta",
+    0.02,
+    "Strength of remdm's remasking, 0 to 1; 0 is ancestral sampling.",
+    "0 to 1; 0 is no remasking",
+    lambda x: 0 <= x <= 1,
+)
+_LOOP = tuple(
+    Knob(name, label, heading, None, text, "strictly between 0 and 1", lambda x: 0 < x < 1)
+    for name, label, heading, text in (
+        ("t_on", "t on", "t on", "Time, from 1 to 0, at which remdm's loop begins; default 0.55."),
+        ("t_off", "t off", "t off", "Time at which remdm's loop ends; default 0.05."),
+        ("alpha_on", "alpha on", "Alpha on", "Fraction revealed in remdm's loop; default 0.9."),
+    )
+)
 _RANDOM_START = Knob(
     "random_start",
     "random start",
@@ -223,6 +251,12 @@ SAMPLERS: dict[str, Sampler] = {
         "θ-trapezoidal",
         "dimo.samplers.leaping:sample_theta_trapezoidal",
         (*_LEAPING, _THETA),
+        any_steps=True,
+    ),
+    "remdm": Sampler(
+        "ReMDM",
+        "dimo.samplers.remdm:sample_remdm",
+        (*_LEAPING, _REMASK, _ETA, *_LOOP),
         any_steps=True,
     ),
     "one_step": Sampler(

@@ -2,8 +2,8 @@
 
 import dataclasses
 import importlib
-import inspect
 import re
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from bench.tuning import parse_grid
 from dimo.errors import DimoError
 from dimo.masking import DECODING_SCHEDULES, UNMASKING_RATES
 from dimo.samplers import SAMPLERS, all_knobs
+from dimo.samplers.remdm import looped
 from dimo.zoo.loading import load_student, load_teacher
 from dimo.zoo.students import PUBLISHED_STUDENTS
 from dimo.zoo.teachers import TEACHERS
@@ -41,9 +42,18 @@ OTHER_THAN_DEFAULT: dict[str, Any] = {
     "final_temperature": 0.9,
     "choice_temperature": 1.0,
     "theta": 0.3,
+    "remask": "loop",
+    "eta": 0.1,
+    "t_on": 0.7,
+    "t_off": 0.3,
+    "alpha_on": 0.8,
     "random_start": True,
     "top_k": 3,
     "top_p": 0.5,
+}
+NEEDS: dict[str, dict[str, Any]] = {  # without which a setting has no effect
+    "guidance_rule": {"guidance_scale": 2.0},
+    **{name: {"remask": "loop"} for name in ("t_on", "t_off", "alpha_on")},
 }
 
 
@@ -54,16 +64,18 @@ def rows(teacher: str = "digits", steps: tuple[int, ...] = (4,), **choice: Any):
 def test_every_setting_is_known():
     assert set(all_knobs()) == set(OTHER_THAN_DEFAULT)
     fields = {field.name for field in dataclasses.fields(MethodInfo)}
-    assert set(all_knobs()) - fields == {"guidance_rule"}  # which stands among `settings`
+    others = {"guidance_rule", "remask", "eta", "t_on", "t_off", "alpha_on"}
+    assert set(all_knobs()) - fields == others  # which stand among `settings`
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_row_of_the_table_of_samplers_says_what_its_function_does(name):
     row = SAMPLERS[name]
     module, _, function = row.function.partition(":")
-    parameters = inspect.signature(getattr(importlib.import_module(module), function)).parameters
+    parameters = signature(getattr(importlib.import_module(module), function)).parameters
     knobs = {key: parameters[key].default for key in all_knobs() if key in parameters}
-    assert dict(row.defaults) == knobs
+    unset = {key for key in all_knobs() if name == "remdm" and key in signature(looped).parameters}
+    assert dict(row.defaults) == {**knobs, **dict.fromkeys(unset)}
     schedules = UNMASKING_RATES if row.any_steps else DECODING_SCHEDULES
     if row.schedules and not row.of_student:
         assert row.schedules == tuple(schedules)
@@ -201,7 +213,7 @@ def test_every_setting_reaches_its_sampler(sampler):
     expected = tokens(plain)
     assert torch.equal(tokens(plain.changed(**settings_of(sampler))), expected)
     for name in settings_of(sampler):
-        base = plain.changed(guidance_scale=2.0) if name == "guidance_rule" else plain
+        base = plain.changed(**NEEDS.get(name, {}))
         changed = base.changed(**{name: OTHER_THAN_DEFAULT[name]})
         assert not torch.equal(tokens(changed), tokens(base)), name
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from dimo.errors import DimoError
-from dimo.masking import DECODING_SCHEDULES
+from dimo.masking import DECODING_SCHEDULES, UNMASKING_RATES, mask_probability
 from dimo.models.maskgit import MaskGIT
 from dimo.rng import ImageNoise
 from dimo.samplers import SAMPLERS as ALL_SAMPLERS
 from dimo.samplers import teacher_samplers
+from dimo.samplers.remdm import STRATEGIES
 from dimo.samplers.student import restrict_logits, sample_few_step, sample_one_step
 from dimo.zoo.loading import load, load_student, load_teacher
 
@@ -19,7 +20,10 @@ SAMPLERS = {name: ALL_SAMPLERS[name] for name in teacher_samplers()}
 REVEALING = ("confidence", "halton", "random")  # a fixed number of tokens at each step
 LEAPING = ("tau_leaping", "theta_trapezoidal")  # at random times
 GUIDED_THROUGHOUT = ("halton", "meissonic")  # others begin unguided
-SETTINGS = {"halton": {"random_start": True, "final_temperature": 0.8}}
+SETTINGS = {
+    "halton": {"random_start": True, "final_temperature": 0.8},
+    "remdm": {"remask": "confidence", "eta": 1.0},  # the one that remembers
+}
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +146,27 @@ def test_a_leap_keeps_what_was_revealed_and_the_counts_are_the_expected_ones(
     assert (left - expected).abs().max() < (1.1 if sampler == "tau_leaping" else 1.5)
 
 
+@pytest.mark.parametrize("schedule", UNMASKING_RATES)
+@pytest.mark.parametrize("remask", STRATEGIES)
+def test_remdm_masks_again_and_leaves_the_masked_fraction_as_it_was(teacher, remask, schedule):
+    settings = {"num_steps": 8, "remask": remask, "eta": 0.5, "mask_schedule": schedule}
+    history, images = [], 200
+    index = torch.arange(images)
+    found = _teacher_samples(teacher, index, "remdm", callback=_history(history), **settings)
+    masked = torch.stack([tokens == teacher.model.mask_token_id for tokens in history]).double()
+    assert not masked[-1].any()
+    assert (masked[1:] > masked[:-1]).any()  # a revealed token was masked
+    left = masked.sum(2).mean(1) / 16
+    if remask in ("capped", "rescaled"):
+        alpha = [mask_probability(schedule)(1 - step / 8) for step in range(1, 9)]
+        assert left.tolist() == pytest.approx(alpha, abs=0.03)  # 3.4 sigma
+    before = torch.cat([torch.ones_like(masked[:1]), masked[:-1]])
+    revealed = (before * (1 - masked)).sum(2).mean(1)
+    expected = torch.tensor(found.token_counts).double()
+    assert (revealed.cumsum(0) - expected.cumsum(0)).abs().max() < 1.1  # rounding, Monte Carlo
+    assert sum(found.token_counts) > 16
+
+
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 def test_at_one_step_all_samplers_are_the_same(teacher, guidance_scale):
     index = torch.arange(20)
@@ -165,10 +190,11 @@ def test_settings_reach_the_samples(teacher):
         ("halton", {"random_start": True}),
         ("halton", {"final_temperature": 0.7}),
         ("theta_trapezoidal", {"theta": 0.3}),
+        *(("remdm", {"eta": 1.0, "remask": remask}) for remask in STRATEGIES),
     ]:
         tokens = _teacher_samples(teacher, index, sampler, num_steps=4, **settings).tokens
         seen.add(tuple(tokens.flatten().tolist()))
-    assert len(seen) == 4 * len(SAMPLERS) + 4
+    assert len(seen) == 4 * len(SAMPLERS) + 4 + len(STRATEGIES)
 
 
 @pytest.mark.parametrize(("steps", "guidance_scale"), [(1, 3.0), (4, 1.0), (5, 3.0)])
@@ -292,6 +318,13 @@ def test_the_latent_of_a_mixture_is_drawn_for_each_image_and_step(teacher):
         ("confidence", {"temperature": 0.0}, "temperature 0 is not positive"),
         ("halton", {"final_temperature": -1.0}, "temperature -1 is not positive"),
         ("confidence", {"choice_temperature": -0.5}, "choice temperature -0.5 is negative"),
+        ("remdm", {"num_steps": 0}, "steps 0 is out of range"),
+        ("remdm", {"mask_schedule": "linear"}, "did you mean 'log-linear'"),
+        ("remdm", {"remask": "cap"}, "did you mean 'capped'"),
+        ("remdm", {"eta": 1.5}, "eta 1.5 is out of range"),
+        ("remdm", {"t_on": 0.5}, "t_on applies to remask=loop only, not to capped"),
+        ("remdm", {"remask": "loop", "t_off": 0.6}, "t_off 0.6 and t_on 0.55 must be"),
+        ("remdm", {"remask": "loop", "alpha_on": 1.0}, "alpha_on 1 is out of range"),
     ],
 )
 def test_wrong_settings_are_refused(teacher, sampler, settings, message):

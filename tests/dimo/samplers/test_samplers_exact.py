@@ -7,12 +7,13 @@ then compared with that law.
 """
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from dimo.guidance import GUIDANCE_RULES
-from dimo.masking import MASK_SCHEDULES, UNMASKING_RATES, unmasking_rate
+from dimo.masking import MASK_SCHEDULES, UNMASKING_RATES, mask_probability, unmasking_rate
 from dimo.methods.dimo.objective import DiMOObjective, Guidance
 from dimo.rng import ImageNoise
 from dimo.samplers import SAMPLERS
@@ -54,7 +55,11 @@ STRONG = Chain([0.35, 0.65], [[0.9, 0.1], [0.2, 0.8]])  # it cuts often
 def _transitions(law, start):
     """[.., states] probabilities from position laws [.., L, V + 1]; a revealed token stays."""
     stay = torch.nn.functional.one_hot(start, V + 1).double()
-    law = torch.where((start == V)[..., None], law, stay)
+    return _product(torch.where((start == V)[..., None], law, stay))
+
+
+def _product(law):
+    """[.., states] probabilities of all states from position laws [.., L, V + 1]."""
     out = torch.ones(*law.shape[:-2], len(STATES), dtype=torch.float64)
     for d in range(L):
         out = out * law[..., d, :][..., STATES[:, d]]
@@ -93,6 +98,34 @@ def _law(chain, sampler, n, *, theta=0.5, schedule="log-linear"):
     return law
 
 
+def _remdm_step(chain, sigma, reveal, before=STATES):
+    """[.., states] probabilities after `before` [.., L] by ReMDM's posterior; sigma [.., L]."""
+    masked = torch.full(before.shape, 1 - reveal, dtype=torch.float64)[..., None]
+    revealed = torch.cat([reveal * chain.p[(before * PLACE).sum(-1)], masked], dim=-1)
+    kept = torch.nn.functional.one_hot(before, V + 1) * (1 - sigma[..., None])
+    kept[..., V] += sigma
+    return _product(torch.where((before == V)[..., None], revealed, kept))
+
+
+def _remdm_law(chain, remask, n, *, eta, schedule="log-linear"):
+    """Exact law [16] of ReMDM with n predictions; the loop's times and alpha are its defaults."""
+    t = 1 - torch.arange(n + 1, dtype=torch.float64) / n
+    alpha = 1 - (t if schedule == "log-linear" else MASK_SCHEDULES[schedule](1 - t))
+    may_mask = torch.ones(n, dtype=torch.bool)
+    if remask == "loop":
+        alpha = torch.where(t > 0.55, 0.9 * (1 - t) / 0.45, 1 - 0.1 * (t / 0.05).clamp_max(1))
+        may_mask = ((t > 0.05) & (t <= 0.55))[:-1]
+    a, b = alpha[:-1], alpha[1:]
+    largest = ((1 - b) / a).clamp_max(1)
+    sigma = may_mask * (eta * largest if remask == "rescaled" else largest.clamp_max(eta))
+    reveal = (b - (1 - sigma) * a) / (1 - a)
+    state = torch.zeros(len(STATES), dtype=torch.float64)
+    state[-1] = 1
+    for step in range(n):
+        state = state @ _remdm_step(chain, sigma[step].expand(STATES.shape), float(reveal[step]))
+    return state[(GRIDS * PLACE).sum(1)]
+
+
 def _total_variations(chain, sampler, evaluations, **settings):
     laws = [_law(chain, sampler, n, **settings) for n in evaluations]
     return [float((law - chain.law).abs().sum() / 2) for law in laws]
@@ -126,14 +159,17 @@ def test_every_noise_schedule_converges(sampler, schedule):
     assert found[0] > 3 * found[1] > 9 * found[2]
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "arccos"])
+@pytest.mark.parametrize("schedule", UNMASKING_RATES)
 def test_rates_are_those_of_the_mask_schedule(schedule):
     """r = d/dt log(1 - alpha_t), and 1 - alpha_t = gamma(1 - t)."""
     t = torch.linspace(0.05, 0.95, 20, dtype=torch.float64)
     step = 1e-6
-    above, below = (MASK_SCHEDULES[schedule](1 - x).log() for x in (t + step, t - step))
+    gamma = MASK_SCHEDULES[schedule] if schedule != "log-linear" else lambda u: 1 - u
+    above, below = (gamma(1 - x).log() for x in (t + step, t - step))
     rates = [unmasking_rate(schedule)(float(x)) for x in t]
     assert rates == pytest.approx(((above - below) / (2 * step)).tolist(), rel=1e-6)
+    masked = [mask_probability(schedule)(x) for x in (0.0, *t.tolist(), 1.0)]
+    assert masked == pytest.approx([0.0, *gamma(1 - t).tolist(), 1.0], abs=1e-12)
 
 
 def _frequencies(sampler, images, model=STRONG, **settings):
@@ -168,6 +204,89 @@ def test_the_samplers_have_the_law_that_was_enumerated(sampler, settings, steps)
     arguments = {names.get(key, key): value for key, value in settings.items()}
     counts = _frequencies(sampler, 50_000, num_steps=steps, **arguments)
     assert _chi_squared(counts, law) < LIMIT
+
+
+@pytest.mark.parametrize("schedule", UNMASKING_RATES)
+def test_remdm_without_remasking_is_ancestral_sampling(schedule):
+    """The steps are exact leaps: their hazard is the integral of the rate, log m_t / m_s."""
+    masked = mask_probability(schedule)
+    state = torch.zeros(len(STATES), dtype=torch.float64)
+    state[-1] = 1
+    for step in range(5):
+        hazard = math.log(masked(1 - step / 6) / masked(1 - (step + 1) / 6))
+        state = _tau_leap(STRONG, state, hazard, 1)
+    state = state @ _transitions(torch.nn.functional.pad(STRONG.p, (0, 1)), STATES)
+    law = state[(GRIDS * PLACE).sum(1)]
+    found = _remdm_law(STRONG, "capped", 6, eta=0.0, schedule=schedule)
+    torch.testing.assert_close(found, law)
+    counts = _frequencies("remdm", 20_000, num_steps=6, eta=0.0, mask_schedule=schedule)
+    assert _chi_squared(counts, law) < LIMIT
+
+
+@pytest.mark.parametrize(
+    ("remask", "eta", "schedule"),
+    [
+        ("capped", 0.5, "log-linear"),
+        ("capped", 1.0, "arccos"),
+        ("rescaled", 0.5, "cosine"),
+        ("loop", 0.05, "log-linear"),
+    ],
+)
+def test_remdm_has_the_law_that_was_enumerated(remask, eta, schedule):
+    settings = {"eta": eta, "schedule": schedule}
+    law = _remdm_law(STRONG, remask, 7, **settings)
+    counts = _frequencies(
+        "remdm", 20_000, num_steps=7, remask=remask, eta=eta, mask_schedule=schedule
+    )
+    assert _chi_squared(counts, law) < LIMIT
+    assert _chi_squared(counts, _remdm_law(STRONG, "capped", 7, eta=0.0)) > 2 * LIMIT
+
+
+def test_remdm_masks_again_what_was_drawn_with_little_confidence():
+    """Token by token: how often a revealed one is masked, given what it was drawn with."""
+    index, history = torch.arange(20_000), []
+    settings = {"num_steps": 8, "remask": "confidence", "eta": 1.0}
+    settings["callback"] = lambda step, tokens: history.append(tokens)
+    SAMPLERS["remdm"](STRONG, 0 * index, ImageNoise(5, index), **settings)
+    before, psi = torch.full_like(history[0], V), torch.zeros(history[0].shape).double()
+    found, expected, alike, variance = torch.zeros(4, 2, dtype=torch.float64)  # unsure, sure
+    for step, after in enumerate(history):
+        alpha, after_alpha = step / 8, (step + 1) / 8
+        largest = min(1, (1 - after_alpha) / alpha) if step else 1.0
+        revealed = before != V
+        weight = (-psi).exp() * revealed
+        sigma = largest * weight / weight.sum(1, keepdim=True).clamp_min(1e-9)
+        for group, chosen in enumerate((revealed & (psi < 0.5), revealed & (psi >= 0.5))):
+            found[group] += (after[chosen] == V).sum()
+            expected[group] += sigma[chosen].sum()
+            alike[group] += (largest / revealed.sum(1, keepdim=True).expand(-1, L)[chosen]).sum()
+            variance[group] += (sigma * (1 - sigma))[chosen].sum()
+        p = STRONG.p[(before * PLACE).sum(1)].gather(-1, after.clamp_max(V - 1)[..., None])[..., 0]
+        psi, before = torch.where(revealed, psi, p), after
+    assert ((found - expected).abs() < 4 * variance.sqrt()).all()
+    assert ((found - alike).abs() > 8 * variance.sqrt()).all()  # and not all alike
+
+
+def test_a_little_remasking_is_closer_to_the_data_than_tau_leaping():
+    """Redrawing mends mistakes, but draws more tokens at once: the best strength is small.
+
+    Where tokens depend weakly, none at all is best.
+    """
+
+    def distances(chain, remask, *etas):
+        laws = [_remdm_law(chain, remask, 64, eta=eta) for eta in etas]
+        return [float((law - chain.law).abs().sum() / 2) for law in laws]
+
+    (tau,) = _total_variations(STRONG, "tau_leaping", [64])
+    for remask, limit in (("capped", 0.96), ("rescaled", 0.98)):
+        little, much = distances(STRONG, remask, 0.01, 1.0)
+        assert little < limit * tau
+        assert much > 3 * tau
+    (tau,) = _total_variations(WEAK, "tau_leaping", [64])
+    for remask in ("capped", "rescaled"):
+        found = distances(WEAK, remask, 0.0, 0.001, 0.01, 0.1)
+        assert found == sorted(found)
+        assert found[1] < tau < found[2]
 
 
 @pytest.mark.parametrize("sampler", ["random", "halton"])

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.monitor import Watching, watching
-from bench.rows.settings import settings_of
+from bench.rows.settings import Choice, settings_of, teacher_settings
 from dimo.config import load_recipe
 from dimo.engine.distributed import Runtime
 from dimo.engine.runs import distill
@@ -21,6 +21,7 @@ from dimo.models.meissonic import Meissonic
 from dimo.models.snapshot import CLIPText, DiffusersVQ
 from dimo.rng import ImageNoise
 from dimo.samplers import SAMPLERS
+from dimo.samplers.ordered import halton_order
 from dimo.samplers.student import sample_one_step
 from dimo.zoo.loading import load_student, load_teacher, make_network
 from dimo.zoo.teachers import TEACHERS
@@ -183,6 +184,28 @@ def test_the_teacher_draws_prompts(snapshot, row):
     assert torch.equal(one.tokens, found.tokens[1:2])  # the same in any batch
     assert not torch.equal(off.tokens, found.tokens)
     assert loaded.model.conditions.negative_prompt.startswith("worst quality")
+
+
+def test_the_teacher_draws_in_halton_order(snapshot, row):
+    (settings,) = teacher_settings(row, [4], Choice(("halton",)))
+    assert (settings.guidance_scale, settings.mask_schedule) == (9.0, "arccos-halton")
+    loaded = load_teacher("meissonic", device=CPU, weights=snapshot, prompts=PROMPTS)
+    history = []
+    with torch.inference_mode():
+        found = SAMPLERS["halton"](
+            loaded.model,
+            torch.arange(3),
+            ImageNoise(0, torch.arange(3)),
+            num_steps=4,
+            guidance_scale=settings.guidance_scale,
+            callback=lambda step, tokens: history.append(tokens),
+        )
+    assert (found.nfe, sum(found.token_counts)) == (8, 64)
+    order, done = halton_order(8), 0  # of a grid of 8 x 8
+    for count, tokens in zip(found.token_counts, history, strict=True):
+        done += count
+        revealed = (tokens != loaded.model.mask_token_id).nonzero()[:, 1].view(3, done)
+        assert torch.equal(revealed, order[:done].sort().values.expand(3, -1))
 
 
 def test_a_tiny_meissonic_distils_and_samples(snapshot, row, tmp_path):
