@@ -115,8 +115,9 @@ def tune(suite: Suite, row: Job, grid: Mapping[str, Sequence[float]]) -> Job:
     for done, tried in enumerate(combinations):
         progress(f"tuning {row.caption}", done, len(combinations), "settings")
         changed = dataclasses.replace(row, settings=settings.changed(**tried))
-        value = suite.quality(changed, seed=seeds.select, num_images=seeds.n_select)
-        trials.append(Trial(tried, **{criterion.metric: value}))
+        scores = suite.qualities(changed, seed=seeds.select, num_images=seeds.n_select)
+        value = {criterion.metric: scores.pop(criterion.metric)}
+        trials.append(Trial(tried, other_scores=scores or None, **value))
     progress(f"tuning {row.caption}", len(combinations), len(combinations), "settings")
     chosen = criterion.best([trial.scores[criterion.metric] for trial in trials])
     axes_text = " x ".join(

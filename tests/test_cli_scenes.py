@@ -172,7 +172,8 @@ def test_settings_are_chosen_on_the_selection_seed_by_geneval(rows, bench, loade
 def test_a_record_keeps_its_sweep_and_shows_what_it_chose_by(dimo, rows, kind):
     record = rows[ROWS[kind]]
     trials = json.loads(record_to_json(record))["method"]["tuning"]["trials"]
-    assert [trial.keys() for trial in trials] == [{"settings", "geneval"}] * 2
+    assert [trial.keys() for trial in trials] == [{"settings", "geneval", "other_scores"}] * 2
+    assert all({"fid", "clip_score"} < trial["other_scores"].keys() for trial in trials)
     out, _ = dimo("results", "show", record.run_id[:12])
     assert "GenEval on seed 2000, 240 images" in out
     assert "highest GenEval on seed 2000" in out

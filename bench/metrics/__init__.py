@@ -4,6 +4,7 @@ __all__ = [
     "PRDC",
     "HPSSummary",
     "ManifoldMembership",
+    "authpct",
     "class_accuracy",
     "class_hits",
     "cmmd",
@@ -30,4 +31,11 @@ from bench.metrics.per_image import (
     hps_summary,
     scaled_cosines,
 )
-from bench.metrics.prdc import PRDC, ManifoldMembership, coverage_ceiling, manifold_membership, prdc
+from bench.metrics.prdc import (
+    PRDC,
+    ManifoldMembership,
+    authpct,
+    coverage_ceiling,
+    manifold_membership,
+    prdc,
+)

@@ -1,7 +1,7 @@
-"""Precision, recall, density and coverage of k-nearest-neighbour manifolds.
+"""Precision, recall, density and coverage of k-nearest-neighbour manifolds, and AuthPct.
 
 Kynkaanniemi et al. 2019 (arXiv 1904.06991) for precision and recall, Naeem et al. 2020 (arXiv
-2002.09797) for density and coverage. The convention is that of the `prdc` package:
+2002.09797) for density and coverage. Their convention is that of the `prdc` package:
 
 - The radius of a sample is its distance to its k-th nearest neighbour in its own set, itself left
   out. A duplicate of a sample is a neighbour like any other, at distance 0.
@@ -171,6 +171,58 @@ def _blocks(
         yield gen, ref
 
 
+def authpct(
+    *,
+    generated: Features,
+    reference: Features,
+    chunk_size: int = 2048,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Percentage of authentic generated samples, 0 to 100: few of them mean memorization.
+
+    Authenticity of Alaa et al. 2022 (arXiv 2102.08921), as `AuthPct` of dgm-eval (arXiv 2306.04675)
+    and FLD: a sample is authentic where it is farther from its nearest training sample than that is
+    from its own nearest training sample. So an exact copy of a training sample never is, and of
+    fresh data of the same distribution, as of a perfect generator, a third (in one dimension) to
+    half (in many) are.
+
+    Args:
+        generated: `[N, D]` features of the generated images.
+        reference: `[M, D]` features of the training images, M >= 2. Where a sample has several
+            nearest ones, it must be farther for all of them.
+        chunk_size, device: As of `prdc`. No effect on the result.
+
+    Raises: DimoError: Shapes do not fit, a value is not finite, or there are too few samples.
+    """
+    arrays = {"generated": generated, "reference": reference}
+    return 100.0 * float(authentic(**arrays, chunk_size=chunk_size, device=device).mean())
+
+
+def authentic(
+    *,
+    generated: Features,
+    reference: Features,
+    chunk_size: int = 2048,
+    device: torch.device | str = "cpu",
+) -> _Floats:
+    """What `authpct` averages: `[N]`, 1.0 where a sample is authentic, else 0.0."""
+    ref = check_features(reference, name="reference features", min_count=2)
+    gen = check_features(generated, name="generated features", dim=ref.shape[1])
+    ref_set, gen_set = (Distinct(array) for array in in_range(ref, gen))
+    tiling = chunk_size, torch.device(device)
+    with full_float32():
+        radii = _squared_radii(ref_set, 1, *tiling)
+        distance, radius = _nearest(gen_set, ref_set, radii, *tiling)
+    return (distance > radius)[gen_set.of_row].astype(np.float64)
+
+
+def score_authpct(samples: Samples) -> Score:
+    """AuthPct with its contributions."""
+    generated, reference = samples.sides()
+    values = 100.0 * authentic(generated=generated, reference=reference, device=samples.device)
+    return Score(float(values.mean()), values)
+
+
 def coverage_ceiling(num_generated: int, num_reference: int, k: int) -> float:
     """Expected coverage when both sets come from one continuous distribution.
 
@@ -303,6 +355,33 @@ def _cross(
             covered[pairs.row[in_ref]] = True
             recalled[pairs.row[in_gen]] = True
     return balls_around, covered, recalled
+
+
+def _nearest(
+    gen: Distinct, ref: Distinct, ref_radii: _Floats, chunk_size: int, device: torch.device
+) -> tuple[_Floats, _Floats]:
+    """Squared distance of each generated row to its nearest reference row, and the squared radius
+    of that row, `[n]` each; the largest radius where several are nearest.
+    """
+    distance, radius = np.full(len(gen), np.inf), np.zeros(len(gen))
+    gen_points, ref_points = points_of(gen, ref, device=device)
+    for rows in row_blocks(len(gen), chunk_size):
+        for cols in row_blocks(len(ref), chunk_size):
+            nobody = np.full(cols.stop - cols.start, -np.inf)
+            crowd = _CROWDED * (rows.stop - rows.start + cols.stop - cols.start)
+            for precision in PRECISIONS:
+                tile = Tile(gen_points, rows, ref_points, cols, precision)
+                places = tile.within(np.minimum(distance[rows], tile.reach(1)), nobody)
+                if places.size <= crowd:
+                    break
+            pairs = tile.pairs(places)
+            exact = pairs.settled(gen, ref, np.full(places.size, True)).upper
+            before = distance[rows].copy()
+            np.minimum.at(distance, pairs.row, exact)
+            radius[rows][distance[rows] < before] = 0.0
+            tied = exact == distance[pairs.row]
+            np.maximum.at(radius, pairs.row[tied], ref_radii[pairs.col[tied]])
+    return distance, radius
 
 
 def _undecided(pairs: Pairs, squared_radii: _Floats) -> npt.NDArray[np.bool_]:

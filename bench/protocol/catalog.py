@@ -118,6 +118,13 @@ METRICS: dict[str, MetricKind] = {
     "recall": _neighbours("recall", "Rec."),
     "density": _neighbours("density", "Den."),
     "coverage": _neighbours("coverage", "Cov."),
+    "authpct": MetricKind(
+        "AuthPct",
+        higher_is_better=True,
+        compares_with="samples",
+        compute="bench.metrics.prdc:score_authpct",
+        decimals=1,
+    ),
     "kid": MetricKind(
         "KID",
         higher_is_better=False,

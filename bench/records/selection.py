@@ -63,19 +63,26 @@ class Trial:
 
     `settings` has a value for each setting that was varied, by the names of
     `bench.records.record.MethodInfo`; all others are as in the record. Early records have any
-    Fréchet distance as `fid`.
+    Fréchet distance as `fid`, and no `other_scores`, which decide nothing: those by the protocol's
+    other metrics, on the same images.
     """
 
     settings: dict[str, float]
     fid: float | None = None
     fd_dinov2: float | None = None
     geneval: float | None = None
+    other_scores: dict[str, float] | None = None  # None, and not in the file: not kept
 
     @property
     def scores(self) -> dict[str, float]:
-        """Scores by metric; a trial in a record has one."""
+        """Scores by those of `CRITERIA`; a trial in a record has one."""
         scores = {name: getattr(self, name) for name in CRITERIA}
         return {name: value for name, value in scores.items() if value is not None}
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Every score that was kept, by metric."""
+        return {**(self.other_scores or {}), **self.scores}
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,8 @@ class Tuning:
     """The sweep that chose a row's settings, on images that are never reported.
 
     In a file: `{"seed": 2000, "num_images": 1000, "trials": [{"settings": {"temperature": 0.8},
-    "fid": 1.5}, {"settings": {"temperature": 1.0}, "fid": 1.25}], "chosen": 1}`.
+    "fid": 1.5}, {"settings": {"temperature": 1.0}, "fid": 1.25}], "chosen": 1}`; a trial may also
+    have `"other_scores": {"recall": 0.8}`.
     """
 
     seed: int  # the protocol's selection seed

@@ -1,39 +1,40 @@
-"""What plots show, as numbers: panels of lines from a report and from run folders."""
+"""What plots show, as numbers: panels of lines from a report."""
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from bench.protocol.catalog import METRICS
+from bench.records.record import MethodInfo
 from bench.records.seeds import grouped
-from bench.records.selection import Criterion, Tuning
+from bench.records.selection import Criterion, Trial, Tuning
 from bench.report import table as cells
 from bench.report.collect import ProtocolReport
-from bench.report.table import higher_is_better, is_missing, is_number, metric_label
+from bench.report.table import higher_is_better, is_missing, metric_label
 from bench.report.text import LONGEST_NOTE, one_line
-from dimo.errors import DimoError
 
 MOST_LINES = 12  # more methods cannot be distinguished in one plot
 _LOG_FROM = 4.0  # ratio of the largest to the smallest value from which a distance has a log scale
-_LONGEST_LABEL = 48
-_MOST_POINTS = 400  # of one training curve; a plot has no room for more
-_NOT_CURVES = ("step", "images", "seed", "seconds")
+LONGEST_LABEL = 48
 _Row = dict[str, Any]
 
-Kind = Literal["cost", "steps", "tuning", "training"]
+# metrics that a setting trades for one another, each pair as x and y
+_TRADE_OFFS = (("inception_score", "fid"), ("clip_score", "fid"), ("recall", "precision"))
+_FEWEST_POINTS = 3  # of a trade-off
+
+Kind = Literal["cost", "steps", "trade-off", "tuning", "sweep", "training"]
 
 
 @dataclass(frozen=True)
 class Point:
-    """One value of a line, with the interval of y if there is one."""
+    """One value of a line, with the intervals of y, and of x in a trade-off, if there are any."""
 
     x: float
     y: float
     low: float | None = None
     high: float | None = None
+    x_low: float | None = None
+    x_high: float | None = None
     note: str = ""  # what a reader of the numbers needs to know, such as the number of steps
     on_front: bool = False  # on the Pareto front, or chosen by a sweep
 
@@ -58,11 +59,17 @@ class Panel:
     y_label: str
     lines: tuple[Line, ...]
     higher_is_better: bool | None  # direction of y; None: neither
+    higher_x: bool = False  # direction of x, where there is a Pareto front
     log_x: bool = False
     log_y: bool = False
     levels: tuple[tuple[str, float], ...] = ()  # horizontal lines, (name, y), of reference rows
     note: str = ""  # what is left out and why
     markers: bool = True
+
+    @property
+    def has_front(self) -> bool:
+        """Whether points on the Pareto front are marked."""
+        return self.kind in ("cost", "trade-off", "sweep")
 
     @property
     def alt(self) -> str:
@@ -76,13 +83,15 @@ class Panel:
             word = "Highest" if self.higher_is_better else "Lowest"
             shown += f" {word}: {best.y:.4g}, {line.label}{_in_brackets(best.note)}."
         marked = [f"{ln.label}{_in_brackets(p.note)}" for ln, p in points if p.on_front]
-        if self.kind == "cost" and marked:
+        if self.has_front and marked:
             shown += f" Pareto front: {', '.join(marked)}."
         return shown
 
 
 def protocol_panels(part: ProtocolReport) -> tuple[Panel, ...]:
-    """The plots of one table: its first metric against cost, and each metric against steps."""
+    """The plots of one table: its first metric and FID against cost, each metric against steps, and
+    metrics against one another.
+    """
     table = cells.rows(part.table)
     rows = [row for row in table if row["section"] != "Reference"]
     reference = [row for row in table if row["section"] == "Reference"]
@@ -93,7 +102,8 @@ def protocol_panels(part: ProtocolReport) -> tuple[Panel, ...]:
         f"The {MOST_LINES} methods of best {metric_label(main)}; the table has {left_out:,} more."
     )
     note = note * bool(left_out)
-    panels = [_panel(kept, reference, main, "nfe", shown, note)]
+    priced = dict.fromkeys((main, *(name for name in part.metrics if name == "fid")))
+    panels = [_panel(kept, reference, name, "nfe", shown, note) for name in priced]
     timed = [row for row in kept if not is_missing(row["images_per_second"])]
     machines = [_machine(row) for row in timed]
     if machines:
@@ -103,11 +113,18 @@ def protocol_panels(part: ProtocolReport) -> tuple[Panel, ...]:
         others = dict.fromkeys(one_line(row["method"], 40) for row in timed if row not in same)
         if others:
             speeds += f" Speeds of other machines are left out: {', '.join(others)}."
-        panels.append(
-            _panel(same, reference, main, "images_per_second", shown, f"{speeds} {note}".strip())
-        )
+        speeds = f"{speeds} {note}".strip()
+        panels += [
+            _panel(same, reference, name, "images_per_second", shown, speeds) for name in priced
+        ]
     panels += [_panel(kept, reference, name, "num_steps", shown, note) for name in part.metrics]
-    return tuple(panel for panel in panels if panel.lines)
+    known = [pair for pair in _TRADE_OFFS if set(pair) <= set(part.metrics)]
+    pairs = [_panel(kept, (), y, x, shown, note) for x, y in known]
+    return tuple(panel for panel in (*panels, *filter(_is_trade_off, pairs)) if panel.lines)
+
+
+def _is_trade_off(panel: Panel) -> bool:
+    return sum(len(line.points) for line in panel.lines) >= _FEWEST_POINTS
 
 
 def axis_label(label: str, *, higher_is_better: bool) -> str:
@@ -161,31 +178,43 @@ def _panel(
     shown: dict[str, int],
     note: str,
 ) -> Panel:
-    """One metric against a column of `_COSTS`."""
-    kind, slug, title, x_label = _COSTS[cost]
+    """One metric against a column of `_COSTS`, or against another metric."""
+    kind, slug, title, x_label = _COSTS.get(cost) or _other_metric(cost)
     higher = higher_is_better(metric)
+    higher_x = cost == "images_per_second" if cost in _COSTS else higher_is_better(cost)
     known = [row for row in rows if not is_missing(row[metric]) and not is_missing(row[cost])]
     pairs = [(float(row[cost]), float(row[metric])) for row in known]
-    front = set()
-    if kind == "cost":
-        front = pareto_front(pairs, higher_x=cost == "images_per_second", higher_y=higher)
+    front = set() if kind == "steps" else pareto_front(pairs, higher_x=higher_x, higher_y=higher)
     values = [y for _, y in pairs]
-    label = metric_label(metric)
-    if label.endswith("."):  # an abbreviation of tables
-        label = metric.replace("_", " ").capitalize()
+    label = _name(metric)
     return Panel(
-        slug=f"{_slug(metric)}-{slug}",
+        slug=f"{slug_of(metric)}-{slug}",
         kind=kind,
         title=f"{label} {title}",
         x_label=x_label,
         y_label=axis_label(label, higher_is_better=higher),
         lines=_lines(known, metric, cost, shown, front),
         higher_is_better=higher,
-        log_x=True,
-        log_y=_is_log(values, higher=higher),
+        higher_x=higher_x,
+        log_x=cost in _COSTS,
+        log_y=is_log(values, higher=higher),
         levels=_levels(reference, metric, values),
         note=note,
     )
+
+
+def _name(metric: str) -> str:
+    """A metric's name where there is room: `Precision` instead of `Prec.`."""
+    label = metric_label(metric)
+    return metric.replace("_", " ").capitalize() if label.endswith(".") else label
+
+
+def _other_metric(name: str) -> tuple[Kind, str, str, str]:
+    """As a row of `_COSTS`, of a metric."""
+    label = _name(name)
+    x_label = axis_label(label, higher_is_better=higher_is_better(name))
+    within = label if label == metric_label(name) else label.lower()
+    return "trade-off", f"against-{slug_of(name)}", f"against {within}", x_label
 
 
 def _lines(
@@ -197,16 +226,22 @@ def _lines(
 ) -> tuple[Line, ...]:
     def point(row: _Row) -> Point:
         x, y = float(row[cost]), float(row[metric])
-        ends = (row[f"{metric}_low"], row[f"{metric}_high"])
-        low, high = (None if is_missing(end) else float(end) for end in ends)
-        return Point(x, y, low, high, cells.step_count(row["num_steps"]), (x, y) in front)
+        names = (f"{name}{end}" for name in (metric, cost) for end in ("_low", "_high"))
+        ends: Iterator[Any] = map(row.get, names)
+        low, high, x_low, x_high = (None if is_missing(end) else float(end) for end in ends)
+        note, on_front = cells.step_count(row["num_steps"]), (x, y) in front
+        return Point(x, y, low, high, x_low, x_high, note, on_front)
+
+    def place(row: _Row) -> float:
+        column = cost if cost in _COSTS else "num_steps"  # a curve of steps may turn back
+        return 0.0 if is_missing(row[column]) else float(row[column])
 
     methods = grouped(rows, lambda row: row["method"])
     return tuple(
         Line(
-            one_line(name, _LONGEST_LABEL),
+            one_line(name, LONGEST_LABEL),
             shown[name],
-            tuple(sorted(map(point, methods[name]), key=lambda p: p.x)),
+            tuple(point(row) for row in sorted(methods[name], key=place)),
         )
         for name in sorted(methods, key=shown.__getitem__)
     )
@@ -220,7 +255,7 @@ def _levels(
         return ()
     low, high = min(values), max(values)
     margin = 0.5 * (high - low) or abs(high)
-    if _is_log(values, higher=higher_is_better(metric)):
+    if is_log(values, higher=higher_is_better(metric)):
         low, high, margin = low / 3, high * 3, 0.0
     levels: dict[float, list[str]] = {}
     for row in reference:
@@ -231,7 +266,8 @@ def _levels(
     return tuple((", ".join(names), value) for value, names in levels.items())
 
 
-def _is_log(values: Sequence[float], *, higher: bool) -> bool:
+def is_log(values: Sequence[float], *, higher: bool) -> bool:
+    """Whether a metric has a logarithmic scale: one that falls over several octaves."""
     if higher or not values or min(values) <= 0:
         return False
     return max(values) / min(values) >= _LOG_FROM
@@ -246,18 +282,20 @@ def _in_brackets(text: str) -> str:
     return f" ({text})" if text else ""
 
 
-def _slug(name: str) -> str:
+def slug_of(name: str) -> str:
+    """A name as part of a file name."""
     return name.replace("_", "-")
 
 
 def tuning_panels(part: ProtocolReport) -> tuple[Panel, ...]:
-    """The sweeps that chose settings: a panel per setting, scored on the selection seed.
+    """The sweeps that chose settings: a panel per setting, scored on the selection seed, and panels
+    of metrics against one another.
 
     Where a sweep varied several settings, a line has the best score of each value. The chosen value
     is marked.
     """
     swept = [
-        (cells.row_label(row, _LONGEST_LABEL), record.method.tuning)
+        (cells.row_label(row, LONGEST_LABEL), record.method.tuning)
         for row, record in zip(cells.rows(part.frame), part.records, strict=True)
         if record.method.tuning is not None
     ]
@@ -265,9 +303,70 @@ def tuning_panels(part: ProtocolReport) -> tuple[Panel, ...]:
     panels = dict.fromkeys(
         (tuning.criterion, name) for _, tuning in kept for name in tuning.trials[0].settings
     )
-    return tuple(
+    by_setting = [
         _tuning_panel(name, criterion, [p for p in kept if p[1].criterion == criterion], left_out)
         for criterion, name in panels
+    ]
+    curves = [curve for record in part.records for curve in _sweep_curves(record.method)]
+    pairs = [_sweep_panel(x, y, curves, part.protocol.seeds.select) for x, y in _TRADE_OFFS]
+    return (*by_setting, *filter(_is_trade_off, pairs))
+
+
+def _sweep_curves(method: MethodInfo) -> Iterator[tuple[str, list[tuple[str, Trial]]]]:
+    """Name and trials of each line, along which one setting changes: guidance, if it was tried."""
+    if method.tuning is None:
+        return
+    trials, chosen = method.tuning.trials, method.tuning.trials[method.tuning.chosen]
+    settings = list(chosen.settings)
+    along = "guidance_scale" if "guidance_scale" in settings else settings[0]
+    fixed = [name for name in settings if name != along]
+    for values, group in grouped(trials, lambda t: tuple(t.settings[n] for n in fixed)).items():
+        words = map(_set_to, fixed, values)
+        name = ", ".join(filter(None, (method.name, cells.step_count(method.num_steps), *words)))
+        group = sorted(group, key=lambda trial: trial.settings[along])
+        yield (
+            name,
+            [(_set_to(along, t.settings[along]) + ", chosen" * (t is chosen), t) for t in group],
+        )
+
+
+def _set_to(setting: str, value: float) -> str:
+    name = cells.SYMBOLS.get(setting) or one_line(setting, 40).replace("_", " ")
+    return f"{name}={value:g}"
+
+
+def _sweep_panel(
+    x: str, y: str, curves: Sequence[tuple[str, list[tuple[str, Trial]]]], seed: int
+) -> Panel:
+    """One metric against another, of what sweeps tried."""
+    directions = {"higher_x": higher_is_better(x), "higher_y": higher_is_better(y)}
+    drawn = [
+        [(t.metrics[x], t.metrics[y], words) for words, t in trials if {x, y} <= t.metrics.keys()]
+        for _, trials in curves[:MOST_LINES]
+    ]
+    front = pareto_front(((a, b) for points in drawn for a, b, _ in points), **directions)
+    lines = tuple(
+        Line(
+            one_line(name, LONGEST_LABEL),
+            style,
+            tuple(Point(a, b, note=words, on_front=(a, b) in front) for a, b, words in points),
+        )
+        for style, ((name, _), points) in enumerate(zip(curves, drawn, strict=False))
+        if points
+    )
+    left_out = len(curves[MOST_LINES:])
+    _, slug, title, x_label = _other_metric(x)
+    return Panel(
+        slug=f"tuning-{slug_of(y)}-{slug}",
+        kind="sweep",
+        title=f"{_name(y)} {title} on seed {seed}",
+        x_label=x_label,
+        y_label=axis_label(_name(y), higher_is_better=directions["higher_y"]),
+        lines=lines,
+        higher_is_better=directions["higher_y"],
+        higher_x=directions["higher_x"],
+        log_y=is_log([p.y for ln in lines for p in ln.points], higher=directions["higher_y"]),
+        note=f"{left_out:,} more lines were swept." * bool(left_out),
     )
 
 
@@ -286,14 +385,14 @@ def _tuning_panel(
     seeds = {tuning.seed for _, tuning in swept}
     seed = f"seed {seeds.pop()}" if len(seeds) == 1 else "the selection seed"
     return Panel(
-        slug=_slug(f"tuning-{criterion.metric}-{name}"),
+        slug=slug_of(f"tuning-{criterion.metric}-{name}"),
         kind="tuning",
         title=f"{criterion.label} by {words}",
         x_label=words,
         y_label=axis_label(f"{criterion.label} on {seed}", higher_is_better=higher),
         lines=lines,
         higher_is_better=higher,
-        log_y=_is_log([point.y for line in lines for point in line.points], higher=higher),
+        log_y=is_log([point.y for line in lines for point in line.points], higher=higher),
         note=" ".join(notes),
     )
 
@@ -309,78 +408,3 @@ def _envelope(tuning: Tuning, name: str) -> tuple[Point, ...]:
         best, is_chosen = scores[tuning.criterion.best(scores)], value == chosen
         points.append(Point(value, best, note="chosen" * is_chosen, on_front=is_chosen))
     return tuple(points)
-
-
-def run_panels(folder: Path | None) -> tuple[Panel, ...]:
-    """Training curves of a run folder or a folder of them: one panel per logged scalar.
-
-    They show the losses of `metrics.jsonl` and the scores of `curve.jsonl`; None: no panels.
-
-    Raises:
-        DimoError: There is no run, or a file of a run is damaged.
-    """
-    if folder is None:
-        return ()
-    runs = [path for path in (folder, *sorted(folder.glob("*"))) if _logs(path)]
-    if not runs:
-        raise DimoError(
-            f"{folder} contains no run: no metrics.jsonl or curve.jsonl in it or its subfolders; "
-            "give a folder that dimo distill wrote, or the folder above several of them"
-        )
-    runs = sorted(runs, key=lambda path: max(f.stat().st_mtime for f in _logs(path)))
-    kept, left_out = runs[-MOST_LINES:], len(runs[:-MOST_LINES])
-    curves: dict[tuple[str, str], list[Line]] = {}
-    for style, run in enumerate(sorted(kept)):
-        for kind, name, points in _curves(run):
-            line = Line(one_line(run.name, _LONGEST_LABEL), style, points)
-            curves.setdefault((kind, name), []).append(line)
-    note = f"The {MOST_LINES} newest runs; {left_out:,} older ones are not shown." * bool(left_out)
-    return tuple(_run_panel(kind, name, curves[kind, name], note) for kind, name in sorted(curves))
-
-
-def _run_panel(kind: str, name: str, lines: Sequence[Line], note: str) -> Panel:
-    metric = METRICS.get(name) if kind == "curve" else None
-    label = metric.label if metric else one_line(name, 40).replace("_", " ")
-    higher = metric.higher_is_better if metric else None
-    values = [point.y for line in lines for point in line.points]
-    return Panel(
-        slug=f"training-{kind}-{_slug(one_line(name, 40))}",
-        kind="training",
-        title=f"{label} on the selection seed" if metric else label[:1].upper() + label[1:],
-        x_label="training step",
-        y_label=label if higher is None else axis_label(label, higher_is_better=higher),
-        lines=tuple(lines),
-        higher_is_better=higher,
-        log_y=higher is not None and _is_log(values, higher=higher),
-        note=note,
-        markers=kind == "curve",
-    )
-
-
-def _logs(run: Path) -> list[Path]:
-    return [path for name in ("curve", "metrics") if (path := run / f"{name}.jsonl").is_file()]
-
-
-def _curves(run: Path) -> Iterator[tuple[str, str, tuple[Point, ...]]]:
-    for path in _logs(run):
-        curves: dict[str, list[Point]] = {}
-        for line in _read_log(path):
-            for name, value in line.items():
-                if name not in _NOT_CURVES and is_number(value) and math.isfinite(value):
-                    curves.setdefault(name, []).append(Point(float(line["step"]), float(value)))
-        for name, points in curves.items():
-            # a scalar that stays at 0, such as `skipped`, is no curve; a score may stay at 0
-            if path.stem == "curve" or any(point.y != 0 for point in points):
-                yield path.stem, name, thinned(points, _MOST_POINTS)
-
-
-def _read_log(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if all(isinstance(line["step"], int) for line in lines):
-            return lines
-        raise ValueError("a step is not a whole number")
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DimoError(
-            f"{path} is damaged: {error}; continue the run to write it again, or move it away"
-        ) from error

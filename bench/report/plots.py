@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from bench.report.collect import Report
-from bench.report.panels import Line, Panel, protocol_panels, run_panels, tuning_panels
+from bench.report.curves import run_panels
+from bench.report.panels import Line, Panel, protocol_panels, tuning_panels
 from dimo.util.files import write_atomic
 from dimo.util.terminal import Progress, quiet
 
@@ -138,7 +139,7 @@ def _draw(panel: Panel, *, alone: bool = False) -> Figure:
         )
     for line in panel.lines:
         _line(axes, line, panel)
-    if panel.kind == "cost":
+    if panel.has_front:
         _pareto_front(axes, panel)
     if alone:
         axes.set_title(panel.title, color=TEXT, loc="left")
@@ -184,8 +185,11 @@ def _line(axes: "Axes", line: Line, panel: Panel) -> None:
     for x, point in zip(xs, line.points, strict=True):
         if point.low is not None and point.high is not None:
             axes.plot([x, x], [point.low, point.high], color=look["color"], linewidth=1, zorder=2)
+        if point.x_low is not None and point.x_high is not None:
+            ends = [point.x_low, point.x_high], [point.y, point.y]
+            axes.plot(*ends, color=look["color"], linewidth=1, zorder=2)
     if panel.markers:
-        hollow = panel.kind in ("cost", "tuning")
+        hollow = panel.has_front or panel.kind == "tuning"
         for x, point in zip(xs, line.points, strict=True):
             filled = point.on_front or not hollow
             axes.plot(
@@ -210,7 +214,7 @@ def _pareto_front(axes: "Axes", panel: Panel) -> None:
         color=MUTED,
         linewidth=5,
         alpha=0.28,
-        drawstyle="steps-post" if panel.slug.endswith("nfe") else "steps-pre",
+        drawstyle="steps-pre" if panel.higher_x else "steps-post",
         solid_capstyle="round",
         zorder=1,
         label="Pareto front (filled)",

@@ -232,17 +232,18 @@ def _heading(metric: str) -> str:
 
 
 def _tuning_table(tuning: Tuning) -> str:
-    names = list(tuning.trials[0].settings)
+    names, others = list(tuning.trials[0].settings), list(tuning.trials[0].other_scores or ())
     body = [
         [
             *(f"{trial.settings[name]:g}" for name in names),
             f"**{number(value)}**" if position == tuning.chosen else number(value),
+            *("" if name not in trial.metrics else number(trial.metrics[name]) for name in others),
         ]
         for position, (trial, value) in enumerate(zip(tuning.trials, tuning.values, strict=True))
     ]
     label = tuning.criterion.label
     header = [*names, f"{label} on seed {tuning.seed}, {tuning.num_images:,} images"]
-    return _table(header, body, left=())
+    return _table([*header, *map(_heading, others)], body, left=())
 
 
 def _shown(value: Any) -> str:

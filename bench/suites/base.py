@@ -32,6 +32,7 @@ from bench.records.record import (
 from bench.records.store import append
 from bench.rows.generate import (
     LARGEST_BATCH,
+    Arrays,
     Collected,
     FixedImages,
     Look,
@@ -166,6 +167,22 @@ class Suite(ABC):
 
     def quality(self, row: Job, *, seed: int, num_images: int) -> float:
         """The metric that settings are chosen by, see `criterion_of`; the same on all ranks."""
+        raise self._files_only()
+
+    def qualities(self, row: Job, *, seed: int, num_images: int) -> dict[str, float]:
+        """Every metric that so many images give but supplementary ones; with that of `quality`."""
+        images = self.images_of(row, seed, num_images)
+        collected = self._collect(images, self.look_at(images))
+
+        def values() -> dict[str, float]:
+            left_out = {m.name: "supplementary" for m in self.protocol.metrics if m.supplementary}
+            scores = {} if collected is None else self._scores(images, collected.found, left_out)
+            return {name: score.value for name, score in scores.items()}
+
+        return self.runtime.ranks.all_gather(values)[0]
+
+    def _scores(self, images: RowImages, found: Arrays, gaps: dict[str, str]) -> dict[str, Score]:
+        """The metrics of images of a row by what was found of them; `gaps` as of `score`."""
         raise self._files_only()
 
     def reference_rows(self, loaded: Generator) -> list[Job]:

@@ -130,6 +130,10 @@ class FeaturesSuite(Suite):
 
         return self.runtime.ranks.all_gather(distance)[0]
 
+    def _scores(self, images: RowImages, found: Arrays, gaps: dict[str, str]) -> dict[str, Score]:
+        features, device = Features(**found, labels=images.labels), self.runtime.device
+        return score(self.protocol, features, self.reference, device=device, gaps=gaps)
+
     def _real_data(self) -> tuple[Tensor, Tensor] | None:
         bundled = self.assets.reference is None and self.protocol.reference_file is None
         return reference_images(self.protocol) if bundled else None

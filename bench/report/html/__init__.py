@@ -20,10 +20,11 @@ from bench.records.record import MetricValue, ResultRecord, flat
 from bench.report import plots
 from bench.report import table as cells
 from bench.report.collect import ProtocolReport, Report
+from bench.report.curves import run_panels
 from bench.report.html.pictures import row_verdicts, sample_pictures
 from bench.report.measured import ablation_tables, measured_tables
 from bench.report.notes import caption, row_notes
-from bench.report.panels import Panel, protocol_panels, run_panels, thinned, tuning_panels
+from bench.report.panels import Panel, protocol_panels, thinned, tuning_panels
 from bench.report.quoted import quoted_tables
 from bench.report.table import SYMBOLS, metric_label
 from bench.report.text import LONGEST_NAME, LONGEST_NOTE, Line, Styled, Table, one_line
@@ -159,10 +160,22 @@ _GROUPS = {
         "Vertical lines are intervals, of a mean the range of its training seeds. Methods with the "
         "same step count are drawn side by side.",
     ),
+    "trade-off": (
+        "Trade-offs",
+        "One metric against another; a line joins the step counts of a method. Filled markers and "
+        "the grey band are the Pareto front: nothing else is better in one metric and no worse in "
+        "the other. Crosses are intervals, of a mean the range of its training seeds.",
+    ),
     "tuning": (
         "Tuning",
         "Sampler settings tried on the selection seed, with fewer images; the best one was then "
         "measured on the reporting seed.",
+    ),
+    "sweep": (
+        "Trade-offs of sampler settings",
+        "What the sweeps tried on the selection seed, with fewer images than a row of the table; a "
+        "line joins the guidance scales (s), or else the values of one setting, at fixed others. "
+        "Filled markers and the grey band are the Pareto front.",
     ),
     "training": ("Training curves", "What the runs logged during training."),
 }

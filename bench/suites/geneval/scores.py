@@ -100,15 +100,18 @@ class Secondary:
         fits: npt.NDArray[np.float64] | None,
         prompts: Sequence[int],
         tags: Sequence[str],
+        gaps: dict[str, str] | None = None,
     ) -> dict[str, Score]:
-        """Each metric of the protocol that these networks decide.
+        """Each metric of the protocol that these networks decide; `gaps` as of `score`.
 
         `fits`, `prompts` (numbers) and `tags` are given per image.
         """
         scores: dict[str, Score] = {}
         if self.extractor is not None and self.reference is not None:
             assert features is not None
-            scores |= score(protocol, features, self.reference, device=self.extractor.device)
+            scores |= score(
+                protocol, features, self.reference, device=self.extractor.device, gaps=gaps
+            )
         if fits is not None:
             scores |= clip_scores(protocol, fits, prompts, tags)
         return scores

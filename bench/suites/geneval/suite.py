@@ -16,6 +16,7 @@ from torch import Tensor
 from bench.features import Features
 from bench.images.checks import Content
 from bench.images.labels import labels_sha256
+from bench.metrics.base import Score
 from bench.metrics.geneval import summarize
 from bench.protocol.catalog import BUNDLED_PROMPTS, DETECTORS
 from bench.records.record import MethodInfo
@@ -115,7 +116,7 @@ class GenEvalSuite(Suite):
 
     @cached_property
     def _secondary(self) -> Secondary:
-        """Loaded when a row is measured: settings are chosen by the detector alone."""
+        """Loaded when a row is measured or tuned: training curves need the detector alone."""
         return load_secondary(self.protocol, self.runtime.device)
 
     @cached_property
@@ -201,6 +202,16 @@ class GenEvalSuite(Suite):
             return summarize(judged.tags, judged.numbers, judged.correct).overall
 
         return self.runtime.ranks.all_gather(overall)[0]
+
+    def _scores(self, images: RowImages, found: Arrays, gaps: dict[str, str]) -> dict[str, Score]:
+        judged = _judged(found, self._asked_of(images))
+        tags, numbers = judged.tags, judged.numbers
+        return {
+            **geneval_scores(self.protocol, tags, numbers, judged.correct),
+            **self._secondary.scores(
+                self.protocol, judged.features, judged.fits, numbers, tags, gaps
+            ),
+        }
 
     def _real_data(self) -> tuple[Tensor, Tensor] | None:
         if self._prompts.name != BUNDLED_PROMPTS:

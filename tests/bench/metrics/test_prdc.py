@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from bench.metrics import coverage_ceiling, manifold_membership, prdc
+from bench.metrics import authpct, coverage_ceiling, manifold_membership, prdc
 from bench.metrics import neighbours as distances
 from dimo.errors import DimoError
 
@@ -442,3 +442,47 @@ def test_k_plus_one_samples_are_enough():
     assert scores(result) == pytest.approx(
         [1, 1, brute_force(normal(4, 2), normal(4, 2), 3)[2].mean(), 1]
     )
+
+
+# --- AuthPct --------------------------------------------------------------------------------------
+
+
+def brute_authpct(generated, reference):
+    """The definition, pair by pair, on the direct float64 differences."""
+    own, cross = squared(reference, reference), squared(generated, reference)
+    np.fill_diagonal(own, np.inf)
+    nearest = cross == cross.min(axis=1, keepdims=True)
+    radius = np.where(nearest, own.min(axis=1), 0).max(axis=1)
+    return 100 * (cross.min(axis=1) > radius).mean()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("path", ["float32", "float64"], indirect=True)
+def test_authpct_is_its_definition(case, path):
+    generated, reference = CASES[case]
+    expected = brute_authpct(np.asarray(generated, "f8"), np.asarray(reference, "f8"))
+    for chunk_size in (64, 2048):
+        found = authpct(generated=generated, reference=reference, chunk_size=chunk_size)
+        assert found == pytest.approx(expected, abs=1e-6), chunk_size
+
+
+def test_a_copy_is_not_authentic_even_of_a_duplicate():
+    training = np.array([[0.0], [10.0], [10.0], [30.0]])
+    for generated, expected in (
+        ([[0.0], [10.0], [30.0]], 0),  # copies
+        ([[-9.0], [-11.0]], 50),  # 0 is 10 from its nearest
+        ([[10.5], [9.5]], 100),  # 10 has its nearest at distance 0
+    ):
+        assert authpct(generated=np.array(generated), reference=training) == expected
+
+
+def test_authpct_of_fresh_data_on_a_line_is_a_third():
+    """Mutual nearest neighbours are two thirds of a Poisson process's pairs in one dimension."""
+    drawn = np.random.default_rng(3).random((8000, 1))
+    found = authpct(generated=drawn[:4000], reference=drawn[4000:])
+    assert found == pytest.approx(100 / 3, abs=2.5)
+
+
+def test_authpct_of_one_training_image_is_refused():
+    with pytest.raises(DimoError, match="at least 2 samples"):
+        authpct(generated=normal(5, 3), reference=normal(1, 3))

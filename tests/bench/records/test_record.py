@@ -172,6 +172,18 @@ def test_a_sweep_names_what_it_chose_by(make_record: RecordMaker) -> None:
     assert (sweep.criterion.words, sweep.values) == ("highest GenEval", (0.0, 0.5))
 
 
+def test_a_sweep_keeps_the_scores_that_decide_nothing(make_record: RecordMaker) -> None:
+    trials = (Trial({"theta": 0.5}, 1.0, other_scores={"recall": 0.8}), Trial({"theta": 0.7}, 2.0))
+    record = make_record(tuning=Tuning(2000, 480, trials, 0))
+    text = record_to_json(record)
+    assert json.loads(text)["method"]["tuning"]["trials"] == [
+        {"settings": {"theta": 0.5}, "fid": 1.0, "other_scores": {"recall": 0.8}},
+        {"settings": {"theta": 0.7}, "fid": 2.0},
+    ]
+    assert record_from_json(text, source="x") == record
+    assert [trial.metrics for trial in trials] == [{"recall": 0.8, "fid": 1.0}, {"fid": 2.0}]
+
+
 @pytest.mark.parametrize(
     ("sweep", "words"),
     [

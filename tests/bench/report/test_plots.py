@@ -14,13 +14,13 @@ from bench.protocol import Protocol
 from bench.records.record import ResultRecord, seal
 from bench.records.selection import Trial, Tuning
 from bench.report import Report, collect_report
+from bench.report.curves import run_panels
 from bench.report.html import inline_svg
 from bench.report.panels import (
     MOST_LINES,
     Panel,
     pareto_front,
     protocol_panels,
-    run_panels,
     tuning_panels,
 )
 from bench.report.plots import page_svg, write_plots
@@ -84,6 +84,61 @@ def test_of_many_methods_the_best_are_drawn(make_record: RecordMaker, protocol: 
     panel = panels_of(report_of(many, protocol))["fid-against-steps"]
     assert {line.label for line in panel.lines} == {f"M{i}" for i in range(30 - MOST_LINES, 30)}
     assert "the table has 18 more" in panel.note
+
+
+def test_metrics_are_traded_for_one_another(study: Report) -> None:
+    panels, table = panels_of(study), study.protocols[0].table
+    fid, precision = panels["fid-against-inception-score"], panels["precision-against-recall"]
+    assert (fid.x_label, fid.y_label) == ("IS (higher is better)", "FID (lower is better)")
+    assert precision.title == "Precision against recall"
+    teacher = next(line for line in fid.lines if line.label == "MaskGIT")
+    assert [(p.note, p.x, p.y) for p in teacher.points] == [
+        ("1 step", 6.6, 3.59),
+        ("4 steps", 9.2, 0.541),
+        ("16 steps", 9.55, 0.212),
+    ]
+    row = table[(table["method"] == "MaskGIT") & (table["num_steps"] == 16)].iloc[0]
+    ends = (row["inception_score_low"], row["inception_score_high"])
+    assert (teacher.points[-1].x_low, teacher.points[-1].x_high) == ends
+    # 16 steps are the best in both; the student is better in precision, not in recall
+    assert [p.on_front for p in teacher.points] == [False, False, True]
+    assert fid.alt.endswith("Pareto front: MaskGIT (16 steps).")
+    assert precision.alt.endswith("Pareto front: MaskGIT (16 steps), Di[M]O (1 step).")
+    directions = {slug: panel.higher_x for slug, panel in panels.items() if panel.has_front}
+    assert directions == {
+        "fid-against-nfe": False,
+        "fid-against-speed": True,
+        "fid-against-inception-score": True,
+        "precision-against-recall": True,
+    }
+
+
+def test_two_points_are_no_trade_off(make_record: RecordMaker, protocol: Protocol) -> None:
+    both = {"fid": 1.0, "inception_score": 9.0}
+    rows = [make_record(number=n, num_steps=n, metrics=both) for n in (1, 2, 3)]
+    assert "fid-against-inception-score" not in panels_of(report_of(rows[:2], protocol))
+    assert "fid-against-inception-score" in panels_of(report_of(rows, protocol))
+
+
+def test_what_a_sweep_tried_is_a_line_of_guidance_per_temperature(
+    make_record: RecordMaker, protocol: Protocol
+) -> None:
+    tried = [(0.8, 2.0, 2.0, 9.0), (0.8, 1.0, 3.0, 5.0), (1.0, 1.0, 4.0, 4.0), (1.0, 2.0, 3.5, 9.5)]
+    trials = tuple(
+        Trial({"temperature": t, "guidance_scale": s}, fid, other_scores={"inception_score": score})
+        for t, s, fid, score in tried
+    )
+    record = make_record()
+    method = dataclasses.replace(record.method, tuning=Tuning(2000, 500, trials, 0))
+    tuned = seal(dataclasses.replace(record, method=method))
+    panel = tuning_panels(report_of([tuned], protocol).protocols[0])[-1]
+    assert (panel.slug, panel.kind) == ("tuning-fid-against-inception-score", "sweep")
+    assert [
+        (ln.label, [(p.note, p.x, p.y, p.on_front) for p in ln.points]) for ln in panel.lines
+    ] == [
+        ("MaskGIT, 4 steps, T=0.8", [("s=1", 5, 3, False), ("s=2, chosen", 9, 2, True)]),
+        ("MaskGIT, 4 steps, T=1", [("s=1", 4, 4, False), ("s=2", 9.5, 3.5, True)]),
+    ]
 
 
 def test_a_sweep_is_the_best_of_each_value(make_record: RecordMaker, protocol: Protocol) -> None:

@@ -158,6 +158,8 @@ def test_every_row_is_tuned_alike_and_keeps_its_sweep(small):
         assert {key: getattr(job.settings, key) for key in best.settings} == best.settings
         again = bench.quality(job, seed=small.seeds.select, num_images=200)
         assert again == best.fid  # to the bit: the sweep is what it says
+        kept = set(METRICS) - {"mind"}  # supplementary
+        assert all(set(trial.metrics) == kept for trial in sweep.trials)
     teacher, _, student = tuned
     assert [tuple(trial.settings.values()) for trial in teacher.tuning.trials] == [
         (5, 1),
