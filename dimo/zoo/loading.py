@@ -19,6 +19,7 @@ from dimo.models.text import Conditions, Prompts, TextConditioned, ZeroText
 from dimo.rng import ImageNoise
 from dimo.samplers import get_sampler
 from dimo.samplers.base import Samples
+from dimo.samplers.inpainting import Inpainting, KnownTokens, known_tokens
 from dimo.util.files import sha256_file
 from dimo.weights.catalog import ASSETS, OFFICIAL, locate
 from dimo.zoo.bundled import EncodedImages
@@ -143,6 +144,7 @@ class Generator:
     student: StudentConfig | None = None
     precision: str = "float32"  # a key of `dimo.models.cpu.PRECISIONS`
     unconditional: MaskedModel | None = None  # for the unconditional half of guidance
+    known: KnownTokens | None = None  # of the image that is edited, see `editing`
 
     @property
     def num_conditions(self) -> int:
@@ -156,11 +158,23 @@ class Generator:
             return self.model.conditions.prompts
         return self.teacher.class_names
 
+    def editing(self, image: Tensor, mask: Tensor) -> "Generator":
+        """The same for edits of an image; as `known_tokens`, and refuses a one-step student."""
+        if self.student is not None and METHODS[self.student.method].is_one_step:
+            raise DimoError(
+                f"{self.name} cannot edit images: it learned to draw from random tokens, not to "
+                f"continue known ones; use its teacher, {self.teacher.name}, at one step or more"
+            )
+        known = known_tokens(image, mask, self.tokenizer, self.teacher.image_size)
+        return dataclasses.replace(self, known=known)
+
     def sample(
         self,
         labels: Sequence[int] | Tensor | None = None,
         *,
         prompts: Sequence[str] | None = None,
+        image: Tensor | None = None,
+        mask: Tensor | None = None,
         steps: int | None = None,
         sampler: str | None = None,
         seed: int = 0,
@@ -174,7 +188,10 @@ class Generator:
         Args:
             labels: One class per image, or the number of a prompt it was loaded with.
             prompts: One prompt per image, in place of labels.
-            steps: Sampling steps; default: 16 for a teacher, 1 for a one-step student.
+            image: An image to edit, uint8 [3, H, W]: tokens that `mask` leaves out are kept.
+            mask: Its pixels to paint again, bool [H, W]; see `dimo.samplers.inpainting`.
+            steps: Sampling steps; default: 16 for a teacher, 1 for a one-step student. An edit
+                takes no more of them than it has masked tokens.
             sampler: A key of `dimo.samplers.SAMPLERS` for a teacher; default: the teacher's own.
             batch_size: Images at a time; changes speed and memory only.
             **settings: Replace the teacher's or student's settings of the sampler, e.g.
@@ -182,9 +199,13 @@ class Generator:
 
         Raises:
             DimoError: Conditions of the wrong kind or out of range, an unknown sampler, or a
-                setting that it does not have or refuses.
+                setting that it does not have or refuses; an image without a mask, or as `editing`.
         """
         generator, labels = self._conditioned_on(labels, prompts)
+        if (image is None) != (mask is None):
+            raise DimoError("an edit takes image= and mask=; give both, or neither")
+        if image is not None and mask is not None:
+            generator = generator.editing(image, mask)
         sampler, chosen = self._settings(sampler, steps, settings)
         device = next(self.model.parameters()).device
         conditions = torch.as_tensor(labels, dtype=torch.int64, device=device)
@@ -201,7 +222,9 @@ class Generator:
         self, sampler: str, labels: Tensor, noise: ImageNoise, *, num_steps: int, **knobs: Any
     ) -> Samples:
         """Samples one grid per label [B] with a key of `dimo.samplers.SAMPLERS` and its knobs."""
-        row = get_sampler(sampler)
+        row, known = get_sampler(sampler), self.known
+        if known is not None and not row.any_steps:
+            num_steps = min(num_steps, known.count)
         if sampler != "one_step":
             knobs["num_steps"] = num_steps
         if row.of_student:
@@ -209,9 +232,14 @@ class Generator:
             knobs |= {key: getattr(self.student, key) for key in _INITIALIZATION}
         if self.unconditional is not None:
             assert row.takes_unconditional, "this sampler takes no unconditional model"
-            knobs["unconditional"] = self.unconditional
-        samples: Samples = row(self.model, labels, noise, **knobs)
-        return samples
+            knobs["unconditional"] = self._given_known(self.unconditional)
+        samples: Samples = row(self._given_known(self.model), labels, noise, **knobs)
+        if known is None:
+            return samples
+        return dataclasses.replace(samples, tokens=known.completed(samples.tokens))
+
+    def _given_known(self, model: MaskedModel) -> MaskedModel:
+        return model if self.known is None else Inpainting(model, self.known)
 
     def _conditioned_on(
         self, labels: Sequence[int] | Tensor | None, prompts: Sequence[str] | None
