@@ -41,7 +41,8 @@ from dimo.methods.pretraining import TrainRecipe
 from dimo.models import MaskedModel, Tokenizer
 from dimo.models.text import Conditions, TextConditioned
 from dimo.util import terminal
-from dimo.zoo.loading import Generator, load_prompts, weights_file
+from dimo.zoo.generator import Generator
+from dimo.zoo.loading import load_prompts, weights_file
 from dimo.zoo.students import StudentConfig
 from dimo.zoo.teachers import Teacher, get_teacher
 

@@ -10,7 +10,8 @@ from dimo.errors import DimoError
 
 if TYPE_CHECKING:
     from dimo.engine.loop import OnStep
-    from dimo.zoo.loading import Generator, Images, load
+    from dimo.zoo.generator import Generator, Images
+    from dimo.zoo.loading import load
 
 __version__ = "0.2.0"
 

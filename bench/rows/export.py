@@ -151,6 +151,7 @@ def _describe(job: Job, seed: int, count: int, device: torch.device) -> dict[str
     loaded, student = job.loaded, job.loaded.student
     model = loaded.model
     prompts = {"prompts": model.conditions.sha256} if isinstance(model, TextConditioned) else {}
+    known = {} if loaded.known is None else {"known_tokens": loaded.known.sha256}
     names = ("init_mask_ratio", "embedding_noise")
     return {
         "format": 1,
@@ -165,6 +166,7 @@ def _describe(job: Job, seed: int, count: int, device: torch.device) -> dict[str
         "count": count,
         "labels": f"index modulo {loaded.num_conditions}",
         **prompts,
+        **known,
         "uint8": _UINT8,
         "device": device.type,
         "dimo": importlib.metadata.version("dimo"),

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.images.codec import encode_png, save_grid
+from bench.images.codec import encode_png, save_grid, to_uint8
 from bench.rows.rows import Job
 from bench.rows.settings import sample_images
 from dimo.errors import DimoError
 from dimo.util.files import write_atomic
 from dimo.util.terminal import Progress, quiet
-from dimo.zoo.loading import Generator
+from dimo.zoo.generator import Generator
 from dimo.zoo.teachers import Teacher
 
 _FEW_CLASSES = 20  # up to this number of classes, each is drawn twice
@@ -60,6 +60,8 @@ def draw_samples(
 ) -> None:
     """Writes a captioned PNG.
 
+    An edit shows what is known of its image first.
+
     Args:
         jobs: Networks with their settings; column i is image i of `seed` in each row.
         labels: One class per column; empty: each class twice, or 10 spread over many classes.
@@ -73,7 +75,21 @@ def draw_samples(
         jobs, shown, seed=seed, device=device, batch_size=batch_size, progress=progress
     )
     columns = [_condition(loaded, label) for label in shown]
+    if loaded.known is not None:
+        above = [("known tokens", _known(loaded).repeat(len(shown), 1, 1, 1)), *above]
     save_grid(out, [*above, *rows], columns=columns, sentences=loaded.teacher.text is not None)
+
+
+@torch.inference_mode()
+def _known(loaded: Generator) -> Tensor:
+    """The known tokens of an edit as an image, uint8 [1, 3, H, W]; the others are grey."""
+    assert loaded.known is not None
+    tokens, mask = loaded.known.tokens[None], loaded.known.mask
+    image = to_uint8(loaded.tokenizer.decode(tokens), "round").cpu()
+    grid = math.isqrt(len(mask))
+    patches = mask.view(1, 1, grid, grid).float().cpu()
+    painted = F.interpolate(patches, image.shape[2:]).bool()
+    return image.masked_fill(painted, _GREY)
 
 
 def sample_rows(

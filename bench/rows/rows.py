@@ -27,7 +27,8 @@ from dimo.methods import METHODS
 from dimo.samplers import SAMPLERS
 from dimo.samplers.base import Samples
 from dimo.weights.download import HUB
-from dimo.zoo.loading import Generator, load_student, load_teacher
+from dimo.zoo.generator import Generator
+from dimo.zoo.loading import load_student, load_teacher
 from dimo.zoo.students import PUBLISHED_STUDENTS, FoundStudent, checkpoint_of, find_student
 from dimo.zoo.teachers import TEACHERS, Teacher, get_teacher, is_teacher
 

@@ -20,7 +20,7 @@ from dimo.models.cpu import check_precision
 from dimo.rng import ImageNoise
 from dimo.samplers import SAMPLERS, Knob, all_knobs, get_sampler, teacher_samplers
 from dimo.samplers.base import Samples
-from dimo.zoo.loading import Generator
+from dimo.zoo.generator import Generator
 from dimo.zoo.students import StudentConfig
 from dimo.zoo.teachers import SamplerDefaults, Teacher, get_teacher
 

@@ -46,7 +46,8 @@ from dimo.engine.distributed import Runtime, device_name
 from dimo.errors import DimoError
 from dimo.util.files import sha256_bytes, write_atomic
 from dimo.util.schema import canonical_json, encode
-from dimo.zoo.loading import Generator, weights_file
+from dimo.zoo.generator import Generator
+from dimo.zoo.loading import weights_file
 
 T = TypeVar("T")
 

@@ -3,6 +3,7 @@
 `dimo encode`: images -> the token cache that training reads.
 """
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "dimo sample --model digits --model digits-dimo --steps 1,4,16 --labels 3,3,7",
         "dimo sample --model scenes --prompt 'a photo of a red circle' --out grid.png",
+        "dimo sample --image 3.png --mask half.png --labels 3,3,8 --out edits.png",
         "dimo sample --model digits --steps 4 --count 5000 --seed 1000 --out set.npz",
         "torchrun --nproc_per_node=8 -m dimo sample --steps 4 --count 5000 --out set",
     )
@@ -65,6 +67,22 @@ def sample(
         typer.Option(metavar="TEXT", help="Prompt of a text-conditioned teacher; may be repeated."),
     ] = [],  # noqa: B006
     prompts_file: opt.PromptsFile = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Edit this image, of the model's size: with --mask, what it leaves black is kept, "
+            "token by token, and the rest sampled.",
+        ),
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Image of the same size, white (not 0) where --image is painted again; a token is "
+            "if any pixel of its patch is. Steps beyond the number of these tokens are left out.",
+        ),
+    ] = None,
     count: Annotated[
         int | None,
         typer.Option(
@@ -109,7 +127,10 @@ def sample(
     batch_size: opt.BatchSize = 50,
     device: opt.Device = "auto",
 ) -> None:
-    """Draw a grid with one row per model and step count, or write --count images to score."""
+    """Draw a grid with one row per model and step count, or write --count images to score.
+
+    With --image and --mask all of them are edits of one image (inpainting).
+    """
     _check_out(out, count, force=force)
     choice = opt.parse_choice(context.params)
     if count is None and as_json:
@@ -134,9 +155,13 @@ def sample(
         student_steps=counts if counts and not any_teacher else [1],
     )
     prompts = _conditions(planned, prompt, prompts_file, labels)
+    edit = _edit(planned, image, mask)
 
     def load(place: "torch.device") -> "list[Job]":
-        return load_planned(planned, device=place, weights=weights, prompts=prompts)
+        jobs = load_planned(planned, device=place, weights=weights, prompts=prompts)
+        if edit is None:
+            return jobs
+        return [dataclasses.replace(job, loaded=job.loaded.editing(*edit)) for job in jobs]
 
     if count is None:
         from bench.rows.grid import shared_classes
@@ -189,6 +214,27 @@ def _conditions(
             f"{names} draws prompts; give one or more with --prompt TEXT, or a file with --prompts"
         )
     return prompts
+
+
+def _edit(
+    planned: "list[Planned]", image: Path | None, mask: Path | None
+) -> "tuple[torch.Tensor, torch.Tensor] | None":
+    """The image uint8 [3, H, W] and the mask bool [H, W]; None without them."""
+    if image is None and mask is None:
+        return None
+    if image is None or mask is None:
+        given, missing = ("--mask", "--image") if image is None else ("--image", "--mask")
+        raise DimoError(f"{given} needs {missing} FILE: an edit takes an image and a mask")
+    import torch
+
+    from bench.images.codec import read_image
+    from dimo.samplers.inpainting import check_edit
+
+    pixels, painted = (torch.from_numpy(read_image(path)[1].copy()) for path in (image, mask))
+    edit = pixels.permute(2, 0, 1), painted.bool().any(-1)
+    for entry in planned:
+        check_edit(*edit, entry.teacher.image_size)
+    return edit
 
 
 def _draw(

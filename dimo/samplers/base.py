@@ -21,7 +21,8 @@ class Samples:
     """Tokens and what they cost.
 
     `token_counts` are the tokens written at each step, the expected number for samplers that reveal
-    them at random times. They sum to L, except where tokens are rewritten.
+    them at random times. They sum to L (in an edit, to its masked tokens), except where tokens are
+    rewritten.
     """
 
     tokens: Tensor  # int64 [B, L], all inside the codebook

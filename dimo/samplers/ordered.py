@@ -19,6 +19,7 @@ from dimo.masking import tokens_per_step
 from dimo.models import MaskedModel
 from dimo.rng import ImageNoise
 from dimo.samplers.base import Callback, Predictor, Samples, draw_tokens, padded_count, progress_of
+from dimo.samplers.inpainting import Inpainting
 
 
 def sample_random(
@@ -123,14 +124,12 @@ def sample_halton(
         DimoError: Also for a grid that is not square.
     """
     length = model.num_tokens
-    side = math.isqrt(length)
-    if side * side != length:
-        raise DimoError(f"{length} tokens are no square grid; the Halton order needs one")
     counts = tokens_per_step(mask_schedule, num_steps, length)
     turn = torch.arange(length, device=condition.device).expand(len(condition), -1)  # [B, L]
     if random_start:
         turn = (turn - noise.integers("sample/start", (1,), length)) % length
-    order = halton_order(side).to(condition.device)[turn]
+    mask = model.known.mask if isinstance(model, Inpainting) else torch.ones(length).bool()
+    order = masked_halton_order(mask.cpu()).to(condition.device)[turn]
     last = temperature if final_temperature is None else final_temperature
     if min(temperature, last) <= 0:
         raise DimoError(f"temperature {min(temperature, last):g} is not positive; 1 is as trained")
@@ -152,6 +151,19 @@ def sample_halton(
 def temperature_between(first: float, last: float, progress: float) -> float:
     """The temperature whose inverse is at `progress`, 0 to 1, of the way from first to last."""
     return 1 / (1 / first + progress * (1 / last - 1 / first))
+
+
+def masked_halton_order(mask: Tensor) -> Tensor:
+    """The `halton_order` of the masked cells of a grid, bool [L], numbered among them: int64 [K].
+
+    Raises:
+        DimoError: The grid is not square.
+    """
+    side = math.isqrt(len(mask))
+    if side * side != len(mask):
+        raise DimoError(f"{len(mask)} tokens are no square grid; the Halton order needs one")
+    order = halton_order(side)
+    return (mask.cumsum(0) - 1)[order[mask[order]]]
 
 
 @lru_cache(maxsize=8)

@@ -1,13 +1,11 @@
-"""Loading teachers and distilled students, and drawing images with them."""
+"""Loading teachers and distilled students."""
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dimo.data.tokens import TokenData, read_tokens, token_data
 from dimo.engine.distributed import choose_device
@@ -16,24 +14,18 @@ from dimo.methods import METHODS
 from dimo.models import MaskedModel, MaskedNetwork, TextNetwork, Tokenizer
 from dimo.models.cpu import prepare_for_inference
 from dimo.models.text import Conditions, Prompts, TextConditioned, ZeroText
-from dimo.rng import ImageNoise
-from dimo.samplers import get_sampler
-from dimo.samplers.base import Samples
 from dimo.util.files import sha256_file
 from dimo.weights.catalog import ASSETS, OFFICIAL, locate
 from dimo.weights.download import recorded_sha256
 from dimo.zoo.bundled import EncodedImages
+from dimo.zoo.generator import Generator, check_prompts
 from dimo.zoo.students import FoundStudent, StudentConfig, find_student
 from dimo.zoo.teachers import (
     Teacher,
-    TextConditioning,
     find_tokenizer,
     get_teacher,
     is_teacher,
 )
-
-_TEACHER_STEPS = 16
-_INITIALIZATION = ("init_mask_ratio", "embedding_noise", "token_initialization")
 
 
 def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Path:
@@ -136,157 +128,9 @@ def load_prompts(
             f"teacher {teacher.name!r} draws prompts; give them, to a distillation as a text file "
             "with one per line: --set prompts=FILE"
         )
-    _check_prompts(text, prompts)
+    check_prompts(text, prompts)
     files = [weights_file(teacher, "text", weights)] if "text" in teacher.weights else []
     return Prompts(text.encoder(*files), prompts, negative_prompt=text.negative_prompt)
-
-
-def _check_prompts(text: TextConditioning, prompts: Sequence[str]) -> None:
-    if text.check is not None:
-        for prompt in dict.fromkeys(prompts):
-            text.check(prompt)
-
-
-class Images(Tensor):
-    """uint8 [B, 3, H, W] on the CPU."""
-
-    def pil(self) -> list[Any]:
-        """A `PIL.Image` of each."""
-        from PIL import Image
-
-        return [Image.fromarray(image) for image in self.permute(0, 2, 3, 1).numpy()]
-
-
-@dataclass(frozen=True)
-class Generator:
-    """A network ready to sample, with its tokenizer."""
-
-    teacher: Teacher  # for a student, its teacher's row
-    model: MaskedModel  # in eval mode
-    tokenizer: Tokenizer
-    weights_sha256: str  # of the network's weights file
-    name: str  # in tables
-    student: StudentConfig | None = None
-    precision: str = "float32"  # a key of `dimo.models.cpu.PRECISIONS`
-    unconditional: MaskedModel | None = None  # for the unconditional half of guidance
-
-    @property
-    def num_conditions(self) -> int:
-        """Number of classes, or of the prompts it was loaded with."""
-        return self.model.num_classes
-
-    @property
-    def condition_names(self) -> Sequence[str]:
-        """One name per class, or the prompts."""
-        if isinstance(self.model, TextConditioned):
-            return self.model.conditions.prompts
-        return self.teacher.class_names
-
-    def sample(
-        self,
-        labels: Sequence[int] | Tensor | None = None,
-        *,
-        prompts: Sequence[str] | None = None,
-        steps: int | None = None,
-        sampler: str | None = None,
-        seed: int = 0,
-        batch_size: int = 50,
-        **settings: Any,
-    ) -> Images:
-        """Draws images; image i depends only on the seed, i and its condition.
-
-        They are those of `dimo sample` and `dimo bench` for the same seed and conditions.
-
-        Args:
-            labels: One class per image, or the number of a prompt it was loaded with.
-            prompts: One prompt per image, in place of labels.
-            steps: Sampling steps; default: 16 for a teacher, 1 for a one-step student.
-            sampler: A key of `dimo.samplers.SAMPLERS` for a teacher; default: the teacher's own.
-            batch_size: Images at a time; changes speed and memory only.
-            **settings: Replace the teacher's or student's settings of the sampler, e.g.
-                `temperature`.
-
-        Raises:
-            DimoError: Conditions of the wrong kind or out of range, an unknown sampler, or a
-                setting that it does not have or refuses.
-        """
-        generator, labels = self._conditioned_on(labels, prompts)
-        sampler, chosen = self._settings(sampler, steps, settings)
-        device = next(self.model.parameters()).device
-        conditions = torch.as_tensor(labels, dtype=torch.int64, device=device)
-        parts = []
-        with torch.inference_mode():
-            for index in torch.split(torch.arange(len(conditions), device=device), batch_size):
-                noise = ImageNoise(seed, index)
-                samples = generator.sample_tokens(sampler, conditions[index], noise, **chosen)
-                levels = (self.tokenizer.decode(samples.tokens).float() + 1) * 127.5 + 0.5
-                parts.append(levels.floor().clamp(0, 255).to(torch.uint8).cpu())
-        return torch.cat(parts).as_subclass(Images)
-
-    def sample_tokens(
-        self, sampler: str, labels: Tensor, noise: ImageNoise, *, num_steps: int, **knobs: Any
-    ) -> Samples:
-        """Samples one grid per label [B] with a key of `dimo.samplers.SAMPLERS` and its knobs."""
-        row = get_sampler(sampler)
-        if sampler != "one_step":
-            knobs["num_steps"] = num_steps
-        if row.of_student:
-            assert self.student is not None, "this sampler is for a distilled student"
-            knobs |= {key: getattr(self.student, key) for key in _INITIALIZATION}
-        if self.unconditional is not None:
-            assert row.takes_unconditional, "this sampler takes no unconditional model"
-            knobs["unconditional"] = self.unconditional
-        samples: Samples = row(self.model, labels, noise, **knobs)
-        return samples
-
-    def _conditioned_on(
-        self, labels: Sequence[int] | Tensor | None, prompts: Sequence[str] | None
-    ) -> tuple["Generator", Sequence[int] | Tensor]:
-        model = self.model
-        if prompts is not None and isinstance(model, TextConditioned):
-            text, known = self.teacher.text, model.conditions
-            assert text is not None
-            assert isinstance(known, Prompts)
-            _check_prompts(text, prompts)
-            new = Prompts(known.encoder, prompts, negative_prompt=text.negative_prompt)
-            model = TextConditioned(model.network, new)
-            return dataclasses.replace(self, model=model), range(len(prompts))
-        if prompts is not None or labels is None or not len(labels):
-            example = "prompts=['...']" if self.teacher.text else "labels=[0]"
-            raise DimoError(f"{self.name} needs one condition per image; e.g. {example}")
-        return self, labels
-
-    def _settings(
-        self, sampler: str | None, steps: int | None, settings: dict[str, Any]
-    ) -> tuple[str, dict[str, Any]]:
-        """The sampler and its settings, with the number of steps."""
-        student, own = self.student, self.teacher.defaults
-        if student is None:
-            sampler, steps = sampler or own.sampler, steps or _TEACHER_STEPS
-        elif sampler is not None:
-            raise DimoError(f"sampler {sampler!r} is for teachers; leave it out for {self.name}")
-        else:
-            method = METHODS[student.method]
-            steps = steps or method.default_steps
-            one_step = "one_step" if steps == 1 else "few_step"
-            sampler = one_step if method.is_one_step else method.sampler
-        knobs = {knob.name: knob for knob in get_sampler(sampler).knobs}
-        for key, value in settings.items():
-            if key not in knobs:
-                allowed = ", ".join(knobs)
-                raise DimoError(f"this sampler has no setting {key!r}; allowed: {allowed}")
-            if value is not None:
-                knobs[key].check(value)
-        chosen = {key: value for key, value in vars(own).items() if value is not None}
-        if sampler != own.sampler:
-            del chosen["mask_schedule"]
-        if student is not None:
-            chosen["temperature"] = student.temperature
-            chosen["guidance_scale"] = student.guidance_scale or own.guidance_scale
-        if "temperature" in settings:
-            chosen["final_temperature"] = None  # a given temperature holds at every step
-        chosen = {key: value for key, value in {**chosen, **settings}.items() if key in knobs}
-        return sampler, {"num_steps": steps, **chosen}
 
 
 def student_architecture(teacher: Teacher, method: str) -> type[MaskedNetwork]:

@@ -18,7 +18,7 @@ from bench.rows.settings import Choice
 from dimo.engine.distributed import Runtime, device_name, peak_memory_bytes
 from dimo.models.maskgit import MaskGIT
 from dimo.models.vqgan import VQGAN
-from dimo.zoo.loading import Generator
+from dimo.zoo.generator import Generator
 from dimo.zoo.teachers import get_teacher
 
 OUTPUTS = {"features": 2048, "logits": 1008, "spatial": 2023}  # of Inception, numbers an image

@@ -17,6 +17,7 @@ from dimo.masking import MASK_SCHEDULES, UNMASKING_RATES, mask_probability, unma
 from dimo.methods.dimo.objective import DiMOObjective, Guidance
 from dimo.rng import ImageNoise
 from dimo.samplers import SAMPLERS
+from dimo.samplers.inpainting import Inpainting, KnownTokens
 from dimo.samplers.leaping import leap_law, trapezoidal_weights
 
 L, V = 4, 2
@@ -31,7 +32,7 @@ EVALUATIONS = (1, 2, 4, 8, 16, 32, 64)
 class Chain:
     """p(x_d | revealed tokens) of a Markov chain, as a masked model; `law` [16] is its own."""
 
-    codebook_size, mask_token_id, num_tokens, num_classes, hidden_dim = V, V, L, 1, 1
+    codebook_size, mask_token_id, num_tokens, num_classes, hidden_dim, depth = V, V, L, 1, 1, 1
     takes_latent = takes_positions = False
 
     def __init__(self, start, move):
@@ -185,6 +186,21 @@ def _chi_squared(counts, law):
 
 
 LIMIT = 44.3  # 15 degrees of freedom, p = 1e-4
+
+
+@pytest.mark.parametrize("sampler", ["random", "halton", "confidence"])
+def test_an_edit_has_the_law_given_what_is_known(sampler):
+    """Two of four tokens, one a step; known ones on both sides matter in a chain."""
+    known = KnownTokens(torch.tensor([1, 0, 0, 1]), torch.tensor([False, True, True, False]))
+    index = torch.arange(50_000)
+    settings = {"choice_temperature": 1e6} if sampler == "confidence" else {}  # a random order
+    found = SAMPLERS[sampler](
+        Inpainting(STRONG, known), 0 * index, ImageNoise(5, index), num_steps=2, **settings
+    )
+    law = STRONG.law.view(V, V, V, V)[1, :, :, 1].flatten()
+    counts = torch.bincount(found.tokens[:, 0] * V + found.tokens[:, 1], minlength=V**2)
+    assert found.token_counts == [1, 1]
+    assert _chi_squared(counts, law / law.sum()) < 21.1  # 3 degrees of freedom, p = 1e-4
 
 
 @pytest.mark.parametrize("steps", [1, 4, 7])
