@@ -66,6 +66,6 @@ def __getattr__(name: str) -> Any:
     """Imports what needs torch when it is first used."""
     if name not in ("Generator", "Images", "load"):
         raise AttributeError(f"module 'dimo' has no attribute {name!r}")
-    from dimo.zoo import loading
+    from dimo.zoo import generator, loading
 
-    return getattr(loading, name)
+    return getattr(loading if name == "load" else generator, name)
