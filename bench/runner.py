@@ -31,7 +31,7 @@ from bench.suites.base import (
 from bench.tuning import as_tuned, check_grid, trials_of, tune
 from dimo.engine.distributed import Runtime, choose_device, ranks
 from dimo.errors import DimoError
-from dimo.util.files import check_folder
+from dimo.util.files import check_folder, write_atomic
 from dimo.zoo.loading import weights_file
 
 AnyPath: TypeAlias = str | PathLike[str]
@@ -189,22 +189,39 @@ def score_images(
     results: Path,
     nonconforming: bool = False,
     command: str = "",
+    per_class: Path | None = None,
 ) -> tuple[ResultRecord, Path] | None:
     """Scores a set of image files; the record and its file, None on every rank but the first.
 
     Args:
         paths: Folders or archives: shards of one set, in order.
         nonconforming: Whether an off-protocol set is scored, too; it has a table apart.
+        per_class: Where to write the metrics of each class, see `class_table`; None: nowhere.
 
     Raises:
-        DimoError: The set cannot be read or is off-protocol; unused or missing files.
+        DimoError: The set cannot be read or is off-protocol; unused or missing files; no classes.
     """
     check_inputs(protocol, assets, paths, origin)
     check_folder(results, "results folder")
+    if per_class is not None:
+        if protocol.images.labels != "balanced" or protocol.images.num_classes < 2:
+            raise DimoError(
+                f"--per-class {per_class} is not used under {protocol.name!r}, which has no "
+                "classes; leave it out"
+            )
+        check_folder(per_class.parent, "folder of the table of classes")
     origin = replace(origin, name=_row_name(origin.name, paths[0]))
-    suite = load_suite(protocol, runtime, assets, nonconforming=nonconforming, command=command)
+    options: dict[str, Any] = {"nonconforming": nonconforming, "command": command}
+    options |= {} if per_class is None else {"per_class": True}
+    suite = load_suite(protocol, runtime, assets, **options)
     measured = suite.measure_paths(paths, origin)
-    path = suite.on_first(lambda: None if measured is None else store(measured, results))
+
+    def stored() -> Path | None:
+        if measured is not None and per_class is not None:
+            write_atomic(per_class, measured.per_class)
+        return None if measured is None else store(measured, results)
+
+    path = suite.on_first(stored)
     return None if measured is None or path is None else (measured.record, path)
 
 

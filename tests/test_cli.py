@@ -131,7 +131,7 @@ MISTAKES = {
     "device without data": (["distill", "--device", "meta", "--out", "no"], "allowed: auto, cpu"),
     "device of another kind": (["bench", "--device", "hpu"], "allowed: auto, cpu"),
     "missing weights": (["bench", "--weights", "nowhere"], "--weights"),
-    "nothing to train": (["train"], "either --teacher or --extractor"),
+    "nothing to train": (["train"], "train needs one of --data, --teacher and --extractor"),
     "unknown extractor": (["train", "--extractor", "vgg"], "allowed: digits-cnn"),
 }
 

@@ -8,7 +8,11 @@ import torch
 
 from bench.features import Features
 from bench.features.references import ReferenceSet
+from bench.features.stats import compute_stats
 from bench.metrics.base import Samples, Score, bootstrap_interval
+from bench.metrics.frechet import frechet_distance
+from bench.metrics.per_image import class_hits
+from bench.metrics.prdc import score_coverage
 from bench.protocol import Metric, Protocol
 from bench.protocol.catalog import METRICS, load
 from bench.protocol.checks import too_few
@@ -64,6 +68,44 @@ def score(
         scores[metric.name] = result
     progress("metrics", len(metrics), len(metrics), "metrics")
     return scores
+
+
+def class_table(
+    protocol: Protocol, features: Features, reference: ReferenceSet, *, device: torch.device
+) -> str:
+    """The metrics of each label as CSV: `class`, `n` generated and `n_reference` real images, then
+    the protocol's Frechet distance of features, coverage and accuracy.
+
+    A label's images are compared with the reference images of that label. Empty: the reference has
+    no labels, or for the label too few images: a distance needs more images on both sides than
+    features have dimensions, coverage more than k.
+    """
+    assert features.labels is not None, "the suite refuses images without labels"
+    metrics = {metric.name: metric for metric in protocol.metrics}
+    shown = [name for name in ("fid", "fd_dinov2", "coverage", "class_accuracy") if name in metrics]
+    real = reference.features
+    lines = [["class", "n", "n_reference", *shown]]
+    for label in np.unique(features.labels):
+        rows = features.labels == label
+        generated = features.features[rows]
+        others = generated[:0]
+        if real is not None and real.labels is not None:
+            others = real.features[real.labels == label]
+        values: dict[str, float] = {}
+        few = min(len(generated), len(others))
+        samples = Samples(generated, others, device=device)
+        if few > generated.shape[1]:
+            stats = [compute_stats(side, extractor="") for side in samples.sides()]
+            distance = frechet_distance(generated=stats[0], reference=stats[1])
+            values |= dict.fromkeys(("fid", "fd_dinov2"), distance)
+        if "coverage" in shown and few > metrics["coverage"].params["k"]:
+            values["coverage"] = score_coverage(samples, k=metrics["coverage"].params["k"]).value
+        if features.logits is not None and "class_accuracy" in shown:
+            hits = class_hits(features.logits[rows], features.labels[rows])
+            values["class_accuracy"] = float(hits.mean())
+        numbers = [f"{values[name]:.6g}" if name in values else "" for name in shown]
+        lines.append([str(label), str(len(generated)), str(len(others)), *numbers])
+    return "".join(",".join(line) + "\n" for line in lines)
 
 
 def known_gaps(

@@ -186,7 +186,7 @@ def _panel(
     pairs = [(float(row[cost]), float(row[metric])) for row in known]
     front = set() if kind == "steps" else pareto_front(pairs, higher_x=higher_x, higher_y=higher)
     values = [y for _, y in pairs]
-    label = _name(metric)
+    label = metric_name(metric)
     return Panel(
         slug=f"{slug_of(metric)}-{slug}",
         kind=kind,
@@ -203,7 +203,7 @@ def _panel(
     )
 
 
-def _name(metric: str) -> str:
+def metric_name(metric: str) -> str:
     """A metric's name where there is room: `Precision` instead of `Prec.`."""
     label = metric_label(metric)
     return metric.replace("_", " ").capitalize() if label.endswith(".") else label
@@ -211,7 +211,7 @@ def _name(metric: str) -> str:
 
 def _other_metric(name: str) -> tuple[Kind, str, str, str]:
     """As a row of `_COSTS`, of a metric."""
-    label = _name(name)
+    label = metric_name(name)
     x_label = axis_label(label, higher_is_better=higher_is_better(name))
     within = label if label == metric_label(name) else label.lower()
     return "trade-off", f"against-{slug_of(name)}", f"against {within}", x_label
@@ -359,9 +359,9 @@ def _sweep_panel(
     return Panel(
         slug=f"tuning-{slug_of(y)}-{slug}",
         kind="sweep",
-        title=f"{_name(y)} {title} on seed {seed}",
+        title=f"{metric_name(y)} {title} on seed {seed}",
         x_label=x_label,
-        y_label=axis_label(_name(y), higher_is_better=directions["higher_y"]),
+        y_label=axis_label(metric_name(y), higher_is_better=directions["higher_y"]),
         lines=lines,
         higher_is_better=directions["higher_y"],
         higher_x=directions["higher_x"],

@@ -4,6 +4,7 @@ Lines differ in colour (Okabe and Ito's palette, darkened to stand out on white)
 so that they stay distinguishable in grey print and for every kind of colour vision.
 """
 
+import csv
 import functools
 import io
 import itertools
@@ -17,9 +18,10 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from bench.protocol.catalog import METRICS
 from bench.report.collect import Report
 from bench.report.curves import run_panels
-from bench.report.panels import Line, Panel, protocol_panels, tuning_panels
+from bench.report.panels import Line, Panel, axis_label, metric_name, protocol_panels, tuning_panels
 from dimo.util.files import write_atomic
 from dimo.util.terminal import Progress, quiet
 
@@ -33,6 +35,7 @@ LINES = (
 )
 _MARKERS = "osD^vPX*<>ph"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.2, 1.5)), (0, (6, 2, 1.2, 2)))
+_MOST_BARS = 20  # classes
 _WIDTH, _HEIGHT = 3.9, 2.85  # inches: letters stay readable on a phone
 _SETTINGS: Any = {
     "svg.hashsalt": "dimo",
@@ -85,6 +88,35 @@ def write_plots(
             write_atomic(paths[-1], figure_bytes(panel, kind))
         progress("plots", done, len(named), "plots")
     return paths
+
+
+def write_class_bars(table: Path) -> Path:
+    """The worst classes of a `class_table` as bars, one plot a metric, in a PNG beside it."""
+    classes = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    names = [name for name in classes[0] if name in METRICS and any(row[name] for row in classes)]
+    shown = min(len(classes), _MOST_BARS)
+    with _settings():
+        size = (_WIDTH * max(len(names), 1), 0.9 + 0.19 * shown)
+        figure = Figure(figsize=size, layout="constrained")
+        for place, name in enumerate(names, 1):
+            axes = figure.add_subplot(1, len(names), place)
+            higher = METRICS[name].higher_is_better
+            known = [row for row in classes if row[name]]
+            worst = sorted(known, key=lambda row: float(row[name]), reverse=not higher)[:_MOST_BARS]
+            values = [float(row[name]) for row in worst]
+            axes.barh(range(len(worst)), values, color=LINES[0])
+            axes.set_yticks(range(len(worst)), [row["class"] for row in worst])
+            axes.invert_yaxis()  # the worst on top
+            axes.set_xlabel(axis_label(metric_name(name), higher_is_better=higher), color=TEXT)
+            axes.set_ylabel("class", color=TEXT)
+            axes.grid(color=GRID, axis="x")
+            average = sum(float(row[name]) for row in known) / len(known)
+            axes.axvline(average, color=MUTED, linestyle=(0, (1, 2)))
+            words = f"{len(worst)} worst of {len(known)} classes; dotted: mean of all"
+            axes.set_title(words, color=TEXT, loc="left", fontsize=8.5)
+        picture = table.with_suffix(".png")
+        write_atomic(picture, _saved(figure, "png", facecolor=PAPER))
+    return picture
 
 
 def figure_bytes(panel: Panel, kind: str) -> bytes:

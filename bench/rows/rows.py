@@ -331,3 +331,23 @@ def _find_student(name: str, weights: Path | None) -> FoundStudent:
         if name in PUBLISHED_STUDENTS:
             raise
         raise DimoError(f"{name} is no teacher ({', '.join(TEACHERS)}), and {error}") from error
+
+
+def image_set_method(name: str, section: Section, num_steps: int | None) -> MethodInfo:
+    """The method of images in files, of which little is known."""
+    return MethodInfo(
+        name=name,
+        section=section,
+        teacher=None,
+        sampler=None,
+        num_steps=num_steps,
+        nfe=None,
+        mask_schedule=None,
+        token_counts=None,
+        guidance_scale=None,
+        temperature=None,
+        choice_temperature=None,
+        selected_by="not known",
+        weights_sha256=None,
+        training={},
+    )

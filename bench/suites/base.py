@@ -92,6 +92,7 @@ class Measured:
     record: ResultRecord
     contributions: bytes  # per sample and metric, see `bench.records.compare`
     files: Mapping[str, bytes] = field(default_factory=dict)  # ending -> content, in verdicts/
+    per_class: str = ""  # of `bench.metrics.scores.class_table`, where it was asked for
 
 
 class Suite(ABC):
@@ -444,23 +445,3 @@ def store(measured: Measured, results: Path) -> Path:
     for ending, data in measured.files.items():
         write_atomic(results / "verdicts" / f"{record.run_id}{ending}", data)
     return append(record, results, measured.contributions)
-
-
-def image_set_method(origin: ImageOrigin) -> MethodInfo:
-    """The method of images in files, of which little is known."""
-    return MethodInfo(
-        name=origin.name,
-        section=origin.section,
-        teacher=None,
-        sampler=None,
-        num_steps=origin.num_steps,
-        nfe=None,
-        mask_schedule=None,
-        token_counts=None,
-        guidance_scale=None,
-        temperature=None,
-        choice_temperature=None,
-        selected_by="not known",
-        weights_sha256=None,
-        training={},
-    )

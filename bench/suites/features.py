@@ -17,12 +17,12 @@ from bench.features.stats import compute_stats
 from bench.images import Findings, ImageSet, npz_keys
 from bench.images.checks import Content
 from bench.metrics.base import Score
-from bench.metrics.scores import known_gaps, score
+from bench.metrics.scores import class_table, known_gaps, score
 from bench.protocol.catalog import METRICS
 from bench.records.record import MethodInfo
 from bench.rows.generate import Arrays, Look, RowImages
-from bench.rows.rows import Job
-from bench.suites.base import ImageOrigin, Measured, Suite, image_set_method
+from bench.rows.rows import Job, image_set_method
+from bench.suites.base import ImageOrigin, Measured, Suite
 from dimo.errors import DimoError
 
 
@@ -32,9 +32,10 @@ class FeaturesSuite(Suite):
     rows_take = ("reference",)
     files_take: ClassVar[Collection[str]] = ("reference", "labels", "recursive")
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, per_class: bool = False, **options: Any) -> None:
+        """As of `Suite`; with `per_class` what it measures has the metrics of each class, too."""
         super().__init__(*args, **options)
-        protocol = self.protocol
+        self.per_class, protocol = per_class, self.protocol
         path = self.assets.reference or protocol.reference_file
         self._cache = FeatureCache(self.assets.cache, self.runtime.warn)
         named = protocol.extractor
@@ -110,10 +111,11 @@ class FeaturesSuite(Suite):
             tuple(findings.notes),
             tuple(findings.nonconforming),
         )
+        method = image_set_method(origin.name, origin.section, origin.num_steps)
 
         def scored() -> Measured:
             assert read.features is not None
-            return self._scored(read.features, content, image_set_method(origin), start, others)
+            return self._scored(read.features, content, method, start, others)
 
         return self.on_first(scored)
 
@@ -170,7 +172,11 @@ class FeaturesSuite(Suite):
         notes = (*content.notes, *self._reference_notes)
         content = dataclasses.replace(content, notes=notes, nonconforming=problems)
         counts = dict.fromkeys(scores, len(features.features))
-        return self._measured(scores, counts, content, method, start, **made)
+        measured = self._measured(scores, counts, content, method, start, **made)
+        if not self.per_class:
+            return measured
+        table = class_table(self.protocol, features, self.reference, device=self.runtime.device)
+        return dataclasses.replace(measured, per_class=table)
 
     def _accept_images(self, findings: Findings, images: ImageSet) -> None:
         has_labels = images.labels is not None
@@ -187,6 +193,10 @@ class FeaturesSuite(Suite):
             )
         )
         self._gaps |= known[0]
+        if self.per_class and not has_labels:
+            raise DimoError(
+                "--per-class: the images have no labels that count; name them with --labels"
+            )
         gaps = self._left_out()
         if gaps and not self.nonconforming:
             labels = [note for note in findings.notes if note.startswith("labels")]

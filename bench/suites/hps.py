@@ -23,7 +23,8 @@ from bench.metrics.per_image import STYLES, cosines, hps_summary
 from bench.protocol import Protocol
 from bench.protocol.catalog import ANY, METRICS, SCORERS
 from bench.rows.generate import Arrays, FileImages
-from bench.suites.base import ImageOrigin, Measured, Suite, image_set_method
+from bench.rows.rows import image_set_method
+from bench.suites.base import ImageOrigin, Measured, Suite
 from bench.suites.captions import check_prompts, prompts_path, read_texts
 from dimo.errors import DimoError, unknown_name
 from dimo.util.files import sha256_file
@@ -210,7 +211,7 @@ class HPSSuite(Suite):
             values = np.split(collected.found["score"], len(files))
             scores = hps_scores(dict(zip(files, values, strict=True)), self.protocol)
             counts = {name: len(score.contributions) for name, score in scores.items()}
-            method = image_set_method(origin)
+            method = image_set_method(origin.name, origin.section, origin.num_steps)
             return self._measured(scores, counts, collected.content, method, start)
 
         return self.on_first(scored)

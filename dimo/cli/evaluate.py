@@ -50,6 +50,7 @@ Labels = Annotated[
     epilog=examples(
         "dimo eval samples/ --protocol digits --name mine --steps 4",
         "dimo eval samples/ --protocol imagenet256-adm --reference adm.npz",
+        "dimo eval samples/ --protocol digits --per-class classes.csv",
         "dimo eval DIR --protocol scenes-geneval",
         "torchrun --nproc_per_node=8 -m dimo eval set.npz --protocol imagenet256-adm",
     ),
@@ -79,6 +80,14 @@ def evaluate(
             help="Score what is not as the protocol asks, off-protocol.",
         ),
     ] = False,
+    per_class: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write FID, coverage and accuracy of each class to this .csv file, and the "
+            "worst classes as a picture beside it.",
+        ),
+    ] = None,
     reference: opt.Reference = None,
     weights: opt.NoWeights = None,
     extractor_weights: opt.ExtractorWeights = None,
@@ -93,6 +102,8 @@ def evaluate(
     sections = ("Teacher", "Sampler", "Distill.", "Image sets")
     if section not in sections:
         raise unknown_name("section", section, sections)
+    if per_class is not None and per_class.suffix != ".csv":
+        raise DimoError(f"--per-class {per_class} is not a .csv file; e.g. --per-class classes.csv")
     from bench.features.extraction import cache_folder
     from bench.protocol import load_protocol
     from bench.records.record import record_to_json
@@ -126,6 +137,7 @@ def evaluate(
             results=results,
             nonconforming=nonconforming,
             command=opt.command_line(),
+            per_class=per_class,
         )
     if scored is None:
         return
@@ -138,6 +150,11 @@ def evaluate(
         terminal.warn(note)
     if record.off_protocol:
         terminal.warn(f"off-protocol, in a table of its own: {'; '.join(record.off_protocol)}")
+    if per_class is not None:
+        from bench.report.plots import write_class_bars
+
+        picture = write_class_bars(per_class)
+        terminal.say(f"classes: {per_class}; the worst of them: {picture}")
     terminal.say(f"record: {path}; tables: dimo report --protocol {protocol} --results {results}")
     verdicts = results / "verdicts" / f"{record.run_id}.jsonl"
     if verdicts.is_file():

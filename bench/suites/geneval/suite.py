@@ -21,8 +21,8 @@ from bench.metrics.geneval import summarize
 from bench.protocol.catalog import BUNDLED_PROMPTS, DETECTORS
 from bench.records.record import MethodInfo
 from bench.rows.generate import Arrays, FileImages, Look, RowImages
-from bench.rows.rows import Job
-from bench.suites.base import ImageOrigin, Measured, Suite, image_set_method
+from bench.rows.rows import Job, image_set_method
+from bench.suites.base import ImageOrigin, Measured, Suite
 from bench.suites.geneval.detectors import ObjectDetector, load_detector, verdicts
 from bench.suites.geneval.layout import (
     ImageResult,
@@ -153,7 +153,7 @@ class GenEvalSuite(Suite):
         The latter where the protocol's detector does not run in dimo.
         """
         start, (path,) = time.monotonic(), paths
-        method = image_set_method(origin)
+        method = image_set_method(origin.name, origin.section, origin.num_steps)
         if self._reads_results:
             return self.on_first(lambda: self._measure_results(path, method, start))
         folders, problems = self.runtime.ranks.synchronized(

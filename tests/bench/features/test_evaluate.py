@@ -1,5 +1,6 @@
 """`dimo eval` on real image files, as a user runs it."""
 
+import csv
 import json
 import re
 import shutil
@@ -41,6 +42,47 @@ def test_a_folder_is_scored_with_intervals_and_provenance(dimo, samples, tmp_pat
     assert record["metrics"]["class_accuracy"]["value"] > 0.95
     report, _ = dimo("report", "--protocol", "tiny.toml")
     assert "samples" in report
+
+
+def test_each_class_is_scored_alone(dimo, tmp_path, write_folder, real_digits):
+    """Zeros are negatives, ones and twos are exchanged; the others are real."""
+    pixels, labels = real_digits(700)
+    ones, twos = pixels[labels == 1], pixels[labels == 2]
+    pixels[labels == 0] = 255 - pixels[labels == 0]
+    pixels[labels == 1], pixels[labels == 2] = twos, ones
+    np.savez(tmp_path / "set.npz", arr_0=pixels, arr_1=labels)
+    protocol = (tmp_path / "tiny.toml").read_text().replace("num_images = 40", "num_images = 700")
+    (tmp_path / "tiny.toml").write_text(protocol)
+    out, err = dimo("eval", "set.npz", "--protocol", "tiny.toml", "--per-class", "c.csv", "--json")
+    rows = list(csv.DictReader((tmp_path / "c.csv").read_text().splitlines()))
+    assert [(row["class"], row["n"]) for row in rows] == [(str(n), "70") for n in range(10)]
+    assert sum(int(row["n_reference"]) for row in rows) == 1797
+    accuracy = [float(row["class_accuracy"]) for row in rows]
+    overall = json.loads(out)["metrics"]["class_accuracy"]["value"]
+    assert sum(accuracy) / 10 == pytest.approx(overall, abs=1e-6)
+    assert max(accuracy[1:3]) < 0.05 < 0.9 < min(accuracy[3:])
+    coverage, fid = ([float(row[name]) for row in rows] for name in ("coverage", "fid"))
+    assert max(coverage[:3]) < 0.1 < 0.5 < min(coverage[3:])
+    assert min(fid[:3]) > 10 * max(fid[3:])
+    assert "the worst of them: c.png" in err
+    with Image.open(tmp_path / "c.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_classes_of_few_images_have_no_distance(dimo, samples, tmp_path):
+    labelled = ("--protocol", "tiny.toml", "--labels", "filename", "--per-class")
+    dimo("eval", "samples", *labelled, "c.csv")
+    rows = list(csv.DictReader((tmp_path / "c.csv").read_text().splitlines()))
+    assert {row["fid"] for row in rows} == {""}  # 4 images in 64 dimensions
+    assert all(0 < float(row["coverage"]) < 1 for row in rows)
+    _, err = dimo("eval", "samples", *labelled, "c.txt", code=2)
+    assert "--per-class c.txt is not a .csv file" in err
+    unlabelled = ("--protocol", "tiny.toml", "--labels", "none", "--nonconforming")
+    _, err = dimo("eval", "samples", *unlabelled, "--per-class", "d.csv", code=2)
+    assert "the images have no labels that count" in err
+    _, err = dimo("eval", "samples", "--protocol", "scenes-geneval", "--per-class", "d.csv", code=2)
+    assert "--per-class d.csv is not used under 'scenes-geneval'" in err
+    assert not (tmp_path / "d.csv").exists()
 
 
 def test_bench_and_eval_are_one_path(few_digits, tmp_path):
@@ -420,6 +462,7 @@ def test_faults_of_references_and_options(dimo, samples, tmp_path, real_digits, 
     np.savez(tmp_path / "half.npz", mu=np.zeros(64, "f2"), sigma=np.eye(64), n=100)
     np.savez(tmp_path / "few.npz", mu=np.zeros(64), sigma=np.eye(64), n=5)
     np.save(tmp_path / "array.npy", np.zeros((100, 64)))
+    torch.save({"mu": torch.zeros(64)}, tmp_path / "stats.pt")
     start = ["eval", "samples", "--labels", "filename", "--protocol"]
     for arguments, words in (
         (["tiny.toml", "--reference", "none.npz"], "no reference at none.npz"),
@@ -435,6 +478,7 @@ def test_faults_of_references_and_options(dimo, samples, tmp_path, real_digits, 
         (["fid.toml", "--reference", "half.npz"], "mu of half.npz is float16"),
         (["fid.toml", "--reference", "few.npz"], "are of 5 images; allowed: 100 or more"),
         (["fid.toml", "--reference", "array.npy"], "array.npy is a single array"),
+        (["fid.toml", "--reference", "stats.pt"], "stats.pt is a file of PyTorch or Python"),
         (["tiny.toml", "--extractor-weights", "samples/000000_0.png"], "sha256"),
         (["tiny.toml", "--section", "Best"], "unknown section 'Best'"),
         (["tiny.toml", "--labels", "none.csv"], "none.csv"),

@@ -430,3 +430,10 @@ def test_a_quick_look_has_enough_images_for_every_metric():
         check_num_images(dataclasses.replace(digits, metrics=(kid,)), 20)
     supplementary = dataclasses.replace(kid, supplementary=True)
     check_num_images(dataclasses.replace(digits, metrics=(*digits.metrics[:1], supplementary)), 20)
+
+
+def test_a_protocol_for_statistics_alone():
+    """ADM's and others' files of mu and sigma, which hold no images."""
+    alone, adm = load_protocol("imagenet256-fid"), load_protocol("imagenet256-adm")
+    assert [metric.name for metric in alone.metrics] == ["fid", "inception_score"]
+    assert (alone.extractor, alone.images) == (adm.extractor, adm.images)

@@ -134,8 +134,9 @@ def test_two_ranks_give_the_curve_of_one(changes, run_ranks, request):
 
 
 RESTARTED = """
-import os, time
+import os, signal, time
 from dimo.engine.distributed import ranks
+signal.alarm(60)  # a rank that waits for one that ended waits for half an hour
 if os.environ["RANK"] == "1":
     time.sleep(0.5)  # by then the first rank has looked for its address
 with ranks() as group:
@@ -151,11 +152,14 @@ def test_restarted_ranks_do_not_meet_those_that_ended(forks, tmp_path):
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     shared |= {"TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    keys = [store.num_keys()]
     for attempt in ("0", "1"):
         given = {**os.environ, **shared, "TORCHELASTIC_RESTART_COUNT": attempt}
         environs = [{**given, "RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
         codes, out, err = forks([tmp_path / "script.py"], tmp_path, environs)
+        keys.append(store.num_keys())
     assert (codes, out) == ([0, 0], "1\n1\n"), err
+    assert keys[0] < keys[1] < keys[2]  # none is used twice, also where they met by chance
 
 
 @pytest.mark.parametrize("ranks", [1, 3])

@@ -251,7 +251,7 @@ def test_the_same_command_goes_on_where_it_stopped_and_says_where(tmp_path):
     assert told[1].endswith("is continued at step 4 of 12")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
 def test_a_signal_saves_the_step_and_says_how_to_continue(tmp_path, name):
     recipe, number = _recipe(steps=12, checkpoint_every=100), getattr(signal, name)
 

@@ -116,8 +116,9 @@ def test_lists_of_prompts_are_told_apart():
 
 def test_prompts_of_a_file(tmp_path):
     path = tmp_path / "prompts.txt"
-    path.write_text("a red circle\n\n  d'après / été \n\n", encoding="utf-8")
-    assert prompts_from_file(path) == ["a red circle", "d'après / été"]
+    for encoding in ("utf-8", "utf-8-sig"):  # with the byte-order mark of some editors
+        path.write_text("a red circle\n\n  d'après / été \n\n", encoding=encoding)
+        assert prompts_from_file(path) == ["a red circle", "d'après / été"]
 
 
 @pytest.mark.parametrize(

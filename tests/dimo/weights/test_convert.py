@@ -377,3 +377,16 @@ def test_a_network_without_weights_is_checked_like_one_with(golden_constructor, 
     state["head.weight"] = state["head.weight"] + 1
     with pytest.raises(DimoError, match=r"are one tensor of HaltonMaskGIT"):
         check_state(network, state)
+
+
+def test_the_average_is_taken_unless_told_otherwise_and_named(dimo, small_maskgit, tmp_path):
+    ema = read_state_dict(small_maskgit / "pytorch_model.bin")
+    last = {key: value + 1 for key, value in ema.items()}
+    torch.save({"model": last, "ema": ema, "step": 3}, tmp_path / "x.pth")
+    for options, part, state in (((), "ema", ema), (("--no-ema",), "model", last)):
+        _, err = dimo("import", "x.pth", "--teacher", "maskgit", *options, "-o", part)
+        assert f"imported from x.pth, its {part}" in err
+        _, err = dimo("weights", "convert", "x.pth", *options, "-o", f"{part}-2")
+        assert f"the {part!r} of x.pth" in err
+        for file in (f"{part}/student.safetensors", f"{part}-2/x.safetensors"):
+            assert state_sha256(read_state_dict(tmp_path / file)) == state_sha256(state)
