@@ -250,7 +250,7 @@ def reference(
     "new",
     epilog=examples(
         "dimo protocols new photos/ --extractor inception -o photos.toml",
-        "dimo protocols new flowers.zip --centre-crop 256 --extractor inception -o flowers.toml",
+        "dimo protocols new set.zip --centre-crop 256 -o flowers.toml",
     ),
 )
 def protocols_new(
@@ -260,7 +260,7 @@ def protocols_new(
         typer.Option("--out", "-o", metavar="FILE", help="The .toml to write; and an .npz beside."),
     ],
     extractor: Annotated[
-        str, typer.Option(metavar="NAME", help="Feature extractor, e.g. inception or digits-cnn.")
+        str, typer.Option(metavar="NAME", help="Feature extractor, as protocols name it.")
     ] = "inception",
     num_images: Annotated[
         int | None,

@@ -29,8 +29,8 @@ _BATCH = 64  # images at a time, encoded; changes speed and memory only
 
 @app.command(
     epilog=examples(
-        "dimo train --data photos/ --tokenizer maskgit-vqgan --recipe small --out runs/photos",
-        "dimo train --data flowers.zip --centre-crop 256 --tokenizer llamagen-vq16 --out runs/fl",
+        "dimo train --data photos/ --tokenizer maskgit-vqgan --out runs/photos",
+        "dimo train --data set.zip --centre-crop 256 --tokenizer llamagen-vq16",
         "dimo train --teacher digits --out runs/my-teacher",
     )
 )

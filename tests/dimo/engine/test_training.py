@@ -252,8 +252,10 @@ def test_the_same_command_goes_on_where_it_stopped_and_says_where(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
-def test_a_signal_saves_the_step_and_says_how_to_continue(tmp_path, name):
+def test_a_signal_saves_the_step_and_says_how_to_continue(tmp_path, request, name):
     recipe, number = _recipe(steps=12, checkpoint_every=100), getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)  # nohup ignores SIGHUP
+    request.addfinalizer(lambda: signal.signal(number, before))
 
     def stop(step, scalars):
         if step == 7:
