@@ -56,7 +56,7 @@ def sample_remdm(
     Args:
         num_steps: n, at least 1; may exceed L.
         mask_schedule: A key of `MASK_PROBABILITIES`, alpha_t.
-        remask: A key of `STRATEGIES` (sec. 4). "capped": sigma_t = min(eta, sigma_max).
+        remask: A key of `STRATEGIES`. "capped": sigma_t = min(eta, sigma_max).
             "rescaled": sigma_t = eta sigma_max. "confidence": as "rescaled", times the softmax,
             over the revealed tokens of the image, of minus the probability with which each was
             drawn; about sigma_t tokens of an image are masked again, and more are masked at s than
