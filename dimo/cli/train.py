@@ -209,8 +209,16 @@ def _encode(source: _Source, recipe: "TrainRecipe", folder: Path, runtime: "Runt
         return
     images = open_images(source.paths, recursive=True, labels=source.labels)
     labels, class_names = classes_of(images.names, images.labels)
-    side = source.side or int(images.load(range(1)).shape[-1])
+    first = images.load(range(1), side=source.side)
+    side = int(first.shape[-1])
     tokenizer = load_tokenizer(source.tokenizer, side, source.weights).to(runtime.device)
+    height, made = first.shape[-2], tokenizer.encode(first).shape[1]
+    if (height, made) != (side, tokenizer.num_tokens):
+        raise DimoError(
+            f"tokenizer {source.tokenizer!r} encodes {height} x {side} images into {made:,} tokens; "
+            f"needed: square images of {tokenizer.num_tokens:,}; crop them with --centre-crop, or "
+            "choose another --tokenizer"
+        )
     is_file, protocol = Path(source.tokenizer).is_file(), source.protocol
     config = TeacherConfig(
         size=recipe.size,
