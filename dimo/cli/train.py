@@ -215,8 +215,8 @@ def _encode(source: _Source, recipe: "TrainRecipe", folder: Path, runtime: "Runt
     height, made = first.shape[-2], tokenizer.encode(first).shape[1]
     if (height, made) != (side, tokenizer.num_tokens):
         raise DimoError(
-            f"tokenizer {source.tokenizer!r} encodes {height} x {side} images into {made:,} tokens; "
-            f"needed: square images of {tokenizer.num_tokens:,}; crop them with --centre-crop, or "
+            f"tokenizer {source.tokenizer!r} encodes {height} x {side} images into {made} tokens; "
+            f"it needs square images of {tokenizer.num_tokens:,}; crop them with --centre-crop, or "
             "choose another --tokenizer"
         )
     is_file, protocol = Path(source.tokenizer).is_file(), source.protocol
