@@ -54,6 +54,7 @@ def test_trained_teacher_and_its_student_sample(world):
     assert teacher.sample(labels=[3, 1], steps=4).shape == (2, 3, 8, 8)
     student = package.load(world / "student")
     assert student.teacher.name == str(world / "teacher")
+    assert student.student.temperature_selected_by == "recipe digits, not tuned"
     assert student.sample(labels=[3, 1]).shape == (2, 3, 8, 8)
 
 

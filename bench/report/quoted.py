@@ -141,14 +141,14 @@ def quoted_beside(rows: Sequence[PublishedRow], protocol: Protocol) -> tuple[Pub
     """The published rows on the data of a protocol; if there are none, the paper's on ImageNet.
 
     A benchmark belongs to a protocol if its name begins with a word of the protocol's name; one
-    with a scorer's version belongs to the protocol of exactly its name. A protocol of prompts
-    without published rows gets none.
+    with a scorer's version belongs to the protocol of exactly its name. A protocol of prompts or of
+    own images without published rows gets none.
     """
     if protocol.scorer is not None and protocol.scorer.version:
         return tuple(row for row in rows if row.benchmark == protocol.name)
     words = tuple(protocol.name.split("-"))
     same_data = tuple(row for row in rows if row.benchmark.startswith(words))
-    if same_data or protocol.prompts is not None:
+    if same_data or protocol.prompts is not None or protocol.reference_file is not None:
         return same_data
     return tuple(row for row in rows if row.benchmark.startswith("imagenet256"))
 

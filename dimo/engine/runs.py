@@ -75,6 +75,8 @@ def find_recipe(
         )
     # a recipe that several teachers share names one of them
     shared = [f"teacher={json.dumps(row.name)}"] if teacher and name in row.recipes.values() else []
+    if row.data is not None:  # its temperature was chosen for another teacher
+        shared.append(f'temperature_selected_by="recipe {Path(name).stem}, not tuned"')
     loaded = load_distillation(name, [*shared, *settings])
     check_named(name, "teacher", teacher and row.name, get_teacher(loaded.teacher).name)
     check_named(name, "method", method, loaded.method)
