@@ -131,7 +131,10 @@ def test_lost_data_is_encoded_again(folder, cache, tmp_path):
     assert out.read_bytes() == cache.read_bytes()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "how",
+    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL],
+)
 def test_a_stopped_process_goes_on(dimo, folder, cache, run_stopped, tmp_path, how):
     arguments = ["encode", str(folder), "-o", "x.safetensors"]
     slowly = ("--batch-size", "1")
