@@ -61,9 +61,7 @@ def _stop_at(limit):
     return on_step
 
 
-@pytest.mark.parametrize(
-    "precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_a_resumed_distillation_is_bit_equal(tmp_path, precision):
     recipe = _recipe(precision=precision)
     _run(recipe, tmp_path / "whole")
