@@ -131,6 +131,7 @@ MISTAKES = {
     "device without data": (["distill", "--device", "meta", "--out", "no"], "allowed: auto, cpu"),
     "device of another kind": (["bench", "--device", "hpu"], "allowed: auto, cpu"),
     "missing weights": (["bench", "--weights", "nowhere"], "--weights"),
+    "teacher too long for a path": (["distill", "--teacher", "x" * 5000], "unknown teacher"),
     "nothing to train": (["train"], "train needs one of --data, --teacher and --extractor"),
     "unknown extractor": (["train", "--extractor", "vgg"], "allowed: digits-cnn"),
 }

@@ -1,4 +1,4 @@
-"""A teacher of one's own, from a folder of pictures to a table, as a user makes it."""
+"""A teacher of a custom data set, from a folder of pictures to a table, as a user makes it."""
 
 import json
 
@@ -119,6 +119,8 @@ def test_wrong_sources_are_refused(dimo, tmp_path, options, problem):
 
 def test_one_class_without_folders(dimo, tmp_path):
     write_photos(tmp_path / "photos", 30)
+    (tmp_path / "digits").touch()  # a file of that name is not the tokenizer
     options = ("--tokenizer", "digits", "--recipe", "tiny", *FEW, "--out", "run")
     dimo("train", "--data", tmp_path / "photos" / "digit-1", *options)
     assert get_teacher("run").class_names == ("images",)
+    assert package.load("run").sample(labels=[0], steps=1).shape == (1, 3, 8, 8)

@@ -221,13 +221,14 @@ def new_protocol(
     runtime: Runtime,
     **options: Any,
 ) -> Protocol | None:
-    """Writes the protocol of a data set of one's own, and its reference beside it as an .npz.
+    """Writes the protocol of a custom data set, and its reference beside it as an .npz.
 
     Args:
         paths: Folders or archives: shards of one set, with labels or one folder per class.
         out: The .toml file; the reference gets its name.
-        extractor: As of `bench.protocol.draft_protocol`, like `num_images`.
-        **options: `weights` and `allow_code`, as of `make_reference`, like `side`.
+        extractor, num_images: See `bench.protocol.draft_protocol`.
+        side: See `make_reference`.
+        **options: `weights` and `allow_code` of `make_reference`.
 
     Returns the protocol; None on every rank but the first.
 

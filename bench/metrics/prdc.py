@@ -181,16 +181,16 @@ def authpct(
     """Percentage of authentic generated samples, 0 to 100: few of them mean memorization.
 
     Authenticity of Alaa et al. 2022 (arXiv 2102.08921), as `AuthPct` of dgm-eval (arXiv 2306.04675)
-    and FLD: a sample is authentic where it is farther from its nearest training sample than that is
-    from its own nearest training sample. So an exact copy of a training sample never is, and of
-    fresh data of the same distribution, as of a perfect generator, a third (in one dimension) to
-    half (in many) are.
+    and FLD: a sample is authentic if it is farther from its nearest training sample than that
+    training sample is from its own nearest neighbour in the training set. An exact copy of a
+    training sample is never authentic; of fresh samples from the same distribution, as a perfect
+    generator draws, a third (in one dimension) to a half (in many dimensions) are.
 
     Args:
         generated: `[N, D]` features of the generated images.
-        reference: `[M, D]` features of the training images, M >= 2. Where a sample has several
-            nearest ones, it must be farther for all of them.
-        chunk_size, device: As of `prdc`. No effect on the result.
+        reference: `[M, D]` features of the training images, M >= 2. If several are equally near to
+            a sample, the condition must hold for each of them.
+        chunk_size, device: See `prdc`; no effect on the result.
 
     Raises: DimoError: Shapes do not fit, a value is not finite, or there are too few samples.
     """

@@ -114,16 +114,16 @@ def draft_protocol(
     extractor: str,
     num_images: int | None = None,
 ) -> Protocol:
-    """A protocol for a data set of one's own, as yet for any weights and any reference file.
+    """A protocol for a custom data set that names no hashes of weights and reference file yet.
 
-    It has the metrics that the extractor and the reference `NAME.npz` suffice for, neighbours with
-    k = 3, and equally many images of each class.
+    It has every metric that the extractor and the reference `NAME.npz` suffice for, k = 3 nearest
+    neighbours, and the same number of images for each class.
 
     Args:
         num_real: Number of real images.
         extractor: A key of `bench.protocol.catalog.EXTRACTORS`.
-        num_images: Of a row, rounded up to equally many of each class; None: 50,000, or 5,000 if
-            there are fewer real ones.
+        num_images: Number of images per row, rounded up to a multiple of `num_classes`; None:
+            50,000, or 5,000 if there are fewer real images.
 
     Raises: DimoError: Unknown extractor, or values that contradict one another.
     """

@@ -138,7 +138,8 @@ def model_card(student: "FoundStudent", report: Report, *, address: str) -> str:
     from dimo.zoo.teachers import get_teacher  # imports torch
 
     config, method = student.config, METHODS[student.config.method]
-    teacher, licence = get_teacher(config.teacher), _licence(student)
+    teacher = get_teacher(config.teacher)
+    licence = _licence(student.path, teacher)
     is_text = teacher.text is not None
     head = ["---", "library_name: dimo", *[f"license: {licence.lower()}"] * bool(licence)]
     head.append(f"pipeline_tag: {'text-to-image' if is_text else 'unconditional-image-generation'}")
@@ -172,12 +173,9 @@ def model_card(student: "FoundStudent", report: Report, *, address: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _licence(student: "FoundStudent") -> str:
+def _licence(path: Path, teacher: "Teacher") -> str:
     """That of the file, if it is an official one, or of the teacher's; "": not stated."""
-    from dimo.zoo.teachers import get_teacher
-
-    teacher = get_teacher(student.config.teacher)
-    official = OFFICIAL.get(name_of(student.path) or teacher.weights["transformer"])
+    official = OFFICIAL.get(name_of(path) or teacher.weights["transformer"])
     return official.licence if official else "Apache-2.0" * teacher.is_bundled  # as the package
 
 

@@ -178,7 +178,7 @@ def run_distill(
             watchers = stack.enter_context(
                 watching(watched, recipe, folder, device=place, weights=weights, is_first=first)
             )
-        on_step = stack.enter_context(bar("distil", recipe, place))
+        on_step = stack.enter_context(bar(f"distil {recipe.teacher}", recipe, place))
         run(
             recipe,
             folder,

@@ -161,7 +161,9 @@ def sample(
         jobs = load_planned(planned, device=place, weights=weights, prompts=prompts)
         if edit is None:
             return jobs
-        return [dataclasses.replace(job, loaded=job.loaded.editing(*edit)) for job in jobs]
+        networks = {id(job.loaded): job.loaded for job in jobs}  # its rows share one
+        edited = {key: loaded.editing(*edit) for key, loaded in networks.items()}
+        return [dataclasses.replace(job, loaded=edited[id(job.loaded)]) for job in jobs]
 
     if count is None:
         from bench.rows.grid import shared_classes

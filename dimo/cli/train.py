@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from dimo.methods.pretraining import ExtractorRecipe, TrainRecipe
 
 
-OWN, BUNDLED = "Data of your own", "What comes with the package"  # sections of `dimo train --help`
+_OWN, _BUNDLED = (
+    "Data of your own",
+    "What comes with the package",
+)  # sections of `dimo train --help`
 _BATCH = 64  # images at a time, encoded; changes speed and memory only
 
 
@@ -39,7 +42,7 @@ def train(
         list[Path],
         typer.Option(
             metavar="PATH",
-            rich_help_panel=OWN,
+            rich_help_panel=_OWN,
             help="Images to train a new teacher on: folder with one folder per class, or of one "
             "class, .zip, .tar (WebDataset) or .npz; may be repeated.",
         ),
@@ -48,13 +51,13 @@ def train(
         str,
         typer.Option(
             metavar="NAME",
-            rich_help_panel=OWN,
+            rich_help_panel=_OWN,
             help="maskgit-vqgan, llamagen-vq16, digits, scenes, or the weights file of a VQGAN.",
         ),
     ] = "",
     labels: Annotated[
         str,
-        typer.Option(metavar="SOURCE", rich_help_panel=OWN, help="Labels, as of dimo encode."),
+        typer.Option(metavar="SOURCE", rich_help_panel=_OWN, help="Labels, as of dimo encode."),
     ] = "",
     centre_crop: Annotated[
         int | None,
@@ -62,20 +65,20 @@ def train(
             "--centre-crop",
             metavar="SIDE",
             min=1,
-            rich_help_panel=OWN,
+            rich_help_panel=_OWN,
             help="Fit images of any size to SIDE pixels, as dimo encode does; default: they all "
             "have one size.",
         ),
     ] = None,
     mirror: Annotated[
         bool,
-        typer.Option("--mirror", rich_help_panel=OWN, help="Also train on mirror images."),
+        typer.Option("--mirror", rich_help_panel=_OWN, help="Also train on mirror images."),
     ] = False,
     protocol: Annotated[
         str,
         typer.Option(
             metavar="NAME",
-            rich_help_panel=OWN,
+            rich_help_panel=_OWN,
             help="Protocol that the teacher and its students are scored under by default, also "
             "during training, e.g. a file of dimo protocols new.",
         ),
@@ -84,14 +87,14 @@ def train(
         str,
         typer.Option(
             metavar="NAME",
-            rich_help_panel=BUNDLED,
+            rich_help_panel=_BUNDLED,
             help="Teacher to train from its bundled data; default: the recipe's.",
         ),
     ] = "",
     extractor: Annotated[
         str,
         typer.Option(
-            metavar="NAME", rich_help_panel=BUNDLED, help="Feature extractor to train instead."
+            metavar="NAME", rich_help_panel=_BUNDLED, help="Feature extractor to train instead."
         ),
     ] = "",
     recipe: Annotated[
@@ -164,7 +167,7 @@ def train(
                     is_first=group.is_first,
                 )
             )
-        on_step = stack.enter_context(bar("train", loaded, place))
+        on_step = stack.enter_context(bar(f"train {own}", loaded, place))
         train_teacher(
             loaded,
             folder,
@@ -203,7 +206,14 @@ def _encode(source: _Source, recipe: "TrainRecipe", folder: Path, runtime: "Runt
     from bench.rows.settings import protocol_for
     from dimo.data.encode import encode_images
     from dimo.zoo.loading import load_tokenizer
-    from dimo.zoo.teachers import TOKENS_FILE, TeacherConfig, save_teacher, trained_teacher
+    from dimo.zoo.teachers import (
+        TOKENIZERS,
+        TOKENS_FILE,
+        TeacherConfig,
+        find_tokenizer,
+        save_teacher,
+        trained_teacher,
+    )
 
     if not runtime.ranks.is_first:
         return
@@ -219,10 +229,10 @@ def _encode(source: _Source, recipe: "TrainRecipe", folder: Path, runtime: "Runt
             f"it needs square images of {tokenizer.num_tokens:,}; crop them with --centre-crop, or "
             "choose another --tokenizer"
         )
-    is_file, protocol = Path(source.tokenizer).is_file(), source.protocol
+    named, protocol = source.tokenizer in TOKENIZERS, source.protocol
     config = TeacherConfig(
         size=recipe.size,
-        tokenizer=str(Path(source.tokenizer).resolve()) if is_file else source.tokenizer,
+        tokenizer=source.tokenizer if named else find_tokenizer(source.tokenizer)[0],
         image_size=side,
         num_tokens=tokenizer.num_tokens,
         codebook_size=tokenizer.codebook_size,
@@ -298,12 +308,11 @@ def _extractor(
 
 
 def bar(
-    what: str, recipe: "DistillationRecipe | TrainRecipe", device: "torch.device"
+    title: str, recipe: "DistillationRecipe | TrainRecipe", device: "torch.device"
 ) -> AbstractContextManager[Callable[..., None]]:
     """The progress bar; its title names the precision where it differs from the recipe's."""
     from dimo.engine.runs import for_device
 
     used = for_device(recipe, device).precision
     other = "" if used == recipe.precision else f" in {used}"
-    title = f"{what} {recipe.teacher}{other}"
-    return terminal.training_bar(title, recipe.steps, recipe.batch_size)
+    return terminal.training_bar(title + other, recipe.steps, recipe.batch_size)

@@ -236,12 +236,13 @@ def train_teacher(
     on_step: OnStep | None = None,
     watchers: Sequence[Watcher] = (),
 ) -> None:
-    """Trains a teacher from its bundled data, or one on given data by a recipe with a `size`.
+    """Trains a bundled teacher from its data, or a new one by a recipe with a `size`.
 
     A bundled teacher's run folder gets the weights of tokenizer and transformer and then works as
-    `--weights`. For data of one's own the folder is a teacher that `dimo.zoo.teachers.save_teacher`
-    made, with its token cache, and gets the weights. Arguments as for `distill`; `weights` is where
-    a published tokenizer is, and the runtime shows the progress of training one.
+    `--weights`. For a new teacher, `out` already holds what `dimo.zoo.teachers.save_teacher` and
+    `dimo.data.encode.encode_images` wrote, and gets the weights. Arguments as for `distill`;
+    `weights` is the folder of published tokenizers, and the runtime shows the progress of training
+    a bundled one.
 
     Raises:
         DimoError: The teacher has no data; or as for `distill`.
@@ -254,29 +255,24 @@ def train_teacher(
             f"fetch them with: dimo weights fetch {row.weights['transformer']}"
         )
     finished, bundled = out / row.weights["transformer"], row.bundled
-    provenance = {"recipe": to_toml(recipe)}
-
-    def bundled_data(source: BundledData) -> tuple[TrainingData, Prompts | None]:
-        provenance["data"] = source.data
-        codebook = out / row.weights["tokenizer"]
-        group.synchronized(
-            lambda: _fit_tokenizer(recipe, row, source, codebook, runtime, provenance)
-        )
-        captions = None if source.captions is None else source.captions()
-        return source.training_data(row.tokenizer(codebook)), load_prompts(row, captions)
-
-    def own_data() -> tuple[TrainingData, None]:
-        tokens = load_tokens(None, teacher=row.name, weights=weights)
-        provenance["data"] = f"{len(tokens.labels):,} images, tokens of sha256 {tokens.sha256}"
-        return EncodedImages(tokens.tokens, tokens.labels), None
 
     def save() -> None:
         if group.is_first:
             state = task.ema.state_dict() if bundled is None else bundled.stored(task.ema)
-            save_tensors(finished, state, provenance)
+            save_tensors(finished, state, {"recipe": to_toml(recipe), "data": source})
 
     with _opened(out, recipe, finished, resume, runtime):
-        data, prompts = own_data() if bundled is None else bundled_data(bundled)
+        data: TrainingData
+        prompts: Prompts | None = None
+        if bundled is None:
+            tokens = load_tokens(None, teacher=row.name, weights=weights)
+            data = EncodedImages(tokens.tokens, tokens.labels)
+            source = f"{len(tokens.labels):,} images, tokens of sha256 {tokens.sha256}"
+        else:
+            codebook, source = out / row.weights["tokenizer"], bundled.data
+            group.synchronized(lambda: _fit_tokenizer(recipe, row, bundled, codebook, runtime))
+            data = bundled.training_data(row.tokenizer(codebook))
+            prompts = load_prompts(row, None if bundled.captions is None else bundled.captions())
         torch.manual_seed(rng.stream_seed(recipe.seed, "weights"))
         network = make_network(row, prompts, dropout=recipe.dropout)
         task = TeacherTask(recipe, network, data, runtime)
@@ -285,24 +281,20 @@ def train_teacher(
 
 
 def _fit_tokenizer(
-    recipe: TrainRecipe,
-    row: Teacher,
-    source: BundledData,
-    path: Path,
-    runtime: Runtime,
-    provenance: dict[str, str],
+    recipe: TrainRecipe, row: Teacher, bundled: BundledData, path: Path, runtime: Runtime
 ) -> None:
     """Trains the tokenizer of a bundled teacher on the first rank, unless it is there."""
     if not runtime.ranks.is_first or path.is_file():
         return
     steps = recipe.tokenizer_steps
-    tokenizer = source.fit_tokenizer(
+    tokenizer = bundled.fit_tokenizer(
         codebook_size=row.network["codebook_size"],
         steps=steps,
         seed=recipe.seed,
         on_step=lambda done: runtime.progress("tokenizer", done, steps, "steps"),
     )
-    save_tensors(path, source.stored(tokenizer), provenance)
+    provenance = {"recipe": to_toml(recipe), "data": bundled.data}
+    save_tensors(path, bundled.stored(tokenizer), provenance)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from dimo.models.layers import Blocks, Dropout, attend, gather_positions, pertur
 
 _PATCH = 16  # pixels per token along a side
 
-# For training on data of one's own; "base" is the published network.
+# For training on a custom data set; "base" is the published network.
 SIZES: Mapping[str, Mapping[str, int]] = {
     "tiny": {"hidden_dim": 128, "depth": 3, "heads": 4, "mlp_dim": 512},
     "small": {"hidden_dim": 384, "depth": 8, "heads": 6, "mlp_dim": 1536},

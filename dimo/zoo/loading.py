@@ -20,12 +20,7 @@ from dimo.weights.download import recorded_sha256
 from dimo.zoo.bundled import EncodedImages
 from dimo.zoo.generator import Generator, check_prompts
 from dimo.zoo.students import FoundStudent, StudentConfig, find_student
-from dimo.zoo.teachers import (
-    Teacher,
-    find_tokenizer,
-    get_teacher,
-    is_teacher,
-)
+from dimo.zoo.teachers import Teacher, find_tokenizer, get_teacher, is_teacher
 
 
 def weights_file(teacher: Teacher, role: str, folder: Path | None = None) -> Path:
@@ -61,7 +56,8 @@ def load_tokenizer(name: str, image_size: int, weights: Path | None = None) -> T
         DimoError: Unknown name, or a missing or foreign file.
     """
     file, build = find_tokenizer(name)
-    return build(locate(file, weights) if file in OFFICIAL else Path(file), image_size)
+    path = locate(file, weights) if file in OFFICIAL else Path(file)
+    return build(path, image_size=image_size)
 
 
 def make_network(

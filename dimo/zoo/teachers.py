@@ -6,6 +6,7 @@ A row of your own can be added from outside the package: `TEACHERS["mine"] = Tea
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -119,20 +120,17 @@ class Teacher:
 TEACHER_FILE, TEACHER_WEIGHTS = "teacher.json", "teacher.safetensors"
 TOKENS_FILE = "tokens.safetensors"
 
-# name -> its weights, as in `Teacher.weights`, and how it is built from them for images of a side
-TOKENIZERS: dict[str, tuple[str, Callable[[Path, int], Tokenizer]]] = {
-    "maskgit-vqgan": ("maskgit-vqgan", lambda path, side: VQGAN.from_file(path, image_size=side)),
-    "llamagen-vq16": (
-        "llamagen-vq16",
-        lambda path, side: LlamaGenVQ.from_official(path, image_size=side),
-    ),
+# name -> its weights, as in `Teacher.weights`, and a function of their path and `image_size`
+TOKENIZERS: dict[str, tuple[str, Callable[..., Tokenizer]]] = {
+    "maskgit-vqgan": ("maskgit-vqgan", VQGAN.from_file),
+    "llamagen-vq16": ("llamagen-vq16", LlamaGenVQ.from_official),
     "digits": (
         str(ASSETS / "digits-tokenizer.safetensors"),
-        lambda path, side: DigitsTokenizer.from_file(path),
+        lambda path, image_size: DigitsTokenizer.from_file(path),
     ),
     "scenes": (
         str(ASSETS / "scenes-tokenizer.safetensors"),
-        lambda path, side: SceneTokenizer.from_file(path),
+        lambda path, image_size: SceneTokenizer.from_file(path),
     ),
 }
 
@@ -341,7 +339,9 @@ TEACHERS: dict[str, Teacher] = {
 
 def is_teacher(name: str) -> bool:
     """Whether `get_teacher` takes it: a key of `TEACHERS`, or the folder of a trained teacher."""
-    return name in TEACHERS or (Path(name) / TEACHER_FILE).is_file()
+    with suppress(OSError):  # e.g. too long for a path
+        return name in TEACHERS or (Path(name) / TEACHER_FILE).is_file()
+    return False
 
 
 def get_teacher(name: str) -> Teacher:
@@ -374,7 +374,7 @@ class TeacherConfig:
     format: int = 1
 
 
-def find_tokenizer(name: str) -> tuple[str, Callable[[Path, int], Tokenizer]]:
+def find_tokenizer(name: str) -> tuple[str, Callable[..., Tokenizer]]:
     """The row of `TOKENIZERS`, or that of a VQGAN file, whose configuration is in or beside it."""
     if name in TOKENIZERS:
         return TOKENIZERS[name]
@@ -428,7 +428,7 @@ def trained_teacher(folder: Path, config: TeacherConfig) -> Teacher:
             "codebook_size": config.codebook_size,
             "nclass": len(config.class_names),
         },
-        tokenizer=partial(_sized, load, config.image_size),
+        tokenizer=partial(load, image_size=config.image_size),
         weights={"transformer": str(folder / TEACHER_WEIGHTS), "tokenizer": file},
         image_size=config.image_size,
         num_tokens=config.num_tokens,
@@ -441,7 +441,3 @@ def trained_teacher(folder: Path, config: TeacherConfig) -> Teacher:
         other_recipes=_digits().other_recipes if config.size == "tiny" else {},
         data=folder / TOKENS_FILE,
     )
-
-
-def _sized(load: Callable[[Path, int], Tokenizer], side: int, path: Path) -> Tokenizer:
-    return load(path, side)
