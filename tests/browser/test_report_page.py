@@ -144,7 +144,8 @@ def test_every_picture_is_there_and_has_words(
                   used.every((id) => document.getElementById(id)), clipped.map((t) => t.innerHTML)];
         })"""
     )
-    assert len(plots) == 2 + len(metrics) + 1 + 1  # cost, steps, a sweep, a run's losses
+    # cost, steps, trade-offs of rows and of sweeps, sweeps of temperature and eta, a run's losses
+    assert len(plots) == 2 + len(metrics) + 2 + 2 + 2 + 1
     for words, paths, whole, clipped in plots:
         assert " against " in words
         assert paths > 5
