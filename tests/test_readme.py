@@ -72,7 +72,7 @@ def test_the_output_of_the_demo_is_that_of_records():
     """Its speeds are of that run; those of its own student are in the record."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```text\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    rows = re.findall(r"^(.{24}) +(\d+) +\d+ +([\d.]+)\(\d+\)(.*)$", block, re.MULTILINE)
+    rows = re.findall(r"^(.{24}) +(\d+) +\d+ +([\d.]+)±[\d.]+(.*)$", block, re.MULTILINE)
     assert len(rows) == 7
     others = ("kid", "mind", "inception_score", "precision", "recall", "density", "coverage")
     others = (*others, "class_accuracy")

@@ -150,8 +150,7 @@ def uncertainty_note(protocol: Protocol) -> Line:
     if others and protocol.detector is not None:
         resampled = f"prompts, for {', '.join(others)} of the generated images"
     return (
-        "0.286(45) is 0.286 ± 0.045, half of the "
-        f"{bootstrap.level * 100:g}% bootstrap interval "
+        f"± is half of the {bootstrap.level * 100:g}% bootstrap interval "
         f"({bootstrap.n_bootstrap:,} resamples of the {resampled}).",
     )
 

@@ -179,7 +179,7 @@ def _body(
 
 
 def _cell(line: Line, *, with_interval: bool) -> _Cell:
-    """`0.286` and `(45)*`: ends line up below each other, and so do values."""
+    """`0.286` and `±.045*`: ends line up below each other, and so do values."""
     value, end = "", ""
     for piece in line:
         if isinstance(piece, Styled) and piece.style == "interval":

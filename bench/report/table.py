@@ -55,11 +55,9 @@ def number(value: float, decimals: int) -> str:
 
 
 def uncertainty(half: float, decimals: int) -> str:
-    """Half of an interval in units of the last digit, `(45)` for 0.045, or `(1.08)` from 1 on."""
-    rounded = round(half, decimals)
-    if decimals and rounded >= 1:
-        return f"({number(rounded, decimals)})"
-    return f"({rounded * 10**decimals:.0f})"
+    """Half of an interval: `±.045`, or `±1.08` from 1 on."""
+    shown = number(half, decimals)
+    return f"±{shown.removeprefix('0') if decimals else shown}"
 
 
 def integer(value: Any) -> str:

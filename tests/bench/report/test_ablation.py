@@ -110,8 +110,8 @@ def test_ablations_are_in_their_own_table_only(
     lines = [line for line in markdown.splitlines() if line.startswith("| 0.")]
     cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
     assert cells[0][:2] == ["0.2", "**0.440**"]
-    assert cells[1][:2] == ["0.5", "<ins>0.600</ins>(100)"]
-    assert cells[1][4] == "**0.850**(50)"
+    assert cells[1][:2] == ["0.5", "<ins>0.600</ins>±.100"]
+    assert cells[1][4] == "**0.850**±.050"
     assert cells[1][-3:] == ["2", "768,000", "905"]
     assert r"\textbf{0.440}" in report_latex(ablation)
     assert report_csv(ablation).splitlines()[0].split(",")[4:7] == ["recipe.beta", "seeds", "steps"]

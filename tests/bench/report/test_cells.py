@@ -13,14 +13,13 @@ def test_zero_has_no_sign():
 @pytest.mark.parametrize(
     ("half", "decimals", "shown"),
     [
-        (0.045, 3, "(45)"),
-        (0.0004, 3, "(0)"),
-        (0.321, 3, "(321)"),
-        (0.9994, 3, "(999)"),
-        (0.9996, 3, "(1.000)"),  # as the value beside it
-        (7.78, 2, "(7.78)"),
-        (7.0, 0, "(7)"),
+        (0.045, 3, "±.045"),
+        (0.0004, 3, "±.000"),
+        (0.9996, 3, "±1.000"),  # as the value beside it
+        (7.78, 2, "±7.78"),
+        (7.0, 0, "±7"),
+        (0.2, 0, "±0"),
     ],
 )
-def test_an_interval_is_in_units_of_the_last_digit(half, decimals, shown):
+def test_an_interval_is_shown_by_its_half(half, decimals, shown):
     assert uncertainty(half, decimals) == shown

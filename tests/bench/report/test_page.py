@@ -70,7 +70,7 @@ def allowed() -> set[str]:
 def test_rows_values_and_provenance_are_there(study: Report) -> None:
     page = render_page(study)
     assert page.count('<tbody class="r">') == len(study.protocols[0].frame)
-    assert "<b>0.212</b><s>(11)</s>" in page
+    assert "<b>0.212</b><s>±.011</s>" in page
     assert "<u>0.312</u>" in page
     assert "commit 0123456789abcdef0123456789abcdef01234567 \u00b7 dirty yes" in page
     assert "<pre>dimo bench --teacher digits</pre>" in page

@@ -42,10 +42,10 @@ def test_tables_have_one_row_and_say_what_it_is(
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     shown = [(row[0], row[1], row[3]) for row in rows if len(row) > 3 and row[1].isdigit()]
     assert shown == [
-        ("MaskGIT", "4", "0.500(100)"),
-        ("SDTT (alone)<sup>1</sup>", "4", "**0.440**(300)"),
-        ("SDTT (mine)<sup>2</sup>", "4", "<ins>0.450</ins>(50)"),  # its best seed has 0.4
-        ("", "1", "0.850(50)"),
+        ("MaskGIT", "4", "0.500±.100"),
+        ("SDTT (alone)<sup>1</sup>", "4", "**0.440**±.300"),
+        ("SDTT (mine)<sup>2</sup>", "4", "<ins>0.450</ins>±.050"),  # its best seed has 0.4
+        ("", "1", "0.850±.050"),
     ]
     assert table.count("A single training seed") == 1
     assert "- <sup>2</sup> Mean of 2 training seeds ± half of their range" in table
