@@ -29,6 +29,7 @@ from bench.features.extraction import (
     FORWARD_BATCH,
     Extractor,
     Features,
+    Networks,
     extract,
     extract_batches,
     join_features,
@@ -36,6 +37,7 @@ from bench.features.extraction import (
 from bench.protocol.catalog import ANY, EXTRACTORS, load
 from dimo.errors import DimoError, unknown_name
 from dimo.util.files import sha256_bytes, sha256_file
+from dimo.weights.catalog import default_folder, find
 from dimo.weights.files import check_finite
 
 
@@ -89,6 +91,9 @@ def load_extractor(
         weights: The weights file, where dimo ships none.
         allow_code: Allow code that is neither dimo's nor named by a hash that dimo knows.
 
+    Of a row of several networks `weights` is the folder of their official files (None: the one that
+    `dimo weights fetch` fills), and `sha256` the hash of their hashes.
+
     Raises: DimoError: Unknown extractor or resize, wrong or missing weights, code that is not
         allowed, or a library that is not installed.
     """
@@ -99,6 +104,8 @@ def load_extractor(
             "extractor", name, EXTRACTORS, "or name your own as package.module:function"
         )
     kind = EXTRACTORS[name]
+    if kind.parts:
+        return _load_parts(name, weights, sha256, device, allow_code)
     resize = resize or (kind.resizes[0] if kind.resizes else "")
     if resize and resize not in kind.resizes:
         raise unknown_name(f"resize of extractor {name!r}", resize, kind.resizes or ("none",))
@@ -130,6 +137,40 @@ def load_extractor(
         outputs=kind.outputs,
         device=device,
         image_size=kind.image_size,
+    )
+
+
+def _load_parts(
+    name: str, weights: Path | None, sha256: str, device: torch.device, allow_code: bool
+) -> Extractor:
+    """An extractor whose features are those of several rows of `EXTRACTORS` side by side."""
+    kind, folder = EXTRACTORS[name], weights or default_folder()
+    parts: dict[str, Extractor] = {}
+    for part, (row, resize) in kind.parts.items():
+        path = EXTRACTORS[row].shipped or find(row, folder)
+        if path is None:
+            fetched = " ".join(row for row, _ in kind.parts.values())
+            raise DimoError(
+                f"extractor {name!r} finds no {EXTRACTORS[row].weights.partition(',')[0]} in "
+                f"{folder}; fetch its files with: dimo weights fetch {fetched}; or give the folder "
+                "that holds all of them with --extractor-weights FOLDER"
+            )
+        parts[part] = load_extractor(
+            row, resize=resize, sha256=ANY, weights=path, device=device, allow_code=allow_code
+        )
+    digest = sha256_bytes("".join(part.sha256 for part in parts.values()).encode())
+    _check_sha256(name, folder, digest, sha256)
+    network = Networks({part: loaded.network for part, loaded in parts.items()})
+    return Extractor(
+        name=name,
+        resize="",
+        network=network.eval(),
+        sha256=digest,
+        packages={k: v for part in parts.values() for k, v in part.packages.items()},
+        outputs=kind.outputs,
+        device=device,
+        image_size=kind.image_size,
+        columns=network.columns,
     )
 
 
@@ -210,12 +251,16 @@ def _checked_sha256(name: str, weights: Path, sha256: str) -> str:
             "give it with --extractor-weights FILE"
         )
     digest = sha256_file(weights)
+    _check_sha256(name, weights, digest, sha256)
+    return digest
+
+
+def _check_sha256(name: str, weights: Path, digest: str, sha256: str) -> None:
     if sha256 not in (ANY, digest):
         raise DimoError(
             f"weights {weights} of extractor {name!r} have sha256 {digest[:12]}..., the protocol "
             f"names {sha256[:12]}...; use the weights that belong to the protocol's version"
         )
-    return digest
 
 
 def _versions(*packages: str) -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""DINOv2 ViT-L/14, the features of FD-DINOv2 (arXiv:2306.04675), with timm's network."""
+"""DINOv2 ViT-L/14, the features of FD-DINOv2 (arXiv:2306.04675), with timm's network.
+
+FDr6 takes the same weights at another size, see `bench.features.vision`.
+"""
 
 import math
 from pathlib import Path
@@ -9,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.features import vision
 from bench.features.resize import pil_bicubic_bytes
 from dimo.errors import DimoError
 from dimo.weights.files import load_state_dict, read_state_dict
@@ -38,11 +42,15 @@ class DINOv2(nn.Module):
         return {"features": self.network((levels / 255 - self.mean) / self.std)}
 
 
-def load_dinov2(weights: Path, resize: str) -> DINOv2:
+def load_dinov2(weights: Path, resize: str) -> nn.Module:
     """The network of `dinov2_vitl14`, from the official file or timm's safetensors.
+
+    `resize` is "pil-bicubic", to 224 pixels, or FDr6's "torch-antialias", to 256.
 
     Raises: DimoError: Unreadable file, or weights of another network.
     """
+    if resize == "torch-antialias":
+        return vision.load_dinov2(weights, resize)
     return make_dinov2(read_state_dict(weights), name=str(weights))
 
 

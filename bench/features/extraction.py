@@ -4,10 +4,10 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from dimo.errors import DimoError
 from dimo.util.files import at_home, replacing, sha256_bytes, sha256_file, user_home, write_atomic
 from dimo.util.schema import canonical_json
 
+A = TypeVar("A", Tensor, npt.NDArray[np.float32])
 T = TypeVar("T")
 
 FORWARD_BATCH = 32
@@ -37,6 +38,7 @@ class Extractor:
         packages: Name -> version of what computes the features.
         outputs: "features", and "logits" or "spatial" if it has them.
         image_size: The only height and width it takes; None for any.
+        columns: Of an extractor of several networks: the columns of "features" that each gives.
     """
 
     name: str
@@ -47,11 +49,42 @@ class Extractor:
     outputs: tuple[str, ...]
     device: torch.device
     image_size: tuple[int, int] | None = None
+    columns: Mapping[str, slice] = field(default_factory=dict)
 
     @property
     def identity(self) -> str:
         """Name and resize in one text: features of two identities never mix."""
         return f"{self.name}, {self.resize}" if self.resize else self.name
+
+    def summarized(self, outputs: Mapping[str, A]) -> dict[str, A]:
+        """Arrays [N, D] with a mean and covariance of their own: "spatial" if there is any, and
+        "features" or, of several networks, those of each by its name.
+        """
+        found = {name: outputs[name] for name in ("features", "spatial") if name in outputs}
+        if self.columns:
+            whole: Any = found.pop("features")
+            found |= {name: whole[:, columns] for name, columns in self.columns.items()}
+        return found
+
+
+class Networks(nn.Module):
+    """uint8 images [B, 3, H, W] -> the features of several networks side by side.
+
+    Each network gives features [B, `width`]; `columns` says which are whose.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(networks)
+        self.columns, start = dict[str, slice](), 0
+        for name, network in networks.items():
+            width: Any = network.width
+            self.columns[name] = slice(start, start + width)
+            start += width
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        found = [network(images)["features"].float() for network in self.networks.values()]
+        return {"features": torch.cat(found, 1)}
 
 
 @dataclass(frozen=True, eq=False)

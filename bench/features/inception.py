@@ -49,11 +49,13 @@ class Inception(nn.Module):
             "torch-bilinear", which includes pytorch-fid's normalisation.
     """
 
+    width = 2048
+
     def __init__(self, network: nn.Module, resize: str) -> None:
         super().__init__()
         self.lower = nn.Sequential(*(network.get_submodule(name) for name in _LOWER))
         self.upper = nn.Sequential(*(network.get_submodule(name) for name in _UPPER))
-        self.classes = nn.Linear(2048, 1008, bias=False)
+        self.classes = nn.Linear(self.width, 1008, bias=False)
         self.classes.weight = network.get_parameter("fc.weight")
         self.resize = resize
 

@@ -168,8 +168,8 @@ def statistics_of_paths(
 
     Arguments as of `features_of_paths`; `keep` is the number of images, spread evenly over the set,
     whose features are kept; with `side` photos of any size and kind are cropped to it. Returns
-    statistics by output ("features", "spatial"), features float32 [keep, D] and the content hash;
-    None on every rank but the first.
+    statistics by the names of `Extractor.summarized`, features float32 [keep, D] and the content
+    hash; None on every rank but the first.
 
     Raises: DimoError: The set cannot be read, is off-protocol, or has fewer than `keep` images.
     """
@@ -219,11 +219,9 @@ def _accumulate(
     place = share.start
     batches = ((batch, None) for batch in images.batches(share, _READ_AHEAD, side=side))
     for outputs in extract_batches(extractor, batches):
-        for output in ("features", "spatial"):
-            if output in outputs:
-                values = outputs[output].cpu().numpy()
-                empty = StreamingStats(extractor.identity, values.shape[1])
-                totals.setdefault(output, empty).update(values)
+        for output, values in extractor.summarized(outputs).items():
+            empty = StreamingStats(extractor.identity, values.shape[1])
+            totals.setdefault(output, empty).update(values)
         features = outputs["features"].cpu().numpy()
         chosen = [row for row in range(len(features)) if place + row in kept]
         rows.append(features[chosen])

@@ -3,9 +3,9 @@
 import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.features import Extractor, Features, extract, load_extractor
 from bench.features.pipeline import read_features, statistics_of_paths
-from bench.features.stats import FeatureStats, compute_stats, load_stats, save_stats
+from bench.features.stats import FeatureStats, compute_stats, load_stats, save_stats, stats_key
 from bench.images import classes_of, npz_keys, open_images
 from bench.images.source import READ_ERRORS
 from bench.protocol import (
@@ -56,10 +56,11 @@ class ReferenceSet:
     Attributes:
         name: As in the protocol.
         sha256: Hash of the bundled images, of the file, or of the images' content.
-        stats: Mean and covariance by output of the extractor, for Frechet distances.
+        stats: Mean and covariance, for Frechet distances, by the names of `Extractor.summarized`.
         features: Features of single images, for neighbours and kernels; None if no metric needs
             them, and on every rank but the first.
         count: Number of single images; None if no metric needs them.
+        columns: Of the extractor.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ReferenceSet:
     stats: dict[str, FeatureStats]
     features: Features | None
     count: int | None
+    columns: Mapping[str, slice] = field(default_factory=dict)
 
 
 ExtractPaths = Callable[[list[Path]], tuple[Features | None, str, int]]  # content hash, count
@@ -107,7 +109,9 @@ def bundled_reference(protocol: Protocol, extractor: Extractor) -> ReferenceSet:
     images, labels = reference_images(protocol)
     features = extract(extractor, [(images, labels)], count=len(images))
     expected = protocol.reference
-    loaded = ReferenceSet(expected.name, expected.sha256, {}, features, len(images))
+    loaded = ReferenceSet(
+        expected.name, expected.sha256, {}, features, len(images), extractor.columns
+    )
     return _with_statistics(loaded, protocol, extractor)
 
 
@@ -135,16 +139,23 @@ def load_reference(
 def _with_statistics(
     reference: ReferenceSet, protocol: Protocol, extractor: Extractor
 ) -> ReferenceSet:
-    """Adds the statistics of each output that a Frechet distance needs."""
+    """Adds the statistics that a Frechet distance needs."""
     if reference.features is None:
         return reference
-    kinds = [METRICS[metric.name] for metric in protocol.metrics]
-    needed = {kind.needs for kind in kinds if kind.compares_with == "statistics"}
+    arrays = {k: array for k, array in vars(reference.features).items() if array is not None}
+    arrays = extractor.summarized(arrays)
     stats = {
-        output: compute_stats(getattr(reference.features, output), extractor=extractor.identity)
-        for output in needed - reference.stats.keys()
+        output: compute_stats(arrays[output], extractor=extractor.identity)
+        for output in needed_statistics(protocol)
+        if output not in reference.stats
     }
     return dataclasses.replace(reference, stats=reference.stats | stats)
+
+
+def needed_statistics(protocol: Protocol) -> list[str]:
+    """What the protocol's Frechet distances need mean and covariance of, each once."""
+    needed = [METRICS[metric.name].statistics for metric in protocol.metrics]
+    return list(dict.fromkeys(name for names in needed for name in names))
 
 
 def make_reference(
@@ -208,7 +219,7 @@ def make_reference(
         "device": runtime.device.type,
     }
     save_stats(out, stats, features=features, provenance=canonical_json(provenance))
-    return stats["features"]
+    return next(iter(stats.values()))
 
 
 def new_protocol(
@@ -274,7 +285,8 @@ def _from_path(
         )
     keys = npz_keys(path)
     has_images = not keys or not {"arr_0", "images"}.isdisjoint(keys)
-    if not has_images and keys.isdisjoint({"mu", "features"}):
+    first = stats_key("mu", next(iter(extractor.columns), "features"))
+    if not has_images and keys.isdisjoint({first, "features"}):
         raise DimoError(
             f"reference {path} holds {', '.join(sorted(keys))}; {_ALLOWED}; save it under these "
             "names, or make it from images: dimo reference IMAGES -o FILE.npz"
@@ -282,21 +294,26 @@ def _from_path(
     _check_origin(path, keys, extractor)
     stats: dict[str, FeatureStats] = {}
     kinds = {metric.name: METRICS[metric.name] for metric in protocol.metrics}
-    outputs = [kind.needs for kind in kinds.values() if kind.compares_with == "statistics"]
+    outputs = needed_statistics(protocol)
     own_statistics = protocol.reference.statistics_count
-    if "mu" in keys and ("arr_0" not in keys or own_statistics is not None):
+    if first in keys and ("arr_0" not in keys or own_statistics is not None):
         stats = load_stats(
             path,
             extractor=extractor.identity,
             count=own_statistics or protocol.reference.count,
-            outputs=["features"] if partly and "mu_s" not in keys else outputs,
+            outputs=[o for o in outputs if not partly or stats_key("mu", o) in keys],
         )
     features: Features | None = None
-    needing = [name for name, kind in kinds.items() if kind.compares_with == "samples"]
-    missing_stats = [output for output in outputs if output not in stats]
     only_statistics = bool(stats) and not has_images and "features" not in keys
+    needing = [
+        metric.name
+        for metric in protocol.metrics
+        if kinds[metric.name].compares_with == "samples"
+        and not (metric.supplementary and only_statistics)
+    ]
+    missing_stats = ["features" if o in extractor.columns else o for o in outputs if o not in stats]
     if not (needing or missing_stats) or (partly and only_statistics):
-        return ReferenceSet(name, sha256_file(path), stats, None, None)
+        return ReferenceSet(name, sha256_file(path), stats, None, None, extractor.columns)
     if "features" in keys:
         features, content = read_features(path), sha256_file(path)
         count = len(features.features)
@@ -316,7 +333,7 @@ def _from_path(
                 "it with dimo reference"
             )
     digest = sha256_file(path) if path.is_file() else content
-    return ReferenceSet(name, digest, stats, features, count)
+    return ReferenceSet(name, digest, stats, features, count, extractor.columns)
 
 
 def _check_origin(path: Path, keys: Collection[str], extractor: Extractor) -> None:

@@ -56,6 +56,15 @@ def torch_bicubic(images: Tensor, side: int) -> Tensor:
     return F.interpolate(images.float(), size=(side, side), mode="bicubic", align_corners=False)
 
 
+def torch_bicubic_antialias(images: Tensor, side: int) -> Tensor:
+    """Antialiased, without clipping; images of that size stay as they are."""
+    levels = images.float()
+    if images.shape[2:] == (side, side):
+        return levels
+    size = (side, side)
+    return F.interpolate(levels, size=size, mode="bicubic", align_corners=False, antialias=True)
+
+
 def pil_bicubic(images: Tensor, side: int) -> Tensor:
     """clean-fid's `clean`: antialiased, each channel in float32, clipped and not quantised."""
 

@@ -1,6 +1,5 @@
 """Features to mean and covariance: one pass, float64, mergeable; and their files."""
 
-import io
 import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +13,12 @@ import numpy.typing as npt
 import torch
 
 from dimo.errors import DimoError
-from dimo.util.files import write_atomic
+from dimo.util.files import replacing
 
 Features: TypeAlias = npt.NDArray[Any] | torch.Tensor
 """What every metric accepts: a numpy array, or a torch tensor on any device."""
 
-_SUFFIX = {"features": "", "spatial": "_s"}  # of the keys mu and sigma in files
+_SUFFIX = {"features": "", "spatial": "_s"}  # of the keys mu and sigma in files; else "_NAME"
 _BLOCK_ROWS = 4096  # Rows converted to float64 at a time; bounds memory, not results' meaning.
 
 
@@ -150,22 +149,27 @@ def save_stats(
     """Writes statistics as an npz that other tools read too; the same content gives the same bytes.
 
     Keys: `mu` `[D]` and `sigma` `[D, D]` of the output "features", `mu_s` and `sigma_s` of
-    "spatial" (ADM's names), `n`, `extractor`, and, if given, `features` `[N, D]` and `provenance`.
+    "spatial" (ADM's names), `mu_NAME` and `sigma_NAME` of each network of several, `n`,
+    `extractor`, and, if given, `features` `[N, D]` and `provenance`.
 
     Raises: DimoError: The file cannot be written.
     """
-    first = stats["features"]
+    first = next(iter(stats.values()))
     arrays: dict[str, Any] = {"n": np.int64(first.count), "extractor": np.str_(first.extractor)}
     for output, each in stats.items():
-        arrays[f"mu{_SUFFIX[output]}"] = each.mu
-        arrays[f"sigma{_SUFFIX[output]}"] = each.sigma
+        arrays[stats_key("mu", output)] = each.mu
+        arrays[stats_key("sigma", output)] = each.sigma
     if features is not None:
         arrays["features"] = features
     if provenance:
         arrays["provenance"] = np.str_(provenance)
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_atomic(path, buffer.getvalue())
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def stats_key(part: str, output: str) -> str:
+    """The key of "mu" or "sigma" of an output, or of one of several networks, in a file."""
+    return f"{part}{_SUFFIX.get(output, f'_{output}')}"
 
 
 def load_stats(
@@ -178,14 +182,14 @@ def load_stats(
     """Reads the npz of `save_stats` or of other tools: float32 or float64 `mu`, `sigma`.
 
     Args:
-        path: An npz with `mu` `[D]`, `sigma` `[D, D]`, and `mu_s`, `sigma_s` for "spatial".
+        path: An npz with the keys of `save_stats`.
         extractor: The extractor the caller needs. A file that names its own must agree.
         count: Number of samples of a file that has no `n`, as ADM's.
 
     Raises: DimoError: Unreadable file, missing key, another extractor, or values that are no
         statistics.
     """
-    required = [f"{name}{_SUFFIX[output]}" for output in outputs for name in ("mu", "sigma")]
+    required = [stats_key(part, output) for output in outputs for part in ("mu", "sigma")]
     try:
         with Path(path).open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             keys = sorted(file.files)
@@ -218,8 +222,8 @@ def load_stats(
             output: FeatureStats(
                 extractor,
                 number,  # type: ignore[arg-type]
-                content[f"mu{_SUFFIX[output]}"],
-                content[f"sigma{_SUFFIX[output]}"],
+                content[stats_key("mu", output)],
+                content[stats_key("sigma", output)],
             )
             for output in outputs
         }

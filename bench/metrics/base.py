@@ -16,6 +16,7 @@ Draws come from `numpy.random.RandomState`, whose stream numpy has frozen: a see
 interval under every numpy version.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,7 @@ class Samples:
         labels: `[N]` requested classes; None if unknown.
         device: Where distances between samples are computed.
         shared: Intermediate results that several metrics use, by a key of the metric's choice.
+        parts: The samples of each network, where the row names several in `parts`.
     """
 
     generated: npt.NDArray[np.float32]
@@ -49,6 +51,7 @@ class Samples:
     labels: npt.NDArray[np.int64] | None = None
     device: torch.device = _CPU
     shared: dict[Any, Any] = field(default_factory=dict)
+    parts: "Mapping[str, Samples]" = field(default_factory=dict)
 
     def sides(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Generated and reference samples."""

@@ -94,7 +94,7 @@ def class_table(
         values: dict[str, float] = {}
         few = min(len(generated), len(others))
         samples = Samples(generated, others, device=device)
-        if few > generated.shape[1]:
+        if few > generated.shape[1] and not {"fid", "fd_dinov2"}.isdisjoint(shown):
             stats = [compute_stats(side, extractor="") for side in samples.sides()]
             distance = frechet_distance(generated=stats[0], reference=stats[1])
             values |= dict.fromkeys(("fid", "fd_dinov2"), distance)
@@ -129,8 +129,8 @@ def known_gaps(
             gaps[metric.name] = f"the features have no {kind.needs}"
         elif kind.uses_labels and not has_labels:
             gaps[metric.name] = "the images have no labels that count; name them with --labels"
-        elif kind.compares_with == "statistics" and kind.needs not in reference.stats:
-            gaps[metric.name] = f"the reference has no statistics of {kind.needs}"
+        elif missing := [name for name in kind.statistics if name not in reference.stats]:
+            gaps[metric.name] = f"the reference has no statistics of {', '.join(missing)}"
         elif kind.compares_with == "samples" and reference.count is None:
             gaps[metric.name] = "the reference has no features of single images"
         elif few := too_few(metric, count, reference.count or count):
@@ -143,17 +143,43 @@ def _score(metric: Metric, features: Features, reference: ReferenceSet, base: Sa
     generated = getattr(features, kind.needs)
     if generated is None:
         raise DimoError(f"these features have no {kind.needs}; score the images themselves")
-    statistics = reference.stats[kind.needs] if kind.compares_with == "statistics" else None
     samples = None
     if kind.compares_with == "samples":
-        assert reference.features is not None
+        if reference.features is None:
+            raise DimoError("the reference has no features of single images")
         samples = reference.features.features
-    inputs = replace(base, generated=generated, reference=samples, statistics=statistics)
+    inputs = replace(base, generated=generated, reference=samples)
+    if kind.parts:
+        inputs = _parted(inputs, kind.parts, reference)
+    elif kind.statistics:
+        inputs = replace(inputs, statistics=reference.stats[kind.needs])
     with np.errstate(all="ignore"):  # what overflows is told in words
         result: Score = load(kind.compute)(inputs, **metric.params)
     if not np.isfinite(result.value):
         raise DimoError("its value is not finite; check the features and those of the reference")
     return result
+
+
+def _parted(samples: Samples, names: tuple[str, ...], reference: ReferenceSet) -> Samples:
+    """The samples of some of an extractor's networks: of a single one itself, else as `parts`."""
+    width = max(columns.stop for columns in reference.columns.values())
+    for array in (samples.generated, samples.reference):
+        if array is not None and array.shape[1] != width:
+            raise DimoError(
+                f"features have dimension {array.shape[1]}; expected {width}, those of "
+                f"{', '.join(reference.columns)} side by side; score the images themselves"
+            )
+    parts = {}
+    for name in names:
+        columns, others = reference.columns[name], samples.reference
+        parts[name] = Samples(
+            samples.generated[:, columns],
+            None if others is None else others[:, columns],
+            reference.stats.get(name),
+            samples.labels,
+            samples.device,
+        )
+    return parts[names[0]] if len(names) == 1 else replace(samples, parts=parts)
 
 
 def metric_values(

@@ -58,6 +58,7 @@ class MetricKind:
         more_below_one: Whether a column with a value below 1 gets one more digit.
         tunable: Whether sampler settings may be chosen by it.
         uses_labels: Whether images must have labels.
+        parts: Networks of an extractor of several that it compares; empty: the extractor is one.
     """
 
     label: str
@@ -71,8 +72,22 @@ class MetricKind:
     more_below_one: bool = False
     tunable: bool = False
     uses_labels: bool = False
+    parts: tuple[str, ...] = ()
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        """Whose mean and covariance it compares with: an output's, or those of networks."""
+        return (self.parts or (self.needs,)) if self.compares_with == "statistics" else ()
 
 
+SIX = {  # FDr6's networks: rows of EXTRACTORS and how images reach their size
+    "inception": ("inception", "tf1-bilinear"),
+    "convnext": ("convnextv2-b", "torch-antialias"),
+    "dinov2": ("dinov2-vit-l-14", "torch-antialias"),
+    "mae": ("mae-vit-l-16", "torch-antialias"),
+    "siglip2": ("siglip2-so400m-16", "torch-antialias"),
+    "clip": ("clip-vit-l-14", "torch-antialias"),
+}
 _SEED = Param(0, lambda generated, reference: 2**32 - 1)
 _PAIRED = Param(2, min)
 
@@ -102,10 +117,31 @@ def _neighbours(name: str, label: str) -> MetricKind:
     )
 
 
+def _mind(label: str, *parts: str) -> MetricKind:
+    return MetricKind(
+        label,
+        higher_is_better=False,
+        compares_with="samples",
+        compute="bench.metrics.frechet:score_mind",
+        params={"projections": Param(1, lambda generated, reference: 100_000), "seed": _SEED},
+        decimals=2,
+        more_below_one=True,
+        parts=parts,
+    )
+
+
 METRICS: dict[str, MetricKind] = {
     "fid": _frechet("FID", decimals=2, more_below_one=True, tunable=True),
     "sfid": _frechet("sFID", needs="spatial"),
     "fd_dinov2": _frechet("FD-DINOv2", tunable=True),
+    "fdr6": MetricKind(
+        "FDr6",
+        higher_is_better=False,
+        compares_with="statistics",
+        compute="bench.metrics.frechet:score_fdr6",
+        decimals=2,
+        parts=tuple(SIX),
+    ),
     "inception_score": MetricKind(
         "IS",
         higher_is_better=True,
@@ -136,15 +172,8 @@ METRICS: dict[str, MetricKind] = {
             "seed": _SEED,
         },
     ),
-    "mind": MetricKind(
-        "MIND",
-        higher_is_better=False,
-        compares_with="samples",
-        compute="bench.metrics.frechet:score_mind",
-        params={"projections": Param(1, lambda generated, reference: 100_000), "seed": _SEED},
-        decimals=2,
-        more_below_one=True,
-    ),
+    "mind": _mind("MIND"),
+    **{f"mind_{part}": _mind(f"MIND {part}", part) for part in SIX},
     "cmmd": MetricKind(
         "CMMD",
         higher_is_better=False,
@@ -201,6 +230,8 @@ class ExtractorKind:
         archive_sha256: Of the official weights, if they are a TorchScript archive.
         packages: Packages besides PyTorch whose versions affect the numbers.
         image_size: The only height and width it takes; None for any.
+        parts: Of a row of several networks: name -> their rows and resizes. Its features are theirs
+            side by side, its weights a folder of their files.
     """
 
     outputs: tuple[str, ...]
@@ -211,6 +242,12 @@ class ExtractorKind:
     archive_sha256: str = ""
     packages: tuple[str, ...] = ()
     image_size: tuple[int, int] | None = None
+    parts: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def _vision(loader: str, weights: str, **more: Any) -> ExtractorKind:
+    loader, resizes = f"bench.features.vision:{loader}", ("torch-antialias",)
+    return ExtractorKind(("features",), loader, resizes, weights, packages=("timm",), **more)
 
 
 EXTRACTORS: dict[str, ExtractorKind] = {
@@ -246,7 +283,7 @@ EXTRACTORS: dict[str, ExtractorKind] = {
     "dinov2-vit-l-14": ExtractorKind(
         ("features",),
         "bench.features.dinov2:load_dinov2",
-        resizes=("pil-bicubic",),
+        resizes=("pil-bicubic", "torch-antialias"),
         weights="dinov2_vitl14_pretrain.pth, https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/",
         packages=("timm", "pillow"),
     ),
@@ -258,6 +295,28 @@ EXTRACTORS: dict[str, ExtractorKind] = {
         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/",
         archive_sha256="3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
         packages=("open_clip_torch", "pillow"),
+    ),
+    "convnextv2-b": _vision(
+        "load_convnextv2",
+        "convnextv2_base_22k_224_ema.pt, https://dl.fbaipublicfiles.com/convnext/convnextv2/im22k/",
+    ),
+    "mae-vit-l-16": _vision(
+        "load_mae", "mae_pretrain_vit_large.pth, https://dl.fbaipublicfiles.com/mae/pretrain/"
+    ),
+    "siglip2-so400m-16": _vision(
+        "load_siglip2", "open_clip_model.safetensors, timm/ViT-SO400M-16-SigLIP2-256"
+    ),
+    "clip-vit-l-14": _vision(
+        "load_clip",
+        "ViT-L-14.pt, https://openaipublic.azureedge.net/clip/models/"
+        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/",
+        archive_sha256="b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+    ),
+    "six": ExtractorKind(
+        ("features",),
+        "bench.features.extraction:Networks",
+        weights="the files of its six networks in one folder",
+        parts=SIX,
     ),
 }
 

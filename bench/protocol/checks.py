@@ -267,7 +267,8 @@ def _benchmark_contradictions(
 
 def _metric_contradictions(protocol: Protocol) -> Iterator[str]:
     counts = protocol.images.num_images, protocol.reference.count
-    outputs = EXTRACTORS[protocol.extractor.name].outputs if _is_known(protocol.extractor) else None
+    row = EXTRACTORS.get(protocol.extractor.name)
+    outputs, parts = (row.outputs, row.parts) if row else (None, {})
     seen: set[str] = set()
     for index, metric in enumerate(protocol.metrics):
         path, kind = f"metrics[{index}]", METRICS[metric.name]
@@ -281,6 +282,20 @@ def _metric_contradictions(protocol: Protocol) -> Iterator[str]:
             yield (
                 f"'{path}.name' is {metric.name!r}, which needs {kind.needs}; the extractor "
                 f"{protocol.extractor.name!r} gives {', '.join(outputs)}"
+            )
+        if not parts.keys() >= set(kind.parts):
+            having = [
+                name for name, row in EXTRACTORS.items() if row.parts.keys() >= set(kind.parts)
+            ]
+            yield (
+                f"'{path}.name' is {metric.name!r}, which compares features of several networks; "
+                f"'extractor.name' must be {' or '.join(having)}, not {protocol.extractor.name!r}"
+            )
+        if parts and not kind.parts and kind.needs == "features":
+            allowed = ", ".join(name for name, row in METRICS.items() if row.parts)
+            yield (
+                f"'{path}.name' is {metric.name!r}, for features of one network; the extractor "
+                f"{protocol.extractor.name!r} has several; allowed: {allowed}"
             )
         if (used := _images_used(metric)) > min(counts):
             yield (
@@ -310,7 +325,7 @@ def _extractor_contradictions(extractor: Extractor) -> Iterator[str]:
     if resizes and extractor.resize not in resizes:
         yield str(unknown_name("'extractor.resize'", extractor.resize, resizes))
     if not resizes and extractor.resize:
-        yield f"'extractor.resize' must be left out: {extractor.name!r} takes images as they are"
+        yield f"'extractor.resize' must be left out: {extractor.name!r} has no choice"
 
 
 def _is_known(extractor: Extractor) -> bool:

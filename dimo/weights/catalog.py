@@ -182,6 +182,32 @@ OFFICIAL: dict[str, OfficialFile] = {
         "MIT",
         sha256="3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
     ),
+    "convnextv2-b": OfficialFile(
+        "https://dl.fbaipublicfiles.com/convnext/convnextv2/im22k",
+        "convnextv2_base_22k_224_ema.pt",
+        "feature extractor of FDr6, ConvNeXt V2",
+        "CC-BY-NC-4.0",
+    ),
+    "mae-vit-l-16": OfficialFile(
+        "https://dl.fbaipublicfiles.com/mae/pretrain",
+        "mae_pretrain_vit_large.pth",
+        "feature extractor of FDr6, MAE",
+        "CC-BY-NC-4.0",
+    ),
+    "siglip2-so400m-16": OfficialFile(
+        "timm/ViT-SO400M-16-SigLIP2-256",
+        "open_clip_model.safetensors",
+        "feature extractor of FDr6, SigLIP 2",
+        "Apache-2.0",
+    ),
+    "clip-vit-l-14": OfficialFile(
+        "https://openaipublic.azureedge.net/clip/models/"
+        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+        "ViT-L-14.pt",
+        "feature extractor of FDr6, CLIP",
+        "MIT",
+        sha256="b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+    ),
 }
 
 # Names that files of many networks have; such a file keeps the folders of its source.

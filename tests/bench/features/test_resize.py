@@ -75,3 +75,16 @@ def test_torch_bicubic_neither_clips_nor_smooths(make_images):
     assert larger.max() > 260
     images = make_images(1, 1008, 1008)  # a third: each pixel is one of the source's
     assert torch.allclose(resize.torch_bicubic(images, 336), images[..., 1::3, 1::3].float())
+
+
+def test_torch_bicubic_antialias_is_pillows_without_clipping(make_images):
+    images = (make_images(2, 70, 50) > 127).byte() * 255
+    bands = [Image.fromarray(band.numpy()).convert("F") for band in images.flatten(0, 1)]
+    for side in (32, 60):
+        found = resize.torch_bicubic_antialias(images, side)
+        sides = (side, side)
+        expected = [np.asarray(band.resize(sides, Image.Resampling.BICUBIC)) for band in bands]
+        assert (found.flatten(0, 1) - torch.from_numpy(np.stack(expected))).abs().max() < 0.01
+    assert found.min() < 0
+    assert found.max() > 255
+    _equal(resize.torch_bicubic_antialias(images[..., :50, :], 50), images[..., :50, :].float())

@@ -310,7 +310,7 @@ def test_the_papers_protocol_fixes_what_it_should() -> None:
     ("old", "new", "message"),
     [
         ('"digits-cnn"', '"digits-cn"', "'extractor.name' 'digits-cn'; allowed: .*package.module"),
-        ('"digits-cnn"', '"digits-cnn"\nresize = "x"', "takes images as they are"),
+        ('"digits-cnn"', '"digits-cnn"\nresize = "x"', "has no choice"),
         ('"digits-cnn"', '"inception"', "unknown 'extractor.resize' ''; allowed: pil-bicubic"),
         ('"digits-cnn"', '"a.b:C"\nresize = "x"', "resizes by itself"),
         ('"fid"', '"sfid"', "'sfid', which needs spatial; the extractor 'digits-cnn' gives"),
