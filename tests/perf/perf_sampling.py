@@ -10,11 +10,14 @@ from straightforward import PlainMaskGIT, sample_plainly
 
 from dimo.engine.distributed import device_name
 from dimo.masking import tokens_per_step
+from dimo.models import TextFeatures
 from dimo.models.cpu import prepare_for_inference
 from dimo.models.halton import SIZES, HaltonMaskGIT
+from dimo.models.layers import gather_positions
 from dimo.models.maskgit import MaskGIT
+from dimo.models.meissonic import Meissonic
 from dimo.rng import ImageNoise
-from dimo.samplers.confidence import sample_confidence
+from dimo.samplers.confidence import sample_confidence, sample_meissonic
 from dimo.samplers.ordered import sample_halton
 
 STEPS, ROUNDS = 8, 2
@@ -160,3 +163,45 @@ def test_halton_order_needs_few_logits():
     _table(best, "logits everywhere")
     assert torch.equal(best["logits everywhere"][1], best["where needed"][1])
     assert best["logits everywhere"][0] >= 1.2 * best["where needed"][0]
+
+
+class Stored:
+    """In place of a network: logits that cost nothing."""
+
+    takes_positions = True
+
+    def __init__(self, network, images):
+        self.num_tokens, self.codebook_size = network.num_tokens, network.codebook_size
+        self.mask_token_id = network.mask_token_id
+        self.logits = torch.randn(images, self.num_tokens, self.codebook_size)
+
+    def __call__(self, tokens, labels, *, positions=None, **_):
+        return gather_positions(self.logits[: len(tokens)], positions)
+
+
+def test_random_numbers_take_less_than_a_tenth_of_a_step(networks):
+    """Draws (64-bit hashes), float64 log-softmax, guidance and ranking, of 8 guided steps."""
+    shares = {}
+    with torch.inference_mode():
+        for name, sampler, network, images, inputs in (
+            ("MaskGIT, V = 1,024", sample_confidence, networks[1], 4, FOUR_CLASSES),
+            ("Meissonic, V = 8,192", sample_meissonic, Meissonic().eval(), 1, None),
+        ):
+            noise, labels = ImageNoise(0, torch.arange(images)), torch.zeros(images).long()
+            settings = {"num_steps": STEPS, "guidance_scale": 4.0}
+            stored = Stored(network, images)
+            if inputs is None:
+                inputs = TextFeatures(torch.randn(images, 77, 1024), torch.randn(images, 1024))
+            tokens = torch.zeros(images, network.num_tokens).long()
+            runs = {
+                "rest": functools.partial(sampler, stored, labels, noise, **settings),
+                "forward": functools.partial(network, tokens, inputs),
+            }
+            seconds = {key: value[0] for key, value in _best_seconds(runs).items()}
+            step = seconds["rest"] / STEPS
+            shares[name] = step / (step + 2 * seconds["forward"])
+            print(
+                f"\n{name}: {step:.2f} s of a step of {step + 2 * seconds['forward']:.1f} s are "
+                f"not the network: {shares[name]:.1%}"
+            )
+    assert max(shares.values()) < 0.1

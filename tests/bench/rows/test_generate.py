@@ -265,7 +265,7 @@ def test_a_bench_killed_at_random_moments_ends_as_a_whole_one(
     dimo, forks, few_digits, tmp_path, ranks
 ):
     """SIGKILL and SIGTERM by turns, at least ten, until a run comes to its end."""
-    command = [*BENCH, "--steps", "1,2,4", "--protocol", str(few_digits), "--batch-size", "32"]
+    command = [*BENCH, "--steps", "1,2,4,8", "--protocol", str(few_digits), "--batch-size", "32"]
     dimo(*command, "--results", "whole", "--cache", "none")
     script, chance = tmp_path / "script.py", random.Random(ranks)
     codes, starts = [], 0
