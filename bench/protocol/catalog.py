@@ -48,16 +48,19 @@ class MetricKind:
     Attributes:
         higher_is_better: A protocol must state the same.
         needs: Output of the extractor ("features", "logits" or "spatial") it is computed from; or
-            a detector's "detections", or "pairs" of image and prompt for a scorer.
+            a detector's "detections", "pairs" of image and prompt for a scorer, or the tokenizer's
+            "reconstruction" of real images, which only the row of that name has.
         compares_with: Part of the reference it uses: "statistics" (Frechet distances), "samples" or
             "" for none.
-        compute: "module:function" of `(Samples, **params) -> Score` (`bench.metrics.base`); empty
-            for "detections" and "pairs", which a suite scores itself.
+        compute: "module:function" of `(Samples, **params) -> Score` (`bench.metrics.base`), or of
+            `(Reconstruction) -> Score` (`bench.metrics.reconstruction`); empty for "detections"
+            and "pairs", which a suite scores itself.
         params: The integers that a protocol gives, by name.
         tag: Tag of the prompts it covers; empty for all.
         more_below_one: Whether a column with a value below 1 gets one more digit.
         tunable: Whether sampler settings may be chosen by it.
         uses_labels: Whether images must have labels.
+        least_side: Height and width that images must have, in pixels; 0: any.
     """
 
     label: str
@@ -71,6 +74,12 @@ class MetricKind:
     more_below_one: bool = False
     tunable: bool = False
     uses_labels: bool = False
+    least_side: int = 0
+
+    @property
+    def of_features(self) -> bool:
+        """Whether it is computed from what an extractor gives."""
+        return bool(self.compute) and self.needs != "reconstruction"
 
 
 _SEED = Param(0, lambda generated, reference: 2**32 - 1)
@@ -101,6 +110,13 @@ def _neighbours(name: str, label: str) -> MetricKind:
         },
     )
 
+
+_RECONSTRUCTION: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("psnr", "PSNR", {"decimals": 2}),
+    ("ssim", "SSIM", {"least_side": 11}),
+    ("codebook_usage", "Codes used", {}),
+    ("codebook_perplexity", "Perplexity", {"decimals": 1}),
+)
 
 METRICS: dict[str, MetricKind] = {
     "fid": _frechet("FID", decimals=2, more_below_one=True, tunable=True),
@@ -158,6 +174,16 @@ METRICS: dict[str, MetricKind] = {
         compute="bench.metrics.per_image:score_accuracy",
         uses_labels=True,
     ),
+    **{
+        name: MetricKind(
+            label,
+            higher_is_better=True,
+            needs="reconstruction",
+            compute=f"bench.metrics.reconstruction:score_{name.rpartition('_')[2]}",
+            **more,
+        )
+        for name, label, more in _RECONSTRUCTION
+    },
     "geneval": MetricKind("GenEval", higher_is_better=True, needs="detections", tunable=True),
     **{
         f"geneval_{tag}": MetricKind(label, higher_is_better=True, needs="detections", tag=tag)

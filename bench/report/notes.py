@@ -142,10 +142,13 @@ def protocol_name(protocol: Protocol) -> Line:
     return (code(protocol.name), f", version {protocol.version}, ", code(digest))
 
 
+_OF_PROMPTS = ("detections", "answers", "pairs", "reconstruction")  # not of generated images
+
+
 def uncertainty_note(protocol: Protocol) -> Line:
     bootstrap = protocol.uncertainty
     kinds = [METRICS[metric.name] for metric in protocol.metrics]
-    others = [kind.label for kind in kinds if kind.needs not in ("detections", "pairs")]
+    others = [kind.label for kind in kinds if kind.needs not in _OF_PROMPTS]
     resampled = "generated images" if others else "prompts"
     if others and protocol.detector is not None:
         resampled = f"prompts, for {', '.join(others)} of the generated images"
