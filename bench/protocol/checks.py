@@ -18,7 +18,7 @@ from bench.protocol.catalog import (
 from bench.protocol.schema import Detector, Extractor, Metric, Protocol, Scorer
 from dimo.errors import DimoError, unknown_name
 
-_OF_NO_EXTRACTOR = ("detections", "pairs", "reconstruction")
+_OF_NO_EXTRACTOR = ("detections", "answers", "pairs", "reconstruction")
 
 
 def contradictions(protocol: Protocol, stem: str) -> Iterator[str]:
@@ -134,7 +134,7 @@ def _hashes(protocol: Protocol) -> Iterator[tuple[str, str]]:
 def _missing_parts(protocol: Protocol) -> Iterator[str]:
     """A table that a metric needs and the file lacks, or the reverse."""
     kinds = {metric.name: METRICS[metric.name] for metric in protocol.metrics}
-    decided = [name for name, kind in kinds.items() if kind.needs == "detections"]
+    decided = [name for name, kind in kinds.items() if kind.needs in ("detections", "answers")]
     paired = [name for name, kind in kinds.items() if kind.needs == "pairs"]
     lossy = [name for name, kind in kinds.items() if kind.needs == "reconstruction"]
     measured = [name for name in kinds if name not in (*decided, *paired, *lossy)]
@@ -203,6 +203,13 @@ def _detector_contradictions(detector: Detector, protocol: Protocol) -> Iterator
     if detector.name not in DETECTORS:
         yield str(unknown_name("'detector.name'", detector.name, DETECTORS))
         return
+    decides = DETECTORS[detector.name].metrics
+    for index, metric in enumerate(protocol.metrics):
+        if METRICS[metric.name].needs in ("detections", "answers") and metric.name not in decides:
+            yield (
+                f"'metrics[{index}].name' is {metric.name!r}; the detector {detector.name!r} "
+                f"decides {', '.join(decides)}"
+            )
     extractor, reference = protocol.extractor.name, protocol.reference.name
     shipped = {
         "extractor": [name for name, kind in EXTRACTORS.items() if not kind.weights],

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from bench.protocol import Protocol, protocol_sha256
-from bench.protocol.catalog import METRICS, NONE
+from bench.protocol.catalog import DETECTORS, METRICS, NONE
 from bench.records.record import ResultRecord
 from bench.records.seeds import SINGLE_SEED, SOURCE, grouped
 from bench.report import table as cells
@@ -123,8 +123,9 @@ def _network_rules(protocol: Protocol) -> Iterator[Line]:
     if detector is not None:
         right = detector.accuracy.values()
         known = f", right on {sum(right) / len(right):.2%} of known images" if right else ""
-        colors = f", colours by {one_line(detector.colors)}"
-        yield ("objects by ", code(detector.name), known, colors)
+        colors = f", colours by {one_line(detector.colors)}" if detector.colors else ""
+        what = "answers of " if DETECTORS[detector.name].reader else "objects by "
+        yield (what, code(detector.name), known, colors)
     if scorer is not None:
         resized, prefix = scorer.preprocessing, scorer.prefix
         yield (

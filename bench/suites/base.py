@@ -1,6 +1,5 @@
 """What all suites share: `Suite`, `load_suite`, and the one place where records are made."""
 
-import importlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,7 +16,7 @@ from bench.metrics.base import Score
 from bench.metrics.reconstruction import Reconstruction
 from bench.metrics.scores import metric_values, reconstruction_scores
 from bench.protocol import Protocol, protocol_sha256
-from bench.protocol.catalog import NONE
+from bench.protocol.catalog import DETECTORS, NONE, load
 from bench.protocol.checks import check_num_images
 from bench.records.compare import pack_contributions
 from bench.records.provenance import code_sha256, package_versions
@@ -58,6 +57,7 @@ SUITES: dict[str, str] = {
     "captions": "bench.suites.captions:CaptionsSuite",
     "hps": "bench.suites.hps:HPSSuite",
     "geneval": "bench.suites.geneval.suite:GenEvalSuite",
+    "answers": "bench.suites.answers:AnswersSuite",
 }
 
 
@@ -406,13 +406,12 @@ def load_suite(
 def suite_class(protocol: Protocol) -> Any:
     """The class of a protocol's suite, which knows what it takes without loading anything."""
     if protocol.detector is not None:
-        name = "geneval"
+        name = "answers" if DETECTORS[protocol.detector.name].reader else "geneval"
     elif protocol.scorer is not None:
         name = "hps" if protocol.extractor.name == NONE else "captions"
     else:
         name = "features"
-    module, _, attribute = SUITES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return load(SUITES[name])
 
 
 def check_inputs(
