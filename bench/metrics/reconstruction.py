@@ -70,7 +70,7 @@ def ssim(*, original: Tensor, decoded: Tensor) -> _Floats:
     of a Gaussian of sigma 1.5 on 11 x 11 pixels that add up to 1, (co)variances by these weights,
     without a correction for the number of pixels. The mean is over all places where the window fits
     within the image, and over channels, which is what scikit-image computes with
-    `gaussian_weights=True, use_sample_covariance=False`. Arguments as of `psnr`.
+    `gaussian_weights=True, use_sample_covariance=False`. Arguments as for `psnr`.
 
     Raises:
         DimoError: Other shapes or dtypes, or images smaller than the window.
