@@ -8,6 +8,7 @@ __all__ = [
     "class_accuracy",
     "class_hits",
     "cmmd",
+    "codebook_histogram",
     "cosines",
     "coverage_ceiling",
     "frechet_distance",
@@ -17,7 +18,9 @@ __all__ = [
     "manifold_membership",
     "mind",
     "prdc",
+    "psnr",
     "scaled_cosines",
+    "ssim",
 ]
 
 from bench.metrics.frechet import frechet_distance, mind
@@ -39,3 +42,4 @@ from bench.metrics.prdc import (
     manifold_membership,
     prdc,
 )
+from bench.metrics.reconstruction import codebook_histogram, psnr, ssim

@@ -13,6 +13,7 @@ from bench.metrics.base import Samples, Score, bootstrap_interval
 from bench.metrics.frechet import frechet_distance
 from bench.metrics.per_image import class_hits
 from bench.metrics.prdc import score_coverage
+from bench.metrics.reconstruction import Reconstruction
 from bench.protocol import Metric, Protocol
 from bench.protocol.catalog import METRICS, load
 from bench.protocol.checks import too_few
@@ -43,7 +44,7 @@ def score(
     metrics = [
         metric
         for metric in protocol.metrics
-        if METRICS[metric.name].compute and metric.name not in (gaps or {})
+        if METRICS[metric.name].of_features and metric.name not in (gaps or {})
     ]
     base = Samples(features.features, labels=features.labels, device=device)
     balanced = features.labels if protocol.images.labels == "balanced" else None
@@ -68,6 +69,16 @@ def score(
         scores[metric.name] = result
     progress("metrics", len(metrics), len(metrics), "metrics")
     return scores
+
+
+def reconstruction_scores(protocol: Protocol, made: Reconstruction) -> dict[str, Score]:
+    """Every metric of the protocol that says what the tokenizer loses."""
+    kinds = {metric.name: METRICS[metric.name] for metric in protocol.metrics}
+    return {
+        name: load(kind.compute)(made)
+        for name, kind in kinds.items()
+        if kind.needs == "reconstruction"
+    }
 
 
 def class_table(
@@ -123,7 +134,7 @@ def known_gaps(
     gaps = {}
     for metric in protocol.metrics:
         kind = METRICS[metric.name]
-        if not kind.compute:
+        if not kind.of_features:
             continue
         if kind.needs not in outputs:
             gaps[metric.name] = f"the features have no {kind.needs}"

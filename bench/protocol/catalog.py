@@ -48,17 +48,21 @@ class MetricKind:
     Attributes:
         higher_is_better: A protocol must state the same.
         needs: Output of the extractor ("features", "logits" or "spatial") it is computed from; or
-            a detector's "detections", or "pairs" of image and prompt for a scorer.
+            a detector's "detections", the "answers" of a model whose results are read, "pairs" of
+            image and prompt for a scorer, or the tokenizer's "reconstruction" of real images,
+            which only the row of that name has.
         compares_with: Part of the reference it uses: "statistics" (Frechet distances), "samples" or
             "" for none.
-        compute: "module:function" of `(Samples, **params) -> Score` (`bench.metrics.base`); empty
-            for "detections" and "pairs", which a suite scores itself.
+        compute: "module:function" of `(Samples, **params) -> Score` (`bench.metrics.base`), or of
+            `(Reconstruction) -> Score` (`bench.metrics.reconstruction`); empty for "detections",
+            "answers" and "pairs", which a suite scores itself.
         params: The integers that a protocol gives, by name.
         tag: Tag of the prompts it covers; empty for all.
         more_below_one: Whether a column with a value below 1 gets one more digit.
         tunable: Whether sampler settings may be chosen by it.
         uses_labels: Whether images must have labels.
         parts: Networks of an extractor of several that it compares; empty: the extractor is one.
+        least_side: Height and width that images must have, in pixels; 0: any.
     """
 
     label: str
@@ -73,11 +77,17 @@ class MetricKind:
     tunable: bool = False
     uses_labels: bool = False
     parts: tuple[str, ...] = ()
+    least_side: int = 0
 
     @property
     def statistics(self) -> tuple[str, ...]:
         """Whose mean and covariance it compares with: an output's, or those of networks."""
         return (self.parts or (self.needs,)) if self.compares_with == "statistics" else ()
+
+    @property
+    def of_features(self) -> bool:
+        """Whether it is computed from what an extractor gives."""
+        return bool(self.compute) and self.needs != "reconstruction"
 
 
 SIX = {  # FDr6's networks: rows of EXTRACTORS and how images reach their size
@@ -129,6 +139,13 @@ def _mind(label: str, *parts: str) -> MetricKind:
         parts=parts,
     )
 
+
+_RECONSTRUCTION: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("psnr", "PSNR", {"decimals": 2}),
+    ("ssim", "SSIM", {"least_side": 11}),
+    ("codebook_usage", "Codes used", {}),
+    ("codebook_perplexity", "Perplexity", {"decimals": 1}),
+)
 
 METRICS: dict[str, MetricKind] = {
     "fid": _frechet("FID", decimals=2, more_below_one=True, tunable=True),
@@ -187,6 +204,16 @@ METRICS: dict[str, MetricKind] = {
         compute="bench.metrics.per_image:score_accuracy",
         uses_labels=True,
     ),
+    **{
+        name: MetricKind(
+            label,
+            higher_is_better=True,
+            needs="reconstruction",
+            compute=f"bench.metrics.reconstruction:score_{name.rpartition('_')[2]}",
+            **more,
+        )
+        for name, label, more in _RECONSTRUCTION
+    },
     "geneval": MetricKind("GenEval", higher_is_better=True, needs="detections", tunable=True),
     **{
         f"geneval_{tag}": MetricKind(label, higher_is_better=True, needs="detections", tag=tag)
@@ -197,6 +224,24 @@ METRICS: dict[str, MetricKind] = {
             ("colors", "Colors"),
             ("position", "Position"),
             ("color_attr", "Attribution"),
+        )
+    },
+    **{
+        name: MetricKind(label, higher_is_better=True, needs="answers", decimals=2)
+        for name, label in (
+            ("geneval2", "Soft-TIFA GM"),
+            ("geneval2_am", "Soft-TIFA AM"),
+            ("geneval2_object", "Object"),
+            ("geneval2_attribute", "Attribute"),
+            ("geneval2_count", "Count"),
+            ("geneval2_position", "Position"),
+            ("geneval2_verb", "Verb"),
+            ("dpg_bench", "DPG-Bench"),
+            ("dpg_global", "Global"),
+            ("dpg_entity", "Entity"),
+            ("dpg_attribute", "Attribute"),
+            ("dpg_relation", "Relation"),
+            ("dpg_other", "Other"),
         )
     },
     "hps": MetricKind("HPS", higher_is_better=True, needs="pairs", decimals=2),
@@ -321,18 +366,27 @@ EXTRACTORS: dict[str, ExtractorKind] = {
 }
 
 
+def _starting(prefix: str) -> tuple[str, ...]:
+    return tuple(name for name in METRICS if name.startswith(prefix))
+
+
 @dataclass(frozen=True)
 class DetectorKind:
-    """An object detector.
+    """An object detector, or a model that answers questions about images.
 
     Attributes:
         loader: "module:function" of `(weights: Path | None, device) -> ObjectDetector`; empty for
             one that dimo does not run but whose results it reads from a file.
         weights: The official files and their source; empty if they come with dimo.
+        metrics: Those it decides.
+        reader: "module:function" of `(path, text of the prompts, Origin, Protocol) -> Answers`
+            (`bench.suites.answers`) that reads a model's answers; empty for detectors.
     """
 
     loader: str = ""
     weights: str = ""
+    metrics: tuple[str, ...] = tuple(n for n, kind in METRICS.items() if kind.needs == "detections")
+    reader: str = ""
 
     @property
     def reads_results(self) -> bool:
@@ -347,6 +401,12 @@ DETECTORS: dict[str, DetectorKind] = {
         "ViT-L-14.pt",
     ),
     "scenes-detector": DetectorKind("bench.suites.geneval.scenes_detector:load_scene_detector"),
+    "qwen3-vl-8b": DetectorKind(
+        metrics=_starting("geneval2"), reader="bench.suites.answers:read_geneval2"
+    ),
+    "mplug-vqa-large": DetectorKind(
+        metrics=_starting("dpg_"), reader="bench.suites.answers:read_dpg_bench"
+    ),
 }
 
 
@@ -378,7 +438,7 @@ class ScorerKind:
     tags: tuple[str, ...] = ()
 
 
-_HPS = tuple(name for name in METRICS if name.startswith("hps"))
+_HPS = _starting("hps")
 
 SCORERS: dict[str, ScorerKind] = {
     "hps": ScorerKind(

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from bench.protocol.catalog import (
     ANY,
+    BUNDLED_PROMPTS,
     BUNDLED_REFERENCES,
     DETECTORS,
     EXTRACTORS,
@@ -16,6 +17,8 @@ from bench.protocol.catalog import (
 )
 from bench.protocol.schema import Detector, Extractor, Metric, Protocol, Scorer
 from dimo.errors import DimoError, unknown_name
+
+_OF_NO_EXTRACTOR = ("detections", "answers", "pairs", "reconstruction")
 
 
 def contradictions(protocol: Protocol, stem: str) -> Iterator[str]:
@@ -131,9 +134,10 @@ def _hashes(protocol: Protocol) -> Iterator[tuple[str, str]]:
 def _missing_parts(protocol: Protocol) -> Iterator[str]:
     """A table that a metric needs and the file lacks, or the reverse."""
     kinds = {metric.name: METRICS[metric.name] for metric in protocol.metrics}
-    decided = [name for name, kind in kinds.items() if kind.needs == "detections"]
+    decided = [name for name, kind in kinds.items() if kind.needs in ("detections", "answers")]
     paired = [name for name, kind in kinds.items() if kind.needs == "pairs"]
-    measured = [name for name in kinds if name not in (*decided, *paired)]
+    lossy = [name for name, kind in kinds.items() if kind.needs == "reconstruction"]
+    measured = [name for name in kinds if name not in (*decided, *paired, *lossy)]
     compared = [name for name, kind in kinds.items() if kind.compares_with]
     for part, present, users in (
         ("extractor", protocol.extractor.name != NONE, measured),
@@ -144,6 +148,15 @@ def _missing_parts(protocol: Protocol) -> Iterator[str]:
     ):
         if users and not present:
             yield f"missing key {part!r}, which the metric {users[0]!r} needs"
+    if len(lossy) == len(kinds):
+        yield f"'metrics' must name one that other rows have, too, beside {lossy[0]!r}"
+    bundled = protocol.reference.name if protocol.prompts is None else protocol.prompts.name
+    if lossy and bundled not in (*BUNDLED_REFERENCES, BUNDLED_PROMPTS):
+        yield (
+            f"the metric {lossy[0]!r} needs real images that come with dimo, not {bundled!r}; "
+            f"allowed: the reference {' or '.join(BUNDLED_REFERENCES)}, the prompts "
+            f"{BUNDLED_PROMPTS}"
+        )
     if protocol.detector is not None and not decided:
         yield "'detector' must be left out: no metric needs it"
     if protocol.scorer is not None and not paired:
@@ -190,6 +203,13 @@ def _detector_contradictions(detector: Detector, protocol: Protocol) -> Iterator
     if detector.name not in DETECTORS:
         yield str(unknown_name("'detector.name'", detector.name, DETECTORS))
         return
+    decides = DETECTORS[detector.name].metrics
+    for index, metric in enumerate(protocol.metrics):
+        if METRICS[metric.name].needs in ("detections", "answers") and metric.name not in decides:
+            yield (
+                f"'metrics[{index}].name' is {metric.name!r}; the detector {detector.name!r} "
+                f"decides {', '.join(decides)}"
+            )
     extractor, reference = protocol.extractor.name, protocol.reference.name
     shipped = {
         "extractor": [name for name, kind in EXTRACTORS.items() if not kind.weights],
@@ -278,7 +298,13 @@ def _metric_contradictions(protocol: Protocol) -> Iterator[str]:
         if metric.higher_is_better != kind.higher_is_better:
             right = str(kind.higher_is_better).lower()
             yield f"'{path}.higher_is_better' must be {right} for {metric.name!r}"
-        if outputs is not None and kind.needs not in (*outputs, "detections", "pairs"):
+        if min(protocol.images.resolution) < kind.least_side:
+            sizes = " x ".join(map(str, protocol.images.resolution))
+            yield (
+                f"'{path}.name' is {metric.name!r}, which needs images of {kind.least_side} x "
+                f"{kind.least_side} pixels or more, not {sizes}"
+            )
+        if outputs is not None and kind.needs not in (*outputs, *_OF_NO_EXTRACTOR):
             yield (
                 f"'{path}.name' is {metric.name!r}, which needs {kind.needs}; the extractor "
                 f"{protocol.extractor.name!r} gives {', '.join(outputs)}"

@@ -95,7 +95,7 @@ class Prompts:
         name: A bundled list, or the name of the official file.
         sha256: Hash of the list in the official form: one line of JSON per prompt
             (`bench.suites.geneval.prompts`) or, for a scorer, one JSON text per line
-            (`bench.suites.captions`); or `"any"`.
+            (`bench.suites.captions`); of a model's questions, of the file; or `"any"`.
     """
 
     name: str
@@ -106,19 +106,19 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Detector:
-    """The detector of objects and their colours.
+    """The detector of objects and their colours, or the model that answers questions.
 
     Attributes:
         name: Of `DETECTORS`.
         sha256: Hash of its weights file, or `"any"`.
-        colors: What classifies colours, in words.
+        colors: What classifies colours, in words; empty where nothing does.
         colors_sha256: Hash of that classifier's weights, or `"any"`; empty without weights.
         accuracy: Fraction of correct decisions on images of known content by tag, if known.
     """
 
     name: str
     sha256: str
-    colors: str
+    colors: str = ""
     colors_sha256: str = ""
     accuracy: dict[str, float] = field(default_factory=dict)
 

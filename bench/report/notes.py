@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from bench.protocol import Protocol, protocol_sha256
-from bench.protocol.catalog import METRICS, NONE
+from bench.protocol.catalog import DETECTORS, METRICS, NONE
 from bench.records.record import ResultRecord
 from bench.records.seeds import SINGLE_SEED, SOURCE, grouped
 from bench.report import table as cells
@@ -123,8 +123,9 @@ def _network_rules(protocol: Protocol) -> Iterator[Line]:
     if detector is not None:
         right = detector.accuracy.values()
         known = f", right on {sum(right) / len(right):.2%} of known images" if right else ""
-        colors = f", colours by {one_line(detector.colors)}"
-        yield ("objects by ", code(detector.name), known, colors)
+        colors = f", colours by {one_line(detector.colors)}" if detector.colors else ""
+        what = "answers of " if DETECTORS[detector.name].reader else "objects by "
+        yield (what, code(detector.name), known, colors)
     if scorer is not None:
         resized, prefix = scorer.preprocessing, scorer.prefix
         yield (
@@ -142,10 +143,13 @@ def protocol_name(protocol: Protocol) -> Line:
     return (code(protocol.name), f", version {protocol.version}, ", code(digest))
 
 
+_OF_PROMPTS = ("detections", "answers", "pairs", "reconstruction")  # not of generated images
+
+
 def uncertainty_note(protocol: Protocol) -> Line:
     bootstrap = protocol.uncertainty
     kinds = [METRICS[metric.name] for metric in protocol.metrics]
-    others = [kind.label for kind in kinds if kind.needs not in ("detections", "pairs")]
+    others = [kind.label for kind in kinds if kind.needs not in _OF_PROMPTS]
     resampled = "generated images" if others else "prompts"
     if others and protocol.detector is not None:
         resampled = f"prompts, for {', '.join(others)} of the generated images"

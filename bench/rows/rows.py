@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.metrics.reconstruction import Reconstruction
 from bench.records.record import MethodInfo, Section
 from bench.records.selection import Tuning
 from bench.rows.settings import (
@@ -113,6 +114,7 @@ class Job:
     settings: SamplerSettings | None = None  # None for a fixed set
     images: Tensor | None = None  # the fixed set, uint8 [N, 3, H, W]
     labels: Tensor | None = None  # of the fixed set, int64 [N]
+    reconstruction: Reconstruction | None = None  # where the set is what a tokenizer made
     student: str | None = None  # where it was loaded from: run, name or hf:// address
     tuning: Tuning | None = None  # the sweep that chose the settings (`bench.tuning`)
 

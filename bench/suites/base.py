@@ -1,6 +1,5 @@
 """What all suites share: `Suite`, `load_suite`, and the one place where records are made."""
 
-import importlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -14,9 +13,10 @@ from torch import Tensor
 from bench.images.checks import Content
 from bench.images.codec import to_uint8
 from bench.metrics.base import Score
-from bench.metrics.scores import metric_values
+from bench.metrics.reconstruction import Reconstruction
+from bench.metrics.scores import metric_values, reconstruction_scores
 from bench.protocol import Protocol, protocol_sha256
-from bench.protocol.catalog import NONE
+from bench.protocol.catalog import DETECTORS, NONE, load
 from bench.protocol.checks import check_num_images
 from bench.records.compare import pack_contributions
 from bench.records.provenance import code_sha256, package_versions
@@ -57,6 +57,7 @@ SUITES: dict[str, str] = {
     "captions": "bench.suites.captions:CaptionsSuite",
     "hps": "bench.suites.hps:HPSSuite",
     "geneval": "bench.suites.geneval.suite:GenEvalSuite",
+    "answers": "bench.suites.answers:AnswersSuite",
 }
 
 
@@ -198,12 +199,12 @@ class Suite(ABC):
         images, labels = real
         tokenizer = loaded.tokenizer
         with torch.inference_mode():
-            decoded = tokenizer.decode(tokenizer.encode(images))
-        decoded = to_uint8(decoded, self.protocol.images.uint8).cpu()
-        return [
-            Job("Real data", "Reference", loaded, images=images, labels=labels),
-            Job("Tokenizer reconstruction", "Reference", loaded, images=decoded, labels=labels),
-        ]
+            tokens = tokenizer.encode(images)
+            decoded = to_uint8(tokenizer.decode(tokens), self.protocol.images.uint8).cpu()
+        made = Reconstruction(images, decoded, tokens, tokenizer.codebook_size)
+        row = Job("Real data", "Reference", loaded, images=images, labels=labels)
+        name = "Tokenizer reconstruction"
+        return [row, replace(row, name=name, images=decoded, reconstruction=made)]
 
     def _real_data(self) -> tuple[Tensor, Tensor] | None:
         """Bundled images uint8 [N, 3, H, W] and labels int64 [N] that a perfect model matches."""
@@ -253,6 +254,7 @@ class Suite(ABC):
                 start,
                 speed=collected.speed,
                 seed=seed,
+                reconstruction=row.reconstruction,
             )
 
         return self.on_first(scored)
@@ -336,6 +338,7 @@ class Suite(ABC):
         seed: int | None = None,
         evidence: Mapping[str, str] | None = None,
         files: Mapping[str, bytes] | None = None,
+        reconstruction: Reconstruction | None = None,
     ) -> Measured:
         """Makes the record of one row, whose work began at `time.monotonic() == start`.
 
@@ -344,7 +347,12 @@ class Suite(ABC):
             speed: None, like `seed`: the images were not made here.
             evidence: In place of that of the suite.
             files: As in `Measured`.
+            reconstruction: What the tokenizer made, in its row alone.
         """
+        if reconstruction is not None:
+            lost = reconstruction_scores(self.protocol, reconstruction)
+            scores = {**scores, **lost}
+            counts = {**counts, **dict.fromkeys(lost, len(reconstruction.decoded))}
         ordered = {m.name: scores[m.name] for m in self.protocol.metrics if m.name in scores}
         contributions = pack_contributions(ordered)
         metrics: dict[str, MetricValue] = {}
@@ -390,26 +398,20 @@ def load_suite(
     """The suite of a protocol, with its networks, reference and prompts; `options` of `Suite`."""
     if num_images is not None:
         check_num_images(protocol, num_images)
-    suite: Suite = suite_class(protocol)(
-        protocol,
-        runtime,
-        assets or Assets(),
-        num_images=num_images,
-        **options,
-    )
+    made = suite_class(protocol)
+    suite: Suite = made(protocol, runtime, assets or Assets(), num_images=num_images, **options)
     return suite
 
 
 def suite_class(protocol: Protocol) -> Any:
     """The class of a protocol's suite, which knows what it takes without loading anything."""
     if protocol.detector is not None:
-        name = "geneval"
+        name = "answers" if DETECTORS[protocol.detector.name].reader else "geneval"
     elif protocol.scorer is not None:
         name = "hps" if protocol.extractor.name == NONE else "captions"
     else:
         name = "features"
-    module, _, attribute = SUITES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return load(SUITES[name])
 
 
 def check_inputs(

@@ -179,8 +179,8 @@ ProtocolPrompts = Annotated[
         "--prompts",
         metavar="PATH",
         rich_help_panel=FILES,
-        help="The protocol's prompts: GenEval's file, HPSv2's folder or captions (.json, .txt, "
-        ".csv); default: bundled.",
+        help="The protocol's prompts: the file of GenEval, GenEval 2 or DPG-Bench, HPSv2's "
+        "folder, or captions (.json, .txt, .csv); default: bundled.",
     ),
 ]
 

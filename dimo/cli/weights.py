@@ -226,6 +226,7 @@ def export(
     from dimo.weights.download import HUB, push
     from dimo.weights.exchange import export_folder, export_student
     from dimo.zoo.students import checkpoint_of, find_student
+    from dimo.zoo.teachers import TEACHERS
 
     if form not in ("", "safetensors", "official"):
         raise unknown_name("--format", form, ("safetensors", "official"))
@@ -247,6 +248,11 @@ def export(
         export_student(run, out, weights=weights, force=force)
         terminal.say(f"{out}: {_sampled_with(student.config)}")
         return
+    if repository and student.config.teacher not in TEACHERS:
+        raise DimoError(
+            f"--push: the teacher of {run} is the local folder {student.config.teacher}, and the "
+            "student would not load elsewhere; export it to a folder with -o, and share both"
+        )
     report = read_report(results, protocol, weights_sha256=sha256_file(student.path))
     for problem in report.problems:
         terminal.warn(problem)

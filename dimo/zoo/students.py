@@ -132,7 +132,15 @@ def find_student(run: str | Path, *, weights: Path | None = None) -> FoundStuden
         return _on_hub(name)
     if name in PUBLISHED_STUDENTS:
         return _found(PUBLISHED_STUDENTS[name], locate(name, weights), name)
-    if Path(run).is_file():
+    try:
+        is_file = Path(run).is_file()
+    except OSError as error:  # e.g. too long for a path
+        named = ", ".join([*shipped_students(), *PUBLISHED_STUDENTS])
+        raise DimoError(
+            f"student {name[:40]!r}... of {len(name)} characters is no path ({error.strerror}); "
+            f"give a run folder, or a name: {named}"
+        ) from error
+    if is_file:
         return _found(_config_of_file(Path(run)), Path(run), Path(run).stem)
     if is_checkpoint(Path(run)):
         return _of_checkpoint(Path(run))

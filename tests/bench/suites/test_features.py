@@ -1,14 +1,16 @@
 """The chain on the shipped weights: reference rows, invariance, and the claims of the README."""
 
+import copy
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
 from bench.features import extract
 from bench.features.references import reference_images
 from bench.metrics.scores import score
-from bench.protocol import load_protocol
+from bench.protocol import Metric, load_protocol
 from bench.rows.rows import load_planned, plan_jobs
 from bench.rows.settings import Choice
 from bench.suites.base import load_suite
@@ -76,6 +78,30 @@ def test_the_tokenizer_is_the_floor(records):
     floor = _value(records["Tokenizer reconstruction", None], "fid")
     others = [_value(r, "fid") for key, r in records.items() if key[1] is not None]
     assert 0 < floor < min(others)
+
+
+def test_the_row_of_the_tokenizer_alone_says_what_it_loses(suite):
+    """Equal to the row's own arrays, and a gap in the other rows."""
+    names = ("psnr", "codebook_usage", "codebook_perplexity")
+    listed = tuple(Metric(name, True, {}, supplementary=True) for name in names)
+    asking = copy.copy(suite)
+    asking.protocol = dataclasses.replace(
+        suite.protocol, metrics=(suite.protocol.metrics[0], *listed)
+    )
+    loaded = load_planned(plan_jobs("digits", [], [1]), device=CPU)[0].loaded
+    rows = asking.reference_rows(loaded)
+    real, found = (asking.measure(row).record.metrics for row in rows)
+    assert (list(real), list(found)) == (["fid"], ["fid", *names])
+    made = rows[1].reconstruction
+    assert rows[1].images is made.decoded
+    counts = np.bincount(made.tokens.numpy().ravel(), minlength=256)
+    p = counts[counts > 0] / counts.sum()
+    assert found["codebook_usage"].value == pytest.approx((counts > 0).mean())
+    assert found["codebook_perplexity"].value == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+    assert 20 < found["psnr"].value < 40
+    for name in names:
+        assert found[name].n == 1797
+        assert found[name].low <= found[name].value <= found[name].high
 
 
 @pytest.mark.slow

@@ -274,6 +274,16 @@ def test_pushes_that_fail_leave_no_commit_and_say_what_to_do(hub, dimo, monkeypa
     assert "x.bin is one file" in said
 
 
+def test_a_student_of_a_local_teacher_is_not_pushed(hub, dimo, run_folder, tmp_path):
+    config = json.loads((run_folder / "config.json").read_text())
+    config["teacher"] = str(tmp_path / "local")
+    (run_folder / "config.json").write_text(json.dumps(config))
+    said = dimo("export", str(run_folder), "--push", "some/one", code=2)[1]
+    assert "is the local folder" in said
+    assert "would not load elsewhere" in said
+    assert not hub.repositories
+
+
 def test_a_push_is_refused_if_the_repository_moved_on(hub, monkeypatch, tmp_path):
     """What was there when files were compared must be there when they are replaced."""
     look = Handler.info
