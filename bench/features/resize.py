@@ -84,13 +84,18 @@ def pil_bicubic_bytes(images: Tensor, side: int) -> Tensor:
     return torch.from_numpy(target).permute(0, 3, 1, 2).float().to(images.device)
 
 
-def pil_central_square(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
-    """CLIP's: uint8 [H, W, 3], its shorter side to `side` on bytes, then the central square."""
+def pil_central_square(
+    image: npt.NDArray[np.uint8], side: int, *, floor: bool = False
+) -> npt.NDArray[np.uint8]:
+    """CLIP's: uint8 [H, W, 3], its shorter side to `side` on bytes, then the central square.
+
+    Half of an odd margin is rounded to even, as by torchvision, or down, as by transformers.
+    """
     height, width = image.shape[:2]
     short = min(height, width)
     size = (side * width // short, side * height // short)
     resized = np.asarray(Image.fromarray(image).resize(size, resample=Image.Resampling.BICUBIC))
-    left, top = (round((length - side) / 2) for length in size)
+    left, top = ((n - side) // 2 if floor else round((n - side) / 2) for n in size)
     return resized[top : top + side, left : left + side]
 
 

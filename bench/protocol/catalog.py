@@ -182,6 +182,9 @@ METRICS: dict[str, MetricKind] = {
             ("photo", "Photo"),
         )
     },
+    "pickscore": MetricKind("PickScore", higher_is_better=True, needs="pairs", decimals=2),
+    "image_reward": MetricKind("ImageReward", higher_is_better=True, needs="pairs"),
+    "hpsv3": MetricKind("HPSv3", higher_is_better=True, needs="pairs", decimals=2),
     "clip_score": MetricKind(
         "CLIP score", higher_is_better=True, needs="pairs", decimals=2, more_below_one=True
     ),
@@ -300,10 +303,12 @@ class ScorerKind:
     """A network that scores how well an image fits its prompt.
 
     Attributes:
-        loader: "module:function" of `(weights, model, preprocessing) -> Towers`, or of `(weights)`
-            if `shipped`; empty for HPS, which its suite loads.
-        shipped: The weights file, if it comes with dimo; the network then takes images as they
-            are, without a prefix, and a protocol names neither model nor preprocessing.
+        suite: Of `bench.suites.base.SUITES`, where it scores without a detector.
+        loader: "module:function" of `(weights, model, preprocessing) -> Towers`, of `(weights) ->
+            Towers` if `shipped`, or of `(weights) -> PairScorer` for the suite "preferences"; empty
+            for HPS, which its suite loads.
+        shipped: The weights file, if it comes with dimo.
+        weights: The official file and its source, for the suite "preferences".
         model: Its only architecture; empty: any plain CLIP of open_clip.
         versions: Name of its published weights file by version; empty: it has no versions.
         scales: Scales of its scores that a protocol may name; empty if there is no choice.
@@ -311,23 +316,44 @@ class ScorerKind:
     """
 
     metrics: tuple[str, ...]
+    suite: str = "captions"
     loader: str = ""
     shipped: Path | None = None
+    weights: str = ""
     model: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     scales: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether a protocol names neither model nor preprocessing nor prefix, as there is one."""
+        return self.shipped is not None or self.suite == "preferences"
 
-_HPS = tuple(name for name in METRICS if name.startswith("hps"))
+
+_HPS = ("hps", *(name for name in METRICS if name.startswith("hps_")))
 
 SCORERS: dict[str, ScorerKind] = {
     "hps": ScorerKind(
         _HPS,
+        suite="hps",
         model="ViT-H-14",
         # of xswu/HPSv2 on Hugging Face
         versions={"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"},
         tags=tuple(METRICS[name].tag for name in _HPS if METRICS[name].tag),
+    ),
+    "pickscore": ScorerKind(
+        ("pickscore",),
+        suite="preferences",
+        loader="bench.features.clip:load_pickscore",
+        weights="model.safetensors of yuvalkirstain/PickScore_v1 on Hugging Face",
+    ),
+    "image-reward": ScorerKind(
+        ("image_reward",),
+        suite="preferences",
+        loader="bench.features.image_reward:load_image_reward",
+        weights="ImageReward.pt of THUDM/ImageReward on Hugging Face, with vocab.txt of "
+        "google-bert/bert-base-uncased beside it",
     ),
     "clip-score": ScorerKind(
         ("clip_score",), loader="bench.features.clip:load_pairs", scales=("cosine", "scaled")

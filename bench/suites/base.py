@@ -16,7 +16,7 @@ from bench.images.codec import to_uint8
 from bench.metrics.base import Score
 from bench.metrics.scores import metric_values
 from bench.protocol import Protocol, protocol_sha256
-from bench.protocol.catalog import NONE
+from bench.protocol.catalog import NONE, SCORERS
 from bench.protocol.checks import check_num_images
 from bench.records.compare import pack_contributions
 from bench.records.provenance import code_sha256, package_versions
@@ -56,6 +56,7 @@ SUITES: dict[str, str] = {
     "features": "bench.suites.features:FeaturesSuite",
     "captions": "bench.suites.captions:CaptionsSuite",
     "hps": "bench.suites.hps:HPSSuite",
+    "preferences": "bench.suites.preferences:PreferencesSuite",
     "geneval": "bench.suites.geneval.suite:GenEvalSuite",
 }
 
@@ -65,7 +66,9 @@ class Assets:
     """Files that replace bundled or downloaded ones; None: those."""
 
     weights: Path | None = None  # folder with the weights of teachers and students
-    extractor: Path | None = None  # weights of the feature extractor, the detector or HPS
+    extractor: Path | None = (
+        None  # weights of the feature extractor, the detector or a preference scorer
+    )
     clip: Path | None = None  # weights of the CLIP that scores captions beside an extractor
     reference: Path | None = None  # file or folder of the reference statistics
     prompts: Path | None = None
@@ -405,7 +408,7 @@ def suite_class(protocol: Protocol) -> Any:
     if protocol.detector is not None:
         name = "geneval"
     elif protocol.scorer is not None:
-        name = "hps" if protocol.extractor.name == NONE else "captions"
+        name = SCORERS[protocol.scorer.name].suite
     else:
         name = "features"
     module, _, attribute = SUITES[name].partition(":")
