@@ -131,6 +131,11 @@ def central_square(pixels: npt.NDArray[np.uint8], side: int, preprocessing: str)
     return levels[:, top : top + side, left : left + side]
 
 
+def pil_bicubic_to(image: npt.NDArray[np.uint8], height: int, width: int) -> _Pixels:
+    """A uint8 image [H, W, 3], antialiased on bytes, to any height and width, as uint8."""
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+
+
 def _pil_resize(image: Image.Image, side: int) -> _Pixels:
     return np.asarray(image.resize((side, side), resample=Image.Resampling.BICUBIC))
 

@@ -355,6 +355,13 @@ SCORERS: dict[str, ScorerKind] = {
         weights="ImageReward.pt of THUDM/ImageReward on Hugging Face, with vocab.txt of "
         "google-bert/bert-base-uncased beside it",
     ),
+    "hpsv3": ScorerKind(
+        ("hpsv3",),
+        suite="preferences",
+        loader="bench.features.hpsv3:load_hpsv3",
+        weights="HPSv3.safetensors of MizzenAI/HPSv3 on Hugging Face, with tokenizer.json of "
+        "Qwen/Qwen2-VL-7B-Instruct and data_collator_qwen.py of the package hpsv3 beside it",
+    ),
     "clip-score": ScorerKind(
         ("clip_score",), loader="bench.features.clip:load_pairs", scales=("cosine", "scaled")
     ),

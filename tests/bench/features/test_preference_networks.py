@@ -1,4 +1,4 @@
-"""PickScore and ImageReward against the published code, on tiny random networks."""
+"""PickScore, ImageReward and HPSv3 against the published code, on tiny random networks."""
 
 import gzip
 import json
@@ -116,3 +116,75 @@ def test_what_is_no_image_reward_is_refused(reward, tmp_path):
         make(state={"visual.proj": torch.zeros(2, 2)})
     with pytest.raises(DimoError, match=r"1 missing \(reward\.7\.bias\)"):
         make(state={key: value for key, value in state.items() if key != "mlp.layers.7.bias"})
+
+
+TEXTS = ("\nHow good is this picture of - {text_prompt}\n\n", "\nAs a number: <|Reward|>\n\nEND\n")
+
+
+@pytest.fixture(scope="module")
+def hpsv3(golden):
+    pytest.importorskip("transformers", reason="needs the extra t2i")
+    from bench.features.hpsv3 import Sizes, make_hpsv3
+
+    sizes = Sizes((32, 2, 2), 1, 48, (32, 2, 2), 2)
+    data, state, pictures = golden_case(golden, "hpsv3_tiny")
+    tokenizer = golden / "hpsv3_tiny.tokenizer.json"
+
+    def make(state=state, dtype=torch.float32):
+        return make_hpsv3(state, tokenizer, TEXTS, sizes, dtype, name="tiny")
+
+    return make, data, state, pictures
+
+
+def test_hpsv3_equals_the_published_code(hpsv3):
+    from bench.features.hpsv3 import patches_of
+
+    make, data, _, pictures = hpsv3
+    network, texts = make(), data["texts"].tolist()
+    prepared = [patches_of(picture) for picture in pictures]
+    assert [(1, *grid) for _, grid in prepared] == list(map(tuple, data["grid"].tolist()))
+    patches = torch.cat([patches for patches, _ in prepared])
+    np.testing.assert_array_equal(patches[::16, ::49], data["pixels"])
+    for (image, _), text, theirs in zip(prepared, texts, data["input_ids"], strict=True):
+        ours = network.tokens(text, len(image)).numpy()
+        np.testing.assert_array_equal(ours, theirs[: len(ours)])
+    found, own = network.score(pictures, texts), range(3)
+    assert found.std() > 0.5
+    np.testing.assert_allclose(found, data["scores"][own, own, 0], atol=5e-5)  # their batch: 1e-5
+    network.double()
+    exact = [network(i.double(), g, t).numpy() for (i, g), t in zip(prepared, texts, strict=True)]
+    np.testing.assert_allclose(exact, data["scores_float64"][own, own], atol=1e-5)
+    other = network(prepared[0][0].double(), prepared[0][1], texts[2])  # norms are in float32
+    np.testing.assert_allclose(other, data["scores_float64"][0, 2], atol=1e-5)
+    (coarse,) = make(dtype=torch.bfloat16).score(pictures[:1], texts[:1])
+    assert 0 < abs(coarse - found[0]) < 0.5
+
+
+def test_the_size_of_what_hpsv3_sees():
+    from bench.features.hpsv3 import size_of
+
+    assert size_of(1024, 1024) == (448, 448)
+    assert size_of(256, 512) == (336, 644)  # made larger: rounded up
+    assert size_of(768, 1344) == (336, 588)  # made smaller: rounded down
+    with pytest.raises(DimoError, match="image of 2 x 401 pixels; allowed: sides of at most"):
+        size_of(2, 401)
+
+
+def test_what_is_no_hpsv3_is_refused(hpsv3, tmp_path):
+    from bench.features.hpsv3 import load_hpsv3
+
+    make, _, state, _ = hpsv3
+    weights, template = tmp_path / "HPSv3.safetensors", tmp_path / "data_collator_qwen.py"
+    with pytest.raises(DimoError, match=r"data_collator_qwen\.py: No such file.*hpsv3 1\.0\.0"):
+        load_hpsv3(weights)
+    template.write_text('INSTRUCTION = "How good?"\nprompt_with_special_token = "<|Reward|>"\n')
+    with pytest.raises(DimoError, match="has another instruction than HPSv3 was trained with"):
+        load_hpsv3(weights)
+    with pytest.raises(DimoError, match=r"have no embeddings of words, hpsv3_tiny\.tokenizer"):
+        make(state={"rm_head.0.weight": torch.zeros(2, 2)})
+    with pytest.raises(DimoError, match=r"1 missing \(5\.bias\)"):
+        make(state={key: value for key, value in state.items() if key != "rm_head.5.bias"})
+    with pytest.raises(DimoError, match=r"1 unexpected \(visual\.more\)"):
+        make(state={**state, "visual.more": torch.zeros(1)})
+    with pytest.raises(DimoError, match=r"prompt 'a <\|Reward\|>' has"):
+        make().tokens("a <|Reward|>", 4)
