@@ -82,7 +82,7 @@ class HPSv3(nn.Module):
         return ids
 
     def forward(self, patches: Tensor, grid: tuple[int, int], prompt: str) -> Tensor:
-        """An image as of `patches_of`, and its prompt -> mean and log deviation, [2]."""
+        """An image from `patches_of` and its prompt -> mean and log deviation, [2]."""
         ids = self.tokens(prompt, len(patches))[None].to(patches.device)
         weight = next(self.network.parameters())
         states = self.network(
