@@ -15,7 +15,7 @@ from torch import nn
 
 from bench.features.extraction import cache_folder
 from bench.protocol import Protocol
-from bench.protocol.catalog import BUNDLED_PROMPTS
+from bench.protocol.networks import BUNDLED_PROMPTS
 from bench.records.selection import criterion_of, needed_criterion
 from bench.rows.grid import Row, draw_samples, sample_rows
 from bench.rows.rows import Job, jobs_of

@@ -34,7 +34,8 @@ from bench.features.extraction import (
     extract_batches,
     join_features,
 )
-from bench.protocol.catalog import ANY, EXTRACTORS, load
+from bench.protocol.catalog import ANY, load
+from bench.protocol.networks import EXTRACTORS
 from dimo.errors import DimoError, unknown_name
 from dimo.util.files import sha256_bytes, sha256_file
 from dimo.weights.catalog import default_folder, find

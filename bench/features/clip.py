@@ -1,9 +1,11 @@
 """CLIP with open_clip's networks: features of CMMD (arXiv:2401.09603), and pairs of image and text.
 
 CMMD uses ViT-L/14 at 336 pixels. OpenAI's weights were trained with QuickGELU; plain GELU loads
-them too and is wrong.
+them too and is wrong. PickScore (arXiv:2305.01569) is a ViT-H/14 in the layout of `transformers`.
 """
 
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,13 @@ from torch import Tensor, nn
 
 from bench.features import is_torchscript, load_torchscript
 from bench.features.extraction import embed
-from bench.features.resize import central_square, pil_bicubic_bytes, torch_bicubic
-from bench.protocol.catalog import PREPROCESSINGS
+from bench.features.resize import (
+    central_square,
+    pil_bicubic_bytes,
+    pil_central_square,
+    torch_bicubic,
+)
+from bench.protocol.networks import PREPROCESSINGS
 from dimo.errors import DimoError, unknown_name
 from dimo.weights.files import load_state_dict, read_state_dict
 
@@ -173,3 +180,99 @@ def _read_state(weights: Path) -> dict[str, Tensor]:
     if is_torchscript(weights):
         return load_torchscript(weights).state_dict()
     return read_state_dict(weights)
+
+
+class PickScore(CLIPPairs):
+    """PickScore (arXiv:2305.01569): the cosine of image and prompt times CLIP's own scale.
+
+    Images and texts are prepared as by the `CLIPProcessor` that its authors use: a centre whose
+    margin is odd begins one pixel earlier than torchvision's, and texts are not repaired.
+    """
+
+    def preprocess(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
+        square = np.array(pil_central_square(pixels, self.side, floor=True))
+        levels = torch.from_numpy(square).permute(2, 0, 1).float() / 255
+        return (levels - self.mean.cpu()) / self.std.cpu()
+
+    def score(
+        self, images: Sequence[npt.NDArray[np.uint8]], prompts: Sequence[str]
+    ) -> npt.NDArray[np.float64]:
+        """One score per image uint8 [H, W, 3] and its own prompt, float64 [N]."""
+        first, second = (
+            rows.astype(np.float64) for rows in (self.images(images), self.texts(prompts))
+        )
+        scores: npt.NDArray[np.float64] = (first * second).sum(axis=1)
+        return float(self.network.logit_scale.double().exp()) * scores
+
+
+def load_pickscore(weights: Path) -> PickScore:
+    """The network of `yuvalkirstain/PickScore_v1`, its `model.safetensors`.
+
+    Raises: DimoError: Unreadable file, or weights of another network.
+    """
+    config = open_clip.get_model_config("ViT-H-14")
+    assert config is not None
+    return make_pickscore(read_state_dict(weights), config, name=str(weights))
+
+
+def make_pickscore(state: dict[str, Tensor], config: dict[str, Any], *, name: str) -> PickScore:
+    """The network of a state dict of transformers' `CLIPModel`; arguments as for `make_pairs`."""
+    pairs = make_pairs(from_transformers(state, name), "pil", config, name=name)
+    scorer = PickScore(
+        pairs.network, "pil", side=pairs.side, context_length=pairs.network.context_length
+    )
+    scorer.tokenizer.clean_fn = _as_transformers
+    return scorer.requires_grad_(False)
+
+
+def _as_transformers(text: str) -> str:
+    """Its normalisation of texts; open_clip also undoes HTML entities and wrong encodings."""
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFC", text)).lower()
+
+
+_TRANSFORMERS = {  # parts of the keys of transformers' CLIPModel -> of open_clip's; order matters
+    "text_model.embeddings.token_embedding.": "token_embedding.",
+    "text_model.embeddings.position_embedding.weight": "positional_embedding",
+    "text_model.final_layer_norm.": "ln_final.",
+    "text_model.encoder.layers.": "transformer.resblocks.",
+    "vision_model.embeddings.class_embedding": "visual.class_embedding",
+    "vision_model.embeddings.patch_embedding.": "visual.conv1.",
+    "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+    "vision_model.pre_layrnorm.": "visual.ln_pre.",  # as it is spelt there
+    "vision_model.post_layernorm.": "visual.ln_post.",
+    "vision_model.encoder.layers.": "visual.transformer.resblocks.",
+    "text_projection.weight": "text_projection",
+    "visual_projection.weight": "visual.proj",
+    ".self_attn.out_proj.": ".attn.out_proj.",
+    ".layer_norm1.": ".ln_1.",
+    ".layer_norm2.": ".ln_2.",
+    ".mlp.fc1.": ".mlp.c_fc.",
+    ".mlp.fc2.": ".mlp.c_proj.",
+}
+_PROJECTIONS = ("text_projection", "visual.proj")  # matrices here, linear layers there
+
+
+def from_transformers(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The state dict of transformers' `CLIPModel` with open_clip's keys; others stay as they are.
+
+    Raises: DimoError: It has no such keys, or parts of an attention are missing.
+    """
+    if "vision_model.embeddings.class_embedding" not in state:
+        raise DimoError(
+            f"weights {name} are not in the layout of transformers' CLIPModel (no key "
+            "vision_model.embeddings.class_embedding); give model.safetensors of "
+            "yuvalkirstain/PickScore_v1"
+        )
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if key.endswith(".embeddings.position_ids"):  # of older versions; not trained
+            continue
+        for theirs, ours in _TRANSFORMERS.items():
+            key = key.replace(theirs, ours)
+        found[key] = value.T if key in _PROJECTIONS else value
+    for key in [key for key in found if ".self_attn.q_proj." in key]:
+        parts = [key.replace(".q_proj.", f".{part}_proj.") for part in "qkv"]
+        if all(part in found for part in parts):
+            joined = key.replace(".self_attn.q_proj.", ".attn.in_proj_")
+            found[joined] = torch.cat([found.pop(part) for part in parts])
+    return found

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from bench.protocol.catalog import PREPROCESSINGS
+from bench.protocol.networks import PREPROCESSINGS
 from dimo.errors import DimoError, unknown_name
 
 Resizer: TypeAlias = Callable[[Tensor, int], Tensor]
@@ -93,13 +93,18 @@ def pil_bicubic_bytes(images: Tensor, side: int) -> Tensor:
     return torch.from_numpy(target).permute(0, 3, 1, 2).float().to(images.device)
 
 
-def pil_central_square(image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
-    """CLIP's: uint8 [H, W, 3], its shorter side to `side` on bytes, then the central square."""
+def pil_central_square(
+    image: npt.NDArray[np.uint8], side: int, *, floor: bool = False
+) -> npt.NDArray[np.uint8]:
+    """CLIP's: uint8 [H, W, 3], its shorter side to `side` on bytes, then the central square.
+
+    Half of an odd margin is rounded to even, as by torchvision, or down, as by transformers.
+    """
     height, width = image.shape[:2]
     short = min(height, width)
     size = (side * width // short, side * height // short)
     resized = np.asarray(Image.fromarray(image).resize(size, resample=Image.Resampling.BICUBIC))
-    left, top = (round((length - side) / 2) for length in size)
+    left, top = ((n - side) // 2 if floor else round((n - side) / 2) for n in size)
     return resized[top : top + side, left : left + side]
 
 
@@ -133,6 +138,11 @@ def central_square(pixels: npt.NDArray[np.uint8], side: int, preprocessing: str)
     )[0]
     top, left = round((height - side) / 2), round((width - side) / 2)
     return levels[:, top : top + side, left : left + side]
+
+
+def pil_bicubic_to(image: npt.NDArray[np.uint8], height: int, width: int) -> _Pixels:
+    """A uint8 image [H, W, 3], antialiased on bytes, to any height and width, as uint8."""
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _pil_resize(image: Image.Image, side: int) -> _Pixels:

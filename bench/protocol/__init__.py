@@ -30,8 +30,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from bench.protocol.catalog import ANY, EXTRACTORS, METRICS, data_dir
+from bench.protocol.catalog import ANY, METRICS, data_dir
 from bench.protocol.checks import contradictions
+from bench.protocol.networks import EXTRACTORS
 from bench.protocol.schema import (
     Detector,
     Extractor,
@@ -121,7 +122,7 @@ def draft_protocol(
 
     Args:
         num_real: Number of real images.
-        extractor: A key of `bench.protocol.catalog.EXTRACTORS`.
+        extractor: A key of `bench.protocol.networks.EXTRACTORS`.
         num_images: Number of images per row, rounded up to a multiple of `num_classes`; None:
             50,000, or 5,000 if there are fewer real images.
 

@@ -4,17 +4,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from bench.protocol.catalog import (
-    ANY,
-    BUNDLED_PROMPTS,
-    BUNDLED_REFERENCES,
-    DETECTORS,
-    EXTRACTORS,
-    METRICS,
-    NONE,
-    PREPROCESSINGS,
-    SCORERS,
-)
+from bench.protocol.catalog import ANY, BUNDLED_REFERENCES, METRICS, NONE
+from bench.protocol.networks import BUNDLED_PROMPTS, DETECTORS, EXTRACTORS, PREPROCESSINGS, SCORERS
 from bench.protocol.schema import Detector, Extractor, Metric, Protocol, Scorer
 from dimo.errors import DimoError, unknown_name
 
@@ -242,13 +233,13 @@ def _scorer_contradictions(scorer: Scorer, protocol: Protocol) -> Iterator[str]:
             )
     if kind.model and scorer.model != kind.model:
         yield f"'scorer.model' must be {kind.model!r} for {scorer.name!r}, not {scorer.model!r}"
-    if not kind.shipped and not scorer.model:
+    if not kind.is_fixed and not scorer.model:
         yield f"missing key 'scorer.model', which {scorer.name!r} needs"
-    if kind.shipped and (scorer.model or scorer.prefix):
+    if kind.is_fixed and (scorer.model or scorer.prefix):
         key = "model" if scorer.model else "prefix"
         yield f"'scorer.{key}' must be left out: {scorer.name!r} has none"
     for key, value, allowed in (
-        ("preprocessing", scorer.preprocessing, () if kind.shipped else PREPROCESSINGS),
+        ("preprocessing", scorer.preprocessing, () if kind.is_fixed else PREPROCESSINGS),
         ("version", scorer.version, tuple(kind.versions)),
         ("scale", scorer.scale, kind.scales),
     ):
@@ -257,11 +248,13 @@ def _scorer_contradictions(scorer: Scorer, protocol: Protocol) -> Iterator[str]:
         if value and not allowed:
             yield f"'scorer.{key}' must be left out: {scorer.name!r} has none"
     alone = all(METRICS[metric.name].needs == "pairs" for metric in protocol.metrics)
-    if alone != bool(kind.tags):
+    if alone != (kind.suite != "captions"):
         yield (
-            f"'metrics' must have {'only' if kind.tags else 'not only'} those of the scorer "
+            f"'metrics' must have {'not only' if alone else 'only'} those of the scorer "
             f"{scorer.name!r}: {', '.join(kind.metrics)}"
         )
+    if kind.suite == "preferences" and any(protocol.images.resolution):
+        yield f"'images.resolution' must be [0, 0] for {scorer.name!r}, which takes any size"
     if kind.tags:
         yield from _benchmark_contradictions(scorer, kind.tags, protocol)
 

@@ -130,8 +130,8 @@ class Scorer:
     Attributes:
         name: Of `SCORERS`.
         sha256: Hash of its weights file, or `"any"`.
-        model: Its network, as open_clip names it; empty where it comes with dimo.
-        preprocessing: Of `PREPROCESSINGS`; empty where it takes images as they are.
+        model: Its network, as open_clip names it; empty where the scorer has one network.
+        preprocessing: Of `PREPROCESSINGS`; empty where the network fixes it.
         version: Version of its weights; empty if there is only one.
         scale: Scale of the scores; empty if there is no choice.
     """

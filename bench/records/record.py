@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from bench.protocol import Protocol, list_protocols, load_protocol, protocol_sha256
-from bench.protocol.catalog import DETECTORS, NONE
+from bench.protocol.catalog import NONE
+from bench.protocol.networks import DETECTORS
 from bench.records.provenance import Revision, code_revision, package_versions
 from bench.records.selection import Tuning, check_tuning
 from dimo.errors import DimoError

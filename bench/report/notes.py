@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from bench.protocol import Protocol, protocol_sha256
-from bench.protocol.catalog import DETECTORS, METRICS, NONE
+from bench.protocol.catalog import METRICS, NONE
+from bench.protocol.networks import DETECTORS
 from bench.records.record import ResultRecord
 from bench.records.seeds import SINGLE_SEED, SOURCE, grouped
 from bench.report import table as cells

@@ -12,7 +12,7 @@ import torch
 
 from bench.images.codec import ImageBatch, to_uint8
 from bench.protocol import Protocol, list_protocols, load_protocol
-from bench.protocol.catalog import BUNDLED_PROMPTS
+from bench.protocol.networks import BUNDLED_PROMPTS
 from dimo.errors import DimoError, unknown_name
 from dimo.masking import check_steps
 from dimo.methods import METHODS

@@ -22,7 +22,8 @@ from bench.images.checks import Content
 from bench.images.labels import labels_sha256
 from bench.metrics.base import Score
 from bench.protocol import Protocol
-from bench.protocol.catalog import ANY, DETECTORS, load
+from bench.protocol.catalog import ANY, load
+from bench.protocol.networks import DETECTORS
 from bench.rows.rows import image_set_method
 from bench.suites.base import ImageOrigin, Measured, Suite
 from bench.suites.captions import prompts_path

@@ -16,8 +16,9 @@ from bench.metrics.base import Score
 from bench.metrics.reconstruction import Reconstruction
 from bench.metrics.scores import metric_values, reconstruction_scores
 from bench.protocol import Protocol, protocol_sha256
-from bench.protocol.catalog import DETECTORS, NONE, load
+from bench.protocol.catalog import NONE, load
 from bench.protocol.checks import check_num_images
+from bench.protocol.networks import DETECTORS, SCORERS
 from bench.records.compare import pack_contributions
 from bench.records.provenance import code_sha256, package_versions
 from bench.records.record import (
@@ -56,6 +57,7 @@ SUITES: dict[str, str] = {
     "features": "bench.suites.features:FeaturesSuite",
     "captions": "bench.suites.captions:CaptionsSuite",
     "hps": "bench.suites.hps:HPSSuite",
+    "preferences": "bench.suites.preferences:PreferencesSuite",
     "geneval": "bench.suites.geneval.suite:GenEvalSuite",
     "answers": "bench.suites.answers:AnswersSuite",
 }
@@ -66,7 +68,9 @@ class Assets:
     """Files that replace bundled or downloaded ones; None: those."""
 
     weights: Path | None = None  # folder with the weights of teachers and students
-    extractor: Path | None = None  # weights of the feature extractor, the detector or HPS
+    extractor: Path | None = (
+        None  # weights of the feature extractor, the detector or a preference scorer
+    )
     clip: Path | None = None  # weights of the CLIP that scores captions beside an extractor
     reference: Path | None = None  # file or folder of the reference statistics
     prompts: Path | None = None
@@ -405,13 +409,10 @@ def load_suite(
 
 def suite_class(protocol: Protocol) -> Any:
     """The class of a protocol's suite, which knows what it takes without loading anything."""
-    if protocol.detector is not None:
-        name = "answers" if DETECTORS[protocol.detector.name].reader else "geneval"
-    elif protocol.scorer is not None:
-        name = "hps" if protocol.extractor.name == NONE else "captions"
-    else:
-        name = "features"
-    return load(SUITES[name])
+    detector, scorer = protocol.detector, protocol.scorer
+    if detector is not None:
+        return load(SUITES["answers" if DETECTORS[detector.name].reader else "geneval"])
+    return load(SUITES["features" if scorer is None else SCORERS[scorer.name].suite])
 
 
 def check_inputs(

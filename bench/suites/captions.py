@@ -30,7 +30,8 @@ from bench.images.source import shown
 from bench.metrics.base import Score
 from bench.metrics.per_image import cosines, scaled_cosines
 from bench.protocol import Prompts, Protocol, Scorer
-from bench.protocol.catalog import ANY, SCORERS, load
+from bench.protocol.catalog import ANY, METRICS, load
+from bench.protocol.networks import SCORERS
 from bench.suites.base import ImageOrigin, Suite
 from bench.suites.features import FeaturesSuite
 from dimo.errors import DimoError, unknown_name
@@ -59,13 +60,14 @@ def texts_sha256(texts: Iterable[str]) -> str:
 
 def read_captions(path: Path, named: Prompts) -> Captions:
     """Reads the protocol's prompts: a JSON list `["a cat on a mat", ...]`, lines of a .txt file, or
-    texts with the names of their images, `{"000.png": "a cat", ...}` or .csv `file,caption`.
+    texts with the names of their images, `{"000.png": "a cat", ...}` or .csv `file,caption`; or a
+    folder with a list of each tag, `TAG.json`, whose images are `TAG/00000.png` and so on.
 
     Raises:
         DimoError: It cannot be read, does not hold that many texts, or is another list.
     """
     origin, each = Origin(str(path), _NEXT_STEP), named.images_per_prompt
-    content = _read(path, origin)
+    content = _of_tags(path, named.tags) if path.is_dir() else _read(path, origin)
     if isinstance(content, dict):
         texts = _checked(list(content.values()), origin)
         kept = texts if each == 1 else tuple(dict.fromkeys(texts))  # a row is one image
@@ -76,6 +78,15 @@ def read_captions(path: Path, named: Prompts) -> Captions:
     _check_count(captions.texts, sum(named.tags.values()), origin)
     check_prompts(captions.texts, named, path)
     return captions
+
+
+def _of_tags(folder: Path, tags: Mapping[str, int]) -> dict[str, str]:
+    """Name of an image without suffix -> its text, as HPSv2 lays them out."""
+    next_step = f"give a folder with {', '.join(f'{tag}.json' for tag in tags)}, a list each"
+    lists = {
+        tag: read_texts(folder / f"{tag}.json", count, next_step) for tag, count in tags.items()
+    }
+    return {f"{tag}/{n:05d}": text for tag, texts in lists.items() for n, text in enumerate(texts)}
 
 
 def read_texts(path: Path, count: int, next_step: str) -> tuple[str, ...]:
@@ -286,21 +297,27 @@ def load_clip_scorer(named: Scorer, weights: Path | None, device: torch.device) 
             f"no weights of CLIP at {weights}; give those of {named.model or named.name} with "
             "--clip-weights"
         )
+    digest = checked_sha256(weights, named)
+    settings = () if kind.shipped else (named.model, named.preprocessing)
+    towers: Towers = load(kind.loader)(weights, *settings).to(device)
+    return CLIPScorer(towers, named.prefix, named.scale, digest)
+
+
+def checked_sha256(weights: Path, named: Scorer) -> str:
+    """The hash of a scorer's weights file; a DimoError if it is not that of the protocol."""
     digest = sha256_file(weights)
     if named.sha256 not in (ANY, digest):
         raise DimoError(
             f"{weights} has sha256 {digest[:12]}..., the protocol names {named.sha256[:12]}...; "
             "give the weights that belong to the protocol's version"
         )
-    settings = () if kind.shipped else (named.model, named.preprocessing)
-    towers: Towers = load(kind.loader)(weights, *settings).to(device)
-    return CLIPScorer(towers, named.prefix, named.scale, digest)
+    return digest
 
 
-def clip_scores(
+def pair_scores(
     protocol: Protocol, values: _Scores, prompts: Sequence[int], tags: Sequence[str] | None = None
 ) -> dict[str, Score]:
-    """The CLIP score, if the protocol names it, of `values`: float64 [N], one per image.
+    """The protocol's metric of image and prompt, if any, of `values`: float64 [N], one per image.
 
     Images of one prompt are not independent samples, so a contribution is that of a prompt: the
     mean score of its images if all prompts have the same number of images.
@@ -316,7 +333,8 @@ def clip_scores(
     if tags is not None:
         labels = np.unique([tags[i] for i in first], return_inverse=True)[1].astype(np.int64)
     score = Score(float(values.mean()), contributions, labels=labels, smallest=None)
-    return {metric.name: score for metric in protocol.metrics if metric.name == "clip_score"}
+    names = [m.name for m in protocol.metrics if METRICS[m.name].needs == "pairs"]
+    return dict.fromkeys(names, score)
 
 
 class CaptionsSuite(FeaturesSuite):
@@ -379,7 +397,7 @@ class CaptionsSuite(FeaturesSuite):
         )
         if not ranks.is_first:
             return {}
-        return clip_scores(self.protocol, np.concatenate(parts), self._shown)
+        return pair_scores(self.protocol, np.concatenate(parts), self._shown)
 
     def _told(self, done: int, rows: range, total: int) -> None:
         """Progress of all ranks, shown by the first one."""

@@ -21,7 +21,8 @@ from bench.features.clip import CLIPPairs, load_pairs
 from bench.metrics.base import Score
 from bench.metrics.per_image import STYLES, cosines, hps_summary
 from bench.protocol import Protocol
-from bench.protocol.catalog import ANY, METRICS, SCORERS
+from bench.protocol.catalog import ANY, METRICS
+from bench.protocol.networks import SCORERS
 from bench.rows.generate import Arrays, FileImages
 from bench.rows.rows import image_set_method
 from bench.suites.base import ImageOrigin, Measured, Suite

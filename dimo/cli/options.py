@@ -161,8 +161,8 @@ ExtractorWeights = Annotated[
     typer.Option(
         metavar="FILE",
         rich_help_panel=FILES,
-        help="Weights of the feature extractor, the detector or HPS; default: bundled or "
-        "downloaded.",
+        help="Weights of the feature extractor, the detector or a preference scorer; default: "
+        "bundled or downloaded.",
     ),
 ]
 ClipWeights = Annotated[

@@ -6,7 +6,7 @@ import torch
 from bench.images.codec import encode_png
 from bench.metrics.geneval import Detected
 from bench.protocol import protocol_text, validate_file
-from bench.protocol.catalog import DETECTORS, DetectorKind
+from bench.protocol.networks import DETECTORS, DetectorKind
 from bench.suites.base import ImageOrigin, load_suite
 from bench.suites.geneval.prompts import bundled_prompts
 from dimo.data import scenes

@@ -10,7 +10,8 @@ import torch
 
 from bench.metrics.base import Score
 from bench.protocol import protocol_text
-from bench.protocol.catalog import EXTRACTORS, METRICS, ExtractorKind, MetricKind, Param
+from bench.protocol.catalog import METRICS, MetricKind, Param
+from bench.protocol.networks import EXTRACTORS, ExtractorKind
 from dimo.cli import main
 from dimo.models import digits
 

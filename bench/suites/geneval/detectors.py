@@ -11,7 +11,8 @@ import torch
 
 from bench.metrics.geneval import Detected, Verdict, judge
 from bench.protocol import Detector
-from bench.protocol.catalog import ANY, DETECTORS, load
+from bench.protocol.catalog import ANY, load
+from bench.protocol.networks import DETECTORS
 from dimo.errors import DimoError, unknown_name
 
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]

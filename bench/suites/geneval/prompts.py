@@ -13,7 +13,8 @@ from typing import Any
 
 from bench.metrics.geneval import COLORS, RELATIONS, TAGS
 from bench.protocol import Prompts
-from bench.protocol.catalog import ANY, BUNDLED_PROMPTS
+from bench.protocol.catalog import ANY
+from bench.protocol.networks import BUNDLED_PROMPTS
 from dimo.data.scenes.prompts import prompts as scene_prompts
 from dimo.errors import DimoError
 from dimo.util.files import sha256_bytes

@@ -16,7 +16,7 @@ from bench.metrics.scores import score
 from bench.protocol import Protocol
 from bench.protocol.catalog import METRICS, NONE
 from bench.rows.generate import Arrays
-from bench.suites.captions import CLIPScorer, clip_scores, load_clip_scorer
+from bench.suites.captions import CLIPScorer, load_clip_scorer, pair_scores
 
 
 def geneval_scores(
@@ -113,7 +113,7 @@ class Secondary:
                 protocol, features, self.reference, device=self.extractor.device, gaps=gaps
             )
         if fits is not None:
-            scores |= clip_scores(protocol, fits, prompts, tags)
+            scores |= pair_scores(protocol, fits, prompts, tags)
         return scores
 
 

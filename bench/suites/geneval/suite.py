@@ -18,7 +18,7 @@ from bench.images.checks import Content
 from bench.images.labels import labels_sha256
 from bench.metrics.base import Score
 from bench.metrics.geneval import summarize
-from bench.protocol.catalog import BUNDLED_PROMPTS, DETECTORS
+from bench.protocol.networks import BUNDLED_PROMPTS, DETECTORS
 from bench.records.record import MethodInfo
 from bench.rows.generate import Arrays, FileImages, Look, RowImages
 from bench.rows.rows import Job, image_set_method

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from bench.features import FORWARD_BATCH, extract, load_extractor
-from bench.protocol.catalog import ANY, EXTRACTORS, load
+from bench.protocol.catalog import ANY, load
+from bench.protocol.networks import EXTRACTORS
 from dimo.errors import DimoError
 from dimo.models import digits
 from dimo.util.files import sha256_file

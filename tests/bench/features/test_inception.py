@@ -11,7 +11,8 @@ from torch_fidelity import FeatureExtractorInceptionV3
 
 from bench.features import load_extractor
 from bench.features.inception import load_inception
-from bench.protocol.catalog import ANY, EXTRACTORS
+from bench.protocol.catalog import ANY
+from bench.protocol.networks import EXTRACTORS
 from dimo.util.files import sha256_file
 from dimo.weights.files import save_tensors
 

@@ -14,7 +14,8 @@ from bench.features.vision import VISION, make_vision
 from bench.metrics import mind
 from bench.metrics.base import Samples
 from bench.metrics.frechet import score_fdr6
-from bench.protocol.catalog import EXTRACTORS, SIX
+from bench.protocol.catalog import SIX
+from bench.protocol.networks import EXTRACTORS
 from dimo.util.files import sha256_bytes, sha256_file
 from dimo.weights.catalog import destination
 from dimo.weights.files import read_state_dict, save_tensors

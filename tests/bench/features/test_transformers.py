@@ -13,7 +13,8 @@ from bench.features import clip, load_extractor
 from bench.features.clip import make_clip
 from bench.features.dinov2 import make_dinov2
 from bench.features.resize import pil_bicubic_bytes, torch_bicubic
-from bench.protocol.catalog import ANY, EXTRACTORS
+from bench.protocol.catalog import ANY
+from bench.protocol.networks import EXTRACTORS
 from dimo.errors import DimoError
 from dimo.weights.files import save_tensors
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from bench.features import load_extractor
 from bench.features.extraction import Networks
 from bench.features.vision import VISION, make_vision
-from bench.protocol.catalog import ANY, EXTRACTORS
+from bench.protocol.catalog import ANY
+from bench.protocol.networks import EXTRACTORS
 from dimo.errors import DimoError
 from dimo.weights.files import save_tensors
 

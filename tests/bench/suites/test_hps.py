@@ -10,7 +10,8 @@ from PIL import Image
 from bench.images.codec import decode_image, encode_png
 from bench.metrics.per_image import STYLES
 from bench.protocol import load_protocol, protocol_sha256, validate_file
-from bench.protocol.catalog import SCORERS, data_dir
+from bench.protocol.catalog import data_dir
+from bench.protocol.networks import SCORERS
 from bench.records.store import load_all, load_contributions
 from bench.report import collect_report, metric_table, report_latex, report_markdown
 from bench.report.html import render_page

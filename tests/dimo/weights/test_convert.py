@@ -10,7 +10,8 @@ import yaml
 
 from bench.features.vision import VISION
 from bench.protocol import list_protocols
-from bench.protocol.catalog import ANY, EXTRACTORS
+from bench.protocol.catalog import ANY
+from bench.protocol.networks import EXTRACTORS
 from dimo.errors import DimoError
 from dimo.methods.di4c.network import Di4CStudent
 from dimo.models.halton import HaltonMaskGIT

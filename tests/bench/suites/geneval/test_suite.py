@@ -14,7 +14,7 @@ from bench.protocol import load_protocol, validate_file
 from bench.records.store import load_all
 from bench.report import collect_report, report_markdown
 from bench.suites.base import Assets, ImageOrigin, load_suite
-from bench.suites.captions import clip_scores
+from bench.suites.captions import pair_scores
 from bench.suites.geneval.layout import contradictions, read_results
 from bench.suites.geneval.prompts import bundled_prompts, list_sha256
 from bench.suites.geneval.scores import geneval_scores, image_counts, load_secondary
@@ -105,11 +105,11 @@ def test_the_clip_scores_interval_resamples_prompts(protocol):
     prompts = [number for number in range(240) for _ in range(4)]
     tags = [p["tag"] for p in bundled_prompts() for _ in range(4)]
     values = np.random.RandomState(0).rand(960)
-    (score,) = clip_scores(protocol, values, prompts, tags).values()
+    (score,) = pair_scores(protocol, values, prompts, tags).values()
     np.testing.assert_allclose(score.contributions, values.reshape(240, 4).mean(axis=1))
     assert score.value == pytest.approx(score.contributions.mean())
     assert np.bincount(score.labels).tolist() == [40] * 6
-    (uneven,) = clip_scores(protocol, values[:950], prompts[:950], tags[:950]).values()
+    (uneven,) = pair_scores(protocol, values[:950], prompts[:950], tags[:950]).values()
     assert uneven.value == pytest.approx(uneven.contributions.mean())
 
 
