@@ -168,12 +168,12 @@ def test_halton_order_needs_few_logits():
 class Stored:
     """In place of a network: logits that cost nothing."""
 
-    takes_positions = True
+    takes_positions, takes_latent, num_classes = True, False, 1
 
     def __init__(self, network, images):
         self.num_tokens, self.codebook_size = network.num_tokens, network.codebook_size
         self.mask_token_id = network.mask_token_id
-        self.logits = torch.randn(images, self.num_tokens, self.codebook_size)
+        self.logits = torch.randn(2 * images, self.num_tokens, self.codebook_size)  # guided
 
     def __call__(self, tokens, labels, *, positions=None, **_):
         return gather_positions(self.logits[: len(tokens)], positions)
