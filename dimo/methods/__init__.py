@@ -49,6 +49,13 @@ METHODS: dict[str, Method] = {
         is_one_step=True,
         default_steps=1,
     ),
+    "dimo-fd": Method(
+        "Di[M]O-FD",
+        "dimo.methods.frechet.method:DiMOFD",
+        needs_data=False,
+        is_one_step=True,
+        default_steps=1,
+    ),
     "di4c": Method("di4c", "dimo.methods.di4c.method:Di4C"),
     "di4c-d": Method("di4c-d", "dimo.methods.di4c.method:Di4C"),
     "sdtt": Method("SDTT", "dimo.methods.sdtt.method:SDTT"),

@@ -152,6 +152,19 @@ class Cost:
     takes_latent: bool = False
 
 
+@dataclass(frozen=True)
+class TeacherHabits:
+    """How a teacher was trained and is sampled.
+
+    Attributes:
+        sampler: A key of `dimo.samplers.SAMPLERS`; `settings` are keyword arguments of it.
+    """
+
+    label_smoothing: float = 0.0
+    sampler: str = "confidence"
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 class Distillation:
     """The interface of a distillation method; `dimo.methods.Method.source` names a subclass."""
 
@@ -171,14 +184,14 @@ class Distillation:
         teacher: MaskedModel,
         student: Any,
         data: "TokenData | None",
-        label_smoothing: float,
+        habits: "TeacherHabits",
         runtime: Runtime,
     ) -> "Task":
         """The training task of a `Recipe`.
 
         The teacher, in eval mode, is left unchanged. The student, of class `network(...)`, has its
-        weights, fresh ones in modules the teacher lacks, and is trained in place. `data` is None
-        for a method that needs none; `label_smoothing` is that of the teacher's own training.
+        weights, fresh ones in modules the teacher lacks, or those of the student that the run
+        starts from, and is trained in place. `data` is None for a method that needs none.
         """
         raise NotImplementedError
 

@@ -13,6 +13,7 @@ from dimo.methods.base import (
     Distillation,
     DistillationRecipe,
     Task,
+    TeacherHabits,
     check,
     frozen_teacher,
     known,
@@ -79,7 +80,7 @@ class DataDistillation(Distillation):
         teacher: MaskedModel,
         student: Any,
         data: "TokenData | None",
-        label_smoothing: float,
+        habits: TeacherHabits,
         runtime: Runtime,
     ) -> Task:
         assert data is not None, "`Method.needs_data` is set"

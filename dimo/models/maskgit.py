@@ -4,7 +4,7 @@ Sequence: L visual tokens, then the class token. The output head is the tied tok
 bias per position and id. Parameter names are those of the official checkpoints.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -208,23 +208,28 @@ class MaskGIT(MaskedModel):
         positions: Tensor | None = None,
     ) -> Tensor:
         """As `MaskedModel`; logits [B, L, V + 1], the last of which is the mask token's."""
-        x = self._embed(tokens, labels, drop, embedding_noise, noise)
-        return self._predict(x, positions)
+        x = perturb(self.tok_emb(tokens), embedding_noise, noise)  # [B, L, D]
+        return self._predict(self._sequence(x, labels, drop), positions)
 
-    def _embed(
-        self,
-        tokens: Tensor,
-        labels: Tensor,
-        drop: Tensor | None,
-        embedding_noise: float,
-        noise: Tensor | None,
-    ) -> Tensor:
+    def block_states(
+        self, embedded: Tensor, labels: Tensor, blocks: Collection[int]
+    ) -> list[Tensor]:
+        """Hidden states [B, L + 1, D] after some blocks (from 1), the class token's last.
+
+        `embedded` are embeddings [B, L, D] of the visual tokens.
+        """
+        x, states = self.first_layer(self._sequence(embedded, labels)), []
+        for number, layer in enumerate(self.transformer.layers, start=1):
+            x = _block(layer, x, None)
+            states += [x] if number in blocks else []
+        return states
+
+    def _sequence(self, embedded: Tensor, labels: Tensor, drop: Tensor | None = None) -> Tensor:
         """The input sequence [B, L + 1, D]: visual tokens, then the class token."""
         class_ids = labels + self.codebook_size + 1
         if drop is not None:
             class_ids = class_ids.masked_fill(drop, self.tok_emb.num_embeddings - 1)
-        x = perturb(self.tok_emb(tokens), embedding_noise, noise)  # [B, L, D]
-        return torch.cat([x, self.tok_emb(class_ids)[:, None]], dim=1) + self.pos_emb
+        return torch.cat([embedded, self.tok_emb(class_ids)[:, None]], dim=1) + self.pos_emb
 
     def _predict(self, x: Tensor, positions: Tensor | None) -> Tensor:
         """Logits [B, L or K, V + 1] of the first L tokens of x [B, >= L, D], the visual ones."""

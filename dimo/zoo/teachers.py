@@ -135,6 +135,9 @@ TOKENIZERS: dict[str, tuple[str, Callable[..., Tokenizer]]] = {
 }
 
 
+_BASELINES = {method: f"digits-{method}" for method in ("di4c", "di4c-d", "sdtt")}
+
+
 def _digits() -> Teacher:
     return Teacher(
         name="digits",
@@ -170,7 +173,7 @@ def _digits() -> Teacher:
         ),
         protocol="digits",
         recipe="digits",
-        other_recipes={method: f"digits-{method}" for method in ("di4c", "di4c-d", "sdtt")},
+        other_recipes={**_BASELINES, "dimo-fd": "digits-dimo-fd"},
         bundled=DIGITS,
     )
 
@@ -438,6 +441,6 @@ def trained_teacher(folder: Path, config: TeacherConfig) -> Teacher:
         defaults=_digits().defaults,
         protocol=config.protocol,
         recipe="digits" if config.size == "tiny" else "maskgit",
-        other_recipes=_digits().other_recipes if config.size == "tiny" else {},
+        other_recipes=_BASELINES if config.size == "tiny" else {},
         data=folder / TOKENS_FILE,
     )

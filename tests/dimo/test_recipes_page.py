@@ -11,6 +11,7 @@ from dimo.config import list_recipes, load_recipe
 from dimo.methods.base import DistillationRecipe, Optimization
 from dimo.methods.di4c.method import Di4CRecipe
 from dimo.methods.dimo.recipe import DiMORecipe
+from dimo.methods.frechet.method import FrechetRecipe
 from dimo.methods.masked_data import DataRecipe
 from dimo.methods.pretraining import ExtractorRecipe, TrainRecipe
 from dimo.methods.sdtt.method import SDTTRecipe
@@ -20,6 +21,7 @@ CLASSES = {
     Optimization: "Every run",
     DistillationRecipe: "Every distillation",
     DiMORecipe: 'Di[M]O, `kind = "distill"`',
+    FrechetRecipe: 'Di[M]O-FD, `kind = "dimo-fd"`, which has these beside the keys of Di[M]O',
     DataRecipe: "di4c and SDTT, which learn from data",
     Di4CRecipe: 'di4c and di4c-d, `kind = "di4c"`',
     SDTTRecipe: 'SDTT, `kind = "sdtt"`',

@@ -15,6 +15,7 @@ import torch
 
 from dimo.engine.distributed import Runtime, peak_memory_bytes
 from dimo.engine.estimate import estimate_distillation
+from dimo.methods.base import TeacherHabits
 from dimo.methods.dimo.method import DiMO
 from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.zoo.teachers import TEACHERS
@@ -32,7 +33,12 @@ def train(row, recipe, steps):
     student = row.architecture(**{**row.network, "dropout": recipe.dropout})
     student.load_state_dict(teacher.state_dict())
     task = DiMO().task(
-        recipe, teacher, student, None, row.label_smoothing, Runtime(torch.device("cpu"))
+        recipe,
+        teacher,
+        student,
+        None,
+        TeacherHabits(row.label_smoothing),
+        Runtime(torch.device("cpu")),
     )
     del teacher  # the task has a copy
     for step in range(steps):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dimo.models.layers import perturb
 from dimo.models.maskgit import MaskGIT
 
 _LATENT_DIM, _LATENT_HIDDEN = 128, 512  # fixed in the official network
@@ -44,7 +45,8 @@ class Di4CStudent(MaskGIT):
 
         z is [B] or [B, 1] in [0, 1), the same in both forwards of a guided step; None = no token.
         """
-        x = self._embed(tokens, labels, drop, embedding_noise, noise)
+        x = perturb(self.tok_emb(tokens), embedding_noise, noise)
+        x = self._sequence(x, labels, drop)
         if z is not None:
             latent = self.latent_projection(latent_features(z))
             x = torch.cat([x, latent[:, None]], dim=1)  # last, without a position

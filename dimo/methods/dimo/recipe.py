@@ -20,6 +20,8 @@ class DiMORecipe(DistillationRecipe):
         auxiliary_learning_rate: `learning_rate` is the student's.
         auxiliary_steps: Auxiliary updates per student update. The official `fake_rounds` = k makes
             the same sequence of updates, and counts k steps where this counts one.
+        auxiliary_warmup_steps: Steps at the start in which the auxiliary model alone learns, for a
+            run that starts from a student.
         auxiliary_samples: Samples of the first auxiliary update: fresh (official), drawn from the
             updated student; or shared, the student update's own, which saves two forwards.
         divergence: forward_kl, reverse_kl, jeffreys, js, hellinger or pearson.
@@ -55,6 +57,7 @@ class DiMORecipe(DistillationRecipe):
     kind: ClassVar[str] = "distill"
     auxiliary_learning_rate: float
     auxiliary_steps: int = 1
+    auxiliary_warmup_steps: int = 0
     auxiliary_samples: str = "fresh"
     divergence: str = "jeffreys"
     beta: float = 0.0
@@ -89,6 +92,8 @@ class DiMORecipe(DistillationRecipe):
         rate = self.auxiliary_learning_rate
         check(0 < rate < 1, "auxiliary_learning_rate", rate, "0 < x < 1")
         check(self.auxiliary_steps >= 1, "auxiliary_steps", self.auxiliary_steps, ">= 1")
+        waited = self.auxiliary_warmup_steps
+        check(waited >= 0, "auxiliary_warmup_steps", waited, ">= 0")
         for key in ("init_mask_ratio", "embedding_noise", "soft_targets", "inference_mask_ratio"):
             value = getattr(self, key)
             check(value is None or 0 <= value <= 1, key, value, "0 <= x <= 1")
@@ -128,6 +133,9 @@ class DiMORecipe(DistillationRecipe):
     @property
     def method(self) -> str:
         return "dimo"
+
+    def learning_rate_at(self, step: int) -> float:
+        return 0.0 if step < self.auxiliary_warmup_steps else super().learning_rate_at(step)
 
     def beta_at(self, step: int) -> float:
         """The weight of the reverse KL at one step, without saved state."""

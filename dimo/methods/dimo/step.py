@@ -11,15 +11,16 @@ from dimo.methods.base import Task, add_mean, frozen_teacher, teacher_sha256
 from dimo.methods.dimo.divergence import certainty
 from dimo.methods.dimo.draws import Draws
 from dimo.methods.dimo.health import Health
-from dimo.methods.dimo.objective import DiMOObjective
+from dimo.methods.dimo.objective import DiMOObjective, StudentLoss
 from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.models import MaskedModel
 
 
 class DiMOTask(Task):
-    """Student, auxiliary model and EMA start as copies of the teacher.
+    """Student, auxiliary model and EMA start with the teacher's weights; of a run that starts from
+    a student, the auxiliary model does.
 
-    The teacher is copied; the student has its weights and is trained in place.
+    The teacher is copied; the student is trained in place.
 
     Raises:
         DimoError: The batch does not split evenly, or weights of the teacher are not finite.
@@ -42,6 +43,7 @@ class DiMOTask(Task):
         for parameter in self.student.embedding_parameters():
             parameter.requires_grad_(False)
         self.auxiliary = copy.deepcopy(self.student)
+        self.auxiliary.load_state_dict({**self.auxiliary.state_dict(), **teacher.state_dict()})
         self.ema = self.make_ema(self.student)
         self.health = Health(recipe, objective, self.teacher, runtime)
         self.networks = {"student": self.student, "auxiliary": self.auxiliary, "ema": self.ema}
@@ -79,7 +81,8 @@ class DiMOTask(Task):
                         auxiliary=auxiliary,
                         mask_ratio=draws.mask_ratio,
                     )
-                update.backward(student.loss)
+                    further = self.further_loss(draws, logits, tokens, student)
+                update.backward(student.loss if further is None else student.loss + further)
             masked = draws.mask.sum()
             add_mean(values, "gradient", student.logit_gradient.abs().sum() / masked, masked)
             for name, value in certainty(logits, self.recipe.student_temperature).items():
@@ -87,6 +90,15 @@ class DiMOTask(Task):
         self.finish(step, "student", values)
         if shared:
             self._step_auxiliary(step)
+
+    def further_loss(
+        self, draws: Draws, logits: Tensor, tokens: Tensor, student: StudentLoss
+    ) -> Tensor | None:
+        """Added to the loss of a micro-batch, whose logits [B, L, V] have a graph; None: nothing.
+
+        `student` is Di[M]O's own loss, with its gradient in the logits.
+        """
+        return None
 
     def _update_auxiliary(self, step: int, turn: int, values: dict[str, Tensor]) -> None:
         """Eq. 5 on new samples of the updated student."""

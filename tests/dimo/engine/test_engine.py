@@ -13,6 +13,7 @@ from dimo.engine.distributed import Ranks, Runtime
 from dimo.engine.optim import Update, update_ema
 from dimo.engine.runs import distill
 from dimo.errors import DimoError
+from dimo.methods.base import TeacherHabits
 from dimo.methods.dimo.method import DiMO
 from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.methods.pretraining import TeacherTask, TrainRecipe
@@ -42,7 +43,9 @@ def make_task(ranks=None, **changes):
     teacher = load_network(row, weights_file(row, "transformer"))
     student = row.architecture(**{**row.network, "dropout": recipe.dropout})
     student.load_state_dict(teacher.state_dict())
-    return DiMO().task(recipe, teacher, student, None, 0.0, Runtime(CPU, ranks or Ranks()))
+    return DiMO().task(
+        recipe, teacher, student, None, TeacherHabits(), Runtime(CPU, ranks or Ranks())
+    )
 
 
 def run_task(task, steps):
@@ -264,7 +267,12 @@ def task_on_gpu(**changes):
     teacher = load_network(row, weights_file(row, "transformer"))
     recipe = dataclasses.replace(RECIPE, **changes)
     return DiMO().task(
-        recipe, teacher, copy.deepcopy(teacher), None, 0.0, Runtime(torch.device("cuda"))
+        recipe,
+        teacher,
+        copy.deepcopy(teacher),
+        None,
+        TeacherHabits(),
+        Runtime(torch.device("cuda")),
     )
 
 
