@@ -178,12 +178,14 @@ def run_distill(
             watchers = stack.enter_context(
                 watching(watched, recipe, folder, device=place, weights=weights, is_first=first)
             )
+        progress = stack.enter_context(terminal.work_bar())
         on_step = stack.enter_context(bar(f"distil {recipe.teacher}", recipe, place))
+        group = stack.enter_context(ranks())
         run(
             recipe,
             folder,
             recipe_name=name,
-            runtime=Runtime(place, stack.enter_context(ranks()), warn=terminal.warn),
+            runtime=Runtime(place, group, progress, terminal.warn),
             weights=weights,
             data=data,
             resume=resume,

@@ -141,7 +141,7 @@ class FrechetTask(DiMOTask):
             with self.autocast():
                 tokens = sampler(self.teacher, labels, noise, **settings).tokens
                 yield self._states(self.network.tok_emb(tokens), labels)
-            self.progress("reference", int(index[-1]) + 1 - own.start, len(own), "images")
+            self.progress("samples of the teacher", int(index[-1]) + 1 - own.start, len(own), "images")
 
     def state_dict(self) -> dict[str, Any]:
         own = {**self.moments.state_dict(), "norms": self.norms}
