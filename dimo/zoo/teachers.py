@@ -212,7 +212,7 @@ def _maskgit(name: str, side: int, *, w: float, choice_temperature: float, steps
         ),
         protocol=f"imagenet{side}-adm",
         recipe="maskgit",
-        other_recipes={"di4c": "maskgit-di4c", "di4c-d": "maskgit-di4c-d"},
+        other_recipes={m: f"maskgit-{m}" for m in ("di4c", "di4c-d", "dimo-fd")},
     )
 
 

@@ -9,6 +9,7 @@ from dimo.config import list_recipes, load_recipe, to_toml
 from dimo.errors import DimoError
 from dimo.methods.di4c.method import Di4CRecipe
 from dimo.methods.dimo.recipe import DiMORecipe
+from dimo.methods.frechet.method import FrechetRecipe
 from dimo.methods.pretraining import ExtractorRecipe, TrainRecipe
 from dimo.methods.sdtt.method import SDTTRecipe
 from dimo.zoo.teachers import TEACHERS
@@ -30,6 +31,8 @@ KINDS = {
     "halton": DiMORecipe,
     "meissonic": DiMORecipe,
     "meissonic-official": DiMORecipe,
+    "digits-dimo-fd": FrechetRecipe,
+    "maskgit-dimo-fd": FrechetRecipe,
     "digits-di4c": Di4CRecipe,
     "digits-di4c-d": Di4CRecipe,
     "digits-sdtt": SDTTRecipe,

@@ -141,7 +141,9 @@ class FrechetTask(DiMOTask):
             with self.autocast():
                 tokens = sampler(self.teacher, labels, noise, **settings).tokens
                 yield self._states(self.network.tok_emb(tokens), labels)
-            self.progress("samples of the teacher", int(index[-1]) + 1 - own.start, len(own), "images")
+            self.progress(
+                "samples of the teacher", int(index[-1]) + 1 - own.start, len(own), "images"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         own = {**self.moments.state_dict(), "norms": self.norms}
@@ -178,6 +180,10 @@ class DiMOFD(DiMO):
 
     def cost(self, recipe: Any) -> Cost:
         """Di[M]O's, and a copy of the teacher forward and backward, for its input alone."""
-        cost, part = super().cost(recipe), "teacher's states"
-        forwards = {**cost.forwards, f"{part}, forward and backward": 2}
-        return dataclasses.replace(cost, forwards=forwards, networks={**cost.networks, part: False})
+        cost, part = super().cost(recipe), "states"
+        return dataclasses.replace(
+            cost,
+            forwards={**cost.forwards, f"{part}, forward and backward": 2},
+            networks={**cost.networks, part: False},
+            kept=2,  # the student's, and the copy's or the auxiliary model's
+        )
