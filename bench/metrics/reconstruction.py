@@ -1,4 +1,4 @@
-"""What a tokenizer loses: PSNR and SSIM of decoded images, and how it uses its codebook.
+"""What a tokenizer loses: PSNR, SSIM and LPIPS of decoded images, and how it uses its codebook.
 
 A row of `METRICS` whose `needs` is "reconstruction" names a function `(Reconstruction) -> Score`;
 only the row "Tokenizer reconstruction" has its values. Images are compared as the bytes that the
@@ -18,6 +18,7 @@ from bench.metrics.base import Score
 from dimo.errors import DimoError
 
 _Floats = npt.NDArray[np.float64]
+_Compare = Callable[[Tensor, Tensor], Tensor]  # of two float64 batches [B, C, H, W], to [B]
 
 SSIM_WINDOW = 11  # pixels, the least side of an image that has an SSIM
 _SIGMA, _K1, _K2, _RANGE = 1.5, 0.01, 0.03, 255.0
@@ -32,12 +33,15 @@ class Reconstruction:
         original: uint8 `[N, C, H, W]`.
         decoded: uint8 `[N, C, H, W]`.
         tokens: int64 `[N, L]`, ids below `codebook_size`.
+        load_lpips: Gives the network of `bench.features.lpips`, a function of two batches; called
+            only where the metric is asked for.
     """
 
     original: Tensor
     decoded: Tensor
     tokens: Tensor
     codebook_size: int
+    load_lpips: Callable[[], _Compare] | None = None
 
 
 def psnr(*, original: Tensor, decoded: Tensor) -> _Floats:
@@ -125,6 +129,17 @@ def score_ssim(made: Reconstruction) -> Score:
     return Score(float(values.mean()), values, smallest=-1.0)
 
 
+def score_lpips(made: Reconstruction) -> Score:
+    """Mean LPIPS of the images, computed in float64 on the CPU.
+
+    Raises:
+        DimoError: Files of weights are missing or not the published ones; images do not fit.
+    """
+    assert made.load_lpips is not None
+    values = _by_batch(made.load_lpips(), made.original.cpu(), made.decoded)
+    return Score(float(values.mean()), values)
+
+
 def score_usage(made: Reconstruction) -> Score:
     """Fraction of the codebook's ids that occur in any image.
 
@@ -155,10 +170,8 @@ def score_perplexity(made: Reconstruction) -> Score:
     return Score(value, value * each, smallest=1.0)
 
 
-def _by_batch(
-    compare: Callable[[Tensor, Tensor], Tensor], original: Tensor, decoded: Tensor
-) -> _Floats:
-    """`[N]` of a function of two float64 batches."""
+def _by_batch(compare: _Compare, original: Tensor, decoded: Tensor) -> _Floats:
+    """The function's values of all pairs, `[N]`."""
     if original.shape != decoded.shape or original.ndim != 4 or not len(original):
         raise DimoError(
             f"images have shapes {list(original.shape)} and {list(decoded.shape)}; allowed: the "

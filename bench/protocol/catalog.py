@@ -143,6 +143,7 @@ def _mind(label: str, *parts: str) -> MetricKind:
 _RECONSTRUCTION: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("psnr", "PSNR", {"decimals": 2}),
     ("ssim", "SSIM", {"least_side": 11}),
+    ("lpips", "LPIPS", {"least_side": 32, "higher_is_better": False}),
     ("codebook_usage", "Codes used", {}),
     ("codebook_perplexity", "Perplexity", {"decimals": 1}),
 )
@@ -207,10 +208,9 @@ METRICS: dict[str, MetricKind] = {
     **{
         name: MetricKind(
             label,
-            higher_is_better=True,
             needs="reconstruction",
             compute=f"bench.metrics.reconstruction:score_{name.rpartition('_')[2]}",
-            **more,
+            **{"higher_is_better": True, **more},
         )
         for name, label, more in _RECONSTRUCTION
     },

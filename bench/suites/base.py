@@ -4,12 +4,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from bench.features.lpips import load_lpips
 from bench.images.checks import Content
 from bench.images.codec import to_uint8
 from bench.metrics.base import Score
@@ -68,9 +70,7 @@ class Assets:
     """Files that replace bundled or downloaded ones; None: those."""
 
     weights: Path | None = None  # folder with the weights of teachers and students
-    extractor: Path | None = (
-        None  # weights of the feature extractor, the detector or a preference scorer
-    )
+    extractor: Path | None = None  # weights of feature extractor, detector or preference scorer
     clip: Path | None = None  # weights of the CLIP that scores captions beside an extractor
     reference: Path | None = None  # file or folder of the reference statistics
     prompts: Path | None = None
@@ -197,15 +197,15 @@ class Suite(ABC):
 
         Empty if the real data are not bundled.
         """
-        real = self._real_data()
-        if real is None:
+        if (real := self._real_data()) is None:
             return []
         images, labels = real
         tokenizer = loaded.tokenizer
         with torch.inference_mode():
             tokens = tokenizer.encode(images)
             decoded = to_uint8(tokenizer.decode(tokens), self.protocol.images.uint8).cpu()
-        made = Reconstruction(images, decoded, tokens, tokenizer.codebook_size)
+        lpips = partial(load_lpips, self.assets.weights)
+        made = Reconstruction(images, decoded, tokens, tokenizer.codebook_size, lpips)
         row = Job("Real data", "Reference", loaded, images=images, labels=labels)
         name = "Tokenizer reconstruction"
         return [row, replace(row, name=name, images=decoded, reconstruction=made)]

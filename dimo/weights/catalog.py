@@ -208,6 +208,22 @@ OFFICIAL: dict[str, OfficialFile] = {
         "MIT",
         sha256="b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
     ),
+    "alexnet": OfficialFile(
+        "https://download.pytorch.org/models",
+        "alexnet-owt-7be5be79.pth",
+        "AlexNet of LPIPS, torchvision's file",
+        size=244_408_911,
+        sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+    ),
+    "lpips": OfficialFile(
+        "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1",
+        "alex.pth",
+        "weights of AlexNet's channels in LPIPS 0.1",
+        "BSD-2-Clause",
+        6009,
+        "df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+        companion="alexnet",
+    ),
 }
 
 # Names that files of many networks have; such a file keeps the folders of its source.

@@ -18,7 +18,7 @@ from bench.metrics.reconstruction import (
 from bench.protocol import load_protocol, protocol_sha256, protocol_text, validate_file
 from dimo.errors import DimoError
 
-NAMES = ("psnr", "ssim", "codebook_usage", "codebook_perplexity")
+NAMES = ("psnr", "ssim", "lpips", "codebook_usage", "codebook_perplexity")
 
 
 def made(count=70, size=(14, 13), codebook_size=16):
@@ -137,7 +137,8 @@ def test_ids_outside_of_the_codebook_and_small_images():
 def listing(path, protocol, names):
     """A shipped protocol that lists these metrics as supplementary ones."""
     more = "".join(
-        f'[[metrics]]\nname = "{name}"\nhigher_is_better = true\nsupplementary = true\n\n'
+        f'[[metrics]]\nname = "{name}"\nhigher_is_better = {str(name != "lpips").lower()}\n'
+        "supplementary = true\n\n"
         for name in names
     )
     path.write_text(protocol_text(protocol).replace("[uncertainty]", f"{more}[uncertainty]"))
@@ -145,13 +146,15 @@ def listing(path, protocol, names):
 
 
 def test_which_protocols_may_list_them(tmp_path):
-    path = listing(tmp_path / "digits.toml", "digits", NAMES)
-    with pytest.raises(DimoError, match="'ssim', which needs images of 11 x 11 pixels or more"):
-        validate_file(path)
-    others = validate_file(listing(path, "digits", [name for name in NAMES if name != "ssim"]))
+    for names, message in ((NAMES, "'ssim'.*of 11 x 11"), (["lpips"], "'lpips'.*of 32 x 32")):
+        path = listing(tmp_path / "digits.toml", "digits", names)
+        with pytest.raises(DimoError, match=f"{message} pixels or more"):
+            validate_file(path)
+    small = [name for name in NAMES if name not in ("ssim", "lpips")]
+    others = validate_file(listing(path, "digits", small))
     assert protocol_sha256(others) == protocol_sha256(load_protocol("digits"))
     named = validate_file(listing(tmp_path / "scenes-geneval.toml", "scenes-geneval", NAMES))
-    assert [metric.name for metric in named.metrics][-4:] == list(NAMES)
+    assert [metric.name for metric in named.metrics][-5:] == list(NAMES)
     path = listing(tmp_path / "imagenet256-adm.toml", "imagenet256-adm", ["psnr"])
     with pytest.raises(DimoError, match="'psnr' needs real images that come with dimo, not 'VIRT"):
         validate_file(path)

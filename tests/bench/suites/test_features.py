@@ -9,6 +9,7 @@ import torch
 
 from bench.features import extract
 from bench.features.references import reference_images
+from bench.metrics.reconstruction import score_lpips
 from bench.metrics.scores import score
 from bench.protocol import Metric, load_protocol
 from bench.rows.rows import load_planned, plan_jobs
@@ -80,7 +81,7 @@ def test_the_tokenizer_is_the_floor(records):
     assert 0 < floor < min(others)
 
 
-def test_the_row_of_the_tokenizer_alone_says_what_it_loses(suite):
+def test_the_row_of_the_tokenizer_alone_says_what_it_loses(suite, tmp_path):
     """Equal to the row's own arrays, and a gap in the other rows."""
     names = ("psnr", "codebook_usage", "codebook_perplexity")
     listed = tuple(Metric(name, True, {}, supplementary=True) for name in names)
@@ -88,6 +89,7 @@ def test_the_row_of_the_tokenizer_alone_says_what_it_loses(suite):
     asking.protocol = dataclasses.replace(
         suite.protocol, metrics=(suite.protocol.metrics[0], *listed)
     )
+    asking.assets = dataclasses.replace(suite.assets, weights=tmp_path)
     loaded = load_planned(plan_jobs("digits", [], [1]), device=CPU)[0].loaded
     rows = asking.reference_rows(loaded)
     real, found = (asking.measure(row).record.metrics for row in rows)
@@ -102,6 +104,8 @@ def test_the_row_of_the_tokenizer_alone_says_what_it_loses(suite):
     for name in names:
         assert found[name].n == 1797
         assert found[name].low <= found[name].value <= found[name].high
+    with pytest.raises(DimoError, match=rf"no alex\.pth .* in {tmp_path}.* fetch lpips"):
+        score_lpips(made)
 
 
 @pytest.mark.slow

@@ -208,7 +208,7 @@ def test_a_whole_official_file_is_found_in_order(row, tmp_path):
 
 def test_every_transformer_and_tokenizer_has_its_network():
     extractors = {"inception", "inception-torchscript", "dinov2-vit-l-14", "clip-vit-l-14-336"}
-    extractors |= {"hps-v2.0", "hps-v2.1", *VISION}
+    extractors |= {"hps-v2.0", "hps-v2.1", "alexnet", "lpips", *VISION}
     texts = {name for name, row in OFFICIAL.items() if row.path.endswith(TEXTS)}
     networks = official_networks()
     assert set(OFFICIAL) - extractors - texts <= {*networks, *_loaders()}
