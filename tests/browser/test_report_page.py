@@ -61,7 +61,7 @@ def column(page: Page, heading: str) -> list[str]:
 
 def numbers(texts: list[str]) -> list[float]:
     """The values of cells, without those that have none."""
-    return [float(text.partition("(")[0].replace(",", "")) for text in texts if text != MISSING]
+    return [float(text.partition("±")[0].replace(",", "")) for text in texts if text != MISSING]
 
 
 def sections(page: Page) -> list[str]:
