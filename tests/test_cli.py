@@ -118,7 +118,10 @@ MISTAKES = {
     "steps 17": (["bench", "--steps", "17"], "takes 1 to 16 steps"),
     "steps 17 in sample": (["sample", "--steps", "17", "--out", "x.png"], "takes 1 to 16 steps"),
     "missing run": (["bench", "--student", "nowhere"], "does not exist"),
-    "student too long for a path": (["sample", "--model", "x" * 300], "no path (File name too"),
+    "student too long for a path": (
+        ["sample", "--model", "x" * 300, "--out", "x.png"],
+        "no path (File name too",
+    ),
     "missing run to resume": (["distill", "--resume", "--out", "no"], "no run to resume"),
     "output exists": (["distill", "--out", "tiny"], "not empty"),
     "demo output exists": (["demo", "--out", "."], "not empty, it has results"),

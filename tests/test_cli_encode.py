@@ -133,7 +133,10 @@ def test_lost_data_is_encoded_again(folder, cache, tmp_path):
 
 @pytest.mark.parametrize(
     "how",
-    [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL],
+    [
+        *(pytest.param(how, marks=pytest.mark.slow) for how in (signal.SIGINT, signal.SIGKILL)),
+        signal.SIGTERM,
+    ],
 )
 def test_a_stopped_process_goes_on(dimo, folder, cache, run_stopped, tmp_path, how):
     arguments = ["encode", str(folder), "-o", "x.safetensors"]

@@ -201,6 +201,7 @@ def test_a_row_is_run_again_to_the_bit(dimo, rows, world, kind):
     assert sorted((world / "results").rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_what_is_not_as_recorded_is_refused(dimo, rows, world):
     def refused(record, *arguments, **changes):
         path = world / "changed.json"
@@ -230,6 +231,7 @@ def test_what_is_not_as_recorded_is_refused(dimo, rows, world):
 # --- a watched distillation -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_training_is_scored_on_the_protocol_s_prompts_and_not_touched(
     world, tmp_path, monkeypatch
 ):

@@ -157,6 +157,7 @@ def test_the_reference_is_the_protocols():
     assert not any(torch.equal(images[:960], pictures(seed)[0]) for seed in seeds)
 
 
+@pytest.mark.slow
 def test_fid_of_real_pictures_is_small_and_of_others_is_not(extractor, reference):
     def fid(images):
         features = extract(extractor, [(images, None)]).features

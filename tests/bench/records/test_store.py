@@ -231,6 +231,7 @@ def test_a_killed_writer_leaves_no_half_record(template: Path, tmp_path: Path) -
         assert load_contributions(record, tmp_path) == record.run_id.encode() * 2000
 
 
+@pytest.mark.slow
 def test_two_benchmarks_at_once(forks: Forks, few_digits: Path, tmp_path: Path) -> None:
     dimo = Path(sys.executable).with_name("dimo")
     command = [dimo, "bench", "--protocol", few_digits, "--steps", "1"]

@@ -133,13 +133,8 @@ def test_an_interrupted_export_ends_as_an_uninterrupted_one(jobs, tmp_path, name
     assert export(job, tmp_path / "parts" / name).made == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "how"),
-    [
-        pytest.param("x", signal.SIGKILL, marks=pytest.mark.slow),
-        ("Di[M]O.npz", signal.SIGTERM),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "how"), [("x", signal.SIGKILL), ("Di[M]O.npz", signal.SIGTERM)])
 def test_a_stopped_process_leaves_nothing_but_work_that_is_done(
     dimo, run_stopped, tmp_path, name, how
 ):

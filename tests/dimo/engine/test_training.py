@@ -61,7 +61,8 @@ def _stop_at(limit):
     return on_step
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_resumed_distillation_is_bit_equal(tmp_path, precision):
     recipe = _recipe(precision=precision)
     _run(recipe, tmp_path / "whole")
@@ -125,6 +126,7 @@ def test_a_distillation_with_every_control_is_bit_equal_when_resumed(tmp_path):
     assert (config.embedding_noise, config.token_initialization) == (0.4, "fixed")
 
 
+@pytest.mark.slow
 def test_a_moving_beta_is_a_constant_one_for_half_a_run(tmp_path):
     runs = {"constant": {"beta": 0.5}, "moving": {"beta": 0.5, "beta_final": -0.5}}
     runs["single"] = {"beta": 0.0, "beta_final": 0.0}
@@ -533,6 +535,7 @@ def test_teacher_training_learns_and_works_as_weights(tmp_path):
     assert not torch.equal(trained["last_layer.2.weight"], shipped["last_layer.2.weight"])
 
 
+@pytest.mark.slow
 def test_a_resumed_teacher_training_is_bit_equal(tmp_path):
     recipe = _teacher_recipe(steps=12, checkpoint_every=4)
     train_teacher(recipe, tmp_path / "whole", runtime=Runtime(CPU))

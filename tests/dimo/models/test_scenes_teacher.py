@@ -137,6 +137,7 @@ def test_the_tokenizer_goes_there_and_back_one_by_one():
         assert torch.equal(again[5:], tokenizer.decode(tokens[5:]))
 
 
+@pytest.mark.slow
 def test_the_tokenizer_learns_and_is_a_function_of_its_seed():
     images, _ = scenes.batch(1, torch.arange(32), "held-out")
     target = images / 127.5 - 1
@@ -238,6 +239,7 @@ def protocol(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_rendered_pictures_and_a_network_are_scored_alike(trained, protocol):
     fixed = load_protocol(protocol)
     asked = prompts_of(fixed.prompts, None)

@@ -342,9 +342,9 @@ def test_the_card_has_the_results_of_these_weights_alone(dimo, tmp_path):
     card = (tmp_path / "digits-dimo" / "README.md").read_text()
     fid = record.metrics["fid"]
     rows = [line for line in card.splitlines() if line.startswith("| Di[M]O")]
-    half = round((fid.high - fid.low) / 2 * 1000)
+    half = f"{(fid.high - fid.low) / 2:.3f}".removeprefix("0")
     assert len(rows) == 2  # results and settings
-    assert f"**{fid.value:.3f}**({half})" in rows[0]
+    assert f"**{fid.value:.3f}**±{half}" in rows[0]
     for known in (
         *("license: apache-2.0", 'dimo.load("hf://OWNER/REPO")', f"sha256 `{SHA256}`"),
         *(f"Protocol `digits`: sha256 `{record.protocol.sha256}`", "seed 1000", "Seed: 0"),

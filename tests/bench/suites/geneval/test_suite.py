@@ -320,6 +320,7 @@ def test_incomplete_sets_are_refused_or_marked(rendered, protocol, tmp_path, mon
     assert len(found.record.evidence.nonconforming) == 2
 
 
+@pytest.mark.slow
 def test_damaged_and_large_pictures(rendered, protocol, tmp_path):
     path = tmp_path / "set"
     shutil.copytree(rendered, path)
