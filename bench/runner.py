@@ -14,7 +14,7 @@ from bench.features import FORWARD_BATCH
 from bench.features.extraction import cache_folder
 from bench.protocol import Protocol, load_protocol
 from bench.records.record import ResultRecord
-from bench.records.store import load_all
+from bench.records.store import append, load_all
 from bench.rows.generate import try_out
 from bench.rows.grid import write_picture
 from bench.rows.rows import Job, Planned, load_planned, plan_models
@@ -26,7 +26,6 @@ from bench.suites.base import (
     Suite,
     check_inputs,
     load_suite,
-    store,
 )
 from bench.tuning import as_tuned, check_grid, trials_of, tune
 from dimo.engine.distributed import Runtime, choose_device, ranks
@@ -67,6 +66,7 @@ class Work:
         for number, row in enumerate(self.rows):
             if number in self.done:
                 records.append(self.done[number])
+                suite.on_first(partial(suite.forget, row))
                 continue
             tuned = tune(suite, row, self.grid)
             measured = suite.measure(tuned)
@@ -172,11 +172,19 @@ def _on_record(
 def _recorded(suite: Suite, row: Job, measured: Measured | None, results: Path) -> None:
     """Stores what was measured of a row, and its picture; then nothing is kept of it elsewhere."""
     assert measured is not None
-    store(measured, results)
+    _store(measured, results)
     if row.settings is not None:
         seed, run_id = suite.protocol.seeds.report, measured.record.run_id
         write_picture(row, results, run_id, seed=seed, device=suite.runtime.device)
     suite.forget()
+
+
+def _store(measured: Measured, results: Path) -> Path:
+    """Adds a record to a folder of results, with all that belongs to it; returns its path."""
+    record = measured.record
+    for ending, data in measured.files.items():
+        write_atomic(results / "verdicts" / f"{record.run_id}{ending}", data)
+    return append(record, results, measured.contributions)
 
 
 def score_images(
@@ -219,7 +227,7 @@ def score_images(
     def stored() -> Path | None:
         if measured is not None and per_class is not None:
             write_atomic(per_class, measured.per_class)
-        return None if measured is None else store(measured, results)
+        return None if measured is None else _store(measured, results)
 
     path = suite.on_first(stored)
     return None if measured is None or path is None else (measured.record, path)

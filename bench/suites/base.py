@@ -32,7 +32,6 @@ from bench.records.record import (
     Speed,
     new_record,
 )
-from bench.records.store import append
 from bench.rows.generate import (
     LARGEST_BATCH,
     Arrays,
@@ -47,7 +46,7 @@ from bench.rows.generate import (
 from bench.rows.rows import Job, method_info
 from dimo.engine.distributed import Runtime, device_name
 from dimo.errors import DimoError
-from dimo.util.files import sha256_bytes, write_atomic
+from dimo.util.files import sha256_bytes
 from dimo.util.schema import canonical_json, encode
 from dimo.zoo.generator import Generator
 from dimo.zoo.loading import weights_file
@@ -207,8 +206,10 @@ class Suite(ABC):
         lpips = partial(load_lpips, self.assets.weights)
         made = Reconstruction(images, decoded, tokens, tokenizer.codebook_size, lpips)
         row = Job("Real data", "Reference", loaded, images=images, labels=labels)
-        name = "Tokenizer reconstruction"
-        return [row, replace(row, name=name, images=decoded, reconstruction=made)]
+        return [
+            row,
+            replace(row, name="Tokenizer reconstruction", images=decoded, reconstruction=made),
+        ]
 
     def _real_data(self) -> tuple[Tensor, Tensor] | None:
         """Bundled images uint8 [N, 3, H, W] and labels int64 [N] that a perfect model matches."""
@@ -263,8 +264,11 @@ class Suite(ABC):
 
         return self.on_first(scored)
 
-    def forget(self) -> None:
-        """Removes what was kept of rows that are recorded now."""
+    def forget(self, row: Job | None = None) -> None:
+        """Removes what was kept of rows that are recorded now, and of one that was before."""
+        if row is not None:  # it was killed between its record and this
+            images = self.images_of(row, self.protocol.seeds.report, self.num_images)
+            self._shelves += [Shelf(self._shelf_folder(images, ""), self.runtime.warn)]
         for shelf in self._shelves:
             shelf.remove()
         self._shelves.clear()
@@ -402,8 +406,8 @@ def load_suite(
     """The suite of a protocol, with its networks, reference and prompts; `options` of `Suite`."""
     if num_images is not None:
         check_num_images(protocol, num_images)
-    made = suite_class(protocol)
-    suite: Suite = made(protocol, runtime, assets or Assets(), num_images=num_images, **options)
+    options = {"num_images": num_images, **options}
+    suite: Suite = suite_class(protocol)(protocol, runtime, assets or Assets(), **options)
     return suite
 
 
@@ -440,11 +444,3 @@ def check_inputs(
         raise DimoError(
             f"{len(paths)} paths; allowed: one under {protocol.name!r}, {suite.one_folder}"
         )
-
-
-def store(measured: Measured, results: Path) -> Path:
-    """Adds a record to a folder of results, with all that belongs to it; returns its path."""
-    record = measured.record
-    for ending, data in measured.files.items():
-        write_atomic(results / "verdicts" / f"{record.run_id}{ending}", data)
-    return append(record, results, measured.contributions)
