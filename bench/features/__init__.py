@@ -39,7 +39,7 @@ from bench.protocol.networks import EXTRACTORS
 from dimo.errors import DimoError, unknown_name
 from dimo.util.files import sha256_bytes, sha256_file
 from dimo.weights.catalog import default_folder, find
-from dimo.weights.files import check_finite
+from dimo.weights.files import check_finite, read_state_dict
 
 
 def is_torchscript(path: Path) -> bool:
@@ -70,6 +70,13 @@ def load_torchscript(path: Path) -> torch.jit.ScriptModule:
         ) from error
     check_finite(module.state_dict(), str(path))
     return module.eval()
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict of a TorchScript archive, or of a file as `read_state_dict` takes it."""
+    if is_torchscript(path):
+        return load_torchscript(path).state_dict()
+    return read_state_dict(path)
 
 
 def load_extractor(

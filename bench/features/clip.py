@@ -16,7 +16,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from bench.features import is_torchscript, load_torchscript
+from bench.features import read_weights
 from bench.features.extraction import embed
 from bench.features.resize import (
     central_square,
@@ -68,7 +68,7 @@ def load_clip(weights: Path, resize: str) -> CLIPImages:
     """
     config = open_clip.get_model_config(_ARCHITECTURE)
     assert config is not None
-    return make_clip(_read_state(weights), resize, config, name=str(weights))
+    return make_clip(read_weights(weights), resize, config, name=str(weights))
 
 
 def make_clip(
@@ -155,7 +155,7 @@ def load_pairs(weights: Path, architecture: str, preprocessing: str) -> CLIPPair
             f"architecture {architecture!r} is no plain CLIP of open_clip; allowed are e.g. "
             "'ViT-B-32', 'ViT-L-14-quickgelu', 'ViT-H-14', 'ViT-g-14'"
         )
-    return make_pairs(_read_state(weights), preprocessing, config, name=str(weights))
+    return make_pairs(read_weights(weights), preprocessing, config, name=str(weights))
 
 
 def make_pairs(
@@ -174,12 +174,6 @@ def make_pairs(
     side = int(config["vision_cfg"]["image_size"])
     pairs = CLIPPairs(network.eval(), preprocessing, side=side, context_length=length)
     return pairs.requires_grad_(False)
-
-
-def _read_state(weights: Path) -> dict[str, Tensor]:
-    if is_torchscript(weights):
-        return load_torchscript(weights).state_dict()
-    return read_state_dict(weights)
 
 
 class PickScore(CLIPPairs):

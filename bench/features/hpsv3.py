@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from bench.features.resize import pil_bicubic_to
+from bench.features.resize import clip_normalized, pil_bicubic_to
 from dimo.errors import DimoError
 from dimo.weights.files import check_state, load_state_dict, read_state_dict
 
@@ -32,7 +32,6 @@ _AFTER = "<|im_end|>\n<|im_start|>assistant\n"
 _PATCH, _MERGED = 14, 2  # pixels of a patch's side, patches of a token's side
 _PIXELS = 256 * (_PATCH * _MERGED) ** 2  # of an image, as nearly as whole tokens allow
 _LONGEST = 200  # times the shorter side
-_STATISTICS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # CLIP's
 
 
 @dataclass(frozen=True)
@@ -137,9 +136,8 @@ def patches_of(pixels: npt.NDArray[np.uint8]) -> tuple[Tensor, tuple[int, int]]:
     """
     height, width = size_of(pixels.shape[0], pixels.shape[1])
     levels = torch.tensor(pil_bicubic_to(pixels, height, width)).permute(2, 0, 1) / 255
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in _STATISTICS)
     rows, columns = height // _PATCH, width // _PATCH
-    split = ((levels - mean) / std).view(
+    split = clip_normalized(levels).view(
         3, rows // _MERGED, _MERGED, _PATCH, columns // _MERGED, _MERGED, _PATCH
     )
     patches = split.permute(1, 4, 2, 5, 0, 3, 6).reshape(rows * columns, 3, 1, _PATCH**2)

@@ -20,7 +20,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from bench.features.extraction import embed
-from bench.features.resize import central_square
+from bench.features.resize import central_square, clip_normalized
 from dimo.errors import DimoError
 from dimo.weights.files import load_state_dict, read_state_dict
 
@@ -28,7 +28,6 @@ MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the rewards, from the 
 _LENGTH = 35  # tokens of a prompt; longer ones are truncated
 _ADDED = ("[DEC]", "[ENC]")  # BLIP's, behind BERT's vocabulary
 _VOCABULARY = "vocab.txt"
-_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # CLIP's
 _PARTS = {"image": "blip.visual_encoder.", "text": "blip.text_encoder.", "reward": "mlp.layers."}
 _UNUSED = ("blip.", "text.embeddings.position_ids")  # of BLIP's pretraining; not trained
 
@@ -88,8 +87,7 @@ class ImageReward(nn.Module):
 
     def preprocess(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
         """uint8 [H, W, 3] -> what the image encoder takes, float32 [3, S, S]."""
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in _PIXELS)
-        return (central_square(pixels, self.side, "pil") - mean) / std
+        return clip_normalized(central_square(pixels, self.side, "pil"))
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Prepared images [B, 3, S, S] and their prompts -> rewards [B]."""

@@ -19,6 +19,7 @@ from bench.protocol.networks import PREPROCESSINGS
 from dimo.errors import DimoError, unknown_name
 
 Resizer: TypeAlias = Callable[[Tensor, int], Tensor]
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # mean, std
 _Pixels: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.uint8]
 
 
@@ -153,3 +154,9 @@ def _in_threads(one: Callable[[_Pixels, _Pixels], None], source: _Pixels, target
     """Calls `one` on each pair of images; Pillow releases the interpreter's lock meanwhile."""
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(one, source, target))
+
+
+def clip_normalized(levels: Tensor) -> Tensor:
+    """Levels from 0 to 1, [3, H, W], as CLIP and those after it have them: shifted and scaled."""
+    mean, std = (levels.new_tensor(row).view(3, 1, 1) for row in _CLIP)
+    return (levels - mean) / std

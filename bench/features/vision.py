@@ -19,10 +19,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from bench.features import is_torchscript, load_torchscript
+from bench.features import read_weights
 from bench.features.resize import torch_bicubic_antialias
 from dimo.errors import DimoError
-from dimo.weights.files import load_state_dict, read_state_dict
+from dimo.weights.files import load_state_dict
 
 _POSITIONS = ("pos_embed", "visual.positional_embedding", "visual.trunk.pos_embed")
 _CLASSIFIER = ("head.weight", "head.bias", "head.fc.")  # what else files hold
@@ -78,9 +78,7 @@ def _load(name: str, weights: Path, resize: str) -> Vision:
 
     Raises: DimoError: Unreadable file, or weights of another network.
     """
-    archive = is_torchscript(weights)
-    state = load_torchscript(weights).state_dict() if archive else read_state_dict(weights)
-    return make_vision(state, VISION[name], name=str(weights))
+    return make_vision(read_weights(weights), VISION[name], name=str(weights))
 
 
 load_convnextv2: Callable[[Path, str], Vision] = partial(_load, "convnextv2-b")

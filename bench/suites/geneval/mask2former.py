@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.features import is_torchscript, load_torchscript
+from bench.features import read_weights
 from bench.features.resize import pil_central_square
 from bench.metrics.geneval import COLORS, Detected
 from dimo.data.scenes import boxes_of
 from dimo.errors import DimoError
 from dimo.util.files import sha256_file
-from dimo.weights.files import load_state_dict, read_state_dict
+from dimo.weights.files import load_state_dict
 
 _ARCHITECTURE = "ViT-L-14-quickgelu"
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archive
@@ -74,10 +74,7 @@ def load_clip_encoder(
     Raises:
         DimoError: Unreadable file, or weights of another network.
     """
-    if is_torchscript(weights):
-        state = load_torchscript(weights).state_dict()
-    else:
-        state = read_state_dict(weights)
+    state = read_weights(weights)
     state = {key: value.float() for key, value in state.items() if key not in _NOT_WEIGHTS}
     config = config or open_clip.get_model_config(_ARCHITECTURE)
     assert config is not None
