@@ -5,6 +5,7 @@ A new teacher is one file in this folder and one row in `dimo.zoo.teachers`.
 
 __all__ = ["MaskedModel", "MaskedNetwork", "TextFeatures", "TextNetwork", "Tokenizer"]
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -20,6 +21,7 @@ class MaskedNetwork(nn.Module):
 
     takes_positions: bool = False  # `forward` takes positions int64 [B, K]; logits are [B, K, V']
     takes_latent: bool = False  # `forward` takes a latent z [B] in [0, 1) (di4c)
+    gives_states: bool = False  # has `token_embeddings` and `block_states`
     codebook_size: int  # V; token ids are 0 to V - 1
     num_tokens: int  # L
     hidden_dim: int  # width D of a token embedding
@@ -49,6 +51,21 @@ class MaskedNetwork(nn.Module):
         model = cls(**config)
         load_state_dict(model, path)
         return model.eval()
+
+    @property
+    def token_embeddings(self) -> Tensor:
+        """Embeddings [V + 1, D] of the codebook and the mask token."""
+        raise NotImplementedError
+
+    def block_states(
+        self, embedded: Tensor, condition: Any, blocks: Collection[int]
+    ) -> list[Tensor]:
+        """Hidden states [B, L + T, D] after some blocks, counted from 1.
+
+        `embedded` are embeddings [B, L, D] of the visual tokens, the condition labels [B] or
+        `TextFeatures`; its own T >= 1 tokens come last.
+        """
+        raise NotImplementedError
 
     def embedding_parameters(self) -> list[Tensor]:
         """What distillation keeps frozen: embeddings of tokens and positions, and output bias."""

@@ -120,6 +120,17 @@ class Layers(Blocks):
             x = self.run(partial(_block, layer), x, at)
         return x
 
+    def states(
+        self, x: Tensor, blocks: Collection[int], before: Sequence[nn.Module] | None = None
+    ) -> list[Tensor]:
+        """x [B, L, D] after each of `blocks`, counted from 1."""
+        states = []
+        for number, layer in enumerate(self.layers, start=1):
+            x = x if before is None else before[number - 1](x)
+            x = self.run(partial(_block, layer), x, None)
+            states += [x] if number in blocks else []
+        return states
+
 
 def block_matrices(network: nn.Module) -> list[Tensor]:
     """The weight matrices of all `Layers` in a network."""
@@ -146,6 +157,7 @@ class MaskGIT(MaskedModel):
     """
 
     takes_positions = True
+    gives_states = True
 
     def __init__(
         self,
@@ -194,6 +206,10 @@ class MaskGIT(MaskedModel):
         self.apply(_initialize)
         nn.init.trunc_normal_(self.pos_emb, std=0.02)
 
+    @property
+    def token_embeddings(self) -> Tensor:
+        return self.tok_emb.weight[: self.codebook_size + 1]
+
     def embedding_parameters(self) -> list[Tensor]:
         return [self.tok_emb.weight, self.pos_emb, self.bias]
 
@@ -214,15 +230,9 @@ class MaskGIT(MaskedModel):
     def block_states(
         self, embedded: Tensor, labels: Tensor, blocks: Collection[int]
     ) -> list[Tensor]:
-        """Hidden states [B, L + 1, D] after some blocks (from 1), the class token's last.
-
-        `embedded` are embeddings [B, L, D] of the visual tokens.
-        """
-        x, states = self.first_layer(self._sequence(embedded, labels)), []
-        for number, layer in enumerate(self.transformer.layers, start=1):
-            x = _block(layer, x, None)
-            states += [x] if number in blocks else []
-        return states
+        """As `MaskedModel`; the class token's state comes last."""
+        x = self.first_layer(self._sequence(embedded, labels))
+        return self.transformer.states(x, blocks)
 
     def _sequence(self, embedded: Tensor, labels: Tensor, drop: Tensor | None = None) -> Tensor:
         """The input sequence [B, L + 1, D]: visual tokens, then the class token."""

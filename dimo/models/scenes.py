@@ -1,6 +1,6 @@
 """The bundled data set `scenes`: its text encoder, tokenizer and text-conditioned transformer."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from os import PathLike
 from typing import Self
 
@@ -86,6 +86,7 @@ class SceneTransformer(TextNetwork):
     """
 
     takes_positions = True
+    gives_states = True
     num_tokens = _GRID * _GRID
 
     def __init__(
@@ -142,6 +143,16 @@ class SceneTransformer(TextNetwork):
         places = (self.positions, self.word_positions)
         return [self.tokens.weight, self.words.weight, *places, self.bias]
 
+    @property
+    def token_embeddings(self) -> Tensor:
+        return self.tokens.weight
+
+    def block_states(
+        self, embedded: Tensor, text: TextFeatures, blocks: Collection[int]
+    ) -> list[Tensor]:
+        """As `MaskedModel`; the words' states come last."""
+        return self.transformer.states(self._sequence(embedded, text), blocks, self.near)
+
     def forward(
         self,
         tokens: Tensor,
@@ -152,13 +163,17 @@ class SceneTransformer(TextNetwork):
         positions: Tensor | None = None,
     ) -> Tensor:
         """As `TextNetwork`; logits [B, L, V + 1], the last of which is the mask token's."""
-        x = perturb(self.tokens(tokens), embedding_noise, noise) + self.positions
+        x = self._sequence(perturb(self.tokens(tokens), embedding_noise, noise), text)
+        x = self.transformer(x, positions, before=self.near)
+        logits: Tensor = self.head(x[:, : self.num_tokens])
+        return logits + (self.bias if positions is None else self.bias[positions])
+
+    def _sequence(self, embedded: Tensor, text: TextFeatures) -> Tensor:
+        """The input sequence [B, L + T, D]: visual tokens, then the words."""
         padded = F.pad(text.states, (0, 0, 1, 1))  # [B, T + 2, W]
         with_neighbours = torch.cat([padded[:, :-2], text.states, padded[:, 2:]], dim=-1)
         words = self.words(with_neighbours) + self.word_positions
-        x = self.transformer(torch.cat([x, words], dim=1), positions, before=self.near)
-        logits: Tensor = self.head(x[:, : self.num_tokens])
-        return logits + (self.bias if positions is None else self.bias[positions])
+        return torch.cat([embedded + self.positions, words], dim=1)
 
 
 class _Neighbours(nn.Module):

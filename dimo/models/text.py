@@ -4,7 +4,7 @@
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -136,7 +136,8 @@ class TextConditioned(MaskedModel):
     def __init__(self, network: TextNetwork, conditions: Conditions) -> None:
         super().__init__()
         self.network, self.conditions = network, conditions
-        self.num_classes, self.takes_positions = len(conditions), network.takes_positions
+        self.num_classes = len(conditions)
+        self.takes_positions, self.gives_states = network.takes_positions, network.gives_states
         self.codebook_size, self.num_tokens = network.codebook_size, network.num_tokens
         self.hidden_dim, self.depth = network.hidden_dim, network.depth
 
@@ -148,8 +149,17 @@ class TextConditioned(MaskedModel):
     def block_tokens(self) -> int:
         return self.network.block_tokens
 
+    @property
+    def token_embeddings(self) -> Tensor:
+        return self.network.token_embeddings
+
     def embedding_parameters(self) -> list[Tensor]:
         return self.network.embedding_parameters()
+
+    def block_states(
+        self, embedded: Tensor, labels: Tensor, blocks: Collection[int]
+    ) -> list[Tensor]:
+        return self.network.block_states(embedded, self.conditions(labels, None), blocks)
 
     def forward(
         self,

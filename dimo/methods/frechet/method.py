@@ -27,7 +27,6 @@ from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.methods.dimo.step import DiMOTask
 from dimo.methods.frechet.moments import RunningFrechet
 from dimo.models import MaskedModel
-from dimo.models.maskgit import MaskGIT
 from dimo.samplers import get_sampler
 
 if TYPE_CHECKING:
@@ -74,8 +73,9 @@ class FrechetTask(DiMOTask):
 
     recipe: FrechetRecipe
 
-    def __init__(self, *inputs: Any, teacher: MaskGIT, habits: TeacherHabits) -> None:
+    def __init__(self, *inputs: Any, habits: TeacherHabits) -> None:
         super().__init__(*inputs)
+        teacher = inputs[1]
         self.progress = inputs[-1].progress
         count, depth = self.recipe.frechet_blocks, teacher.depth
         check(count <= depth, "frechet_blocks", count, f"at most the teacher's {depth}")
@@ -108,9 +108,9 @@ class FrechetTask(DiMOTask):
         """As in the base class; the surrogate <z, g> of the term's gradient g in the logits z."""
         z = logits.detach().requires_grad_()
         soft = (tempered(z, self.recipe.student_temperature) + draws.gumbel).softmax(-1)
-        embeddings = self.network.tok_emb.weight[: z.shape[-1]]
-        expected = soft.to(embeddings.dtype) @ embeddings
-        hard = self.network.tok_emb(tokens)
+        table = self.network.token_embeddings
+        expected = soft.to(table.dtype) @ table[: z.shape[-1]]
+        hard = table[tokens]
         features = self._states(hard + expected - expected.detach(), draws.labels)
         self._features.append(features.detach())
         (gradient,) = torch.autograd.grad(features, z, self.moments.gradient(features))
@@ -124,10 +124,10 @@ class FrechetTask(DiMOTask):
         return product - product.detach()
 
     def _states(self, embedded: Tensor, labels: Tensor) -> Tensor:
-        """Means over the places, and the class token's state, after each block: [B, D]."""
-        states = self.network.block_states(embedded, labels, self.blocks)
-        places = self.network.num_tokens
-        return torch.cat([x for h in states for x in (h[:, :places].mean(1), h[:, -1])], 1)
+        """Means over the places, and over the condition's tokens, after each block: [B, D]."""
+        states, places = self.network.block_states(embedded, labels, self.blocks), embedded.shape[1]
+        parts = (part for h in states for part in (h[:, :places], h[:, places:]))
+        return torch.cat([part.mean(1) for part in parts], 1)
 
     @torch.no_grad()
     def _reference(self) -> Iterator[Tensor]:
@@ -137,10 +137,11 @@ class FrechetTask(DiMOTask):
         settings = {**self.habits.settings, "num_steps": recipe.reference_steps}
         for start in range(own.start, own.stop, _BATCH):
             index = torch.arange(start, min(start + _BATCH, own.stop), device=self.device)
-            labels, noise = index % self.network.num_classes, rng.ImageNoise(seed, index)
+            labels = index * self.network.num_classes // recipe.reference_images  # all of them
+            noise = rng.ImageNoise(seed, index)
             with self.autocast():
                 tokens = sampler(self.teacher, labels, noise, **settings).tokens
-                yield self._states(self.network.tok_emb(tokens), labels)
+                yield self._states(self.network.token_embeddings[tokens], labels)
             self.progress(
                 "samples of the teacher", int(index[-1]) + 1 - own.start, len(own), "images"
             )
@@ -157,12 +158,12 @@ class FrechetTask(DiMOTask):
 
 
 class DiMOFD(DiMO):
-    """One-step students of MaskGIT networks, distilled without data."""
+    """One-step students of teachers that show their hidden states, distilled without data."""
 
     Recipe = FrechetRecipe
 
     def network(self, teacher: type[Any]) -> type[Any] | None:
-        return teacher if issubclass(teacher, MaskGIT) else None
+        return teacher if teacher.gives_states else None
 
     def task(
         self,
@@ -173,10 +174,9 @@ class DiMOFD(DiMO):
         habits: TeacherHabits,
         runtime: Runtime,
     ) -> Task:
-        assert isinstance(teacher, MaskGIT)
         objective = objective_of(recipe, label_smoothing=habits.label_smoothing)
         inputs = (recipe, teacher, student, objective, runtime)
-        return FrechetTask(*inputs, teacher=teacher, habits=habits)
+        return FrechetTask(*inputs, habits=habits)
 
     def cost(self, recipe: Any) -> Cost:
         """Di[M]O's, and a copy of the teacher forward and backward, for its input alone."""

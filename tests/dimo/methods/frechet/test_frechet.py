@@ -17,6 +17,8 @@ from dimo.methods.frechet.method import DiMOFD, FrechetRecipe
 from dimo.methods.frechet.moments import IMAGES_PER_DIMENSION, RunningFrechet
 from dimo.models.halton import HaltonMaskGIT
 from dimo.models.maskgit import MaskGIT
+from dimo.models.scenes import SceneTransformer, SceneWords
+from dimo.models.text import Prompts, TextConditioned
 
 CPU = torch.device("cpu")
 NETWORK = {
@@ -121,7 +123,23 @@ def test_descent_along_the_gradient_ends_at_the_reference():
     assert np.mean(distances[-200:]) < 0.1 * distances[0]
 
 
-def make_task(ranks=None, **changes):
+def of_labels():
+    teacher = MaskGIT(**NETWORK)
+    teacher.tok_emb.weight.data.mul_(20)  # predictions that are not all alike
+    return teacher.eval()
+
+
+def of_text():
+    sizes = {k: v for k, v in NETWORK.items() if k not in ("img_size", "nclass")}
+    prompts = Prompts(SceneWords(), ["a red circle", "two blue squares", "a green star"])
+    return TextConditioned(SceneTransformer(**sizes), prompts).eval()
+
+
+def last_norm(model):
+    return model.network.head[3] if isinstance(model, TextConditioned) else model.last_layer[-1]
+
+
+def make_task(ranks=None, make_teacher=of_labels, **changes):
     keys = {
         **{"steps": 20, "batch_size": 64, "learning_rate": 1e-4, "auxiliary_learning_rate": 1e-4},
         **{
@@ -134,10 +152,9 @@ def make_task(ranks=None, **changes):
     }
     recipe = FrechetRecipe(teacher="digits", **{**keys, **changes})
     torch.manual_seed(0)
-    teacher = MaskGIT(**NETWORK).eval()
-    teacher.tok_emb.weight.data.mul_(20)  # predictions that are not all alike
+    teacher = make_teacher()
     student, runtime = copy.deepcopy(teacher), Runtime(CPU, ranks or Ranks())
-    student.last_layer[-1].bias.data += torch.linspace(-1, 1, NETWORK["hidden_dim"])  # it is off
+    last_norm(student).bias.data += torch.linspace(-1, 1, NETWORK["hidden_dim"])  # it is off
     return DiMOFD().task(recipe, teacher, student, None, HABITS, runtime)
 
 
@@ -153,9 +170,26 @@ def run_task(task, steps, first=0):
 READY = IMAGES_PER_DIMENSION * 2 * NETWORK["hidden_dim"] // 64  # steps of 64
 
 
-def test_the_logit_gradient_passes_hard_tokens_and_their_softmax():
+@pytest.mark.parametrize("make_teacher", [of_labels, of_text])
+def test_states_are_those_of_the_forward_pass(make_teacher):
+    model = make_teacher()
+    tokens, labels = torch.randint(12, (2, model.num_tokens)), torch.tensor([0, 2])
+    tokens[:, ::2] = model.mask_token_id
+    embedded = model.token_embeddings[tokens]
+    first, last = model.block_states(embedded, labels, [1, 2])
+    assert first.shape == last.shape
+    assert first.shape[1] > model.num_tokens
+    inputs = []
+    head = model.network.head[0] if make_teacher is of_text else model.last_layer[0]
+    with head.register_forward_pre_hook(lambda _, x: inputs.append(x[0])):
+        model(tokens, labels)
+    assert torch.equal(inputs[0], last[:, : model.num_tokens])
+
+
+@pytest.mark.parametrize("make_teacher", [of_labels, of_text])
+def test_the_logit_gradient_passes_hard_tokens_and_their_softmax(make_teacher):
     """d features / d z by the Jacobian of the softmax, written out."""
-    task = make_task()
+    task = make_task(make_teacher=make_teacher)
     run_task(task, READY + 2)
     objective, labels = task.objective, torch.tensor([0, 2])
     draws = draw(
@@ -170,13 +204,15 @@ def test_the_logit_gradient_passes_hard_tokens_and_their_softmax():
         auxiliary=task.auxiliary,
     )
     task.network.double()
+    if make_teacher is of_text:  # whose words are float32
+        task.network.network.words.register_forward_pre_hook(lambda _, x: x[0].double())
     loss = task.further_loss(draws, logits, tokens, student)
     (found,) = torch.autograd.grad(loss, logits)
-    embedded = task.network.tok_emb(tokens).requires_grad_()
+    embedded = task.network.token_embeddings[tokens].requires_grad_()
     states = task._states(embedded, draws.labels)
     (of_embedding,) = torch.autograd.grad(states, embedded, task.moments.gradient(states))
     p = (logits + draws.gumbel).softmax(-1).detach()
-    along = of_embedding @ task.network.tok_emb.weight[:12].T  # [B, L, V]
+    along = of_embedding @ task.network.token_embeddings[:12].T  # [B, L, V]
     wanted = p * (along - (p * along).sum(-1, keepdim=True))
     ratio = 0.5 * float((task.norms[0] / task.norms[1]).sqrt())
     wanted = wanted * ratio / len(labels)
