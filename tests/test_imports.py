@@ -60,7 +60,7 @@ DOORS = {
     },
     "tensorboard": {"dimo/engine/tracking.py"},
     "wandb": {"dimo/engine/tracking.py"},
-    "diffusers": {"dimo/models/snapshot.py"},
+    "diffusers": {"dimo/models/snapshot.py", "dimo/weights/pipeline.py"},
     "transformers": {
         "bench/features/hpsv3.py",
         "bench/features/image_reward.py",
@@ -154,7 +154,7 @@ def test_each_dependency_has_its_door():
 def test_the_shape_of_the_house():
     for package, most in (("dimo", 8), ("bench", 6)):
         assert len(list((ROOT / package).glob("*.py"))) <= most
-    assert len(MODULES) <= 181
+    assert len(MODULES) <= 182
     long = {p.name: n for p in MODULES.values() if (n := len(p.read_text().splitlines())) > 450}
     assert not long
 

@@ -12,6 +12,7 @@ from dimo.errors import DimoError
 from dimo.methods import METHODS
 from dimo.util.files import sha256_file, write_atomic
 from dimo.weights.catalog import OFFICIAL, name_of
+from dimo.weights.download import HUB
 
 if TYPE_CHECKING:
     from dimo.zoo.students import FoundStudent
@@ -128,12 +129,15 @@ def _padded(cell: str, width: int, left: bool) -> str:
     return cell + padding if left else padding + cell
 
 
-def model_card(student: "FoundStudent", report: Report, *, address: str) -> str:
+def model_card(
+    student: "FoundStudent", report: Report, *, address: str, diffusers: bool = False
+) -> str:
     """The `README.md` of a student on a hub.
 
     Args:
         report: Of the student's records alone; see `weights_sha256` of `read_report`.
         address: Where the student is loaded from, e.g. `hf://OWNER/REPO`.
+        diffusers: Show how diffusers loads it, too.
     """
     from dimo.zoo.teachers import get_teacher  # imports torch
 
@@ -154,6 +158,7 @@ def model_card(student: "FoundStudent", report: Report, *, address: str) -> str:
         f"with {method.title}. It draws {size} x {size} images {drawn} in {steps}.",
         "## Use",
         _use(teacher, address),
+        *[_use_in_diffusers(teacher, address)] * diffusers,
         "## Results",
         _results(student, report, address, teacher.protocol),
         "## Training and sampling",
@@ -179,11 +184,13 @@ def _licence(path: Path, teacher: "Teacher") -> str:
     return official.licence if official else "Apache-2.0" * teacher.is_bundled  # as the package
 
 
+_PROMPT = "a photo of a red circle"
+
+
 def _use(teacher: "Teacher", address: str) -> str:
-    prompt = "a photo of a red circle"
     given, option = "labels=[0, 1, 2, 3]", ""
     if teacher.text is not None:
-        given, option = f'prompts=["{prompt}"]', f" --prompt '{prompt}'"
+        given, option = f'prompts=["{_PROMPT}"]', f" --prompt '{_PROMPT}'"
     size, others = teacher.image_size, {**teacher.weights, "transformer": ""}.values()
     fetched = " ".join(name for name in others if name in OFFICIAL)
     lines = [
@@ -198,6 +205,25 @@ def _use(teacher: "Teacher", address: str) -> str:
         f"From a shell: `dimo sample --model {address}{option} --out grid.png`.",
         *[f"Its teacher's other networks are fetched with `dimo weights fetch {fetched}`."]
         * bool(fetched),
+    ]
+    return "\n".join(lines)
+
+
+def _use_in_diffusers(teacher: "Teacher", address: str) -> str:
+    given = f'prompt=["{_PROMPT}"]' if teacher.text is not None else "class_labels=[0, 1, 2, 3]"
+    lines = [
+        "In diffusers, with dimo installed, the same images:",
+        "",
+        "```python",
+        "import torch",
+        "from diffusers import DiffusionPipeline",
+        "from huggingface_hub import snapshot_download",
+        "",
+        f'folder = snapshot_download("{address.removeprefix(HUB)}")  # or the path of this folder',
+        "pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)",
+        f"images = pipe({given}, generator=torch.Generator().manual_seed(0)).images",
+        'images[0].save("image.png")',
+        "```",
     ]
     return "\n".join(lines)
 

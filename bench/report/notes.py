@@ -30,9 +30,10 @@ def table_notes(rows: list[_Row], part: ProtocolReport) -> list[Line]:
     shown: Line = (*rank_legend(), ", as shown; ")
     if len(rows) < len(part.records):
         shown += ("seeds compete by their mean (", code("dimo compare"), " weighs the ±); ")
+    competing = sum(row["section"] != "Reference" for row in rows)
     return [
         uncertainty_note(part.protocol),
-        (*shown, "Reference rows do not compete."),
+        *[(*shown, "Reference rows do not compete.")] * (competing > 1),
         *_ceiling_notes(rows),
         *[("images/s on ", *place, ".") for place in _places(rows)[:1]],
         *_commit_notes(cells.rows(part.frame)),

@@ -192,7 +192,7 @@ def _table(title: str, frame: pd.DataFrame) -> Table:
     notes: list[Line] = [("Quoted from ", *sources, ".")]
     if not with_teacher and teachers[0]:
         notes.append(("Teacher of every row: ", one_line(teachers[0]), "."))
-    if len(papers) == 1:
+    if len(papers) == 1 < len(rows):
         notes.append((*rank_legend(), "."))
     if len(noted) == 1 and rows[0]["note"]:
         notes.append(("Every row: ", one_line(rows[0]["note"], LONGEST_NOTE), "."))

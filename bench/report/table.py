@@ -182,9 +182,12 @@ def results_frame(records: Iterable[ResultRecord], metrics: Sequence[str]) -> pd
 def best_and_second(
     values: "pd.Series[float]", *, higher_is_better: bool, decimals: int
 ) -> "pd.Series[int]":
-    """Place of each value as it is shown: 1 (best), 2 (second), or 0 for the others and NaN."""
+    """Place of each value as it is shown: 1 (best), 2 (second), or 0 for the others and NaN.
+
+    A value without another to compare it with is no best: 0.
+    """
     ranks = values.round(decimals).rank(method="dense", ascending=not higher_is_better)
-    return ranks.where(ranks <= 2, 0).fillna(0).astype(int)
+    return ranks.where((ranks <= 2) & (values.count() > 1), 0).fillna(0).astype(int)
 
 
 def decimals_of(name: str, values: "pd.Series[float]") -> int:

@@ -154,11 +154,15 @@ def _as_text(finding: "Finding") -> str:
     return "\n    ".join(line for line in lines if line)
 
 
+_FORMATS = ("safetensors", "diffusers", "official")
+
+
 @app.command(
     epilog=examples(
         "dimo export runs/mine --format official",
         "dimo export digits-dimo -o student.safetensors",
         "dimo export runs/mine --push OWNER/REPO",
+        "dimo export runs/mine --format diffusers",
     )
 )
 def export(
@@ -175,7 +179,8 @@ def export(
             "--format",
             metavar="NAME",
             help="safetensors: a folder with settings and model card, to upload and load again; "
-            "official: one file for the method's own code. Default: as --out says.",
+            "diffusers: that folder as a pipeline of diffusers, too; official: one file for the "
+            "method's own code. Default: as --out says.",
         ),
     ] = "",
     out: Annotated[
@@ -228,16 +233,19 @@ def export(
     from dimo.zoo.students import checkpoint_of, find_student
     from dimo.zoo.teachers import TEACHERS
 
-    if form not in ("", "safetensors", "official"):
-        raise unknown_name("--format", form, ("safetensors", "official"))
+    if form and form not in _FORMATS:
+        raise unknown_name("--format", form, _FORMATS)
     if checkpoint is not None:
         run = checkpoint_of(run, checkpoint)
     if form == "official" and out is None:
         out = Path("pytorch_model.bin")
     is_file = out is not None and out.suffix in (".bin", ".safetensors", ".pt", ".pth")
-    if form and out is not None and (form == "official") != (out.suffix == ".bin"):
+    diffusers = form == "diffusers"
+    is_misfit = out is not None and (form == "official") != (out.suffix == ".bin")
+    if form and (is_misfit or (diffusers and is_file)):
         raise DimoError(
-            f"--format {form} does not fit -o {out}: a .bin is official; leave one of them out"
+            f"--format {form} does not fit -o {out}: a .bin is official, and diffusers takes a "
+            "folder; leave one of them out"
         )
     if is_file and repository:
         raise DimoError(
@@ -257,10 +265,10 @@ def export(
     for problem in report.problems:
         terminal.warn(problem)
     address = HUB + (repository.removeprefix(HUB) or "OWNER/REPO")
-    card = model_card(student, report, address=address)
+    card = model_card(student, report, address=address, diffusers=diffusers)
     with tempfile.TemporaryDirectory() as temporary:
         folder = out or Path(temporary if repository else Path(run).name)
-        files = export_folder(student, folder, card, force=force)
+        files = export_folder(student, folder, card, diffusers=diffusers, force=force)
         said = f"{folder}: {_sampled_with(student.config)}"
         if repository:
             message = f"{student.title}, exported by dimo {__version__}"

@@ -1,6 +1,7 @@
 """Exporting and importing students: official layouts, safetensors, and folders for a hub."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from dimo.zoo.students import (
 from dimo.zoo.teachers import Teacher, get_teacher
 
 _SUFFIXES = (".bin", ".safetensors")
+_PIPELINE = Path(__file__).with_name("pipeline.py")  # imports diffusers, and is only copied
 _UNMARKED = "dimo"  # the method of a file without settings
 
 
@@ -82,13 +84,16 @@ def export_student(
 
 
 def export_folder(
-    student: FoundStudent, out: Path, card: str, *, force: bool = False
+    student: FoundStudent, out: Path, card: str, *, diffusers: bool = False, force: bool = False
 ) -> list[Path]:
     """Writes a student as a folder that can be uploaded to a hub and loaded like a run.
 
     `student.safetensors` is the student's own file if it is of that format, so that records name
     it; else it holds the same tensors. Beside it are its SHA-256, as sha256sum writes it,
     `config.json`, the run's `recipe.toml` if there is one, and the model card as `README.md`.
+
+    Args:
+        diffusers: Add what `DiffusionPipeline.from_pretrained` of diffusers loads.
 
     Returns:
         The files.
@@ -102,6 +107,8 @@ def export_folder(
     files = [weights, hash_file(weights), readme, config]
     if recipe.is_file():
         files.append(out / recipe.name)
+    if diffusers:
+        files += [out / _PIPELINE.name, out / "model_index.json"]
     if not force:
         check_unused(out, [file.name for file in files])
     row = get_teacher(student.config.teacher)
@@ -117,6 +124,10 @@ def export_folder(
     write_atomic(readme, card)
     if recipe.is_file():
         write_atomic(out / recipe.name, recipe.read_bytes())
+    if diffusers:
+        write_atomic(out / _PIPELINE.name, _PIPELINE.read_bytes())
+        index = {"_class_name": [_PIPELINE.stem, "DimoPipeline"]}
+        write_atomic(out / "model_index.json", json.dumps(index) + "\n")
     return files
 
 

@@ -96,7 +96,8 @@ def test_off_protocol_rows_of_one_cause_and_n_share_a_table_without_ranks(
     only = report_markdown(collected(looks))
     assert render_page(collected(looks)).count("Off-protocol (not comparable), N = ") >= 2
     assert "N = 500\n-------" in measured_table(looks, collected([]).protocols[0].protocol)
-    shown = report_markdown(collected([make_record("D", number=5), *looks]))
+    ranked = [make_record(name, number=number) for name, number in (("D", 5), ("E", 6))]
+    shown = report_markdown(collected([*ranked, *looks]))
     assert "No results under protocol" not in only
     for report in (only, shown):
         _, first, second = report.split("### Off-protocol (not comparable), N = ")

@@ -166,6 +166,12 @@ def test_places_follow_what_is_shown() -> None:
     assert list(best_and_second(values, higher_is_better=True, decimals=3)) == [0, 0, 2, 0, 1]
 
 
+def test_nothing_is_the_best_of_one() -> None:
+    for values in ([0.3], [None, 0.3]):
+        places = best_and_second(pd.Series(values), higher_is_better=True, decimals=3)
+        assert not places.any()
+
+
 def test_hostile_text_is_shown_and_does_nothing(hostile: Report) -> None:
     for ablation, expected_tables, expected_headings in ((False, 3, 5), (True, 1, 3)):
         report = report_markdown(dataclasses.replace(hostile, ablation=ablation))

@@ -203,6 +203,10 @@ def test_what_was_pushed_draws_the_same_images(hub, dimo, tmp_path):
     assert torch.equal(student.sample(labels, seed=7), wanted)
     assert student.name == "Di[M]O (some/one)"
     assert student.weights_sha256 == SHA256
+    dimo("export", "digits-dimo", "--format", "diffusers", "--push", "some/other")
+    files = hub.commits("some/other")[-1][1]
+    assert {"pipeline.py", "model_index.json"} <= files.keys()
+    assert b'snapshot_download("some/other")' in files["README.md"]
 
 
 def test_a_revision_is_kept_and_a_record_has_its_commit(hub, dimo, run_folder, monkeypatch):
@@ -344,7 +348,9 @@ def test_the_card_has_the_results_of_these_weights_alone(dimo, tmp_path):
     rows = [line for line in card.splitlines() if line.startswith("| Di[M]O")]
     half = f"{(fid.high - fid.low) / 2:.3f}".removeprefix("0")
     assert len(rows) == 2  # results and settings
-    assert f"**{fid.value:.3f}**±{half}" in rows[0]
+    assert f" {fid.value:.3f}±{half}" in rows[0]
+    assert "**" not in rows[0]  # a single row is not the best
+    assert "**Best**" not in card
     for known in (
         *("license: apache-2.0", 'dimo.load("hf://OWNER/REPO")', f"sha256 `{SHA256}`"),
         *(f"Protocol `digits`: sha256 `{record.protocol.sha256}`", "seed 1000", "Seed: 0"),
@@ -369,8 +375,8 @@ def test_formats(dimo, tmp_path):
     assert torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
     said = dimo("export", "digits-dimo", "--format", "official", "-o", "x.safetensors", code=2)[1]
     assert "--format official does not fit -o x.safetensors" in said
-    said = dimo("export", "digits-dimo", "--format", "diffusers", code=2)[1]
-    assert "'diffusers'; allowed: official, safetensors" in said
+    said = dimo("export", "digits-dimo", "--format", "diffuser", code=2)[1]
+    assert "'diffuser'; allowed: diffusers, official, safetensors; did you mean" in said
     assert [path.name for path in tmp_path.iterdir()] == ["pytorch_model.bin"]
     dimo("export", "scenes-dimo", "-o", "scenes")
     card = (tmp_path / "scenes" / "README.md").read_text()
