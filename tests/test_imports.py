@@ -61,12 +61,7 @@ DOORS = {
     "tensorboard": {"dimo/engine/tracking.py"},
     "wandb": {"dimo/engine/tracking.py"},
     "diffusers": {"dimo/models/snapshot.py", "dimo/weights/pipeline.py"},
-    "transformers": {
-        "bench/features/hpsv3.py",
-        "bench/features/image_reward.py",
-        "bench/suites/geneval/mask2former.py",
-        "dimo/models/snapshot.py",
-    },
+    "transformers": {"dimo/models/snapshot.py"},
 }
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from bench.features.resize import clip_normalized, pil_bicubic_to
 from dimo.errors import DimoError
+from dimo.models.snapshot import transformers_for
 from dimo.weights.files import check_state, load_state_dict, read_state_dict
 
 _REWARD, _PAD = "<|Reward|>", "<|image_pad|>"
@@ -200,12 +201,7 @@ def make_hpsv3(
 
     Raises: DimoError: No transformers; keys or shapes that do not fit, or another tokenizer.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise DimoError(
-            "HPSv3 needs the package 'transformers'; install it with: pip install 'dimo[t2i]'"
-        ) from error
+    transformers = transformers_for("HPSv3")
     words = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tokenizer))
     words.add_tokens(_REWARD, special_tokens=True)
     rows = state.get("model.embed_tokens.weight")
@@ -223,7 +219,9 @@ def make_hpsv3(
         elif key != "lm_head.weight":  # which writes words
             text = key.startswith("model.")
             parts[""][f"language_{key}" if text else key] = value
-    config = _config(sizes, len(words), words.convert_tokens_to_ids(_PAD))
+    config = transformers.Qwen2VLConfig(
+        **_config(sizes, len(words)), image_token_id=words.convert_tokens_to_ids(_PAD)
+    )
     with torch.device("meta"):
         checked = check_state(transformers.Qwen2VLModel(config), parts[""], name=name)
     transformers.logging.disable_progress_bar()
@@ -235,9 +233,7 @@ def make_hpsv3(
     return scorer.eval().requires_grad_(False)
 
 
-def _config(sizes: Sizes, vocabulary: int, pad: int) -> Any:
-    from transformers import Qwen2VLConfig
-
+def _config(sizes: Sizes, vocabulary: int) -> dict[str, Any]:
     width, depth, heads = sizes.text
     inner, blocks, inner_heads = sizes.vision
     third = width // heads // 2 // 3  # positions are the same in all three dimensions
@@ -266,4 +262,4 @@ def _config(sizes: Sizes, vocabulary: int, pad: int) -> Any:
         "patch_size": _PATCH,
         "spatial_merge_size": _MERGED,
     }
-    return Qwen2VLConfig(text_config=text, vision_config=vision, image_token_id=pad)
+    return {"text_config": text, "vision_config": vision}

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from bench.features.extraction import embed
 from bench.features.resize import central_square, clip_normalized
 from dimo.errors import DimoError
+from dimo.models.snapshot import transformers_for
 from dimo.weights.files import load_state_dict, read_state_dict
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the rewards, from the authors' code
@@ -53,7 +54,7 @@ class ImageReward(nn.Module):
 
     def __init__(self, vocabulary: Sequence[str], sizes: Sizes) -> None:
         super().__init__()
-        transformers = _transformers()
+        transformers = transformers_for("ImageReward")
         width, depth, heads = sizes.image
         self.side = sizes.side
         with torch.device("meta"):  # nothing is drawn that is overwritten anyway
@@ -163,13 +164,3 @@ def make_image_reward(
     network = ImageReward(vocabulary, sizes)
     load_state_dict(network, ours, name=name, ignore=_UNUSED)
     return network.eval().requires_grad_(False)
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise DimoError(
-            "ImageReward needs the package 'transformers'; install it with: pip install 'dimo[t2i]'"
-        ) from error
-    return transformers

@@ -32,10 +32,7 @@ class CLIPText:
         Raises:
             DimoError: No transformers, a missing or damaged file, keys or shapes that do not fit.
         """
-        try:
-            import transformers
-        except ImportError as error:
-            raise _missing_package(error, "transformers") from None
+        transformers = transformers_for("text-to-image")
         folder = Path(path).parent
         tokenizer_folder = folder.parent / "tokenizer"
         for needed in (
@@ -124,7 +121,7 @@ class DiffusersVQ(nn.Module):
         try:
             from diffusers import VQModel
         except ImportError as error:
-            raise _missing_package(error, "diffusers") from None
+            raise _missing_package(error, "diffusers", "text-to-image") from None
         config = Path(path).parent / "config.json"
         origin = Origin(str(config), "give a whole snapshot of the model, or fetch it again")
         try:
@@ -169,8 +166,20 @@ class DiffusersVQ(nn.Module):
         return next(self.parameters()).device
 
 
-def _missing_package(error: ImportError, package: str) -> DimoError:
+def transformers_for(user: str) -> Any:
+    """The package transformers, of the extra `t2i`; `user` is who needs it, for the error.
+
+    Raises: DimoError: It is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise _missing_package(error, "transformers", user) from None
+    return transformers
+
+
+def _missing_package(error: ImportError, package: str, user: str) -> DimoError:
     return DimoError(
-        f"text-to-image needs the package {error.name or package}; install it with: "
+        f"{user} needs the package {error.name or package}; install it with: "
         "pip install 'dimo[t2i]'"
     )

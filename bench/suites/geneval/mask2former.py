@@ -26,6 +26,7 @@ from bench.features.resize import pil_central_square
 from bench.metrics.geneval import COLORS, Detected
 from dimo.data.scenes import boxes_of
 from dimo.errors import DimoError
+from dimo.models.snapshot import transformers_for
 from dimo.util.files import sha256_file
 from dimo.weights.files import load_state_dict
 
@@ -292,14 +293,9 @@ def load_hf_detector(weights: Path, device: torch.device) -> HFMask2Former:
 
 def load_mask2former(folder: Path) -> Any:
     """The network of a folder of `transformers`; a DimoError if package or weights are missing."""
+    transformers = transformers_for("Mask2Former")
     try:
-        from transformers import Mask2FormerForUniversalSegmentation
-    except ImportError as error:
-        raise DimoError(
-            "Mask2Former needs the package 'transformers'; install it with: pip install 'dimo[t2i]'"
-        ) from error
-    try:
-        network, report = Mask2FormerForUniversalSegmentation.from_pretrained(
+        network, report = transformers.Mask2FormerForUniversalSegmentation.from_pretrained(
             folder, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # damaged files and foreign configurations raise many types

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_the_network_of_transformers(tiny_folder, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_weights_that_do_not_fit(tiny_folder, tmp_path):
+def test_weights_that_do_not_fit(tiny_folder, tmp_path, monkeypatch):
     with pytest.raises(DimoError, match=r"no config\.json, model\.safetensors, ViT-L-14\.pt in"):
         load_hf_detector(tmp_path, CPU)
     (tmp_path / "config.json").write_text((tiny_folder / "config.json").read_text())
@@ -158,4 +159,7 @@ def test_weights_that_do_not_fit(tiny_folder, tmp_path):
     with pytest.raises(DimoError, match=r"no ViT-L-14\.pt in"):
         load_hf_detector(tmp_path, CPU)
     with pytest.raises(DimoError, match="cannot load Mask2Former from"):
+        load_mask2former(tmp_path)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(DimoError, match=r"Mask2Former needs the package transformers; .*\[t2i\]"):
         load_mask2former(tmp_path)
