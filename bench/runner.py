@@ -123,7 +123,8 @@ def plan_work(
         planned: From `bench.rows.rows.plan_jobs` or `plan_models`.
         results: Folder of records.
         grid: Setting -> values to choose from for every row that has it.
-        reference_rows: Whether real data and the tokenizer are rows, too, where they are bundled.
+        reference_rows: Whether real data and the tokenizer are rows, too, where real images are
+            bundled or given.
         again: Whether rows that are on record are measured, too.
         **options: `num_images`, `batch_size` and `command`, as of `bench.suites.base.Suite`.
 
@@ -144,6 +145,11 @@ def plan_work(
     )
     if reference_rows and not suite.off_protocol:
         rows = suite.reference_rows(rows[0].loaded) + rows
+    elif assets.reference_images:
+        raise DimoError(
+            f"--reference-images {assets.reference_images[0]} is not used without rows for real "
+            "data, as in a quick look; leave it out"
+        )
 
     def known() -> dict[int, ResultRecord]:
         if again or not runtime.ranks.is_first or not results.is_dir():
@@ -266,8 +272,8 @@ def run(
         num_images: For a quick look, a number of images per row, equally many of each label or
             prompt: the protocol's first ones, or more. Such records are off-protocol and share no
             table with others. None: as many as the protocol asks for.
-        reference_rows: Whether real data and the tokenizer are rows, too, where they are bundled;
-            a quick look has none.
+        reference_rows: Whether real data and the tokenizer are rows, too, where real images are
+            bundled or given as `reference_images` of `assets`; a quick look has none.
         results: Folder of records. Rows that it has from the same code, weights, settings,
             packages and device are not measured again; another folder measures them.
         assets: Files that replace bundled or downloaded ones, such as a reference.

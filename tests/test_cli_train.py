@@ -67,11 +67,13 @@ def test_training_is_watched(world):
 
 
 def test_table_of_teacher_and_student(world, dimo):
-    options = ("--steps", "1,4", "--results", "records")
+    options = ("--steps", "1,4", "--results", "records", "--reference-images", world / "photos")
     dimo("bench", "--teacher", world / "teacher", "--student", world / "student", *options)
     shown = ("--protocol", world / "photos.toml", "--format", "csv")
     table, _ = dimo("report", "--results", "records", *shown)
-    assert table.count("\nphotos,") == 3
+    assert table.count("\nphotos,") == 5
+    assert "Tokenizer reconstruction" in table
+    assert "psnr" in table
     assert "MaskGIT (teacher)" in table
     assert "Di[M]O (student)" in table
 

@@ -47,6 +47,8 @@ def test_list_says_what_is_known_and_what_is_here(weights, tmp_path):
     text = weights("list", "--folder", ".", cwd=tmp_path).stdout
     assert "here: vq_ds16_c2i.pt" in text
     assert "size unknown, licence unknown, https://zenodo.org/records/15124163/files/" in text
+    assert "size 6 KB, licence BSD" in text
+    assert "size 2,090 MB, " in text
     rows = json.loads(weights("list", "--folder", tmp_path, "--json", cwd=tmp_path).stdout)
     known = {row["name"]: row for row in rows}
     assert known["llamagen-vq16"]["present"] == str(tmp_path / "vq_ds16_c2i.pt")

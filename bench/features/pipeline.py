@@ -1,8 +1,9 @@
 """Sets of image files -> checked, hashed, turned into features; cached, and sharded over ranks."""
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,21 @@ from bench.features import (
 )
 from bench.features.extraction import FeatureCache, feature_key
 from bench.features.stats import FeatureStats, StreamingStats, check_features
-from bench.images import Findings, ImageSet, content_sha256, find_problems, open_images
+from bench.images import (
+    Findings,
+    ImageSet,
+    classes_of,
+    content_sha256,
+    find_problems,
+    open_images,
+)
 from bench.images.checks import unusable
 from bench.images.codec import ImageInfo
 from bench.images.labels import labels_sha256
 from bench.images.readers import check_labels
-from bench.images.source import READ_ERRORS, reason
-from bench.protocol import Images
+from bench.images.source import READ_ERRORS, Labels, counted, reason
+from bench.protocol import Images, Protocol
+from bench.protocol.catalog import METRICS
 from dimo.engine.distributed import Ranks, Runtime
 from dimo.errors import DimoError
 from dimo.util.files import sha256_file
@@ -48,6 +57,17 @@ class FeaturesOfSet:
     images_sha256: str
     labels_sha256: str
     findings: Findings
+
+
+@dataclass(frozen=True, eq=False)
+class RealSet:
+    """Images that a reference was made of, with their labels, if known; see `real_images`."""
+
+    images: ImageSet
+    infos: Sequence[ImageInfo]
+    labels: Labels | None
+    side: int | None  # that they are cropped to
+    note: str  # for the record
 
 
 def features_of_paths(
@@ -154,34 +174,105 @@ def features_of_file(path: Path) -> FeaturesOfSet:
     )
 
 
-def statistics_of_paths(
+def scan_real(
+    images: ImageSet, spec: Images, runtime: Runtime, *, side: int | None = None
+) -> tuple[list[ImageInfo], list[str]]:
+    """Reads every byte of real images: infos, and why they cannot be a protocol's reference.
+
+    With `side` photos of any size and kind are cropped to it. The first rank warns of remarks.
+    """
+    share = runtime.ranks.split(len(images), FORWARD_BATCH)
+    meter = _Meter(runtime.progress, runtime.ranks, share, len(images))
+    infos, findings = _scan(images, share, spec, runtime.ranks, meter, side=side)
+    for note in findings.notes if runtime.ranks.is_first else ():
+        runtime.warn(note)
+    return infos, [*findings.errors, *findings.nonconforming]
+
+
+def real_images(
     paths: Sequence[Path],
+    protocol: Protocol,
+    runtime: Runtime,
+    *,
+    reference: Path,
+    named: Mapping[str, Any],
+) -> RealSet:
+    """The images that a reference was made of, as it was made of them.
+
+    A reference that does not name its images takes any. Photos are cropped as those of the
+    reference were, and where nothing is known of these by ADM's rule.
+
+    Args:
+        paths: Folders, with subfolders, or archives: shards of one set, in order.
+        reference, named: Its path, and `bench.features.references.images_named_by`.
+
+    Raises: DimoError: They cannot be read, are not of the protocol's size, not those of the
+        reference, or have other classes than the protocol.
+    """
+    where, (height, width) = " ".join(map(str, paths)), protocol.images.resolution
+    images = runtime.ranks.synchronized(lambda: open_images(paths, recursive=True))
+    labels = _labels_of(images, protocol, where)
+    side = height if "crop" in named or (not named and height == width) else None
+    infos, problems = scan_real(images, protocol.images, runtime, side=side)
+    if problems:
+        raise DimoError(
+            f"--reference-images {where}: {'; '.join(problems)}; give the images that {reference} "
+            "was made of"
+        )
+    content, known = content_sha256(infos, images.labels), named.get("sha256")
+    if known not in (None, content):
+        raise DimoError(
+            f"--reference-images {where}: {counted(len(images), 'image')} with sha256 "
+            f"{content[:12]}..., but {reference} was made of those of {' '.join(named['paths'])} "
+            f"with {known[:12]}...; give these, or make a reference of yours: dimo reference"
+        )
+    whose = "those of the reference" if known else "the reference does not name its images"
+    cropped = "" if side is None else f", cropped to {side} (adm)"
+    note = f"real images with sha256 {content}{cropped}: {whose}"
+    if not known and runtime.ranks.is_first:
+        runtime.warn(note)
+    return RealSet(images, infos, labels, side, note)
+
+
+def _labels_of(images: ImageSet, protocol: Protocol, where: str) -> Labels | None:
+    """Given labels, else those of class folders, else None."""
+    expected = protocol.images.num_classes
+    labels, names = classes_of(images.names, images.labels)
+    if images.labels is None and names == ("images",) and expected > 1:
+        asking = [m.name for m in protocol.metrics if METRICS[m.name].uses_labels]
+        if asking:
+            raise DimoError(
+                f"--reference-images {where}: images without labels, which {asking[0]} needs; put "
+                "them in one folder per class, or add labels.csv"
+            )
+        return None
+    if len(names) > expected or (images.labels is None and len(names) < expected):
+        raise DimoError(
+            f"--reference-images {where}: {len(names):,} classes; allowed under protocol "
+            f"{protocol.name!r}: {expected:,}; give one folder per class"
+        )
+    return labels
+
+
+def statistics_of_images(
+    images: ImageSet,
     spec: Images,
     extractor: Extractor,
     *,
     keep: int,
     runtime: Runtime,
-    recursive: bool = False,
     side: int | None = None,
 ) -> tuple[dict[str, FeatureStats], npt.NDArray[np.float32], str] | None:
     """Mean and covariance of a set of any size, in memory that does not grow with it.
 
-    Arguments as of `features_of_paths`; `keep` is the number of images, spread evenly over the set,
-    whose features are kept; with `side` photos of any size and kind are cropped to it. Returns
-    statistics by the names of `Extractor.summarized`, features float32 [keep, D] and the content
-    hash; None on every rank but the first.
+    `keep` is the number of images, spread evenly over the set, whose features are kept; `side` as
+    of `scan_real`. Returns statistics by the names of `Extractor.summarized`, features float32
+    [keep, D] and the content hash; None on every rank but the first.
 
     Raises: DimoError: The set cannot be read, is off-protocol, or has fewer than `keep` images.
     """
     ranks = runtime.ranks
-    images = ranks.synchronized(lambda: open_images(paths, recursive=recursive))
-    share = ranks.split(len(images), FORWARD_BATCH)
-    meter = _Meter(runtime.progress, ranks, share, len(images))
-    infos, findings = _scan(images, share, spec, ranks, meter, side=side)
-    if ranks.is_first:
-        for note in findings.notes:
-            runtime.warn(note)
-    problems = [*findings.errors, *findings.nonconforming]
+    infos, problems = scan_real(images, spec, runtime, side=side)
     if problems and side is None and spec.resolution[0] == spec.resolution[1]:
         problems.append(
             f"photos of any size and kind are taken with --centre-crop {spec.resolution[0]}"
@@ -191,6 +282,8 @@ def statistics_of_paths(
     if problems:
         raise DimoError(f"not a reference for this protocol: {'; '.join(problems)}")
     kept = {len(images) * row // keep for row in range(keep)}
+    share = ranks.split(len(images), FORWARD_BATCH)
+    meter = _Meter(runtime.progress, ranks, share, len(images))
     shares = ranks.all_gather(
         lambda: _accumulate(images, share, extractor, kept, meter.start("features"), side),
         first_only=True,

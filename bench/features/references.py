@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from bench.features import Extractor, Features, extract, load_extractor
-from bench.features.pipeline import read_features, statistics_of_paths
+from bench.features.pipeline import read_features, statistics_of_images
 from bench.features.stats import FeatureStats, compute_stats, load_stats, save_stats, stats_key
-from bench.images import classes_of, npz_keys, open_images
+from bench.images import ImageSet, classes_of, npz_keys, open_images
 from bench.images.source import READ_ERRORS
 from bench.protocol import (
     Protocol,
@@ -163,25 +163,37 @@ def make_reference(
     protocol: Protocol,
     out: Path,
     *,
-    weights: Path | None,
-    allow_code: bool,
     recursive: bool,
-    side: int | None = None,
     runtime: Runtime,
+    **options: Any,
 ) -> FeatureStats | None:
     """Writes an npz of `mu`, `sigma`, `n` and features from real images (see `save_stats`).
 
     Args:
         paths: Folders or archives: shards of one set, in order.
         protocol: Names extractor, resolution and how many single features are kept.
-        weights: Weights file of the extractor; None: the shipped one.
-        side: Crop photos of any size and kind to this side, as `bench.images.codec.centre_crop`.
         runtime: Where the extractor runs, and the ranks that share the work.
+        **options: `weights`, the extractor's file (None: the shipped one), `allow_code` and `side`,
+            to crop photos of any size and kind to, as `bench.images.codec.centre_crop`.
 
     Returns the statistics; None on every rank but the first.
 
     Raises: DimoError: The images cannot be read or are not as the protocol requires.
     """
+    images = runtime.ranks.synchronized(lambda: open_images(paths, recursive=recursive))
+    return _make_reference(images, protocol, out, runtime=runtime, **options)
+
+
+def _make_reference(
+    images: ImageSet,
+    protocol: Protocol,
+    out: Path,
+    *,
+    weights: Path | None,
+    allow_code: bool,
+    side: int | None = None,
+    runtime: Runtime,
+) -> FeatureStats | None:
     height, width = protocol.images.resolution
     if side is not None and (side, side) != (height, width):
         raise DimoError(
@@ -197,13 +209,12 @@ def make_reference(
         device=runtime.device,
         allow_code=allow_code,
     )
-    reference = statistics_of_paths(
-        paths,
+    reference = statistics_of_images(
+        images,
         protocol.images,
         extractor,
         keep=protocol.reference.count,
         runtime=runtime,
-        recursive=recursive,
         side=side,
     )
     if reference is None:
@@ -215,7 +226,7 @@ def make_reference(
         "protocol": {"name": protocol.name, "sha256": protocol_sha256(protocol)},
         "extractor": {"name": extractor.identity, "sha256": extractor.sha256},
         "packages": extractor.packages,
-        "images": {"paths": list(map(str, paths)), "sha256": content, **crop},
+        "images": {"paths": list(map(str, images.paths)), "sha256": content, **crop},
         "device": runtime.device.type,
     }
     save_stats(out, stats, features=features, provenance=canonical_json(provenance))
@@ -245,7 +256,7 @@ def new_protocol(
 
     Raises: DimoError: As `make_reference` and `draft_protocol`.
     """
-    images = open_images(paths, recursive=True)
+    images = runtime.ranks.synchronized(lambda: open_images(paths, recursive=True))
     height, width = (side, side) if side else images.load(range(1)).shape[-2:]
     draft = draft_protocol(
         out.stem,
@@ -256,7 +267,7 @@ def new_protocol(
         num_images=num_images,
     )
     path = out.with_suffix(".npz")
-    made = make_reference(paths, draft, path, recursive=True, side=side, runtime=runtime, **options)
+    made = _make_reference(images, draft, path, side=side, runtime=runtime, **options)
     if made is None:
         return None
     digests = {"extractor": _made_with(path), "reference": sha256_file(path)}
@@ -350,9 +361,23 @@ def _check_origin(path: Path, keys: Collection[str], extractor: Extractor) -> No
 
 def _made_with(path: Path) -> str:
     """SHA-256 of the extractor that a file of `dimo reference` was made with; "" if not known."""
+    return str(_provenance(path, "extractor").get("sha256", ""))
+
+
+def _provenance(path: Path, part: str) -> dict[str, Any]:
+    """What a file of `dimo reference` says of "extractor" or "images"; empty if nothing."""
     with suppress(*READ_ERRORS, KeyError, TypeError), np.load(path, allow_pickle=False) as file:
-        return str(json.loads(str(file["provenance"]))["extractor"]["sha256"])
-    return ""
+        return dict(json.loads(str(file["provenance"]))[part])
+    return {}
+
+
+def images_named_by(path: Path, reference: ReferenceSet) -> Mapping[str, Any]:
+    """What a reference says of the images that it was made of: `paths`, their content's `sha256`,
+    and `crop` if they were cropped; empty where it says nothing, as files of other tools.
+    """
+    if path.is_dir():
+        return {"paths": [str(path)], "sha256": reference.sha256}
+    return _provenance(path, "images")
 
 
 def reference_conformity(protocol: Protocol, reference: ReferenceSet) -> list[str]:

@@ -263,15 +263,17 @@ def infos_of(images: Iterable[npt.NDArray[np.uint8]]) -> list[ImageInfo]:
     return infos
 
 
-def content_of(infos: Sequence[ImageInfo], labels: Labels, *, path: Path | None = None) -> Content:
-    """The content of a row; `path` is the folder that was read, None for generated images."""
+def content_of(
+    infos: Sequence[ImageInfo], labels: Labels | None, *, paths: Sequence[Path] = ()
+) -> Content:
+    """The content of a row; `paths` were read, none for generated images."""
     copies = len(infos) - len({info.sha256 for info in infos})
-    notes = [] if path is None else list(_notes(infos, copies))
+    notes = list(_notes(infos, copies)) if paths else []
     return Content(
         content_sha256(infos, labels),
         labels_sha256(labels),
         copies,
-        () if path is None else (str(path),),
+        tuple(map(str, paths)),
         tuple(notes),
     )
 

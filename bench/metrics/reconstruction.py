@@ -2,10 +2,11 @@
 
 A row of `METRICS` whose `needs` is "reconstruction" names a function `(Reconstruction) -> Score`;
 only the row "Tokenizer reconstruction" has its values. Images are compared as the bytes that the
-protocol makes of them, and batch by batch, so memory does not depend on their number.
+protocol makes of them, batch by batch as they are decoded, by the functions of `COMPARISONS`: its
+tokens and a number of each function are all that is kept of an image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from bench.metrics.base import Score
 from dimo.errors import DimoError
 
 _Floats = npt.NDArray[np.float64]
-_Compare = Callable[[Tensor, Tensor], Tensor]  # of two float64 batches [B, C, H, W], to [B]
+Compare = Callable[[Tensor, Tensor], Tensor]  # of two float64 batches [B, C, H, W], to [B]
 
 SSIM_WINDOW = 11  # pixels, the least side of an image that has an SSIM
 _SIGMA, _K1, _K2, _RANGE = 1.5, 0.01, 0.03, 255.0
@@ -27,21 +28,16 @@ _BATCH = 64  # images compared at a time
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """Real images after encoding and decoding.
+    """What was found of real images after encoding and decoding.
 
     Attributes:
-        original: uint8 `[N, C, H, W]`.
-        decoded: uint8 `[N, C, H, W]`.
         tokens: int64 `[N, L]`, ids below `codebook_size`.
-        load_lpips: Gives the network of `bench.features.lpips`, a function of two batches; called
-            only where the metric is asked for.
+        values: Of each metric of `COMPARISONS` that the protocol lists, by name: float64 `[N]`.
     """
 
-    original: Tensor
-    decoded: Tensor
     tokens: Tensor
     codebook_size: int
-    load_lpips: Callable[[], _Compare] | None = None
+    values: Mapping[str, _Floats]
 
 
 def psnr(*, original: Tensor, decoded: Tensor) -> _Floats:
@@ -57,13 +53,7 @@ def psnr(*, original: Tensor, decoded: Tensor) -> _Floats:
     Raises:
         DimoError: Other shapes or dtypes.
     """
-
-    def batch(a: Tensor, b: Tensor) -> Tensor:
-        least = 1.0 / a[0].numel()
-        errors = (a - b).square().flatten(1).mean(1).clamp_min(least)
-        return 10.0 * torch.log10(_RANGE**2 / errors)
-
-    return _by_batch(batch, original, decoded)
+    return compare(_psnr, original=original, decoded=decoded)
 
 
 def ssim(*, original: Tensor, decoded: Tensor) -> _Floats:
@@ -79,24 +69,38 @@ def ssim(*, original: Tensor, decoded: Tensor) -> _Floats:
     Raises:
         DimoError: Other shapes or dtypes, or images smaller than the window.
     """
-    if min(original.shape[-2:]) < SSIM_WINDOW:
-        height, width = original.shape[-2:]
+    return compare(_ssim, original=original, decoded=decoded)
+
+
+def _psnr(a: Tensor, b: Tensor) -> Tensor:
+    least = 1.0 / a[0].numel()
+    errors = (a - b).square().flatten(1).mean(1).clamp_min(least)
+    return 10.0 * torch.log10(_RANGE**2 / errors)
+
+
+def _ssim(a: Tensor, b: Tensor) -> Tensor:
+    if min(a.shape[-2:]) < SSIM_WINDOW:
+        height, width = a.shape[-2:]
         raise DimoError(
             f"images of {height} x {width} have no SSIM; allowed: {SSIM_WINDOW} x {SSIM_WINDOW} "
             "pixels or more; leave ssim out"
         )
     c1, c2 = (_K1 * _RANGE) ** 2, (_K2 * _RANGE) ** 2
+    mean_a, mean_b = _blurred(a), _blurred(b)
+    variance_a = _blurred(a * a) - mean_a.square()
+    variance_b = _blurred(b * b) - mean_b.square()
+    covariance = _blurred(a * b) - mean_a * mean_b
+    alike = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    whole = (mean_a.square() + mean_b.square() + c1) * (variance_a + variance_b + c2)
+    return (alike / whole).flatten(1).mean(1)
 
-    def batch(a: Tensor, b: Tensor) -> Tensor:
-        mean_a, mean_b = _blurred(a), _blurred(b)
-        variance_a = _blurred(a * a) - mean_a.square()
-        variance_b = _blurred(b * b) - mean_b.square()
-        covariance = _blurred(a * b) - mean_a * mean_b
-        alike = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-        whole = (mean_a.square() + mean_b.square() + c1) * (variance_a + variance_b + c2)
-        return (alike / whole).flatten(1).mean(1)
 
-    return _by_batch(batch, original, decoded)
+# metric -> what compares images, or "module:function" of it given the folder of weights
+COMPARISONS: Mapping[str, Compare | str] = {
+    "psnr": _psnr,
+    "ssim": _ssim,
+    "lpips": "bench.features.lpips:load_lpips",
+}
 
 
 def codebook_histogram(tokens: Tensor, codebook_size: int) -> npt.NDArray[np.int64]:
@@ -119,24 +123,19 @@ def codebook_histogram(tokens: Tensor, codebook_size: int) -> npt.NDArray[np.int
 
 def score_psnr(made: Reconstruction) -> Score:
     """Mean PSNR of the images."""
-    values = psnr(original=made.original, decoded=made.decoded)
+    values = made.values["psnr"]
     return Score(float(values.mean()), values, smallest=None)
 
 
 def score_ssim(made: Reconstruction) -> Score:
     """Mean SSIM of the images."""
-    values = ssim(original=made.original, decoded=made.decoded)
+    values = made.values["ssim"]
     return Score(float(values.mean()), values, smallest=-1.0)
 
 
 def score_lpips(made: Reconstruction) -> Score:
-    """Mean LPIPS of the images, computed in float64 on the CPU.
-
-    Raises:
-        DimoError: Files of weights are missing or not the published ones; images do not fit.
-    """
-    assert made.load_lpips is not None
-    values = _by_batch(made.load_lpips(), made.original.cpu(), made.decoded)
+    """Mean LPIPS of the images."""
+    values = made.values["lpips"]
     return Score(float(values.mean()), values)
 
 
@@ -170,8 +169,12 @@ def score_perplexity(made: Reconstruction) -> Score:
     return Score(value, value * each, smallest=1.0)
 
 
-def _by_batch(compare: _Compare, original: Tensor, decoded: Tensor) -> _Floats:
-    """The function's values of all pairs, `[N]`."""
+def compare(function: Compare, *, original: Tensor, decoded: Tensor) -> _Floats:
+    """The function's values of all pairs of uint8 `[N, C, H, W]`, `[N]`.
+
+    Raises:
+        DimoError: Other shapes or dtypes, or images that the function does not take.
+    """
     if original.shape != decoded.shape or original.ndim != 4 or not len(original):
         raise DimoError(
             f"images have shapes {list(original.shape)} and {list(decoded.shape)}; allowed: the "
@@ -184,7 +187,7 @@ def _by_batch(compare: _Compare, original: Tensor, decoded: Tensor) -> _Floats:
         )
     batches = (slice(start, start + _BATCH) for start in range(0, len(original), _BATCH))
     parts = [
-        compare(original[rows].double(), decoded[rows].to(original.device).double())
+        function(original[rows].double(), decoded[rows].to(original.device).double())
         for rows in batches
     ]
     values: _Floats = torch.cat(parts).numpy(force=True)

@@ -1,7 +1,8 @@
 """Features and a reference -> every metric of a protocol, with its interval."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from bench.metrics.base import Samples, Score, bootstrap_interval
 from bench.metrics.frechet import frechet_distance
 from bench.metrics.per_image import class_hits
 from bench.metrics.prdc import score_coverage
-from bench.metrics.reconstruction import Reconstruction
+from bench.metrics.reconstruction import COMPARISONS, Compare, Reconstruction
 from bench.protocol import Metric, Protocol
 from bench.protocol.catalog import METRICS, load
 from bench.protocol.checks import too_few
@@ -69,6 +70,16 @@ def score(
         scores[metric.name] = result
     progress("metrics", len(metrics), len(metrics), "metrics")
     return scores
+
+
+def load_comparisons(names: Iterable[str], weights: Path | None) -> dict[str, Compare]:
+    """Those of `COMPARISONS` that are among the names of metrics.
+
+    Raises:
+        DimoError: Files of weights are missing or not the published ones.
+    """
+    found = {name: COMPARISONS[name] for name in names if name in COMPARISONS}
+    return {name: load(of)(weights) if isinstance(of, str) else of for name, of in found.items()}
 
 
 def reconstruction_scores(protocol: Protocol, made: Reconstruction) -> dict[str, Score]:

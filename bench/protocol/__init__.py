@@ -52,6 +52,8 @@ from dimo.util.schema import Origin, decode, encode
 _FORMAT = 1
 _NEXT_STEP = "the keys are explained in protocols/README.md"
 _SEED = 2020  # of drafted metrics that draw subsets or projections
+# of drafted protocols; LPIPS, whose weights must be fetched, is added by hand
+_LOSSES = ("psnr", "ssim", "codebook_usage", "codebook_perplexity")
 _KEPT = 10_000  # most real images that neighbours and kernels are compared with
 
 
@@ -118,7 +120,8 @@ def draft_protocol(
     """A protocol for a custom data set that names no hashes of weights and reference file yet.
 
     It has every metric that the extractor and the reference `NAME.npz` suffice for, k = 3 nearest
-    neighbours, and the same number of images for each class.
+    neighbours, the same number of images for each class, and for the row of the tokenizer what it
+    loses, as supplementary metrics.
 
     Args:
         num_real: Number of real images.
@@ -139,6 +142,7 @@ def draft_protocol(
     params |= {metric: {"k": 3} for metric in ("precision", "recall", "density", "coverage")}
     params["kid"] = {"subsets": 100, "subset_size": min(1000, kept, count), "seed": _SEED}
     params["mind"] = {"projections": 1000, "seed": _SEED}
+    params |= {m: {} for m in _LOSSES if METRICS[m].least_side <= min(resolution)}
     protocol = Protocol(
         format=_FORMAT,
         name=name,
@@ -148,7 +152,7 @@ def draft_protocol(
         images=Images(resolution, 3, count, "balanced", num_classes, "round"),
         seeds=Seeds(report=1000, select=2000, n_select=selected),
         metrics=tuple(
-            Metric(metric, METRICS[metric].higher_is_better, values)
+            Metric(metric, METRICS[metric].higher_is_better, values, metric in _LOSSES)
             for metric, values in params.items()
         ),
         uncertainty=Uncertainty(n_bootstrap=200, seed=0, level=0.95),

@@ -141,12 +141,11 @@ def _missing_parts(protocol: Protocol) -> Iterator[str]:
             yield f"missing key {part!r}, which the metric {users[0]!r} needs"
     if len(lossy) == len(kinds):
         yield f"'metrics' must name one that other rows have, too, beside {lossy[0]!r}"
-    bundled = protocol.reference.name if protocol.prompts is None else protocol.prompts.name
-    if lossy and bundled not in (*BUNDLED_REFERENCES, BUNDLED_PROMPTS):
+    source = protocol.reference.name if protocol.prompts is None else protocol.prompts.name
+    if lossy and (source == NONE or (protocol.prompts and source != BUNDLED_PROMPTS)):
         yield (
-            f"the metric {lossy[0]!r} needs real images that come with dimo, not {bundled!r}; "
-            f"allowed: the reference {' or '.join(BUNDLED_REFERENCES)}, the prompts "
-            f"{BUNDLED_PROMPTS}"
+            f"the metric {lossy[0]!r} needs real images, which a protocol without prompts has as "
+            f"its reference; it has {source!r}; allowed with prompts: {BUNDLED_PROMPTS}"
         )
     if protocol.detector is not None and not decided:
         yield "'detector' must be left out: no metric needs it"

@@ -92,7 +92,8 @@ def repeat(
     Args:
         protocol: The record's, see `bench.records.record.protocol_of`.
         student: Run folder or name of the student; None: as recorded.
-        images: The image set, for a record of one; `labels` and `recursive` as for `dimo eval`.
+        images: The image set or the real images, for a record of files; `labels` and `recursive`
+            as for `dimo eval`.
 
     Raises:
         DimoError: Weights, reference, extractor, prompts or images are missing, or have another
@@ -102,7 +103,10 @@ def repeat(
     origin = None
     if method.sampler is None and method.section != "Reference":
         origin = ImageOrigin(method.name, method.section, method.num_steps, labels, recursive)
-    _check_options(record, is_image_set=origin is not None, student=student, images=images)
+    of_files = origin is not None or bool(recorded and recorded.images)
+    _check_options(record, of_files=of_files, student=student, images=images)
+    if origin is None:
+        assets = dataclasses.replace(assets, reference_images=tuple(images))
     check_inputs(protocol, assets, images, origin)
     is_quick_look = method.sampler is not None and bool(record.off_protocol)
     load = partial(
@@ -192,16 +196,16 @@ def _check(name: str, recorded: MetricValue, value: float) -> Check:
 
 
 def _check_options(
-    record: ResultRecord, *, is_image_set: bool, student: str | None, images: Sequence[Path]
+    record: ResultRecord, *, of_files: bool, student: str | None, images: Sequence[Path]
 ) -> None:
     name = record.method.name
-    if is_image_set and not images:
+    if of_files and not images:
         where = ", ".join(record.evidence.images) if record.evidence else ""
         raise DimoError(
             f"{name!r} is a set of images{f' ({where})' if where else ''}, which no network makes "
             "again; name it with --images"
         )
-    if images and not is_image_set:
+    if images and not of_files:
         raise DimoError(f"{name!r} is not a set of images; leave --images out")
     if student is not None and not _is_of_student(record.method):
         raise DimoError(f"{name!r} is not a row of a student; leave --student out")

@@ -9,15 +9,14 @@ import shutil
 import statistics
 import time
 import zipfile
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,41 +24,27 @@ import torch
 from torch import Tensor
 
 from bench.features import FORWARD_BATCH
+from bench.features.pipeline import RealSet
+from bench.images import content_sha256
 from bench.images.checks import Content, content_of, infos_of
-from bench.images.codec import ImageInfo, read_image
+from bench.images.codec import ImageInfo, read_image, to_uint8
+from bench.metrics.reconstruction import Compare, Reconstruction, compare
 from bench.records.record import RankSpeed, Speed
-from bench.rows.rows import Job
+from bench.rows.rows import Arrays, Job, Look, RowImages
 from bench.rows.settings import sample_images, sample_tokens
+from dimo.data.tokens import tokenizer_sha256
 from dimo.engine.distributed import Runtime, device_name, peak_memory_bytes
 from dimo.errors import DimoError
+from dimo.models import Tokenizer
 from dimo.samplers.base import Samples
 from dimo.util.files import replacing
+from dimo.util.schema import encode
 from dimo.util.terminal import Stopped, asked_to_stop, signals_wait, stop_if_asked
-
-Arrays: TypeAlias = dict[str, npt.NDArray[Any]]  # one row per image
-Look: TypeAlias = Callable[[Any, range], Arrays]
 
 LARGEST_BATCH = 2048
 _CONTINUE = "what is finished is kept; run the same command again to continue"
 _FORGOTTEN = 30 * 24 * 3600  # seconds after which the shards of a row that nobody continued go
 _OURS = ("sha256", "codec", "seconds")  # beside what a look finds
-
-
-class RowImages(ABC):
-    """Images 0..count-1 of a row."""
-
-    caption: str  # for progress
-    labels: npt.NDArray[np.int64]  # of all images
-    path: Path | None = None  # folder of the files, if they are files
-    samples: Samples | None = None  # tells what a network's images cost
-
-    @property
-    def count(self) -> int:
-        return len(self.labels)
-
-    @abstractmethod
-    def read(self, rows: range) -> tuple[Any, Sequence[ImageInfo] | None]:
-        """Some images, uint8 [B, 3, H, W], or of files a list of [H, W, 3] with their infos."""
 
 
 class SampledImages(RowImages):
@@ -71,7 +56,17 @@ class SampledImages(RowImages):
         assert job.settings is not None
         self.job, self.settings, self.seed, self.caption = job, job.settings, seed, job.caption
         self.uint8, self.runtime = uint8, runtime
-        self.labels = np.arange(count) % job.loaded.num_conditions
+        self.labels, self.count = np.arange(count) % job.loaded.num_conditions, count
+        if job.loaded.weights_sha256:  # not of a network in training
+            student = job.loaded.student
+            self.identity = {
+                "count": count,
+                "seed": seed,
+                "settings": self.settings.plain() | {"selected_by": ""},
+                "weights": job.loaded.weights_sha256,
+                "student": None if student is None else encode(student),
+                "uint8": uint8,
+            }
         self.samples = self._warm_up()
         self.batch_size = min(batch_size or self._fitting_batch(), count)
 
@@ -147,8 +142,10 @@ def _stops_between_forwards(model: torch.nn.Module) -> Iterator[None]:
 class FixedImages(RowImages):
     """Images that are there: uint8 [N, 3, H, W] with labels int64 [N]."""
 
-    def __init__(self, caption: str, images: Tensor, labels: Tensor) -> None:
-        self.caption, self.images, self.labels = caption, images, labels.numpy()
+    caption = "Real data"
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels, self.count = images, labels.numpy(), len(labels)
 
     def read(self, rows: range) -> tuple[Tensor, None]:
         """As of `RowImages`."""
@@ -159,13 +156,76 @@ class FileImages(RowImages):
     """Images in files, of any sizes, with a label each; a file that cannot be read is an error."""
 
     def __init__(self, path: Path, files: Sequence[Path], labels: Sequence[int]) -> None:
-        self.path, self.caption, self.files = path, "images", files
-        self.labels = np.array(labels, dtype=np.int64)
+        self.paths, self.caption, self.files = [path], "images", files
+        self.labels, self.count = np.array(labels, dtype=np.int64), len(files)
 
     def read(self, rows: range) -> tuple[list[npt.NDArray[np.uint8]], list[ImageInfo]]:
         """As of `RowImages`."""
         found = [read_image(self.files[row]) for row in rows]
         return [pixels for _, pixels in found], [info for info, _ in found]
+
+
+class RealImages(RowImages):
+    """Real images in files."""
+
+    caption = "Real data"
+
+    def __init__(self, real: RealSet) -> None:
+        self.real, self.labels, self.count = real, real.labels, len(real.images)
+        self.paths, self.notes = real.images.paths, (real.note,)
+        self.identity = {"images": content_sha256(real.infos, real.labels), "side": real.side}
+
+    def read(self, rows: range) -> tuple[Tensor, Sequence[ImageInfo]]:
+        """As of `RowImages`."""
+        images = self.real.images.load(rows, side=self.real.side)
+        return images, self.real.infos[rows.start : rows.stop]
+
+
+class Reconstructed(RowImages):
+    """Real images after encoding and decoding, of which `found` also tells what is lost.
+
+    Args:
+        real: Whose `read` gives a tensor.
+        comparisons: From `bench.metrics.scores.load_comparisons`.
+    """
+
+    caption = "Tokenizer reconstruction"
+
+    def __init__(
+        self, real: RowImages, tokenizer: Tokenizer, uint8: str, comparisons: Mapping[str, Compare]
+    ) -> None:
+        self.real, self.labels, self.count = real, real.labels, real.count
+        self.paths, self.notes = real.paths, real.notes
+        self.tokenizer, self.uint8, self.comparisons = tokenizer, uint8, comparisons
+        if real.identity is not None:
+            own = {"tokenizer": tokenizer_sha256(tokenizer), "uint8": uint8}
+            self.identity = {**real.identity, **own, "compared": [*comparisons]}
+
+    @torch.inference_mode()
+    def read(self, rows: range) -> tuple[tuple[Tensor, Arrays], Sequence[ImageInfo]]:
+        """Decoded images with the tokens and values of each, and their infos."""
+        decoded, parts = list[Tensor](), list[Arrays]()
+        for original in self.real.read(rows)[0].split(FORWARD_BATCH):
+            tokens = self.tokenizer.encode(original)
+            images = to_uint8(self.tokenizer.decode(tokens), self.uint8).cpu()
+            parts.append({"tokens": tokens.numpy(force=True)})
+            for name, function in self.comparisons.items():
+                parts[-1][name] = compare(function, original=original.cpu(), decoded=images)
+            decoded.append(images)
+        images = torch.cat(decoded)
+        lost = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        return (images, lost), infos_of(images.permute(0, 2, 3, 1).contiguous().numpy())
+
+    def found(self, look: Look, read: Any, rows: range) -> Arrays:
+        """As of `RowImages`, with tokens and values."""
+        images, lost = read
+        return {**look(images, rows), **lost}
+
+    def take(self, found: Arrays) -> Reconstruction:
+        """Removes tokens and values from what was found of all images."""
+        tokens = torch.from_numpy(found.pop("tokens"))
+        values = {name: found.pop(name) for name in self.comparisons}
+        return Reconstruction(tokens, self.tokenizer.codebook_size, values)
 
 
 @dataclass(frozen=True)
@@ -293,12 +353,13 @@ def collect(
     found, ours = columns.arrays, {name: columns.arrays.pop(name) for name in _OURS}
     codecs = zip(ours["sha256"], ours["codec"], strict=True)
     infos = [ImageInfo(digest, 0, 0, "", codec, None) for digest, codec in codecs]
+    content = content_of(infos, images.labels, paths=images.paths)
     together = None
     if ranks.count > 1 and finished > before:
         together = RankSpeed(ranks.count, (finished - before) / seconds, tuple(peaks))
     return Collected(
         found,
-        content_of(infos, images.labels, path=images.path),
+        replace(content, notes=(*content.notes, *images.notes)),
         _speed(images, ours["seconds"].tolist(), together, runtime.device),
     )
 
@@ -327,7 +388,7 @@ def _look_at(images: RowImages, look: Look, rows: range | None) -> Arrays | None
         if infos is None:
             host = pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
             hashing = pool.submit(infos_of, host)
-        found = look(pixels, rows)
+        found = images.found(look, pixels, rows)
         infos = hashing.result() if infos is None else infos
     return {
         **found,

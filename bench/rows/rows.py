@@ -5,15 +5,17 @@ Commands name a network as `[NAME=]MODEL[@STEPS]`.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from bench.metrics.reconstruction import Reconstruction
+from bench.images.codec import ImageInfo
 from bench.records.record import MethodInfo, Section
 from bench.records.selection import Tuning
 from bench.rows.settings import (
@@ -104,6 +106,31 @@ def _exists(path: str) -> bool:
         return False
 
 
+Arrays: TypeAlias = dict[str, npt.NDArray[Any]]  # one row per image
+Look: TypeAlias = Callable[[Any, range], Arrays]
+
+
+class RowImages(ABC):
+    """Images 0..count-1 of a row."""
+
+    caption: str  # for progress
+    count: int
+    labels: npt.NDArray[np.int64] | None  # of all images; None: unknown
+    paths: Sequence[Path] = ()  # of the files, if they are files
+    notes: Sequence[str] = ()  # for the record
+    samples: Samples | None = None  # tells what a network's images cost
+    # what they depend on beside files of the tokenizer; None: an interrupted row is not resumed
+    identity: Mapping[str, Any] | None = None
+
+    @abstractmethod
+    def read(self, rows: range) -> tuple[Any, Sequence[ImageInfo] | None]:
+        """Some images, uint8 [B, 3, H, W], or of files a list of [H, W, 3] with their infos."""
+
+    def found(self, look: Look, read: Any, rows: range) -> Arrays:
+        """What a look finds of images that were read."""
+        return look(read, rows)
+
+
 @dataclass(frozen=True)
 class Job:
     """One row before it is measured: a network with sampler settings, or a fixed set of images."""
@@ -112,9 +139,7 @@ class Job:
     section: Section  # block of the table
     loaded: Generator  # for a fixed set, the network whose tokenizer or classes it has
     settings: SamplerSettings | None = None  # None for a fixed set
-    images: Tensor | None = None  # the fixed set, uint8 [N, 3, H, W]
-    labels: Tensor | None = None  # of the fixed set, int64 [N]
-    reconstruction: Reconstruction | None = None  # where the set is what a tokenizer made
+    images: RowImages | None = None  # the fixed set
     student: str | None = None  # where it was loaded from: run, name or hf:// address
     tuning: Tuning | None = None  # the sweep that chose the settings (`bench.tuning`)
 

@@ -4,19 +4,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import torch
-from torch import Tensor
-
-from bench.features.lpips import load_lpips
 from bench.images.checks import Content
-from bench.images.codec import to_uint8
 from bench.metrics.base import Score
 from bench.metrics.reconstruction import Reconstruction
-from bench.metrics.scores import metric_values, reconstruction_scores
+from bench.metrics.scores import load_comparisons, metric_values, reconstruction_scores
 from bench.protocol import Protocol, protocol_sha256
 from bench.protocol.catalog import NONE, load
 from bench.protocol.checks import check_num_images
@@ -34,20 +28,17 @@ from bench.records.record import (
 )
 from bench.rows.generate import (
     LARGEST_BATCH,
-    Arrays,
     Collected,
-    FixedImages,
-    Look,
-    RowImages,
+    Reconstructed,
     SampledImages,
     Shelf,
     collect,
 )
-from bench.rows.rows import Job, method_info
+from bench.rows.rows import Arrays, Job, Look, RowImages, method_info
 from dimo.engine.distributed import Runtime, device_name
 from dimo.errors import DimoError
 from dimo.util.files import sha256_bytes
-from dimo.util.schema import canonical_json, encode
+from dimo.util.schema import canonical_json
 from dimo.zoo.generator import Generator
 from dimo.zoo.loading import weights_file
 
@@ -72,6 +63,7 @@ class Assets:
     extractor: Path | None = None  # weights of feature extractor, detector or preference scorer
     clip: Path | None = None  # weights of the CLIP that scores captions beside an extractor
     reference: Path | None = None  # file or folder of the reference statistics
+    reference_images: tuple[Path, ...] = ()  # real images of the reference, shards of one set
     prompts: Path | None = None
     cache: Path | None = None  # folder of cached features; None: no cache
     recursive: bool = False  # whether a folder of reference images is read with its subfolders
@@ -113,7 +105,7 @@ class Suite(ABC):
     """
 
     one_folder: ClassVar[str] = ""  # what a set of images must be, where it is a single path
-    rows_take: ClassVar[Collection[str]] = ()  # of reference, prompts, clip: what rows use
+    rows_take: ClassVar[Collection[str]] = ()  # of reference(_images), prompts, clip: rows use
     files_take: ClassVar[Collection[str]] = ()  # of these, labels, recursive: what sets use
 
     def __init__(
@@ -194,32 +186,27 @@ class Suite(ABC):
     def reference_rows(self, loaded: Generator) -> list[Job]:
         """Real data, also through the tokenizer: the best any model on its tokens can do.
 
-        Empty if the real data are not bundled.
-        """
-        if (real := self._real_data()) is None:
-            return []
-        images, labels = real
-        tokenizer = loaded.tokenizer
-        with torch.inference_mode():
-            tokens = tokenizer.encode(images)
-            decoded = to_uint8(tokenizer.decode(tokens), self.protocol.images.uint8).cpu()
-        lpips = partial(load_lpips, self.assets.weights)
-        made = Reconstruction(images, decoded, tokens, tokenizer.codebook_size, lpips)
-        row = Job("Real data", "Reference", loaded, images=images, labels=labels)
-        return [
-            row,
-            replace(row, name="Tokenizer reconstruction", images=decoded, reconstruction=made),
-        ]
+        Empty if the real data are neither bundled nor given as `Assets.reference_images`.
 
-    def _real_data(self) -> tuple[Tensor, Tensor] | None:
-        """Bundled images uint8 [N, 3, H, W] and labels int64 [N] that a perfect model matches."""
+        Raises:
+            DimoError: Given images are not those of the reference, or LPIPS lacks its weights.
+        """
+        if (real := self._real_images()) is None:
+            return []
+        names = [metric.name for metric in self.protocol.metrics]
+        comparisons = load_comparisons(names, self.assets.weights)
+        made = Reconstructed(real, loaded.tokenizer, self.protocol.images.uint8, comparisons)
+        row = Job("Real data", "Reference", loaded, images=real)
+        return [row, replace(row, name=made.caption, images=made)]
+
+    def _real_images(self) -> RowImages | None:
+        """Images that a perfect model matches."""
         return None
 
     def images_of(self, row: Job, seed: int, num_images: int) -> RowImages:
         """The images of a row: those it has, or those that its network makes."""
         if row.images is not None:
-            assert row.labels is not None
-            return FixedImages(row.caption, row.images, row.labels)
+            return row.images
         return SampledImages(
             row,
             seed=seed,
@@ -251,15 +238,17 @@ class Suite(ABC):
 
         def scored() -> Measured:
             assert collected is not None
+            found = collected.found
+            lost = images.take(found) if isinstance(images, Reconstructed) else None
             return score(
                 images,
-                collected.found,
+                found,
                 collected.content,
                 method_info(row, images.samples),
                 start,
                 speed=collected.speed,
                 seed=seed,
-                reconstruction=row.reconstruction,
+                reconstruction=lost,
             )
 
         return self.on_first(scored)
@@ -275,21 +264,16 @@ class Suite(ABC):
 
     def _shelf_folder(self, images: RowImages, what: str) -> Path | None:
         """By the hash of all that what is found depends on; None: nothing is kept."""
-        if self.assets.cache is None or not isinstance(images, SampledImages):
+        if self.assets.cache is None or (own := images.identity) is None:
             return None
-        loaded = images.job.loaded
-        if not loaded.weights_sha256:  # a network in training
-            return None
-        roles = loaded.teacher.weights.keys() - {"transformer"}  # which a student does not need
-        paths = (weights_file(loaded.teacher, r, self.assets.weights) for r in sorted(roles))
+        paths = list[Path]()
+        if isinstance(images, SampledImages):
+            teacher = images.job.loaded.teacher
+            roles = teacher.weights.keys() - {"transformer"}  # which a student does not need
+            paths = [weights_file(teacher, role, self.assets.weights) for role in sorted(roles)]
         identity = {
-            "count": images.count,
-            "seed": images.seed,
-            "settings": images.settings.plain() | {"selected_by": ""},
-            "weights": loaded.weights_sha256,
-            "student": None if loaded.student is None else encode(loaded.student),
+            **own,
             "files": [(stat.st_size, stat.st_mtime_ns) for stat in map(Path.stat, paths)],
-            "uint8": images.uint8,
             "what": [type(self).__name__, what],
             "evidence": dict(self.evidence),
             "device": self.runtime.device.type,
@@ -307,6 +291,7 @@ class Suite(ABC):
         """Whether a record is of this row, measured as it would be measured now."""
         method = replace(record.method, nfe=None, token_counts=None, student=None, tuning=None)
         evidence = {} if record.evidence is None else vars(record.evidence)
+        notes = () if row.images is None else row.images.notes
         return (
             record.protocol.sha256 == protocol_sha256(self.protocol)
             and record.revision.code_sha256 == code_sha256()
@@ -316,6 +301,7 @@ class Suite(ABC):
             and record.off_protocol == self.off_protocol
             and method == replace(method_info(row, None), student=None, tuning=None)
             and all(evidence.get(key) == value for key, value in self.evidence.items())
+            and set(notes) <= set(evidence.get("notes", ()))
         )
 
     def _files_only(self) -> DimoError:
@@ -360,7 +346,7 @@ class Suite(ABC):
         if reconstruction is not None:
             lost = reconstruction_scores(self.protocol, reconstruction)
             scores = {**scores, **lost}
-            counts = {**counts, **dict.fromkeys(lost, len(reconstruction.decoded))}
+            counts = {**counts, **dict.fromkeys(lost, len(reconstruction.tokens))}
         ordered = {m.name: scores[m.name] for m in self.protocol.metrics if m.name in scores}
         contributions = pack_contributions(ordered)
         metrics: dict[str, MetricValue] = {}
@@ -432,13 +418,15 @@ def check_inputs(
     """
     suite = suite_class(protocol)
     takes = suite.rows_take if origin is None else suite.files_take
-    given = {name: getattr(assets, name) for name in ("reference", "prompts", "clip")}
+    names = ("reference", "reference_images", "prompts", "clip")
+    given = {name: getattr(assets, name) for name in names}
     if origin is not None:
         given |= {"labels": origin.labels, "recursive": origin.recursive}
     for name, value in given.items():
         if value and name not in takes:
-            option = "--clip-weights" if name == "clip" else f"--{name}"
-            option += "" if value is True else f" {value}"
+            option = "--clip-weights" if name == "clip" else f"--{name.replace('_', '-')}"
+            shown = map(str, value if isinstance(value, tuple) else [value])
+            option += "" if value is True else f" {' '.join(shown)}"
             raise DimoError(f"{option} is not used under {protocol.name!r}; leave it out")
     if suite.one_folder and len(paths) > 1:
         raise DimoError(

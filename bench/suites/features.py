@@ -11,8 +11,18 @@ from torch import Tensor
 from bench import metrics as m
 from bench.features import Features, extract, load_extractor
 from bench.features.extraction import FeatureCache
-from bench.features.pipeline import FeaturesOfSet, features_of_file, features_of_paths
-from bench.features.references import load_reference, reference_conformity, reference_images
+from bench.features.pipeline import (
+    FeaturesOfSet,
+    features_of_file,
+    features_of_paths,
+    real_images,
+)
+from bench.features.references import (
+    images_named_by,
+    load_reference,
+    reference_conformity,
+    reference_images,
+)
 from bench.features.stats import compute_stats
 from bench.images import Findings, ImageSet, npz_keys
 from bench.images.checks import Content
@@ -20,8 +30,8 @@ from bench.metrics.base import Score
 from bench.metrics.scores import class_table, known_gaps, score
 from bench.protocol.catalog import METRICS
 from bench.records.record import MethodInfo
-from bench.rows.generate import Arrays, Look, RowImages
-from bench.rows.rows import Job, image_set_method
+from bench.rows.generate import FixedImages, RealImages
+from bench.rows.rows import Arrays, Job, Look, RowImages, image_set_method
 from bench.suites.base import ImageOrigin, Measured, Suite
 from dimo.errors import DimoError
 
@@ -29,14 +39,14 @@ from dimo.errors import DimoError
 class FeaturesSuite(Suite):
     """Fréchet distances, neighbours, kernels, and what else features decide."""
 
-    rows_take = ("reference",)
+    rows_take = ("reference", "reference_images")
     files_take: ClassVar[Collection[str]] = ("reference", "labels", "recursive")
 
     def __init__(self, *args: Any, per_class: bool = False, **options: Any) -> None:
         """As of `Suite`; with `per_class` what it measures has the metrics of each class, too."""
         super().__init__(*args, **options)
         self.per_class, protocol = per_class, self.protocol
-        path = self.assets.reference or protocol.reference_file
+        self._path = path = self.assets.reference or protocol.reference_file
         self._cache = FeatureCache(self.assets.cache, self.runtime.warn)
         named = protocol.extractor
         self.extractor = load_extractor(
@@ -136,9 +146,32 @@ class FeaturesSuite(Suite):
         features, device = Features(**found, labels=images.labels), self.runtime.device
         return score(self.protocol, features, self.reference, device=device, gaps=gaps)
 
-    def _real_data(self) -> tuple[Tensor, Tensor] | None:
-        bundled = self.assets.reference is None and self.protocol.reference_file is None
-        return reference_images(self.protocol) if bundled else None
+    def _real_images(self) -> RowImages | None:
+        given, protocol = self.assets.reference_images, self.protocol
+        if self._path is None:
+            if given:
+                raise DimoError(
+                    f"--reference-images {given[0]} is not used under {protocol.name!r}, whose "
+                    "real images come with dimo; leave it out"
+                )
+            return FixedImages(*reference_images(protocol))
+        if not given:
+            return None
+        named = images_named_by(self._path, self.reference)
+        real = real_images(given, protocol, self.runtime, reference=self._path, named=named)
+        has_labels = real.labels is not None
+        gaps = self._known_gaps(len(real.images), has_labels, self.extractor.outputs)
+        if lines := self._left_out(gaps):
+            raise DimoError(f"--reference-images {given[0]}: {'; '.join(lines)}; give more images")
+        return RealImages(real)
+
+    def _known_gaps(self, count: int, has_labels: bool, outputs: Collection[str]) -> dict[str, str]:
+        """As `known_gaps`; the first rank alone has the whole reference."""
+        return self.runtime.ranks.all_gather(
+            lambda: known_gaps(
+                self.protocol, self.reference, count=count, has_labels=has_labels, outputs=outputs
+            )
+        )[0]
 
     def _other_scores(self, paths: Sequence[Path], origin: ImageOrigin) -> dict[str, Score]:
         """Scores of image files by other networks, on the first rank."""
@@ -166,7 +199,7 @@ class FeaturesSuite(Suite):
             gaps=self._gaps if self.nonconforming else None,
         )
         scores |= others or {}
-        problems = (*content.nonconforming, *self._reference_problems, *self._left_out())
+        problems = (*content.nonconforming, *self._reference_problems, *self._left_out(self._gaps))
         if not scores:
             raise DimoError(f"no metric can be computed: {'; '.join(problems)}; score other images")
         notes = (*content.notes, *self._reference_notes)
@@ -187,17 +220,12 @@ class FeaturesSuite(Suite):
     ) -> None:
         """Refuses what is off-protocol or lacks what a metric needs; off-protocol it is told."""
         self._refuse("the set", findings.nonconforming)
-        known = self.runtime.ranks.all_gather(  # the first rank alone has the whole reference
-            lambda: known_gaps(
-                self.protocol, self.reference, count=count, has_labels=has_labels, outputs=outputs
-            )
-        )
-        self._gaps |= known[0]
+        self._gaps |= self._known_gaps(count, has_labels, outputs)
         if self.per_class and not has_labels:
             raise DimoError(
                 "--per-class: the images have no labels that count; name them with --labels"
             )
-        gaps = self._left_out()
+        gaps = self._left_out(self._gaps)
         if gaps and not self.nonconforming:
             labels = [note for note in findings.notes if note.startswith("labels")]
             raise DimoError(
@@ -207,10 +235,10 @@ class FeaturesSuite(Suite):
         for gap in gaps if self.runtime.ranks.is_first else ():
             self.runtime.warn(gap)
 
-    def _left_out(self) -> list[str]:
+    def _left_out(self, gaps: Mapping[str, str]) -> list[str]:
         """A line for each metric that cannot be had, but for supplementary ones."""
         required = [metric.name for metric in self.protocol.metrics if not metric.supplementary]
-        return [f"no {METRICS[n].label}: {self._gaps[n]}" for n in required if n in self._gaps]
+        return [f"no {METRICS[n].label}: {gaps[n]}" for n in required if n in gaps]
 
     def _accept_reference(self, problems: Sequence[str]) -> None:
         self._reference_problems += problems

@@ -23,8 +23,8 @@ from bench.metrics.per_image import STYLES, cosines, hps_summary
 from bench.protocol import Protocol
 from bench.protocol.catalog import ANY, METRICS
 from bench.protocol.networks import SCORERS
-from bench.rows.generate import Arrays, FileImages
-from bench.rows.rows import image_set_method
+from bench.rows.generate import FileImages
+from bench.rows.rows import Arrays, image_set_method
 from bench.suites.base import ImageOrigin, Measured, Suite
 from bench.suites.captions import check_prompts, prompts_path, read_texts
 from dimo.errors import DimoError, unknown_name

@@ -19,8 +19,8 @@ from bench.images.codec import IMAGE_SUFFIXES
 from bench.protocol import Scorer
 from bench.protocol.catalog import load
 from bench.protocol.networks import SCORERS
-from bench.rows.generate import Arrays, FileImages
-from bench.rows.rows import image_set_method
+from bench.rows.generate import FileImages
+from bench.rows.rows import Arrays, image_set_method
 from bench.suites.base import ImageOrigin, Measured, Suite
 from bench.suites.captions import (
     checked_sha256,

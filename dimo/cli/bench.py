@@ -30,6 +30,7 @@ Protocol = Annotated[
         "dimo bench --teacher scenes --tune guidance_scale=1,3",
         "dimo bench --teacher maskgit --dry-run",
         "dimo bench --teacher maskgit --reference VIRTUAL_imagenet256_labeled.npz",
+        "dimo bench --teacher runs/photos --reference-images photos/",
         "torchrun --nproc_per_node=8 -m dimo bench --teacher maskgit",
     )
 )
@@ -81,6 +82,7 @@ def bench(
     checkpoint: opt.Checkpoint = None,
     weights: opt.Weights = None,
     reference: opt.Reference = None,
+    reference_images: opt.ReferenceImages = [],  # noqa: B006
     extractor_weights: opt.ExtractorWeights = None,
     prompts: opt.ProtocolPrompts = None,
     as_json: opt.AsJson = False,
@@ -145,6 +147,7 @@ def bench(
         weights=weights,
         extractor=extractor_weights,
         reference=reference,
+        reference_images=tuple(reference_images),
         prompts=prompts,
         cache=cache_folder(cache),
         allow_code=allow_code,

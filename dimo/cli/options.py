@@ -202,6 +202,16 @@ Reference = Annotated[
         help="File or folder of the reference; default: the bundled one.",
     ),
 ]
+ReferenceImages = Annotated[
+    list[Path],
+    typer.Option(
+        "--reference-images",
+        metavar="PATH",
+        rich_help_panel=FILES,
+        help="Real images that the reference was made of (folder, .zip, .tar or .npz), for the "
+        "rows of real data and tokenizer; may be repeated. Default: bundled ones, or no such rows.",
+    ),
+]
 AllowCode = Annotated[
     bool,
     typer.Option(

@@ -247,7 +247,7 @@ def verify(
     ] = None,
     images: Annotated[
         list[Path],
-        typer.Option(help="The images, for a row of an image set; several are its shards."),
+        typer.Option(help="The images, for a row of image files; several are its shards."),
     ] = [],  # noqa: B006
     labels: Annotated[str, typer.Option(help="Where the labels come from, see dimo eval.")] = "",
     recursive: Annotated[

@@ -58,7 +58,7 @@ def weights_list(folder: Folder = None, as_json: AsJson = False) -> None:
         print(json.dumps(content, indent=2))
         return
     for name, (file, path) in rows.items():
-        size = "unknown" if file.size is None else f"{file.size / 1e6:,.0f} MB"
+        size = "unknown" if file.size is None else _shown(file.size)
         here = "not here"
         if path is not None:
             here = f"here: {path.relative_to(place) if path.is_relative_to(place) else path}"
@@ -66,6 +66,11 @@ def weights_list(folder: Folder = None, as_json: AsJson = False) -> None:
         print(f"{'':21}  size {size}, licence {file.licence or 'unknown'}, {file.url}")
         print(f"{'':21}  sha256 {file.sha256 or 'unknown'}")
     terminal.say(f"folder: {place}; fetch with: dimo weights fetch NAME")
+
+
+def _shown(size: int) -> str:
+    """Bytes in MB, below 1 MB in KB."""
+    return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} KB"
 
 
 @weights_app.command(

@@ -53,11 +53,12 @@ MEMORY = """
 import resource
 import numpy as np
 import torch
-from bench.rows.generate import RowImages, Shelf, collect
+from bench.rows.generate import Shelf, collect
+from bench.rows.rows import RowImages
 from dimo.engine.distributed import Runtime, peak_memory_bytes
 
 class Grey(RowImages):
-    caption, labels = "grey", np.arange(50_000) % 1000
+    caption, count, labels = "grey", 50_000, np.arange(50_000) % 1000
     def read(self, rows):
         return torch.zeros(len(rows), 3, 256, 256, dtype=torch.uint8), None
 

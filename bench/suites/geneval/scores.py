@@ -15,7 +15,7 @@ from bench.metrics.geneval import summarize
 from bench.metrics.scores import score
 from bench.protocol import Protocol
 from bench.protocol.catalog import METRICS, NONE
-from bench.rows.generate import Arrays
+from bench.rows.rows import Arrays
 from bench.suites.captions import CLIPScorer, load_clip_scorer, pair_scores
 
 

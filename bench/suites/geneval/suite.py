@@ -20,8 +20,8 @@ from bench.metrics.base import Score
 from bench.metrics.geneval import summarize
 from bench.protocol.networks import BUNDLED_PROMPTS, DETECTORS
 from bench.records.record import MethodInfo
-from bench.rows.generate import Arrays, FileImages, Look, RowImages
-from bench.rows.rows import Job, image_set_method
+from bench.rows.generate import FileImages, FixedImages
+from bench.rows.rows import Arrays, Job, Look, RowImages, image_set_method
 from bench.suites.base import ImageOrigin, Measured, Suite
 from bench.suites.geneval.detectors import ObjectDetector, load_detector, verdicts
 from bench.suites.geneval.layout import (
@@ -213,11 +213,11 @@ class GenEvalSuite(Suite):
             ),
         }
 
-    def _real_data(self) -> tuple[Tensor, Tensor] | None:
+    def _real_images(self) -> RowImages | None:
         if self._prompts.name != BUNDLED_PROMPTS:
             return None
         index = torch.arange(self.protocol.images.num_images)
-        return scenes.batch(self.protocol.seeds.report, index, "held-out")
+        return FixedImages(*scenes.batch(self.protocol.seeds.report, index, "held-out"))
 
     def _scored(
         self,
@@ -273,6 +273,7 @@ class GenEvalSuite(Suite):
     def _asked_of(self, images: RowImages) -> list[_Asked]:
         """The prompts of images that are made here, and the file names they would have."""
         count = len(self._metadata)
+        assert images.labels is not None, "they are the numbers of prompts"
         return [
             _Asked(f"{i % count:05d}/samples/{i // count:04d}.png", number, self._metadata[number])
             for i, number in enumerate(images.labels.tolist())

@@ -1,7 +1,6 @@
 """LPIPS: values that the package lpips 0.1.4 gave for random weights; its two files."""
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +8,8 @@ import torch
 
 from bench.features.lpips import LPIPS, load_lpips
 from bench.metrics.base import bootstrap_interval
-from bench.metrics.reconstruction import Reconstruction, score_lpips
+from bench.metrics.reconstruction import Reconstruction, compare, score_lpips
+from bench.metrics.scores import load_comparisons
 from dimo.errors import DimoError
 from dimo.util.files import sha256_file
 from dimo.weights.catalog import OFFICIAL
@@ -68,22 +68,23 @@ def folder(parts, tmp_path, monkeypatch):
     return tmp_path
 
 
-def reconstruction(size, folder):
-    load = partial(load_lpips, folder)
-    return Reconstruction(*pairs(size), torch.zeros(3, 1, dtype=torch.int64), 1, load)
+def scored(original, decoded, folder):
+    functions = load_comparisons(["fid", "lpips"], folder)
+    values = {name: compare(f, original=original, decoded=decoded) for name, f in functions.items()}
+    return score_lpips(Reconstruction(torch.zeros(3, 1, dtype=torch.int64), 1, values))
 
 
 def test_it_equals_the_package(folder):
     for size, expected in PUBLISHED.items():
-        found = score_lpips(reconstruction(size, folder))
+        found = scored(*pairs(size), folder)
         np.testing.assert_allclose(found.contributions, expected, rtol=0, atol=1e-6)
         assert found.value == pytest.approx(np.mean(expected), abs=1e-6)
         interval = bootstrap_interval(
             found.contributions, point=found.value, n_bootstrap=99, seed=0
         )
         assert 0 < interval.low < found.value < interval.high
-    made = reconstruction((32, 32), folder)
-    assert score_lpips(replace(made, decoded=made.original)).value == 0
+    original, _ = pairs((32, 32))
+    assert scored(original, original, folder).value == 0
 
 
 def test_files_that_are_missing_or_others(folder, parts):

@@ -1,6 +1,6 @@
 """What a tokenizer loses: PSNR, SSIM and codebook use against plain float64 sums."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,11 +10,13 @@ from bench.metrics import psnr, ssim
 from bench.metrics.base import bootstrap_interval
 from bench.metrics.reconstruction import (
     Reconstruction,
+    compare,
     score_perplexity,
     score_psnr,
     score_ssim,
     score_usage,
 )
+from bench.metrics.scores import load_comparisons
 from bench.protocol import load_protocol, protocol_sha256, protocol_text, validate_file
 from dimo.errors import DimoError
 
@@ -28,7 +30,24 @@ def made(count=70, size=(14, 13), codebook_size=16):
     decoded = np.clip(original + rng.randint(-30, 31, original.shape), 0, 255)
     tokens = np.minimum(rng.geometric(0.3, (count, 6)) - 1, codebook_size - 2)
     bytes_ = [torch.tensor(images, dtype=torch.uint8) for images in (original, decoded)]
-    return Reconstruction(*bytes_, torch.tensor(tokens), codebook_size)
+    return Case(*bytes_, torch.tensor(tokens), codebook_size)
+
+
+@dataclass
+class Case:
+    """A set in memory."""
+
+    original: torch.Tensor
+    decoded: torch.Tensor
+    tokens: torch.Tensor
+    codebook_size: int
+
+    def scored(self, score):
+        images = {"original": self.original, "decoded": self.decoded}
+        names = {score_psnr: ["psnr"], score_ssim: ["ssim"]}.get(score, [])
+        functions = load_comparisons(names, None).items()
+        values = {name: compare(function, **images) for name, function in functions}
+        return score(Reconstruction(self.tokens, self.codebook_size, values))
 
 
 def slow_ssim(a, b):
@@ -71,15 +90,16 @@ def test_known_values():
 def test_ends_of_the_scales():
     case = made()
     same = replace(case, decoded=case.original)
-    assert score_ssim(same).value == pytest.approx(1, abs=1e-12)
-    assert score_psnr(same).value == pytest.approx(10 * np.log10(255**2 * 3 * 14 * 13))
+    assert same.scored(score_ssim).value == pytest.approx(1, abs=1e-12)
+    assert same.scored(score_psnr).value == pytest.approx(10 * np.log10(255**2 * 3 * 14 * 13))
     one = case.original.clone()
     one[:, 0, 0, 0] ^= 1  # off by one in one value: the same as no difference
-    assert score_psnr(replace(case, decoded=one)).value == score_psnr(same).value
+    assert replace(case, decoded=one).scored(score_psnr).value == same.scored(score_psnr).value
     every = replace(case, tokens=torch.arange(16).repeat(5, 2))
-    assert (score_usage(every).value, score_perplexity(every).value) == (1, pytest.approx(16))
+    numbers = [every.scored(score).value for score in (score_usage, score_perplexity)]
+    assert numbers == [1, pytest.approx(16)]
     single = replace(case, tokens=torch.full((5, 2), 3))
-    assert (score_usage(single).value, score_perplexity(single).value) == (1 / 16, 1)
+    assert [single.scored(score).value for score in (score_usage, score_perplexity)] == [1 / 16, 1]
 
 
 def test_codebook_numbers_and_their_contributions():
@@ -95,17 +115,17 @@ def test_codebook_numbers_and_their_contributions():
         p = counts[counts > 0] / counts.sum()
         return np.exp(-(p * np.log(p)).sum())
 
-    found, everything = score_usage(case), np.arange(30)
+    found, everything = case.scored(score_usage), np.arange(30)
     assert found.value == pytest.approx(usage(everything))
     lost = [found.value - usage(np.delete(everything, i)) for i in everything]
     np.testing.assert_allclose(found.contributions, 29 * np.array(lost), atol=1e-12)
-    found = score_perplexity(case)
+    found = case.scored(score_perplexity)
     assert found.value == pytest.approx(perplexity(np.ones(30)), abs=1e-9)
     step = 1e-6
     slopes = [(perplexity(np.ones(30) + step * (everything == i)) - found.value) for i in range(30)]
     centred = found.contributions - found.contributions.mean()
     np.testing.assert_allclose(centred / 30, np.array(slopes) / step, atol=1e-4)
-    for score in (score_usage(case), found, score_psnr(case), score_ssim(case)):
+    for score in map(case.scored, (score_usage, score_perplexity, score_psnr, score_ssim)):
         interval = bootstrap_interval(
             score.contributions, point=score.value, n_bootstrap=99, seed=0
         )
@@ -123,15 +143,15 @@ def test_codebook_numbers_and_their_contributions():
 def test_images_that_do_not_fit(change, message):
     for score in (score_psnr, score_ssim):
         with pytest.raises(DimoError, match=message):
-            score(replace(made(), **change))
+            replace(made(), **change).scored(score)
 
 
 def test_ids_outside_of_the_codebook_and_small_images():
     for score in (score_usage, score_perplexity):
         with pytest.raises(DimoError, match=r"token ids are 0 to \d+; allowed: 0 to 3"):
-            score(replace(made(), codebook_size=4))
+            replace(made(), codebook_size=4).scored(score)
     with pytest.raises(DimoError, match="images of 8 x 20 have no SSIM"):
-        score_ssim(made(size=(8, 20)))
+        made(size=(8, 20)).scored(score_ssim)
 
 
 def listing(path, protocol, names):
@@ -155,8 +175,10 @@ def test_which_protocols_may_list_them(tmp_path):
     assert protocol_sha256(others) == protocol_sha256(load_protocol("digits"))
     named = validate_file(listing(tmp_path / "scenes-geneval.toml", "scenes-geneval", NAMES))
     assert [metric.name for metric in named.metrics][-5:] == list(NAMES)
-    path = listing(tmp_path / "imagenet256-adm.toml", "imagenet256-adm", ["psnr"])
-    with pytest.raises(DimoError, match="'psnr' needs real images that come with dimo, not 'VIRT"):
+    named = validate_file(listing(tmp_path / "imagenet256-adm.toml", "imagenet256-adm", NAMES))
+    assert protocol_sha256(named) == protocol_sha256(load_protocol("imagenet256-adm"))
+    path = listing(tmp_path / "coco30k.toml", "coco30k", ["psnr"])
+    with pytest.raises(DimoError, match=r"'psnr' needs real images, .*with prompts: scenes-held"):
         validate_file(path)
     text = protocol_text("digits")
     head, tail = text[: text.index("[[metrics]]")], text[text.index("[uncertainty]") :]
