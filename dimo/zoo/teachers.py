@@ -312,6 +312,7 @@ def _scenes() -> Teacher:
         ),
         protocol="scenes-geneval",
         recipe="scenes",
+        other_recipes={"dimo-fd": "scenes-dimo-fd"},
         text=TextConditioning(
             encoder=SceneWords,
             negative_prompt="",

@@ -32,6 +32,7 @@ KINDS = {
     "meissonic": DiMORecipe,
     "meissonic-official": DiMORecipe,
     "digits-dimo-fd": FrechetRecipe,
+    "scenes-dimo-fd": FrechetRecipe,
     "maskgit-dimo-fd": FrechetRecipe,
     "digits-di4c": Di4CRecipe,
     "digits-di4c-d": Di4CRecipe,
