@@ -237,7 +237,7 @@ def test_a_student_brings_its_teacher_and_protocol(dimo):
     teacher, student = json.loads(out)
     assert [r["method"]["name"] for r in (teacher, student)] == [
         "MaskGIT-scenes",
-        "Di[M]O (scenes-dimo)",
+        "Di[M]O-FD (scenes-dimo)",
     ]
     assert student["protocol"]["name"] == "scenes-geneval"
     assert student["metrics"]["geneval"]["n"] == student["metrics"]["fid"]["n"] == 240
