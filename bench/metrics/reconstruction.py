@@ -32,7 +32,7 @@ class Reconstruction:
 
     Attributes:
         tokens: int64 `[N, L]`, ids below `codebook_size`.
-        values: Of each metric of `COMPARISONS` that the protocol lists, by name: float64 `[N]`.
+        values: float64 `[N]` by metric, for those of `COMPARISONS` that the protocol lists.
     """
 
     tokens: Tensor

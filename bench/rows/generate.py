@@ -57,7 +57,7 @@ class SampledImages(RowImages):
         self.job, self.settings, self.seed, self.caption = job, job.settings, seed, job.caption
         self.uint8, self.runtime = uint8, runtime
         self.labels, self.count = np.arange(count) % job.loaded.num_conditions, count
-        if job.loaded.weights_sha256:  # not of a network in training
+        if job.loaded.weights_sha256:  # a network in training has none
             student = job.loaded.student
             self.identity = {
                 "count": count,

@@ -4,7 +4,7 @@ Sequence: L visual tokens, then the class token. The output head is the tied tok
 bias per position and id. Parameter names are those of the official checkpoints.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import partial
 
 import torch
@@ -108,26 +108,28 @@ class Layers(Blocks):
         )
 
     def forward(
-        self, x: Tensor, positions: Tensor | None, before: Sequence[nn.Module] | None = None
+        self, x: Tensor, positions: Tensor | None, before: nn.ModuleList | None = None
     ) -> Tensor:
         """x [B, L, D] -> [B, L, D], or [B, K, D] at positions [B, K] (in the last layer only).
 
         `before` holds a module per layer that is applied ahead of it.
         """
+        (last,) = self.states(x, [len(self.layers)], before, positions)
+        return last
+
+    def states(
+        self,
+        x: Tensor,
+        blocks: Collection[int],
+        before: nn.ModuleList | None = None,
+        positions: Tensor | None = None,
+    ) -> list[Tensor]:
+        """As `forward`, but x after each of `blocks`, counted from 1."""
+        states = []
         for number, layer in enumerate(self.layers, start=1):
             x = x if before is None else before[number - 1](x)
             at = positions if number == len(self.layers) else None
             x = self.run(partial(_block, layer), x, at)
-        return x
-
-    def states(
-        self, x: Tensor, blocks: Collection[int], before: Sequence[nn.Module] | None = None
-    ) -> list[Tensor]:
-        """x [B, L, D] after each of `blocks`, counted from 1."""
-        states = []
-        for number, layer in enumerate(self.layers, start=1):
-            x = x if before is None else before[number - 1](x)
-            x = self.run(partial(_block, layer), x, None)
             states += [x] if number in blocks else []
         return states
 

@@ -151,7 +151,7 @@ class SceneTransformer(TextNetwork):
         self, embedded: Tensor, text: TextFeatures, blocks: Collection[int]
     ) -> list[Tensor]:
         """As `MaskedModel`; the words' states come last."""
-        return self.transformer.states(self._sequence(embedded, text), blocks, list(self.near))
+        return self.transformer.states(self._sequence(embedded, text), blocks, self.near)
 
     def forward(
         self,
