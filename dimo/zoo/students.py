@@ -187,9 +187,14 @@ def checkpoint_of(run: str, step: int) -> str:
     """
     path = Path(run) / "checkpoints" / f"step-{step:07d}"
     if not is_checkpoint(path):
+        if not (steps := kept_steps(path.parent)):
+            raise DimoError(
+                f"{run!r} has no checkpoints; they lie in the folder of a run: leave --checkpoint "
+                "out, or give that folder"
+            )
         raise DimoError(
-            f"run {run!r} has no checkpoint of step {step}, only of {kept_steps(path.parent)}; the "
-            "newest two are kept, and others by --set keep_every=N"
+            f"run {run!r} has no checkpoint of step {step}, only of {steps}; the newest two are "
+            "kept, and others by --set keep_every=N"
         )
     return str(path)
 

@@ -411,6 +411,8 @@ def test_a_checkpoint_is_a_student(tmp_path):
     assert find_student(tmp_path / "student.safetensors").config.images_seen == 16
     with pytest.raises(DimoError, match=r"no checkpoint of step 5, only of \[4, 8\]"):
         checkpoint_of(str(out), 5)
+    with pytest.raises(DimoError, match="'digits-dimo' has no checkpoints; they lie in the folder"):
+        checkpoint_of("digits-dimo", 5)
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path):
