@@ -56,7 +56,8 @@ def score_laws(
     jobs = load_planned(planned, device=device, weights=weights, prompts=suite.prompts)
     for law, job in zip(laws, jobs, strict=True):
         rule = "" if law.guidance_rule == "constant" else f", {law.guidance_rule}"
-        name = f"s={law.guidance_scale:g}, T={law.temperature:g}{rule}"
+        last = "" if law.final_temperature is None else f" to {law.final_temperature:g}"
+        name = f"s={law.guidance_scale:g}, T={law.temperature:g}{last}{rule}"
         row = dataclasses.replace(job, name=name)
         measured = suite.measure(row, seed=protocol.seeds.select)
         assert measured is not None, "this process is the only rank"
@@ -67,15 +68,21 @@ def score_laws(
 
 def recipe_keys(law: SamplerSettings) -> dict[str, Any]:
     """The recipe keys that make a law the target of a distillation."""
+    last = law.final_temperature
     return {
         "teacher_temperature": law.temperature,
+        **({} if last is None else {"teacher_final_temperature": last}),
         "teacher_guidance_scale": law.guidance_scale,
         "teacher_guidance": law.guidance_rule,
     }
 
 
-def laws_of(guidance: str, temperature: str, rule: str, steps: int) -> list[SamplerSettings]:
+def laws_of(
+    guidance: str, temperature: str, rule: str, steps: int, final_temperature: str = ""
+) -> list[SamplerSettings]:
     """All combinations of values with commas between them; without guidance, one rule is enough.
+
+    Without a `final_temperature` each temperature holds throughout.
 
     Raises:
         DimoError: Not numbers, values out of range or given twice, an unknown rule.
@@ -85,9 +92,20 @@ def laws_of(guidance: str, temperature: str, rule: str, steps: int) -> list[Samp
     temperatures = _numbers(f"--temperature {temperature}", temperature, knobs["temperature"])
     if unknown := set(rules) - set(GUIDANCE_RULES):
         raise unknown_name("guidance rule", unknown.pop(), GUIDANCE_RULES)
+    finals: Sequence[float | None] = [None]
+    if final_temperature:
+        given = f"--final-temperature {final_temperature}"
+        finals = _numbers(given, final_temperature, knobs["final_temperature"])
     return [
-        SamplerSettings("random", steps, guidance_scale=s, guidance_rule=name, temperature=t)
-        for name, s, t in itertools.product(rules, scales, temperatures)
+        SamplerSettings(
+            "random",
+            steps,
+            guidance_scale=s,
+            guidance_rule=name,
+            temperature=t,
+            final_temperature=final,
+        )
+        for name, s, t, final in itertools.product(rules, scales, temperatures, finals)
         if s != 1 or name == rules[0]
     ]
 

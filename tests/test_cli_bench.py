@@ -339,12 +339,18 @@ def test_law_scores_targets_of_a_distillation_on_the_selection_seed(dimo, protoc
     assert out.splitlines()[-3:] == keys  # the reporting seed changes nothing
     assert out.count("(best)") == 1
     assert err.count("dimo distill --teacher digits --set teacher_temperature=") == 1
+    moving = json.loads(law("mine", extra=["--json", "--final-temperature", "0.4,0.6"])[0])["laws"]
+    held = [entry.pop("teacher_final_temperature") == 0.6 for entry in moving]
+    assert sum(held) == len(laws)
+    assert len(moving) == 2 * len(laws)
+    assert [entry for entry, same in zip(moving, held, strict=True) if same] == scored["laws"]
     assert refused(dimo, "law", "--rule", "rising").startswith(
         "error: unknown guidance rule 'rising'; "
     )
     for options, message in [
         (("--temperature", "0,1"), "--temperature 0,1: 0 must be above 0 and at most 1e6"),
         (("--guidance", "1;2"), "--guidance 1;2 is not a list of numbers"),
+        (("--final-temperature", "-1"), "--final-temperature -1: -1 must be above 0"),
         (("--steps", "17"), "a grid of 16 tokens takes 1 to 16 steps"),
         (("--num-images", "7"), "must be a multiple of its 10 labels"),
         (("--teacher", "maskgit", "--protocol", "imagenet256-cmmd"), "laws are compared by one of"),

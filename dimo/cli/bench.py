@@ -217,6 +217,14 @@ def law(
     temperature: Annotated[
         str, typer.Option(metavar="X,X", help="Values of teacher_temperature.")
     ] = "0.6,0.7,0.8,1",
+    final_temperature: Annotated[
+        str,
+        typer.Option(
+            metavar="X,X",
+            help="Values of teacher_final_temperature, to which the others move as tokens are "
+            "revealed; default: none, they hold.",
+        ),
+    ] = "",
     rule: Annotated[
         str,
         typer.Option(metavar="NAME,NAME", help="Values of teacher_guidance: constant, adaptive."),
@@ -259,7 +267,7 @@ def law(
     place, row = choose_device(device), get_teacher(teacher)
     fixed, count = protocol_for(row, protocol), row.num_tokens if steps is None else steps
     check_steps(count, row.num_tokens)
-    laws = laws_of(guidance, temperature, rule, count)
+    laws = laws_of(guidance, temperature, rule, count, final_temperature)
     assets = Assets(
         weights=weights, extractor=extractor_weights, reference=reference, prompts=prompts
     )

@@ -232,7 +232,9 @@ SAMPLERS: dict[str, Sampler] = {
         takes_unconditional=True,
     ),
     "random": Sampler(
-        "Random order", "dimo.samplers.ordered:sample_random", (*_DECODED, _GUIDANCE_RULE)
+        "Random order",
+        "dimo.samplers.ordered:sample_random",
+        (*_DECODED, _FINAL_TEMPERATURE, _GUIDANCE_RULE),
     ),
     "halton": Sampler(
         "Halton order",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class SamplerFunction(Protocol):
         """
 
 
+_Progress = TypeVar("_Progress", float, Tensor)
 _ROWS = 16  # logits are computed at a multiple of this many positions, see `padded_count`
 
 
@@ -200,6 +201,11 @@ def padded_count(count: int, length: int) -> int:
 def progress_of(step: int, num_steps: int) -> float:
     """Progress at a step: 0 at the first, 1 at the last, and 1 at a single step."""
     return step / (num_steps - 1) if num_steps > 1 else 1.0
+
+
+def temperature_between(first: float, last: float, progress: _Progress) -> _Progress:
+    """The temperature whose inverse is at `progress`, 0 to 1, of the way from first to last."""
+    return 1 / (1 / first + progress * (1 / last - 1 / first))
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:

@@ -18,7 +18,15 @@ from dimo.guidance import guidance_scales
 from dimo.masking import tokens_per_step
 from dimo.models import MaskedModel
 from dimo.rng import ImageNoise
-from dimo.samplers.base import Callback, Predictor, Samples, draw_tokens, padded_count, progress_of
+from dimo.samplers.base import (
+    Callback,
+    Predictor,
+    Samples,
+    draw_tokens,
+    padded_count,
+    progress_of,
+    temperature_between,
+)
 from dimo.samplers.inpainting import Inpainting
 
 
@@ -32,6 +40,7 @@ def sample_random(
     guidance_scale: float = 1.0,
     guidance_rule: str | None = None,
     temperature: float = 1.0,
+    final_temperature: float | None = None,
     callback: Callback | None = None,
 ) -> Samples:
     """Reveals positions in a uniformly random order, the order in which the model was trained.
@@ -44,14 +53,19 @@ def sample_random(
         mask_schedule: One of `DECODING_SCHEDULES`.
         guidance_rule: One of `dimo.guidance.GUIDANCE_RULES`, for the fraction of tokens that are
             masked before each step; None: linear from off at the first step to the scale.
+        final_temperature: Temperature where nothing is masked; the inverse is linear in the
+            fraction that is. None = `temperature` throughout.
     """
     length = model.num_tokens
     counts = tokens_per_step(mask_schedule, num_steps, length)
     steps = range(len(counts))
+    masked = [sum(counts[step:]) / length for step in steps]
+    temperatures = [temperature] * len(counts)
+    if final_temperature is not None:
+        temperatures = [temperature_between(temperature, final_temperature, 1 - r) for r in masked]
     if guidance_rule is None:
         guidance = [1 + (guidance_scale - 1) * progress_of(step, len(counts)) for step in steps]
     else:
-        masked = [sum(counts[step:]) / length for step in steps]
         guidance = [guidance_scales(guidance_rule, guidance_scale, rho) for rho in masked]
     return sample_in_order(
         model,
@@ -60,7 +74,7 @@ def sample_random(
         noise.random_ranks("sample/order", length).argsort(1),
         counts=counts,
         guidance=guidance,
-        temperature=[temperature] * len(counts),
+        temperature=temperatures,
         callback=callback,
     )
 
@@ -146,11 +160,6 @@ def sample_halton(
         ],
         callback=callback,
     )
-
-
-def temperature_between(first: float, last: float, progress: float) -> float:
-    """The temperature whose inverse is at `progress`, 0 to 1, of the way from first to last."""
-    return 1 / (1 / first + progress * (1 / last - 1 / first))
 
 
 def masked_halton_order(mask: Tensor) -> Tensor:

@@ -171,8 +171,11 @@ def certainty(student_logits: Tensor, temperature: float) -> dict[str, Tensor]:
     return {"token_entropy": -(p * log_p).sum(-1).mean(), "top_1": p.amax(-1).mean()}
 
 
-def tempered(logits: Tensor, temperature: float) -> Tensor:
-    return logits if temperature == 1 else logits / temperature
+def tempered(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """Logits [..., V] divided by a temperature that can be broadcast to them."""
+    if not isinstance(temperature, Tensor) and temperature == 1:
+        return logits
+    return logits / temperature
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -113,6 +113,7 @@ class Health:
             guidance_scale=recipe.teacher_guidance_scale,
             guidance_rule=recipe.teacher_guidance,
             temperature=recipe.teacher_temperature,
+            final_temperature=recipe.teacher_final_temperature,
         ).tokens
 
 

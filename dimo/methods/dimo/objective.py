@@ -18,6 +18,7 @@ from dimo.methods.dimo import divergence
 from dimo.methods.dimo.divergence import tempered
 from dimo.methods.dimo.draws import Draws, Initialization, MaskedState, Masking, draw
 from dimo.models import MaskedModel
+from dimo.samplers.base import temperature_between
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class DiMOObjective:
     loss_reduction: str = "sum"
     student_temperature: float = 1.0
     teacher_temperature: float = 1.0
+    teacher_final_temperature: float | None = None
     auxiliary_temperature: float = 1.0
     label_smoothing: float = 0.0
     soft_targets: float = 0.0  # alpha
@@ -95,7 +97,8 @@ class DiMOObjective:
         """The surrogate whose gradient in the student's logits z [B, L, V] is Eq. 3.
 
         `tokens` [B, L] is the student's sample, re-masked where `mask` [B, L] is True. `auxiliary`
-        may be `AuxiliaryLoss.logits` of the same state. Adaptive guidance needs `mask_ratio` [B].
+        may be `AuxiliaryLoss.logits` of the same state. Adaptive guidance and a final temperature
+        need `mask_ratio` [B].
         """
         assert not getattr(teacher, "training", False), "a teacher in train mode has dropout"
         with torch.no_grad():
@@ -103,7 +106,8 @@ class DiMOObjective:
             rule, scale = self.guidance.teacher_guidance, self.guidance.teacher_guidance_scale
             p = self._logits(teacher, state, guidance_scales(rule, scale, mask_ratio))
             q = auxiliary if isinstance(auxiliary, Tensor) else self._logits(auxiliary, state)
-            p, q = tempered(p, self.teacher_temperature), tempered(q, self.auxiliary_temperature)
+            p = tempered(p, self._teacher_temperature(mask_ratio))
+            q = tempered(q, self.auxiliary_temperature)
             gradient = divergence.logit_gradient(self.divergence, p, q, self.beta)  # Eq. 4
             if self.weighting != "constant":
                 z = tempered(state.gather(student_logits), self.student_temperature)
@@ -139,6 +143,14 @@ class DiMOObjective:
             soft = divergence.soft_target_loss(student_logits.detach()[mask], logits, t, reduction)
             loss = self.soft_targets * soft + (1 - self.soft_targets) * loss
         return AuxiliaryLoss(loss, q.detach())
+
+    def _teacher_temperature(self, mask_ratio: Tensor | None) -> float | Tensor:
+        """One for all, or one for each image, [B, 1, 1]."""
+        if self.teacher_final_temperature is None:
+            return self.teacher_temperature
+        assert mask_ratio is not None, "a temperature that changes depends on the mask ratio"
+        first, last = self.teacher_temperature, self.teacher_final_temperature
+        return temperature_between(first, last, 1 - mask_ratio.float())[:, None, None]
 
     def _logits(self, model: MaskedModel, state: MaskedState, scale: float | Tensor = 1) -> Tensor:
         logits = guided_logits(model, state.tokens, state.labels, scale, state.positions)

@@ -45,6 +45,9 @@ class DiMORecipe(DistillationRecipe):
         teacher_guidance: constant, or adaptive: 1 + (s - 1) times the re-masked fraction.
         student_temperature: Divides the logits the student's tokens are drawn from in training.
         teacher_temperature: Divides the teacher's logits.
+        teacher_final_temperature: That of states with next to nothing masked, teacher_temperature
+            then being that of fully masked ones: the inverse moves in a line with the re-masked
+            fraction, as in sampling in random order. The same unless given.
         auxiliary_temperature: Divides the auxiliary model's logits in the divergence.
         soft_targets: alpha, weight of the student's distribution in the auxiliary model's targets.
         soft_target_temperature: T of both distributions in that term.
@@ -78,6 +81,7 @@ class DiMORecipe(DistillationRecipe):
     teacher_guidance: str = "constant"
     student_temperature: float = 1.0
     teacher_temperature: float = 1.0
+    teacher_final_temperature: float | None = None
     auxiliary_temperature: float = 1.0
     soft_targets: float = 0.0
     soft_target_temperature: float = 1.0
@@ -102,9 +106,10 @@ class DiMORecipe(DistillationRecipe):
         for key in ("init_mask_ratio_range", "mask_ratio_range"):
             low, high = getattr(self, key) or (0.0, 1.0)
             check(0 <= low <= high <= 1, key, [low, high], "0 <= low <= high <= 1")
-        for model in ("student", "teacher", "auxiliary", "soft_target"):
-            key = f"{model}_temperature"
-            check(getattr(self, key) > 0, key, getattr(self, key), "> 0")
+        for name in ("student", "teacher", "teacher_final", "auxiliary", "soft_target"):
+            key = f"{name}_temperature"
+            value = getattr(self, key)
+            check(value is None or value > 0, key, value, "> 0")
         for key in ("beta", "beta_final", "teacher_guidance_scale"):
             value = getattr(self, key)
             check(value is None or math.isfinite(value), key, value, "a finite number")

@@ -108,6 +108,7 @@ def test_a_distillation_with_every_control_is_bit_equal_when_resumed(tmp_path):
         teacher_guidance="adaptive",
         student_temperature=1.2,
         teacher_temperature=1.1,
+        teacher_final_temperature=0.8,
         auxiliary_temperature=0.9,
         soft_targets=0.5,
         soft_target_temperature=2.0,
@@ -185,9 +186,15 @@ def test_the_hash_of_a_recipe_is_that_of_what_it_trains():
         assert recipe_sha256(dataclasses.replace(recipe, **same)) == recipe_sha256(recipe)
     hashes = {recipe_sha256(recipe)} | {
         recipe_sha256(dataclasses.replace(recipe, **other))
-        for other in ({"steps": 999}, {"beta": 0.9}, {"lr_final": 0.5}, {"batch_size": 8})
+        for other in (
+            *({"steps": 999}, {"beta": 0.9}, {"lr_final": 0.5}, {"batch_size": 8}),
+            {"teacher_final_temperature": 0.5},
+        )
     }
-    assert len(hashes) == 5
+    assert len(hashes) == 6
+    shipped = load_student("digits-dimo", device=CPU).student
+    trained = load_distillation("digits-full")
+    assert shipped.recipe_sha256 == recipe_sha256(trained), "keys that are new do not change it"
 
 
 def contents(folder):

@@ -324,7 +324,7 @@ class Guided(Chain):
 GUIDED = Guided([0.35, 0.65], [[0.9, 0.1], [0.2, 0.8]])
 
 
-def _fixed_point(rule, scale, temperature):
+def _fixed_point(rule, scale, temperature, final_temperature=None):
     """The law [16] that no gradient of Di[M]O moves, if tokens are revealed in random order.
 
     Its conditionals are read from the objective: with an auxiliary model of equal probabilities the
@@ -332,7 +332,10 @@ def _fixed_point(rule, scale, temperature):
     """
     masked = STATES == V
     objective = DiMOObjective(
-        divergence="forward_kl", guidance=Guidance(scale, rule), teacher_temperature=temperature
+        divergence="forward_kl",
+        guidance=Guidance(scale, rule),
+        teacher_temperature=temperature,
+        teacher_final_temperature=final_temperature,
     )
     equal = torch.zeros(*STATES.shape, V)
     found = objective.student_loss(
@@ -371,3 +374,18 @@ def test_random_order_samples_what_a_distillation_converges_to(rule):
         for kw in ({}, {"guidance_rule": rule})
     ]
     assert as_trained[0].equal(as_trained[1])
+
+
+def test_a_final_temperature_means_the_same_to_a_distillation_and_its_law():
+    law = _fixed_point("constant", 2.0, 1.0, 0.3)
+    settings = {"guidance_scale": 2.0, "guidance_rule": "constant", "num_steps": L}
+    for temperatures, is_same in (
+        ({"temperature": 1.0, "final_temperature": 0.3}, True),
+        ({"temperature": 0.3, "final_temperature": 1.0}, False),
+        ({"temperature": 0.5}, False),
+    ):
+        counts = _frequencies("random", 50_000, GUIDED, **settings, **temperatures)
+        statistic = _chi_squared(counts, law)
+        assert statistic < LIMIT if is_same else statistic > 2 * LIMIT
+    constant = _fixed_point("constant", 2.0, 0.7, 0.7)
+    torch.testing.assert_close(constant, _fixed_point("constant", 2.0, 0.7))

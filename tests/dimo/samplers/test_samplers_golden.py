@@ -17,9 +17,9 @@ from dimo.methods.di4c.network import Di4CStudent
 from dimo.models.halton import HaltonMaskGIT
 from dimo.models.maskgit import MaskGIT
 from dimo.rng import ImageNoise
-from dimo.samplers.base import Predictor
+from dimo.samplers.base import Predictor, temperature_between
 from dimo.samplers.confidence import sample_by_confidence, sample_confidence, sample_meissonic
-from dimo.samplers.ordered import halton_order, sample_halton, temperature_between
+from dimo.samplers.ordered import halton_order, sample_halton
 
 # name in the manifest -> our decoding schedule; di4c changed the rule, not the name
 RULE = {"dimo": "-v1", "di4c": ""}
