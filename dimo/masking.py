@@ -22,11 +22,6 @@ def _truncated_normal(u: Tensor) -> Tensor:
     return ratio.to(u.dtype)
 
 
-def _often_full(u: Tensor) -> Tensor:
-    """arccos, but everything is masked for u below 0.2."""
-    return torch.arccos(((u - 0.2) / 0.8).clamp_min(0)) / (math.pi / 2)
-
-
 # gamma: u in [0, 1] -> fraction of masked tokens, in the convention of Maskgit-pytorch v1.0 and
 # Di[M]O; `linear` and `square` increase with u, in later code bases they decrease.
 Schedule = Callable[[Tensor], Tensor]
@@ -36,7 +31,6 @@ MASK_SCHEDULES: dict[str, Schedule] = {
     "linear": lambda u: u,
     "square": lambda u: u**2,
     "mage": _truncated_normal,
-    "arccos-full": _often_full,
 }
 
 # How decoding turns a schedule into counts; see `tokens_per_step`.

@@ -22,7 +22,7 @@ class TrainRecipe(Optimization):
     teacher: str = ""  # a row of `dimo.zoo.teachers` with bundled data
     size: str = ""  # in place of a teacher: of a new network on given data; tiny, small, base
     optimizer: str = "adamw"  # or muon for the matrices of the blocks, and AdamW for the rest
-    mask_schedule: str = "arccos"  # arccos, cosine, linear, square, mage or arccos-full
+    mask_schedule: str = "arccos"  # arccos, cosine, linear, square or mage
     label_smoothing: float = 0.0  # of the cross-entropy
     label_dropout: float = 0.1  # fraction of images without their label
     dropout: float = 0.1  # in the blocks

@@ -274,7 +274,8 @@ def check_unused(out: Path, names: Sequence[str] = RUN_FILES) -> None:
 def recipe_sha256(recipe: DistillationRecipe) -> str:
     """First 12 digits of the SHA-256 of the keys that decide what is trained, without the seed."""
     content = {key: value for key, value in encode(recipe).items() if key not in _OF_A_RUN}
-    for key in ("init_from", "auxiliary_warmup_steps", "teacher_final_temperature"):
+    newer = ("init_from", "auxiliary_warmup_steps", "teacher_final_temperature", "fully_masked")
+    for key in newer:
         if not content.get(key, ...):
             del content[key]  # as in hashes from before there was the key
     return sha256_bytes(canonical_json([recipe.method, content]).encode())[:12]

@@ -117,6 +117,7 @@ def test_overrides_are_typed():
         ("init_mask_ratio_range=[0.1, 1.1]", "allowed: 0 <= low <= high <= 1"),
         ("init_mask_ratio_range=[0.1]", "must be a list of 2 values"),
         ("inference_mask_ratio=2", "allowed: 0 <= x <= 1"),
+        ("fully_masked=1.5", "allowed: 0 <= x <= 1"),
         ("soft_targets=-0.1", "allowed: 0 <= x <= 1"),
         ("label_smoothing=1", "allowed: 0 <= x < 1"),
         ("teacher_temperature=0", "teacher_temperature = 0.0 is out of range"),

@@ -82,15 +82,6 @@ def test_tokens_per_step_always_reveals_every_token():
     assert tokens_per_step("cosine", 2, 256) == [75, 181]
 
 
-def test_a_fifth_of_the_states_of_arccos_full_is_masked_as_a_whole():
-    u = torch.linspace(0, 1, 10_001, dtype=torch.float64)
-    ratio = mask_ratio("arccos-full", u)
-    assert (ratio == 1).double().mean().item() == pytest.approx(0.2, abs=1e-4)
-    assert ratio[-1] == 0
-    rest = torch.linspace(0, 1, 8_001, dtype=torch.float64)
-    torch.testing.assert_close(ratio[2000:], mask_ratio("arccos", rest))
-
-
 @pytest.mark.parametrize("steps", [0, -1, 17])
 def test_steps_out_of_range_are_refused(steps):
     with pytest.raises(DimoError, match="takes 1 to 16 steps"):

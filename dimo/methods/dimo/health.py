@@ -126,8 +126,8 @@ def collapse(scalars: Mapping[str, float]) -> str | None:
     return (
         f"the student has collapsed: x_init decides its tokens (token_entropy {entropy:.2f} nats), "
         f"and they cover {covered:.0%} of the teacher's, where a second set of the teacher's would "
-        f"cover {possible:.0%}; lower learning_rate, raise auxiliary_steps or take mask_schedule "
-        '"arccos-full", and start again'
+        f"cover {possible:.0%}; lower learning_rate, raise auxiliary_steps or set "
+        "fully_masked = 0.2, and start again"
     )
 
 

@@ -36,10 +36,11 @@ class DiMORecipe(DistillationRecipe):
         embedding_noise: sigma, at the end of its warm-up and in sampling.
         embedding_noise_warmup: none, linear, cos or exp, from 0 to sigma (officially to 1).
         embedding_noise_warmup_steps: Length of the warm-up, from step 0.
-        mask_schedule: Law of the re-masked fraction: arccos, cosine, linear, square, mage; or
-            arccos-full, where a fifth of the states have everything masked: they show what a
-            student forgot of its condition, which its own tokens hide in all others.
+        mask_schedule: Law of the re-masked fraction: arccos, cosine, linear, square or mage.
         auxiliary_mask_schedule: That of the auxiliary update; the same unless given.
+        fully_masked: Fraction of the states that have everything masked, outside the schedule and
+            its range: they show what a student forgot of its condition, which its own tokens hide
+            in all others.
         mask_ratio_range: Bounds of the re-masked fraction, (0.02, 0.98) for Meissonic.
         teacher_guidance_scale: s of the teacher, 1 = off.
         teacher_guidance: constant, or adaptive: 1 + (s - 1) times the re-masked fraction.
@@ -76,6 +77,7 @@ class DiMORecipe(DistillationRecipe):
     embedding_noise_warmup_steps: int = 0
     mask_schedule: str = "arccos"
     auxiliary_mask_schedule: str | None = None
+    fully_masked: float = 0.0
     mask_ratio_range: tuple[float, float] = (0.0, 1.0)
     teacher_guidance_scale: float = 1.0
     teacher_guidance: str = "constant"
@@ -98,7 +100,8 @@ class DiMORecipe(DistillationRecipe):
         check(self.auxiliary_steps >= 1, "auxiliary_steps", self.auxiliary_steps, ">= 1")
         waited = self.auxiliary_warmup_steps
         check(waited >= 0, "auxiliary_warmup_steps", waited, ">= 0")
-        for key in ("init_mask_ratio", "embedding_noise", "soft_targets", "inference_mask_ratio"):
+        ratios = ("init_mask_ratio", "inference_mask_ratio", "fully_masked")
+        for key in (*ratios, "embedding_noise", "soft_targets"):
             value = getattr(self, key)
             check(value is None or 0 <= value <= 1, key, value, "0 <= x <= 1")
         smoothing = self.label_smoothing

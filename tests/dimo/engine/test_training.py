@@ -103,6 +103,7 @@ def test_a_distillation_with_every_control_is_bit_equal_when_resumed(tmp_path):
         embedding_noise_warmup_steps=10,
         mask_schedule="mage",
         auxiliary_mask_schedule="cosine",
+        fully_masked=0.1,
         mask_ratio_range=(0.05, 0.9),
         beta_final=-0.2,
         teacher_guidance="adaptive",

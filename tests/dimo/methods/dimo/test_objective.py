@@ -139,6 +139,16 @@ def test_intermediate_state_equals_the_official_one(data, case):
     assert torch.equal(tokens, data["remask_codes"].flatten(1))
 
 
+def test_a_fraction_of_the_states_is_fully_masked_and_the_rest_follow_the_schedule():
+    masking = Masking("arccos", fully_masked=0.2, mask_ratio_range=(0.02, 0.98))
+    ratio = masking.ratio("student", torch.linspace(0, 1, 10_001, dtype=torch.float64))
+    assert bool((ratio[:2000] == 1).all())
+    rest = mask_ratio("arccos", torch.linspace(0, 1, 8_001, dtype=torch.float64))
+    torch.testing.assert_close(ratio[2000:], rest.clamp(0.02, 0.98))
+    always = Masking(fully_masked=1.0).ratio("auxiliary/0", torch.tensor([0.0, 0.999]))
+    assert always.tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("run", STUDENT_RUNS)
 def test_student_step_equals_the_official_one(networks, data, case, close, run):
     logits = _student_logits(networks, data, case)
