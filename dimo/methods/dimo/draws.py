@@ -36,7 +36,7 @@ class Masking:
 
     mask_schedule: str = "arccos"  # gamma
     auxiliary_mask_schedule: str | None = None
-    fully_masked: float = 0.0
+    fully_masked: float = 0.0  # fraction of the states, whatever schedule and range say
     mask_ratio_range: tuple[float, float] = (0.0, 1.0)
 
     def ratio(self, purpose: str, u: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Masking:
         if purpose != "student" and self.auxiliary_mask_schedule is not None:
             schedule = self.auxiliary_mask_schedule
         full = self.fully_masked
-        rest = ((u - full) / (1 - full)).clamp_min(0) if full else u
+        rest = ((u - full) / (1 - full)).clamp_min(0)
         return mask_ratio(schedule, rest).clamp(*self.mask_ratio_range).masked_fill(u < full, 1.0)
 
 

@@ -143,10 +143,14 @@ def test_a_fraction_of_the_states_is_fully_masked_and_the_rest_follow_the_schedu
     masking = Masking("arccos", fully_masked=0.2, mask_ratio_range=(0.02, 0.98))
     ratio = masking.ratio("student", torch.linspace(0, 1, 10_001, dtype=torch.float64))
     assert bool((ratio[:2000] == 1).all())
+    assert (ratio == 1).double().mean().item() == pytest.approx(0.2, abs=1e-4)
     rest = mask_ratio("arccos", torch.linspace(0, 1, 8_001, dtype=torch.float64))
     torch.testing.assert_close(ratio[2000:], rest.clamp(0.02, 0.98))
     always = Masking(fully_masked=1.0).ratio("auxiliary/0", torch.tensor([0.0, 0.999]))
     assert always.tolist() == [1, 1]
+    u = torch.rand(1000, dtype=torch.float64)
+    assert torch.equal(Masking("arccos").ratio("student", u), mask_ratio("arccos", u))
+    assert Masking("arccos", fully_masked=0.2).ratio("student", torch.ones(1)).item() == 0
 
 
 @pytest.mark.parametrize("run", STUDENT_RUNS)
