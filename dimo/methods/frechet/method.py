@@ -28,6 +28,7 @@ from dimo.methods.dimo.step import DiMOTask
 from dimo.methods.frechet.moments import RunningFrechet
 from dimo.models import MaskedModel
 from dimo.samplers import get_sampler
+from dimo.util.terminal import stop_if_asked
 
 if TYPE_CHECKING:
     from dimo.data.tokens import TokenData
@@ -136,6 +137,7 @@ class FrechetTask(DiMOTask):
         sampler, seed = get_sampler(self.habits.sampler), rng.stream_seed(recipe.seed, "reference")
         settings = {**self.habits.settings, "num_steps": recipe.reference_steps}
         for start in range(own.start, own.stop, _BATCH):
+            stop_if_asked("no step is done; run the same command again")
             index = torch.arange(start, min(start + _BATCH, own.stop), device=self.device)
             labels = index * self.network.num_classes // recipe.reference_images  # all of them
             noise = rng.ImageNoise(seed, index)

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from dimo.models.halton import HaltonMaskGIT
 from dimo.models.maskgit import MaskGIT
 from dimo.models.scenes import SceneTransformer, SceneWords
 from dimo.models.text import Prompts, TextConditioned
+from dimo.util.terminal import Stopped, signals_wait, stopped_by_signals
 
 CPU = torch.device("cpu")
 NETWORK = {
@@ -222,6 +225,21 @@ def test_the_logit_gradient_passes_hard_tokens_and_their_softmax(make_teacher):
 def test_the_term_begins_when_enough_was_seen():
     curve = run_task(make_task(), READY + 1)
     assert ["hidden_fd" in values for values in curve] == [False] * (READY - 1) + [True] * 2
+
+
+def test_a_signal_ends_the_teachers_samples():
+    """They take minutes before the first step."""
+    task, seen = make_task(), []
+
+    def progress(what, done, total, unit):
+        seen.append(done)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    task.progress = progress
+    with pytest.raises(Stopped, match="143"), stopped_by_signals(), signals_wait():
+        task.step(0)
+    assert seen == [250]
+    assert not task.moments.has_reference
 
 
 def test_accumulation_changes_nothing_but_rounding():
