@@ -17,7 +17,7 @@ from dimo.engine.distributed import Runtime, choose_device, ranks
 from dimo.engine.loop import OnStep, Watcher, differences, fit
 from dimo.errors import DimoError, unknown_name
 from dimo.methods import METHODS
-from dimo.methods.base import DistillationRecipe, Task, TeacherHabits
+from dimo.methods.base import DistillationRecipe, Task, TeacherDefaults
 from dimo.methods.pretraining import TeacherTask, TrainingData, TrainRecipe
 from dimo.models.cpu import has_bfloat16
 from dimo.models.text import Prompts, prompts_from_file
@@ -204,7 +204,7 @@ def _task(
         student.load_state_dict(network.state_dict())
     images = load_tokens(data, teacher=row.name, weights=weights) if method.needs_data else None
     make = method.distillation.task
-    task = make(recipe, teacher, student, images, _habits(row), runtime)
+    task = make(recipe, teacher, student, images, _defaults(row), runtime)
     if prompts is not None:
         task.inputs += f" prompts {prompts.sha256}"
     if begun is not None:
@@ -212,13 +212,13 @@ def _task(
     return task
 
 
-def _habits(row: Teacher) -> TeacherHabits:
+def _defaults(row: Teacher) -> TeacherDefaults:
     own = row.defaults
     knobs = {knob.name for knob in get_sampler(own.sampler).knobs}
     settings = {
         key: value for key, value in vars(own).items() if key in knobs and value is not None
     }
-    return TeacherHabits(row.label_smoothing, own.sampler, settings)
+    return TeacherDefaults(row.label_smoothing, own.sampler, settings)
 
 
 def _drawn_prompts(recipe: DistillationRecipe, row: Teacher) -> Sequence[str] | None:

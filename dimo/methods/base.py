@@ -153,7 +153,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class TeacherHabits:
+class TeacherDefaults:
     """How a teacher was trained and is sampled.
 
     Attributes:
@@ -184,7 +184,7 @@ class Distillation:
         teacher: MaskedModel,
         student: Any,
         data: "TokenData | None",
-        habits: "TeacherHabits",
+        defaults: "TeacherDefaults",
         runtime: Runtime,
     ) -> "Task":
         """The training task of a `Recipe`.

@@ -13,7 +13,7 @@ from dimo.methods.base import (
     Distillation,
     DistillationRecipe,
     Task,
-    TeacherHabits,
+    TeacherDefaults,
     check,
     frozen_teacher,
     known,
@@ -80,7 +80,7 @@ class DataDistillation(Distillation):
         teacher: MaskedModel,
         student: Any,
         data: "TokenData | None",
-        habits: TeacherHabits,
+        defaults: TeacherDefaults,
         runtime: Runtime,
     ) -> Task:
         assert data is not None, "`Method.needs_data` is set"

@@ -15,7 +15,7 @@ import torch
 
 from dimo.engine.distributed import Runtime, peak_memory_bytes
 from dimo.engine.estimate import estimate_distillation
-from dimo.methods.base import TeacherHabits
+from dimo.methods.base import TeacherDefaults
 from dimo.methods.dimo.method import DiMO
 from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.zoo.teachers import TEACHERS
@@ -37,7 +37,7 @@ def train(row, recipe, steps):
         teacher,
         student,
         None,
-        TeacherHabits(row.label_smoothing),
+        TeacherDefaults(row.label_smoothing),
         Runtime(torch.device("cpu")),
     )
     del teacher  # the task has a copy

@@ -12,7 +12,7 @@ from bench.rows.settings import Choice, generate
 from dimo.config import load_recipe
 from dimo.engine.distributed import Runtime
 from dimo.engine.runs import for_device
-from dimo.methods.base import TeacherHabits
+from dimo.methods.base import TeacherDefaults
 from dimo.methods.dimo.method import DiMO
 from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.models.cpu import has_bfloat16
@@ -74,7 +74,7 @@ def test_distillation_step_against_the_official_structure():
         for network in (teacher, student):
             network.load_state_dict(state)
         task, steps = (
-            DiMO().task(recipe, teacher, student, None, TeacherHabits(), Runtime(CPU)),
+            DiMO().task(recipe, teacher, student, None, TeacherDefaults(), Runtime(CPU)),
             iter(range(100)),
         )
         return _seconds(lambda: task.step(next(steps)))

@@ -10,7 +10,7 @@ from straightforward import PlainDistillation, PlainMaskGIT
 from dimo.config import load_recipe
 from dimo.engine.distributed import Runtime, device_name
 from dimo.methods import base
-from dimo.methods.base import TeacherHabits
+from dimo.methods.base import TeacherDefaults
 from dimo.methods.dimo.method import DiMO
 from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.models import layers
@@ -53,7 +53,7 @@ def _ours(precision, samples="fresh"):
     recipe = load_recipe(DiMORecipe, "maskgit", [f"{k}={v}" for k, v in settings.items()])
     teacher, student = MaskGIT(), MaskGIT()
     student.load_state_dict(teacher.state_dict())
-    task = DiMO().task(recipe, teacher, student, None, TeacherHabits(0.1), Runtime(CPU))
+    task = DiMO().task(recipe, teacher, student, None, TeacherDefaults(0.1), Runtime(CPU))
     return _seconds(task.step)
 
 

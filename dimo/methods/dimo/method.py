@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from dimo.engine.distributed import Runtime
-from dimo.methods.base import Cost, Distillation, Task, TeacherHabits, config_from
+from dimo.methods.base import Cost, Distillation, Task, TeacherDefaults, config_from
 from dimo.methods.dimo.draws import Initialization, Masking
 from dimo.methods.dimo.objective import DiMOObjective, Guidance
 from dimo.methods.dimo.recipe import DiMORecipe
@@ -44,10 +44,10 @@ class DiMO(Distillation):
         teacher: MaskedModel,
         student: MaskedModel,
         data: "TokenData | None",
-        habits: TeacherHabits,
+        defaults: TeacherDefaults,
         runtime: Runtime,
     ) -> Task:
-        objective = objective_of(recipe, label_smoothing=habits.label_smoothing)
+        objective = objective_of(recipe, label_smoothing=defaults.label_smoothing)
         return DiMOTask(recipe, teacher, student, objective, runtime)
 
     def student_settings(self, recipe: DiMORecipe) -> dict[str, Any]:

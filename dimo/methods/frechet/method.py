@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dimo import rng
 from dimo.engine.distributed import Runtime
-from dimo.methods.base import Cost, Task, TeacherHabits, add_mean, check
+from dimo.methods.base import Cost, Task, TeacherDefaults, add_mean, check
 from dimo.methods.dimo.divergence import tempered
 from dimo.methods.dimo.draws import Draws
 from dimo.methods.dimo.method import DiMO, objective_of
@@ -74,14 +74,14 @@ class FrechetTask(DiMOTask):
 
     recipe: FrechetRecipe
 
-    def __init__(self, *inputs: Any, habits: TeacherHabits) -> None:
+    def __init__(self, *inputs: Any, defaults: TeacherDefaults) -> None:
         super().__init__(*inputs)
         teacher = inputs[1]
         self.progress = inputs[-1].progress
         count, depth = self.recipe.frechet_blocks, teacher.depth
         check(count <= depth, "frechet_blocks", count, f"at most the teacher's {depth}")
         self.blocks = [depth * number // count for number in range(1, count + 1)]
-        self.habits = habits
+        self.defaults = defaults
         # `teacher` of the base class may have weights that no gradient passes
         self.network = copy.deepcopy(teacher).to(self.device).requires_grad_(False).eval()
         moments = RunningFrechet(2 * teacher.hidden_dim * count, self.recipe.frechet_window)
@@ -134,8 +134,11 @@ class FrechetTask(DiMOTask):
     def _reference(self) -> Iterator[Tensor]:
         """Features [B, D] of this rank's share of the teacher's samples."""
         recipe, own = self.recipe, self.ranks.split(self.recipe.reference_images)
-        sampler, seed = get_sampler(self.habits.sampler), rng.stream_seed(recipe.seed, "reference")
-        settings = {**self.habits.settings, "num_steps": recipe.reference_steps}
+        sampler, seed = (
+            get_sampler(self.defaults.sampler),
+            rng.stream_seed(recipe.seed, "reference"),
+        )
+        settings = {**self.defaults.settings, "num_steps": recipe.reference_steps}
         for start in range(own.start, own.stop, _BATCH):
             stop_if_asked("no step is done; run the same command again")
             index = torch.arange(start, min(start + _BATCH, own.stop), device=self.device)
@@ -173,12 +176,12 @@ class DiMOFD(DiMO):
         teacher: MaskedModel,
         student: MaskedModel,
         data: "TokenData | None",
-        habits: TeacherHabits,
+        defaults: TeacherDefaults,
         runtime: Runtime,
     ) -> Task:
-        objective = objective_of(recipe, label_smoothing=habits.label_smoothing)
+        objective = objective_of(recipe, label_smoothing=defaults.label_smoothing)
         inputs = (recipe, teacher, student, objective, runtime)
-        return FrechetTask(*inputs, habits=habits)
+        return FrechetTask(*inputs, defaults=defaults)
 
     def cost(self, recipe: Any) -> Cost:
         """Di[M]O's, and a copy of the teacher forward and backward, for its input alone."""

@@ -13,7 +13,7 @@ from dimo.engine.distributed import Ranks, Runtime
 from dimo.engine.optim import Update, update_ema
 from dimo.engine.runs import distill
 from dimo.errors import DimoError
-from dimo.methods.base import TeacherHabits
+from dimo.methods.base import TeacherDefaults
 from dimo.methods.dimo.method import DiMO
 from dimo.methods.dimo.recipe import DiMORecipe
 from dimo.methods.pretraining import TeacherTask, TrainRecipe
@@ -44,7 +44,7 @@ def make_task(ranks=None, **changes):
     student = row.architecture(**{**row.network, "dropout": recipe.dropout})
     student.load_state_dict(teacher.state_dict())
     return DiMO().task(
-        recipe, teacher, student, None, TeacherHabits(), Runtime(CPU, ranks or Ranks())
+        recipe, teacher, student, None, TeacherDefaults(), Runtime(CPU, ranks or Ranks())
     )
 
 
@@ -271,7 +271,7 @@ def task_on_gpu(**changes):
         teacher,
         copy.deepcopy(teacher),
         None,
-        TeacherHabits(),
+        TeacherDefaults(),
         Runtime(torch.device("cuda")),
     )
 

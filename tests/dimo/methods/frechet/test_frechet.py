@@ -13,7 +13,7 @@ from scipy.linalg import sqrtm
 from dimo.engine.distributed import Ranks, Runtime
 from dimo.errors import DimoError
 from dimo.methods import METHODS
-from dimo.methods.base import TeacherHabits
+from dimo.methods.base import TeacherDefaults
 from dimo.methods.dimo.draws import draw
 from dimo.methods.frechet.method import DiMOFD, FrechetRecipe
 from dimo.methods.frechet.moments import IMAGES_PER_DIMENSION, RunningFrechet
@@ -28,7 +28,7 @@ NETWORK = {
     **{"img_size": 64, "hidden_dim": 8, "depth": 2, "heads": 2, "mlp_dim": 16},
     **{"codebook_size": 12, "nclass": 3, "dropout": 0.0},
 }
-HABITS = TeacherHabits(settings={"mask_schedule": "arccos", "choice_temperature": 4.5})
+DEFAULTS = TeacherDefaults(settings={"mask_schedule": "arccos", "choice_temperature": 4.5})
 
 
 def features(count, dimensions=6, seed=0, spread=1.0):
@@ -158,7 +158,7 @@ def make_task(ranks=None, make_teacher=of_labels, **changes):
     teacher = make_teacher()
     student, runtime = copy.deepcopy(teacher), Runtime(CPU, ranks or Ranks())
     last_norm(student).bias.data += torch.linspace(-1, 1, NETWORK["hidden_dim"])  # it is off
-    return DiMOFD().task(recipe, teacher, student, None, HABITS, runtime)
+    return DiMOFD().task(recipe, teacher, student, None, DEFAULTS, runtime)
 
 
 def run_task(task, steps, first=0):
