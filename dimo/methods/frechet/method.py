@@ -134,10 +134,8 @@ class FrechetTask(DiMOTask):
     def _reference(self) -> Iterator[Tensor]:
         """Features [B, D] of this rank's share of the teacher's samples."""
         recipe, own = self.recipe, self.ranks.split(self.recipe.reference_images)
-        sampler, seed = (
-            get_sampler(self.defaults.sampler),
-            rng.stream_seed(recipe.seed, "reference"),
-        )
+        sampler = get_sampler(self.defaults.sampler)
+        seed = rng.stream_seed(recipe.seed, "reference")
         settings = {**self.defaults.settings, "num_steps": recipe.reference_steps}
         for start in range(own.start, own.stop, _BATCH):
             stop_if_asked("no step is done; run the same command again")
