@@ -30,7 +30,7 @@ def run(out):
 """
 # A process that never computes forks one for each rank; those train and are killed.
 FORKS = """
-import json, os, random, signal, socket, sys, time, traceback
+import json, os, random, signal, socket, time, traceback
 
 def start(out, ranks):
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -51,7 +51,6 @@ def fork(out, rank, ranks, port):
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stderr.flush()
             os._exit(code)
     return child
 
